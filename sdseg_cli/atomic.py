@@ -1,0 +1,55 @@
+"""Replace a file only by a complete new one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sdseg_cli.errors import RunError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`; on success it becomes `path`, else nothing is left.
+
+    Missing folders are made, and removed again on failure.
+
+    Yields:
+        A path in the same folder, with the same suffixes, to write to.
+
+    Raises:
+        RunError: The disk refused (full, read-only, no permission).
+    """
+    made = [folder for folder in path.absolute().parents if not folder.exists()]
+    temporary = path.with_name(f".{os.getpid()}.part.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        for folder in made:
+            # A neighbour may have written there meanwhile: then it is not empty, and stays.
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        if isinstance(error, OSError):
+            raise RunError(
+                f"{path}: cannot be written ({error.strerror or error}).",
+                "Check the folder's permissions and the space left on the disk.",
+            ) from error
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    # The rename itself must survive a power cut; Windows cannot open folders and needs none.
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

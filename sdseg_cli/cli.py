@@ -1,0 +1,85 @@
+"""The door: the table of commands, and the one place where errors become messages and exit codes.
+
+Nothing heavy is imported here or in `commands/`: verbs are imported inside the command bodies, so
+that --help costs nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from sdseg_cli import __version__
+from sdseg_cli.commands.demo import demo
+from sdseg_cli.commands.evaluate import evaluate
+from sdseg_cli.commands.predict import predict
+from sdseg_cli.commands.prepare import prepare
+from sdseg_cli.commands.stability import stability
+from sdseg_cli.commands.train import train
+from sdseg_cli.console import show_error
+from sdseg_cli.errors import ConfigError, RunError, SdsegError
+
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+"""typer carries its own click in newer versions; this is the right one in all."""
+
+app = typer.Typer(
+    name="sdseg",
+    help="Segment medical volumes with a single-step latent diffusion model (SDSeg).",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (prepare, train, predict, evaluate, stability, demo):
+    app.command()(command)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"sdseg {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """The console script."""
+    raise SystemExit(run_command(sys.argv[1:]))
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run one command line and show its errors.
+
+    Returns:
+        0 done; 1 the work failed; 2 usage, configuration or bad input.
+    """
+    debug = "--debug" in arguments
+    try:
+        app(list(arguments), standalone_mode=False)
+    except SdsegError as failure:
+        return _failed(failure, debug)
+    except UsageError as failure:
+        context = getattr(failure, "ctx", None)
+        command = context.command_path if context is not None else "sdseg"
+        message = getattr(failure, "message", str(failure))
+        return _failed(ConfigError(message, f"See {command} --help."), debug)
+    except typer.Abort:
+        return _failed(RunError("interrupted.", "Run the same command again."), debug)
+    except Exception as failure:  # noqa: BLE001, the last handler
+        what = f"{type(failure).__name__}: {failure}" if str(failure) else type(failure).__name__
+        return _failed(
+            RunError(what, "This is a bug: add --debug and report what it shows."), debug
+        )
+    return 0
+
+
+def _failed(failure: SdsegError, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    show_error(failure)
+    return failure.exit_code

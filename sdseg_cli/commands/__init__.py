@@ -1,0 +1,1 @@
+"""The commands: each parses its options, calls one verb and shows what it returns."""

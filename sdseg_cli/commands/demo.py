@@ -1,0 +1,45 @@
+"""`sdseg demo`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdseg_cli.commands.options import Debug, Quiet
+from sdseg_cli.console import Output
+from sdseg_cli.demo import STEPS
+
+
+def demo(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="Where to put everything.")] = Path("demo"),
+    steps: Annotated[int, typer.Option(help="Optimiser steps of the training.")] = STEPS,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Make a CT phantom set and run the five verbs on it."""
+    from sdseg_cli.demo import set_up
+
+    started = time.monotonic()
+    output = Output(quiet=quiet)
+    output.say("making a CT phantom set")
+    with output.progress() as progress:
+        plan = set_up(folder, steps=steps, progress=progress)
+    os.environ["SDSEG_HOME"] = str(folder)
+    for arguments in plan.commands:
+        output.say(f"\n$ SDSEG_HOME={shlex.quote(str(folder))} sdseg {shlex.join(arguments)}")
+        extra = ["--quiet"] if quiet else []
+        _app_of(context)([*arguments, *extra], standalone_mode=False)
+    output.say(f"\ndone in {time.monotonic() - started:.0f} s; look at {plan.picture}")
+
+
+def _app_of(context: typer.Context) -> typer.core.TyperGroup:
+    """The whole command line, so that each verb runs exactly as if it had been typed."""
+    root = context.find_root().command
+    assert isinstance(root, typer.core.TyperGroup)
+    return root

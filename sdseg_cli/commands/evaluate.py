@@ -1,0 +1,85 @@
+"""`sdseg evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdseg_cli.commands.options import (
+    BatchSize,
+    Debug,
+    Device,
+    Json,
+    Quiet,
+    Run,
+    Seed,
+    Split,
+    number,
+    workspace,
+)
+from sdseg_cli.console import Output
+from sdseg_cli.errors import ConfigError
+
+
+def evaluate(
+    run: Run = None,
+    pred: Annotated[Path | None, typer.Option(help="Folder of masks to score instead.")] = None,
+    ref: Annotated[Path | None, typer.Option(help="Folder of reference masks, same names.")] = None,
+    split: Split = "test",
+    grid: Annotated[str, typer.Option(help="native: the scan's own; model: 256x256.")] = "native",
+    protocol: Annotated[
+        str, typer.Option(help="standard, or official (the paper's code).")
+    ] = "standard",
+    seed: Seed = 0,
+    batch_size: BatchSize = None,
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Score predictions against references: 3D Dice and IoU per case."""
+    if (pred is None) != (ref is None):
+        raise ConfigError("--pred and --ref belong together.", "Give both folders, or neither.")
+    output = Output(as_json=as_json, quiet=quiet)
+    if pred is not None and ref is not None:
+        from sdseg_cli.evaluate import evaluate_folders
+
+        with output.progress() as progress:
+            report = evaluate_folders(pred, ref, progress=progress)
+    else:
+        from sdseg_cli.evaluate import evaluate as run_evaluate
+        from sdseg_cli.training.checkpoint import find_run
+
+        folder = find_run(workspace(), run)
+        if run is None:
+            output.say(f"using run {folder.path}")
+        with output.progress() as progress:
+            report = run_evaluate(
+                folder.path,
+                workspace(),
+                split=split,
+                grid=grid,
+                protocol=protocol,
+                seed=seed,
+                device=device,
+                batch_size=batch_size,
+                progress=progress,
+            )
+    values = report.to_json()
+    metrics = values["metrics"]
+    rows = [
+        (str(case["id"]), *(number(case[name]) for name in metrics)) for case in values["cases"]
+    ]
+    for what in ("mean", "median"):
+        rows.append((what, *(number(metric[what]) for metric in metrics.values())))
+    intervals = (f"{number(m['ci95'][0])} to {number(m['ci95'][1])}" for m in metrics.values())
+    rows.append(("95 % interval", *intervals))
+    output.result(
+        values,
+        title=f"{values['protocol']} protocol, {values['grid']} grid",
+        columns=("case", *metrics),
+        rows=rows,
+        files=report.files,
+    )

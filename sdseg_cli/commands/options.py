@@ -1,0 +1,55 @@
+"""Options that several commands share, and how their text becomes values."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdseg_cli.errors import ConfigError
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+BatchSize = Annotated[int | None, typer.Option(help="Slices at a time; the mask stays the same.")]
+Run = Annotated[Path | None, typer.Option(help="Run folder; default: the newest finished run.")]
+Seed = Annotated[int, typer.Option(help="Seed of the starting noise.")]
+Split = Annotated[str, typer.Option(help="train, val or test.")]
+
+
+def workspace() -> Path:
+    """Where `prepared/` and `runs/` live: SDSEG_HOME, or the current folder."""
+    return Path(os.environ.get("SDSEG_HOME") or ".")
+
+
+def number(value: float | None) -> str:
+    """Three decimals, or a dash."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def whole_numbers(option: str, text: str | None) -> tuple[int, ...] | None:
+    """`1,2,5` as numbers; None stays None. Raises ConfigError."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as wrong:
+        raise ConfigError(
+            f'{option} "{text}" is no list of whole numbers.', f"Write {option} 1,2,5."
+        ) from wrong
+
+
+def pair(option: str, text: str | None) -> tuple[float, float] | None:
+    """`-175,250` as numbers; None stays None. Raises ConfigError."""
+    if text is None:
+        return None
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError as wrong:
+        raise ConfigError(
+            f'{option} "{text}" is no pair of numbers.', f"Write {option} -175,250."
+        ) from wrong
+    return low, high

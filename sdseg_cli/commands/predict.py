@@ -1,0 +1,56 @@
+"""`sdseg predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdseg_cli.commands.options import BatchSize, Debug, Device, Json, Quiet, Run, Seed, workspace
+from sdseg_cli.console import Output
+
+
+def predict(
+    scan: Annotated[Path, typer.Argument(help="A scan: NIfTI, NRRD or MetaImage.")],
+    mask: Annotated[Path, typer.Option("--output", "-o", help="The mask to write.")],
+    run: Run = None,
+    prob: Annotated[Path | None, typer.Option(help="Also write the probability map.")] = None,
+    seed: Seed = 0,
+    steps: Annotated[int, typer.Option(help="Reverse steps: 1 = the paper.")] = 1,
+    batch_size: BatchSize = None,
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Segment one scan; the mask lies on the scan's own grid."""
+    from sdseg_cli.imaging.files import check_readable, check_writable
+
+    check_readable(scan)  # before torch takes its seconds
+    check_writable(mask)
+
+    from sdseg_cli.predict import Predictor, predict_file
+    from sdseg_cli.training.checkpoint import find_run
+
+    folder = find_run(workspace(), run)
+    output = Output(as_json=as_json, quiet=quiet)
+    if run is None:
+        output.say(f"using run {folder.path}")
+    with output.progress() as progress:
+        predictor = Predictor(folder.path, device=device, batch_size=batch_size)
+        report = predict_file(
+            scan, mask, predictor, seed=seed, steps=steps, probability=prob, progress=progress
+        )
+    output.result(
+        report.to_json(),
+        title=f"segmented {scan.name}",
+        columns=("", "value"),
+        rows=[
+            ("slices", str(report.slices)),
+            ("foreground voxels", f"{report.foreground_voxels:,}"),
+            ("foreground ml", f"{report.foreground_ml:.1f}"),
+            ("seconds", f"{report.seconds:.1f}"),
+        ],
+        files=[path for path in (report.output, report.probability) if path is not None],
+    )

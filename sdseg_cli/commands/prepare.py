@@ -1,0 +1,73 @@
+"""`sdseg prepare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdseg_cli.commands.options import Debug, Json, Quiet, pair, whole_numbers, workspace
+from sdseg_cli.console import Output
+from sdseg_cli.datasets import DATASETS
+
+
+def prepare(
+    src: Annotated[Path, typer.Argument(help="Folder of scans and masks.")],
+    dataset: Annotated[
+        str | None, typer.Option(help=f"Layout: {', '.join(DATASETS)}; default: recognised.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the prepared set.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Labels that count as foreground, e.g. 1,2,5; default: all.")
+    ] = None,
+    split_file: Annotated[
+        Path | None, typer.Option(help="JSON or folder of train/val/test.txt.")
+    ] = None,
+    window: Annotated[str | None, typer.Option(help="HU window LO,HI, e.g. -175,250.")] = None,
+    image_glob: Annotated[
+        str | None, typer.Option(help="Images, e.g. '*/CT_image.nii.gz'.")
+    ] = None,
+    label_glob: Annotated[str | None, typer.Option(help="Masks, e.g. '*/CT_mask.nii.gz'.")] = None,
+    crop: Annotated[
+        str, typer.Option(help="none, or body: a square around the body per slice.")
+    ] = "none",
+    workers: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave bad cases out and list them.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Slice scans and masks to 256x256 and freeze the split by case."""
+    from sdseg_cli.prepare import prepare as run_prepare
+
+    output = Output(as_json=as_json, quiet=quiet)
+    with output.progress() as progress:
+        report = run_prepare(
+            src,
+            workspace(),
+            dataset=dataset,
+            name=name,
+            target=whole_numbers("--target", target),
+            split_file=split_file,
+            window=pair("--window", window),
+            image_glob=image_glob,
+            label_glob=label_glob,
+            crop=crop,
+            workers=workers,
+            skip_bad=skip_bad,
+            seed=seed,
+            progress=progress,
+        )
+    for skip in report.skipped:
+        output.say(f"skipped {skip['case']}: {skip['why']}")
+    output.result(
+        report.to_json(),
+        title=f"prepared {report.manifest.parent.name}",
+        columns=("split", "cases"),
+        rows=[*((k, str(v)) for k, v in report.cases.items()), ("slices", str(report.slices))],
+        files=[report.manifest],
+    )

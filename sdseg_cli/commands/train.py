@@ -1,0 +1,99 @@
+"""`sdseg train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sdseg_cli.commands.options import Debug, Device, Json, Quiet, number, workspace
+from sdseg_cli.config import PRESETS, RunConfig, preset
+from sdseg_cli.console import Output
+
+
+def train(
+    dataset: Annotated[str, typer.Option(help="Name of a prepared set, or path to its folder.")],
+    preset_name: Annotated[
+        str | None, typer.Option("--preset", help=f"{', '.join(PRESETS)}; default: tiny.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
+    assign: Annotated[
+        list[str] | None, typer.Option("--set", help="One setting, e.g. train.batch_size=4.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the run.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Run folder, or a name below runs/DATASET/.")
+    ] = None,
+    autoencoder: Annotated[
+        Path | None, typer.Option(help="Autoencoder weights (kl-f8) for --preset sd.")
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Train SDSeg. To resume, run the same command again."""
+    from sdseg_cli.datasets.manifest import Manifest
+
+    settings = _settings(preset_name, config, assign or [], dataset, steps, seed)
+    manifest = Manifest.find(workspace(), dataset)
+
+    from sdseg_cli.train import train as run_train
+    from sdseg_cli.training.checkpoint import RunDir
+
+    folder = RunDir(_run_folder(run, manifest.name, settings))
+    output = Output(as_json=as_json, quiet=quiet)
+    output.say(f"run {folder.path}: preset {settings.preset}, {settings.train.steps} steps")
+    with output.progress() as progress:
+        report = run_train(
+            settings, manifest, folder, device=device, autoencoder=autoencoder, progress=progress
+        )
+    if report.state == "stopped":
+        output.say(f"stopped at step {report.step}; to go on, run the same command again.")
+    best = report.to_json()["best"]
+    output.result(
+        report.to_json(),
+        title=f"{report.state} {report.run}",
+        columns=("", "value"),
+        rows=[
+            ("step", str(report.step)),
+            ("seconds", f"{report.seconds:.0f}"),
+            ("best validation Dice", number(best["val_dice"])),
+            ("at step", str(best["step"])),
+        ],
+        files=[path for path in (folder.best, folder.log_file, folder.curve) if path.exists()],
+    )
+
+
+def _settings(
+    preset_name: str | None,
+    config: Path | None,
+    assign: list[str],
+    dataset: str,
+    steps: int | None,
+    seed: int | None,
+) -> RunConfig:
+    """Defaults < preset < file < --set < the options of their own."""
+    from sdseg_cli.config_file import from_dict, parse_assignment, read_toml
+
+    values = read_toml(config) if config else {}
+    chosen = preset(preset_name or str(values.get("preset", "tiny")))
+    settings = from_dict({**values, "preset": chosen.preset}, chosen, source=str(config))
+    for text in assign:
+        settings = from_dict(parse_assignment(text), settings, source="--set")
+    own: dict[str, Any] = {"dataset": dataset}
+    if seed is not None:
+        own["seed"] = seed
+    if steps is not None:
+        own["train"] = {"steps": steps}
+    return from_dict(own, settings, source="options")
+
+
+def _run_folder(run: Path | None, dataset: str, settings: RunConfig) -> Path:
+    default = settings.preset + (f"-seed{settings.seed}" if settings.seed else "")
+    name = Path(default) if run is None else run
+    if name.is_absolute() or len(name.parts) > 1:
+        return name
+    return workspace() / "runs" / dataset / name

@@ -1,0 +1,197 @@
+"""Every setting of a run: frozen dataclasses and presets. `config_file.py` reads and writes them.
+
+This module needs the standard library only, so that the command line can offer the presets for
+free.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sdseg_cli.errors import ConfigError
+
+
+def _choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        names = ", ".join(repr(a) for a in allowed)
+        raise ConfigError(f'{key} is "{value}".', f"Choose one of {names}.")
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Sizes of the KL autoencoder; the defaults are kl-f8's."""
+
+    channels: int = 128
+    """Width of the highest resolution."""
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    """Width of each level over `channels`; one halving of the plane between levels."""
+    blocks_per_level: int = 2
+    """Residual blocks per level on the way down; one more on the way up."""
+    latent_channels: int = 4
+    norm_groups: int = 32
+
+    @property
+    def factor(self) -> int:
+        """Side of the plane over the side of the latent."""
+        return int(2 ** (len(self.channel_mult) - 1))
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Sizes of the denoiser; the defaults are the paper's (LDM-8)."""
+
+    model_channels: int = 192
+    channel_mult: tuple[int, ...] = (1, 2, 2, 4, 4)
+    blocks_per_level: int = 2
+    attention_levels: tuple[int, ...] = (0, 1, 2, 3)
+    """Levels with self-attention, 0 being the latent's own size."""
+    heads: int = 8
+    dropout: float = 0.2
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The three networks and what the denoiser predicts."""
+
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    parameterisation: str = "eps"
+    """What the U-Net's output means: "eps" (the paper), "v" or "z0"."""
+    encoder_dropout: float = 0.2
+    """Dropout of the vision encoder."""
+    train_encoder: bool = True
+
+    def __post_init__(self) -> None:
+        _choice("model.parameterisation", self.parameterisation, ("eps", "v", "z0"))
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The recipe; the defaults are the paper's."""
+
+    steps: int = 100_000
+    batch_size: int = 4
+    learning_rate: float = 4e-5
+    """Effective: the paper's base rate 1e-5 times batch 4 on one GPU."""
+    warmup_steps: int = 10_000
+    schedule: str = "constant"
+    """After the warm-up: "constant" (the paper) or "cosine" down to a hundredth at the last
+    step."""
+    weight_decay: float = 0.01
+    clip_norm: float = 0.0
+    """Largest gradient norm; 0 = no clipping (the paper)."""
+    ema_decay: float = 0.9999
+    noise_loss_weight: float = 1.0
+    """Weight of L_noise in Eq. 3."""
+    latent_loss_weight: float = 1.0
+    """Lambda, the weight of L_latent in Eq. 3; 0 = branch off."""
+    foreground_weight: float = 0.0
+    """Latent loss: pixels on or beside the foreground weigh 1 + this; 0 = the paper's plain
+    mean."""
+    foreground_fraction: float = 0.0
+    """Share of each batch drawn from slices with foreground; 0 = every slice once per epoch."""
+    timesteps: str = "uniform"
+    """How t is drawn: "uniform" on 0..999 (the paper) or "last" (always 999)."""
+    flips: str = "hv"
+    """Random flips: any of the letters h (left-right) and v (up-down)."""
+    validate_every: int = 2_500
+    validation_slices: int = 256
+    """At most so many slices, spread evenly over the validation cases."""
+    checkpoint_every: int = 1_000
+
+    def __post_init__(self) -> None:
+        _choice("train.timesteps", self.timesteps, ("uniform", "last"))
+        _choice("train.schedule", self.schedule, ("constant", "cosine"))
+        _choice("train.flips", self.flips, ("", "h", "v", "hv"))
+        for name in (
+            "steps",
+            "batch_size",
+            "validate_every",
+            "validation_slices",
+            "checkpoint_every",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"train.{name} is {getattr(self, name)}.", "Give at least 1.")
+        if not 0 <= self.foreground_fraction <= 1:
+            raise ConfigError(
+                f"train.foreground_fraction is {self.foreground_fraction}.",
+                "Give a share between 0 and 1.",
+            )
+        if self.learning_rate <= 0:
+            raise ConfigError(
+                f"train.learning_rate is {self.learning_rate}.", "Give a number above 0."
+            )
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Prediction."""
+
+    steps: int = 1
+    """Reverse steps: 1 = Eq. 2 from t = 999; more = DDIM."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= 1000:
+            raise ConfigError(f"sample.steps is {self.steps}.", "Give 1 to 1000.")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All settings of one training run."""
+
+    dataset: str = ""
+    """Prepared name, or path to a prepared folder."""
+    preset: str = "tiny"
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+
+
+_TINY = RunConfig(
+    preset="tiny",
+    model=ModelConfig(
+        autoencoder=AutoencoderConfig(
+            channels=8, channel_mult=(1, 2, 4, 12), blocks_per_level=1, norm_groups=8
+        ),
+        unet=UNetConfig(
+            model_channels=64,
+            channel_mult=(1, 2, 2),
+            blocks_per_level=1,
+            attention_levels=(1, 2),
+            heads=4,
+            dropout=0.0,
+        ),
+        parameterisation="z0",
+        encoder_dropout=0.0,
+    ),
+    train=TrainConfig(
+        steps=1_000,
+        batch_size=8,
+        learning_rate=1e-3,
+        warmup_steps=50,
+        schedule="cosine",
+        clip_norm=1.0,
+        ema_decay=0.99,
+        noise_loss_weight=0.0,
+        foreground_weight=20.0,
+        foreground_fraction=0.75,
+        validate_every=100,
+        validation_slices=64,
+        checkpoint_every=100,
+    ),
+)
+
+PRESETS: dict[str, RunConfig] = {"tiny": _TINY, "sd": RunConfig(preset="sd")}
+"""`tiny` trains on a laptop's CPU in minutes; `sd` is the paper's widths and recipe."""
+
+
+def preset(name: str) -> RunConfig:
+    """The named preset.
+
+    Raises:
+        ConfigError: There is no such preset.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f'there is no preset "{name}".', f"Choose one of {', '.join(PRESETS)}.")
+    return PRESETS[name]

@@ -1,0 +1,142 @@
+"""What a person sees: progress on stderr, tables and JSON on stdout. Only `cli.py` uses this."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from sdseg_cli import progress as callback
+from sdseg_cli.errors import SdsegError
+
+LOG_EVERY_S = 15.0
+"""Without a terminal, progress is a plain line this often."""
+
+
+def show_error(failure: SdsegError) -> None:
+    """One line of what happened and one of what to do, on stderr."""
+    for head, text, style in (
+        ("Error: ", failure.message, "bold red"),
+        ("Hint: ", failure.hint, "bold cyan"),
+    ):
+        line = Text(head, style=style) + Text(" ".join(text.split()), style="default")
+        Console(stderr=True, soft_wrap=True, highlight=False).print(line)
+
+
+class Output:
+    """How one command talks.
+
+    Args:
+        as_json: One JSON object on stdout and nothing else.
+        quiet: No progress and no table; errors still show.
+    """
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json, self.quiet = as_json, quiet
+        self._out = Console(soft_wrap=True, highlight=False)
+        self._log = Console(stderr=True, soft_wrap=True, highlight=False)
+
+    def say(self, text: str) -> None:
+        """A line on stderr, where there is no JSON or quiet."""
+        if not (self.quiet or self.as_json):
+            self._log.print(Text(text))
+
+    def result(
+        self,
+        values: Mapping[str, Any],
+        *,
+        title: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        files: Sequence[Path] = (),
+    ) -> None:
+        """The end of a command: JSON, or a table and the path of each file written."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(values, allow_nan=False) + "\n")
+        if self.as_json or self.quiet:
+            return
+        table = Table(title=title, title_justify="left", header_style="bold")
+        for number, column in enumerate(columns):
+            table.add_column(column, justify="left" if number == 0 else "right")
+        for row in rows:
+            table.add_row(*(Text(value) for value in row))
+        self._out.print(table)
+        for path in files:
+            self._out.print(Text(f"wrote {path}"))
+
+    @contextmanager
+    def progress(self) -> Iterator[callback.Progress]:
+        """A progress callback: a bar with the time left on a terminal, else a line now and then."""
+        if self.quiet or self.as_json:
+            yield callback.silent
+        elif self._log.is_terminal:
+            with _bar(self._log) as shown:
+                yield _BarProgress(shown)
+        else:
+            yield _LineProgress(self._log)
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+class _BarProgress:
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._task: TaskID | None = None
+        self._done = 0
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        if self._task is None or done < self._done:  # another piece of work begins
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task = self._bar.add_task(what, total=total)
+        self._done = done
+        self._bar.update(self._task, completed=done, total=total, description=what)
+
+
+class _LineProgress:
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._started = self._last = time.monotonic()
+        self._first = 0
+        self._done = 0
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        now = time.monotonic()
+        if done < self._done:
+            self._started, self._first = now, done
+        if self._done == 0:
+            self._first = done
+        self._done = done
+        if now - self._last < LOG_EVERY_S or done == self._first:
+            return
+        self._last = now
+        left = (now - self._started) / (done - self._first) * (total - done)
+        self._console.print(Text(f"{done}/{total} {what}, {left:.0f} s left"))

@@ -1,0 +1,178 @@
+"""One's own data: images/ beside labels/ or masks/, one folder per case, or any two patterns."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from pathlib import Path
+
+from sdseg_cli.datasets.spec import Case, DatasetSpec, in_order
+from sdseg_cli.errors import ConfigError, DataError
+from sdseg_cli.filenames import stem_of, suffix_of
+
+_IMAGE_FOLDERS = ("images", "image")
+_LABEL_FOLDERS = ("labels", "masks", "label", "mask")
+_IMAGE_STEM = re.compile(r"(^|.*[_\-. ])(image|img|scan|ct|mr|mri)", re.IGNORECASE)
+_LABEL_STEM = re.compile(
+    r"(^|.*[_\-. ])(labels?|masks?|seg|segmentation|annotation)", re.IGNORECASE
+)
+_GLOB_HINT = "Name the files with --image-glob '*/image.nii.gz' --label-glob '*/label.nii.gz'."
+
+
+def find_cases(root: Path) -> list[Case]:
+    """Find cases in either layout; images/ and labels/ side by side come first.
+
+    Returns:
+        Cases in natural order. A scan without label map has `label=None`; folders without a scan
+        (a DICOM series, notes) are passed over.
+
+    Raises:
+        DataError: A case folder holds several scans or label maps, or two cases share an id.
+    """
+    return in_order(_from_twin_folders(root) or _from_case_folders(root))
+
+
+def recognises(root: Path) -> bool:
+    """Whether either layout is there."""
+    try:
+        return bool(find_cases(root))
+    except DataError:
+        # It is this layout, with a fault that `find_cases` will name.
+        return True
+
+
+def find_by_globs(root: Path, image_glob: str, label_glob: str) -> list[Case]:
+    """Pair the files of two patterns: by what their wildcards stand for, else by folder.
+
+    "img/img*.nii.gz" and "label/label*.nii.gz" pair img0001 with label0001 as case 0001.
+
+    Args:
+        root: Both patterns are relative to it.
+        image_glob: Pattern of the scans.
+        label_glob: Pattern of the label maps.
+
+    Raises:
+        ConfigError: A pattern is absolute or leaves the folder.
+        DataError: A pattern matches nothing, or the files cannot be paired one to one.
+    """
+    images, labels = _matches(root, image_glob), _matches(root, label_glob)
+    image_keys, label_keys = _keys(images, image_glob), _keys(labels, label_glob)
+    if not set(image_keys) & set(label_keys):
+        image_keys, label_keys = _folders(images), _folders(labels)
+    for keys, pattern in ((image_keys, image_glob), (label_keys, label_glob)):
+        twice = [key for key, count in Counter(keys).items() if count > 1]
+        if twice:
+            raise DataError(
+                f"{pattern} matches several files of case {twice[0] or '.'}.",
+                "Make the pattern narrower, so that it matches one file per case.",
+            )
+    by_key = dict(zip(label_keys, labels, strict=True))
+    return in_order(
+        [
+            Case(key, root / image, root / by_key[key] if key in by_key else None)
+            for key, image in zip(image_keys, images, strict=True)
+        ]
+    )
+
+
+def _from_twin_folders(root: Path) -> list[Case]:
+    images = _first_folder(root, _IMAGE_FOLDERS)
+    labels = _first_folder(root, _LABEL_FOLDERS)
+    if images is None or labels is None:
+        return []
+    by_stem = {stem_of(path): path for path in _volumes(labels)}
+    return [Case(stem_of(path), path, by_stem.get(stem_of(path))) for path in _volumes(images)]
+
+
+def _from_case_folders(root: Path) -> list[Case]:
+    cases = []
+    for name, folders, _ in os.walk(root):
+        folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
+        folder = Path(name)
+        volumes = _volumes(folder)
+        images = [path for path in volumes if _IMAGE_STEM.fullmatch(stem_of(path))]
+        labels = [path for path in volumes if _LABEL_STEM.fullmatch(stem_of(path))]
+        if not images:
+            continue
+        if len(images) > 1 or len(labels) > 1:
+            raise DataError(
+                f"{folder}: {len(images)} scans and {len(labels)} label maps in one folder.",
+                _GLOB_HINT,
+            )
+        relative = folder.relative_to(root).as_posix()
+        id = root.resolve().name if relative == "." else relative
+        cases.append(Case(id, images[0], labels[0] if labels else None))
+    return cases
+
+
+def _first_folder(root: Path, names: tuple[str, ...]) -> Path | None:
+    return next((root / name for name in names if (root / name).is_dir()), None)
+
+
+def _volumes(folder: Path) -> list[Path]:
+    """Volume files of one folder; dot files (macOS leaves "._name" twins) are no volumes."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if suffix_of(path) and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def _matches(root: Path, pattern: str) -> list[Path]:
+    """Files a pattern matches, relative to the root."""
+    if not pattern or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+        raise ConfigError(
+            f"The pattern {pattern!r} does not stay inside the data set's folder.", _GLOB_HINT
+        )
+    found = sorted(
+        path.relative_to(root)
+        for path in root.glob(pattern)
+        if path.is_file() and not path.name.startswith(".")
+    )
+    if not found:
+        raise DataError(
+            f"{root}: no file matches {pattern!r}.",
+            "Patterns are relative to the data set's folder; ** stands for any folders.",
+        )
+    return found
+
+
+def _keys(paths: list[Path], pattern: str) -> list[str]:
+    expression = _glob_expression(pattern)
+    keys = []
+    for path in paths:
+        match = expression.fullmatch(path.as_posix())
+        keys.append("_".join(part for part in match.groups() if part) if match else "")
+    return keys
+
+
+def _glob_expression(pattern: str) -> re.Pattern[str]:
+    """A glob as a regular expression with one group per wildcard."""
+    wildcards = re.compile(r"\*\*/|\*+|\?|\[[^\]]+\]")
+    expression, end = "", 0
+    for wildcard in wildcards.finditer(pattern):
+        expression += re.escape(pattern[end : wildcard.start()])
+        text = wildcard.group()
+        if text == "**/":
+            expression += "(?:(.*)/)?"
+        elif text.startswith("*"):
+            expression += "([^/]*)"
+        elif text == "?":
+            expression += "([^/])"
+        else:
+            expression += "(" + text.replace("[!", "[^") + ")"
+        end = wildcard.end()
+    return re.compile(expression + re.escape(pattern[end:]))
+
+
+def _folders(paths: list[Path]) -> list[str]:
+    return [path.parent.as_posix() for path in paths]
+
+
+FOLDER = DatasetSpec(
+    name="folder",
+    summary="images/ beside labels/ or masks/ with equal names, or folders {image,label}.nii.gz",
+    find_cases=find_cases,
+    recognises=recognises,
+)

@@ -1,0 +1,275 @@
+"""The manifest of a prepared data set: what was prepared, how, and who tests. Standard library."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdseg_cli.errors import ConfigError, DataError
+from sdseg_cli.filenames import natural_key, safe_id
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+FORMAT_VERSION = 1
+FILE_NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """One case of a manifest.
+
+    Attributes:
+        id: Case id.
+        split: "train", "val" or "test".
+        image: Absolute path of the scan.
+        label: Absolute path of its label map.
+        slices: Number of axial slices S.
+        folder: Where the arrays lie, relative to the manifest.
+        foreground_slices: Slices with at least one foreground pixel.
+        spacing_mm: Distance between rows, columns and slices of the scan in mm.
+    """
+
+    id: str
+    split: str
+    image: Path
+    label: Path
+    slices: int
+    folder: str
+    foreground_slices: int
+    spacing_mm: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A prepared data set.
+
+    Attributes:
+        root: Folder of the manifest (not part of the file).
+        name: Name of the prepared set.
+        adapter: Adapter that found the cases.
+        modality: "CT", "MR/other", ...
+        source: Absolute path of the data set.
+        target: Labels that count as foreground; None = every label but 0.
+        labels: Labels that occur, ascending, without 0.
+        normalisation: As `imaging.intensity.Normalisation.to_dict`.
+        crop: "none" or "body".
+        size: Side of the squares in pixels.
+        split: Seed, rule and sha256 of the split.
+        entries: Every case, sorted naturally by id.
+    """
+
+    root: Path
+    name: str
+    adapter: str
+    modality: str
+    source: Path
+    target: tuple[int, ...] | None
+    labels: tuple[int, ...]
+    normalisation: dict[str, Any]
+    crop: str
+    size: int
+    split: dict[str, Any]
+    entries: tuple[PreparedCase, ...]
+
+    @property
+    def path(self) -> Path:
+        """The manifest file."""
+        return self.root / FILE_NAME
+
+    def cases(self, split: str | None = None) -> tuple[PreparedCase, ...]:
+        """Cases of one split, or all of them, sorted naturally by id."""
+        return tuple(case for case in self.entries if split in (None, case.split))
+
+    def pixels_file(self, case: PreparedCase) -> Path:
+        """(S, size, size) float16 in [-1, 1]."""
+        return self.root / case.folder / "pixels.npy"
+
+    def labels_file(self, case: PreparedCase) -> Path:
+        """(S, size, size) uint8 or uint16: the original labels."""
+        return self.root / case.folder / "labels.npy"
+
+    def foreground_slices(self, case: PreparedCase) -> list[int]:
+        """Numbers of the slices that hold foreground, ascending, without opening the arrays."""
+        record = read_json(self.root / case.folder / "case.json", "Run `sdseg prepare` again.")
+        return slices_with(record["label_slices"], self.target)
+
+    def is_foreground(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
+        """`foreground` with this set's target."""
+        return foreground(labels, self.target)
+
+    def inference_settings(self) -> dict[str, Any]:
+        """What prediction must know of this set, and what a resumed run must find unchanged."""
+        return {
+            "dataset": self.name,
+            "normalisation": self.normalisation,
+            "crop": self.crop,
+            "size": self.size,
+            "target": None if self.target is None else list(self.target),
+            "split_sha256": self.split["sha256"],
+        }
+
+    def to_text(self) -> str:
+        """The file's content."""
+        settings = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name not in ("root", "entries")
+        }
+        cases = [asdict(case) for case in self.entries]
+        content = {"format_version": FORMAT_VERSION, **settings, "cases": cases}
+        return json.dumps(content, indent=1, default=str) + "\n"
+
+    @classmethod
+    def load(cls, path: Path) -> Manifest:
+        """Read a manifest.
+
+        Args:
+            path: The file, or its folder.
+
+        Raises:
+            DataError: Missing, damaged, or of another version.
+        """
+        file = path / FILE_NAME if path.is_dir() else path
+        hint = "Prepare the data set again with `sdseg prepare`."
+        content = read_json(file, hint)
+        if content.get("format_version") != FORMAT_VERSION:
+            raise DataError(
+                f"{file}: format version {content.get('format_version')}, not {FORMAT_VERSION}.",
+                hint,
+            )
+        try:
+            return cls._from_content(file.absolute().parent, content)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{file}: incomplete or damaged ({error!r}).", hint) from error
+
+    @classmethod
+    def _from_content(cls, root: Path, content: dict[str, Any]) -> Manifest:
+        target = content["target"]
+        entries = [
+            PreparedCase(
+                **{
+                    **case,
+                    "image": Path(case["image"]),
+                    "label": Path(case["label"]),
+                    "spacing_mm": tuple(case["spacing_mm"]),
+                }
+            )
+            for case in content["cases"]
+        ]
+        return cls(
+            root=root,
+            name=content["name"],
+            adapter=content["adapter"],
+            modality=content["modality"],
+            source=Path(content["source"]),
+            target=None if target is None else tuple(target),
+            labels=tuple(content["labels"]),
+            normalisation=dict(content["normalisation"]),
+            crop=content["crop"],
+            size=int(content["size"]),
+            split=dict(content["split"]),
+            entries=tuple(sorted(entries, key=lambda case: natural_key(case.id))),
+        )
+
+    @classmethod
+    def find(cls, workspace: Path, dataset: str) -> Manifest:
+        """The manifest of a prepared name, or of a path to a prepared folder.
+
+        Raises:
+            ConfigError: Nothing of that name is prepared; the hint lists what is.
+            DataError: The manifest is damaged.
+        """
+        for folder in (workspace / "prepared" / dataset, Path(dataset)):
+            if (folder / FILE_NAME).is_file():
+                return cls.load(folder)
+        if Path(dataset).name == FILE_NAME:
+            return cls.load(Path(dataset))
+        known = prepared_names(workspace)
+        raise ConfigError(
+            f"No data set named {dataset!r} is prepared in {workspace / 'prepared'}.",
+            f"Prepared here: {', '.join(known)}." if known else "Run `sdseg prepare SRC` first.",
+        )
+
+
+def prepared_names(workspace: Path) -> list[str]:
+    """Names of the prepared sets of a workspace, sorted."""
+    found = (workspace / "prepared").glob(f"*/{FILE_NAME}")
+    return sorted(path.parent.name for path in found if not path.parent.name.startswith("."))
+
+
+def checked_name(name: str) -> str:
+    """The name of a prepared set, unchanged.
+
+    Raises:
+        ConfigError: It is not one plain file name.
+    """
+    if name != safe_id(name):
+        raise ConfigError(
+            f"{name!r} is no name for a prepared set.",
+            f"Use letters, digits, . _ -, for example --name {safe_id(name) or 'mydata'}.",
+        )
+    return name
+
+
+def checked_target(target: tuple[int, ...]) -> tuple[int, ...]:
+    """Target labels, ascending, each once.
+
+    Raises:
+        ConfigError: There is none, or one is no label.
+    """
+    if not target or min(target) < 1:
+        raise ConfigError(
+            "--target needs labels of 1 or more.", "For example --target 1,2,5; 0 is background."
+        )
+    return tuple(sorted(set(target)))
+
+
+def slices_with(label_slices: dict[str, list[int]], target: Sequence[int] | None) -> list[int]:
+    """Slices that hold any target label.
+
+    Args:
+        label_slices: Label (as text) -> slices that hold it.
+        target: Foreground labels; None = every label.
+    """
+    wanted = [
+        slices for label, slices in label_slices.items() if target is None or int(label) in target
+    ]
+    return sorted(set().union(*wanted))
+
+
+def foreground(labels: NDArray[Any], target: Sequence[int] | None) -> NDArray[np.bool_]:
+    """Which pixels are foreground.
+
+    Args:
+        labels: Integers of any shape.
+        target: Foreground labels; None = every label but 0.
+
+    Returns:
+        bool, of the same shape.
+    """
+    import numpy as np
+
+    mask: NDArray[np.bool_] = labels != 0 if target is None else np.isin(labels, list(target))
+    return mask
+
+
+def read_json(path: Path, hint: str) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        DataError: Missing, or not a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).", hint) from error
+    except ValueError as error:
+        raise DataError(f"{path}: damaged ({error}).", hint) from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: damaged (not a JSON object).", hint)
+    return content

@@ -1,0 +1,72 @@
+"""Which adapter fits a folder, and the cases it finds there. Standard library only."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from sdseg_cli.datasets import DATASETS, Case, DatasetSpec
+from sdseg_cli.datasets.folder import FOLDER, find_by_globs
+from sdseg_cli.errors import ConfigError, DataError
+
+
+def find_cases(
+    src: Path,
+    dataset: str | None = None,
+    image_glob: str | None = None,
+    label_glob: str | None = None,
+) -> tuple[DatasetSpec, list[Case]]:
+    """Find the cases of a data set.
+
+    Args:
+        src: Its folder.
+        dataset: Adapter; recognised by the layout when absent ("folder" when patterns are given).
+        image_glob: Pattern of the scans relative to `src`; with `label_glob`.
+        label_glob: Pattern of the label maps.
+
+    Returns:
+        The adapter, and at least one case, in natural order.
+
+    Raises:
+        ConfigError: Unknown adapter, or one pattern without the other.
+        DataError: No folder, no cases, or several adapters fit.
+    """
+    if dataset is not None and dataset not in DATASETS:
+        near = difflib.get_close_matches(dataset, DATASETS, n=1)
+        raise ConfigError(
+            f"Unknown data set adapter {dataset!r}.",
+            (f"Did you mean {near[0]}? " if near else "")
+            + f"Known: {', '.join(DATASETS)}. For your own data use folder.",
+        )
+    if (image_glob is None) != (label_glob is None):
+        raise ConfigError(
+            "--image-glob and --label-glob go together.",
+            "Give both, for example --image-glob '*/ct.nii.gz' --label-glob '*/mask.nii.gz'.",
+        )
+    if not src.is_dir():
+        what = "is a file, not a folder" if src.exists() else "does not exist"
+        raise DataError(f"{src} {what}.", "Give the folder of the data set.")
+    if image_glob is not None and label_glob is not None:
+        spec = DATASETS[dataset or FOLDER.name]
+        return spec, find_by_globs(src, image_glob, label_glob)
+    spec = DATASETS[dataset] if dataset else _recognised(src)
+    cases = spec.find_cases(src)
+    if not cases:
+        raise DataError(
+            f"{src}: no cases in the layout of {spec.name}.", f"Expected: {spec.summary}."
+        )
+    return spec, cases
+
+
+def _recognised(src: Path) -> DatasetSpec:
+    fitting = [spec for spec in DATASETS.values() if spec.recognises(src)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        names = ", ".join(spec.name for spec in fitting)
+        raise DataError(f"{src} looks like {names}.", "Choose one with --dataset.")
+    layouts = "; ".join(f"{spec.name}: {spec.summary}" for spec in DATASETS.values())
+    raise DataError(
+        f"{src}: no cases in a layout this tool knows.",
+        f"Use --image-glob and --label-glob, or one of these layouts: {layouts}.",
+    )

@@ -1,0 +1,75 @@
+"""Case and DatasetSpec, the two nouns of a data set."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sdseg_cli.errors import DataError
+from sdseg_cli.filenames import natural_key, safe_id
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan and its label map.
+
+    Attributes:
+        id: Names the case in files and tables; one plain file name.
+        image: The scan.
+        label: Its label map, None when none was found.
+        split: "train", "val", "test", or None before the split is drawn.
+    """
+
+    id: str
+    image: Path
+    label: Path | None
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """What the rest of the house needs to know of a data set.
+
+    Attributes:
+        name: For `prepare --dataset`.
+        summary: One line for `--help` and error hints: the layout.
+        find_cases: Root folder -> cases, in natural order; empty when the layout is another.
+        recognises: Whether a root folder plainly has this layout.
+        modality: "CT" or another; None = guessed from the first scan.
+        target: Labels that count as foreground; None = every label but 0.
+        window_hu: What becomes -1 and +1; None = by modality.
+        test_ids: Cases a published split keeps for testing.
+    """
+
+    name: str
+    summary: str
+    find_cases: Callable[[Path], list[Case]]
+    recognises: Callable[[Path], bool]
+    modality: str | None = None
+    target: tuple[int, ...] | None = None
+    window_hu: tuple[float, float] | None = None
+    test_ids: frozenset[str] = frozenset()
+
+
+def in_order(cases: list[Case]) -> list[Case]:
+    """Cases with path-safe ids in natural order.
+
+    Raises:
+        DataError: Two cases come out with one id.
+    """
+    safe = sorted(
+        (replace(case, id=safe_id(case.id) or "case") for case in cases),
+        key=lambda case: natural_key(case.id),
+    )
+    # Case-insensitive file systems hold one folder for "A" and "a".
+    for before, after in itertools.pairwise(safe):
+        if before.id.lower() == after.id.lower():
+            raise DataError(
+                f"{before.image} and {after.image} are both case {after.id}.",
+                "Rename one, or choose files with --image-glob and --label-glob.",
+            )
+    return safe

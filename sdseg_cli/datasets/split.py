@@ -1,0 +1,162 @@
+"""Which cases train, validate and test: drawn once, by case, and frozen in the manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sdseg_cli.datasets.manifest import read_json
+from sdseg_cli.datasets.spec import SPLITS
+from sdseg_cli.errors import ConfigError, DataError
+from sdseg_cli.filenames import natural_key, stem_of
+
+FEWEST_CASES = 3
+_FORM = 'Give JSON {"train": [ids], "val": [ids], "test": [ids]} or a folder of train.txt, ...'
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split by case.
+
+    Attributes:
+        of: Case id -> "train", "val" or "test".
+        seed: What the draw was seeded with.
+        rule: How it was drawn, in words.
+    """
+
+    of: dict[str, str]
+    seed: int
+    rule: str
+
+    def ids(self, split: str) -> list[str]:
+        """The cases of one split in natural order."""
+        return sorted((id for id, name in self.of.items() if name == split), key=natural_key)
+
+    def among(self, ids: Collection[str]) -> Split:
+        """The same split of fewer cases."""
+        return replace(self, of={id: name for id, name in self.of.items() if id in ids})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Seed, rule, and a hash of who is where, for the manifest."""
+        listing = json.dumps({name: self.ids(name) for name in SPLITS}, ensure_ascii=False)
+        digest = hashlib.sha256(listing.encode()).hexdigest()
+        return {"seed": self.seed, "rule": self.rule, "sha256": digest}
+
+
+def draw_split(ids: Collection[str], seed: int, test_ids: Collection[str] = ()) -> Split:
+    """The default split, or the published one as far as its cases are here.
+
+    Args:
+        ids: Case ids.
+        seed: Shuffles the naturally sorted ids.
+        test_ids: Cases that test, if any of them is among `ids`.
+
+    Raises:
+        DataError: Fewer than three cases, or fewer than two beside the test cases.
+    """
+    if len(ids) < FEWEST_CASES:
+        raise DataError(
+            f"{len(ids)} case(s) cannot be split into train, val and test.",
+            f"At least {FEWEST_CASES} cases are needed.",
+        )
+    shuffled = sorted(ids, key=natural_key)
+    random.Random(seed).shuffle(shuffled)
+    test = [id for id in shuffled if id in test_ids]
+    if not test:
+        tenth = _tenth(len(shuffled))
+        return _split(shuffled[tenth:], tenth, shuffled[:tenth], seed, "80/10/10 by case")
+    rest = [id for id in shuffled if id not in test_ids]
+    if len(rest) < 2:
+        raise DataError(
+            f"{len(test)} of {len(ids)} cases are test cases; too few are left to train on.",
+            "Add cases, or give --split-file.",
+        )
+    rule = (
+        f"published test cases ({len(test)} of {len(test_ids)} here), a tenth of the rest for val"
+    )
+    return _split(rest, _tenth(len(rest)), test, seed, rule)
+
+
+def read_split(path: Path, ids: Collection[str], seed: int) -> Split:
+    """A split from a file; cases it does not name belong to none.
+
+    Args:
+        path: JSON, or a folder with train.txt, val.txt and test.txt (or one of these files).
+        ids: Case ids of the data set.
+        seed: Draws a tenth of the training cases for validation when the file names none.
+
+    Raises:
+        ConfigError: Missing, malformed, no training case, or one case in two splits.
+        DataError: It names a case the data set does not have.
+    """
+    listed = _read_lists(path)
+    seen: dict[str, str] = {}
+    for name in SPLITS:
+        for id in listed[name]:
+            if id in seen:
+                raise ConfigError(
+                    f"{path}: case {id} is in {seen[id]} and in {name}.", "Name each case once."
+                )
+            seen[id] = name
+    unknown = sorted(set(seen) - set(ids), key=natural_key)
+    if unknown:
+        here = ", ".join(sorted(ids, key=natural_key)[:3])
+        raise DataError(
+            f"{path}: {len(unknown)} case(s) not in the data set, such as {unknown[0]}.",
+            f"Case ids here look like {here}.",
+        )
+    if len(listed["train"]) < (1 if listed["val"] else 2):
+        raise ConfigError(f"{path}: too few training cases.", _FORM)
+    if listed["val"]:
+        return Split(seen, seed, f"file {path.name}")
+    train = sorted(listed["train"], key=natural_key)
+    random.Random(seed).shuffle(train)
+    rule = f"file {path.name}, a tenth of train for val"
+    return _split(train, _tenth(len(train)), listed["test"], seed, rule)
+
+
+def _split(rest: Sequence[str], val: int, test: Sequence[str], seed: int, rule: str) -> Split:
+    """The first `val` of the rest validate, the others train."""
+    of = dict.fromkeys(test, "test") | dict.fromkeys(rest[:val], "val")
+    return Split(of | dict.fromkeys(rest[val:], "train"), seed, rule)
+
+
+def _tenth(count: int) -> int:
+    return max(1, round(0.1 * count))
+
+
+def _read_lists(path: Path) -> dict[str, list[str]]:
+    if not path.exists():
+        raise ConfigError(f"The split file {path} does not exist.", _FORM)
+    if path.suffix == ".txt" and path.stem in SPLITS:
+        path = path.parent
+    if path.is_dir():
+        files = {name: path / f"{name}.txt" for name in SPLITS}
+        if not files["train"].is_file():
+            raise ConfigError(f"{path}: there is no train.txt.", _FORM)
+        content: dict[str, Any] = {
+            name: _lines(file) if file.is_file() else [] for name, file in files.items()
+        }
+    else:
+        try:
+            content = read_json(path, _FORM)
+        except DataError as error:
+            raise ConfigError(error.message, error.hint) from error
+    unknown = sorted(set(content) - set(SPLITS))
+    if unknown:
+        raise ConfigError(f"{path}: unknown split {unknown[0]!r}.", _FORM)
+    lists = {name: content.get(name, []) for name in SPLITS}
+    for name, ids in lists.items():
+        if not isinstance(ids, list) or not all(isinstance(id, str | int) for id in ids):
+            raise ConfigError(f"{path}: {name} is not a list of case ids.", _FORM)
+    return {name: [stem_of(Path(str(id))) for id in ids] for name, ids in lists.items()}
+
+
+def _lines(file: Path) -> list[str]:
+    lines = (line.strip() for line in file.read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line and not line.startswith("#")]

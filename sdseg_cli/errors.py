@@ -1,0 +1,61 @@
+"""The error family: what happened, then what to do.
+
+SdsegError                 exit code
+├── ConfigError                2      an option, a preset or a configuration file is wrong
+├── DataError                  2      an input file or data set is missing or wrong
+│   └── GeometryError          2      an image and a mask do not lie on one grid
+├── WeightsError               2      weights are missing, damaged or of another architecture
+└── RunError                   1      the work itself failed
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SdsegError(Exception):
+    """Base of every error a user can act on.
+
+    Args:
+        message: What happened, in one line, naming the file, case or option.
+        hint: What to do about it, in one line.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[type[SdsegError], tuple[str, str]]:
+        # Errors cross process boundaries in `prepare`; the default would lose the hint.
+        return type(self), (self.message, self.hint)
+
+
+class ConfigError(SdsegError):
+    """An option, a preset or a configuration file is wrong."""
+
+    exit_code = 2
+
+
+class DataError(SdsegError):
+    """An input file or a data set is missing, unreadable or inconsistent."""
+
+    exit_code = 2
+
+
+class GeometryError(DataError):
+    """An image and a mask (or two masks) do not lie on the same grid."""
+
+
+class WeightsError(SdsegError):
+    """Weights are missing, damaged or belong to another architecture."""
+
+    exit_code = 2
+
+
+class RunError(SdsegError):
+    """The work itself failed, for example a training run that diverged."""
+
+    exit_code = 1

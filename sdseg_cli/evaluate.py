@@ -1,0 +1,297 @@
+"""Predictions against references: 3D Dice and IoU per case, their summary, and pictures.
+
+For each case: predict (or reuse the mask a former call kept), score, record. Then the best, the
+median and the worst case are predicted once more for their probabilities, and drawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdseg_cli.datasets.manifest import PreparedCase, foreground
+from sdseg_cli.errors import ConfigError, DataError
+from sdseg_cli.filenames import VOLUME_SUFFIXES, natural_key, stem_of, suffix_of
+from sdseg_cli.held_out import CaseProgress, HeldOut, open_held_out, require_same_grid
+from sdseg_cli.imaging.files import read_labels
+from sdseg_cli.imaging.intensity import Normalisation
+from sdseg_cli.imaging.volume import Volume
+from sdseg_cli.metrics import Grid, Protocol
+from sdseg_cli.progress import Progress, silent
+from sdseg_cli.report.evaluation import CaseResult, EvaluateReport, score_case
+from sdseg_cli.report.kept_masks import KeptMasks, sha256_of
+from sdseg_cli.report.pictures import CasePlane, case_plane, save_cases
+
+if TYPE_CHECKING:
+    from sdseg_cli.predict import Prediction, Predictor
+
+GRIDS: tuple[Grid, ...] = ("native", "model")
+PROTOCOLS: tuple[Protocol, ...] = ("standard", "official")
+THRESHOLD = 0.5
+OFFICIAL_NOTE = (
+    "official protocol: scored on the 256 x 256 planes, one value per 3D case; an empty reference "
+    "scores 1 against a non-empty prediction and 0 against an empty one"
+)
+_NAMED = 5  # cases that a message lists
+
+
+def evaluate(
+    run: Path | None,
+    workspace: Path,
+    *,
+    split: str = "test",
+    grid: str = "native",
+    protocol: str = "standard",
+    seed: int = 0,
+    steps: int = 1,
+    device: str = "auto",
+    batch_size: int | None = None,
+    predictor: Predictor | None = None,
+    progress: Progress = silent,
+) -> EvaluateReport:
+    """Score a run on one split of the data set it was trained on.
+
+    Args:
+        run: The run folder; None for the newest finished run of the workspace.
+        workspace: Folder that holds `prepared/` and `runs/`.
+        split: "train", "val" or "test".
+        grid: "native" scores on each scan's own voxels, "model" on the 256 x 256 planes.
+        protocol: "standard", or "official": the official code's rules for empty masks, on the
+            model's planes whatever `grid` says.
+        seed: Of the starting noise.
+        steps: Reverse steps.
+        device: "auto", "cpu", "cuda" or "mps".
+        batch_size: Slices at a time; None for what suits the device.
+        predictor: The run's model if it is loaded already.
+        progress: Told in slices.
+
+    Returns:
+        Scores and files: report/evaluate.csv, evaluate.json, best.png, median.png, worst.png and
+        cases.png (all three) of the run; the masks stay in predictions/<split>/.
+
+    Raises:
+        ConfigError: An option is unknown, or there is no such run or split.
+        DataError: A scan, label or prepared array is missing or damaged.
+        GeometryError: A label does not lie on its scan's grid.
+        WeightsError: The checkpoint is missing or damaged.
+        RunError: The disk refused.
+    """
+    chosen_grid, chosen_protocol = _choices(grid, protocol)
+    held = open_held_out(
+        run, workspace, split, device=device, batch_size=batch_size, predictor=predictor
+    )
+    masks = KeptMasks(held.run.predictions / split, sha256_of(held.run.best), seed, steps)
+    scoring = _Scoring(held, masks, chosen_grid, chosen_protocol, progress)
+    report = EvaluateReport(
+        run=held.run.path,
+        split=split,
+        grid=chosen_grid,
+        protocol=chosen_protocol,
+        cases=scoring.score_all(),
+        seed=seed,
+        steps=steps,
+        notes=(OFFICIAL_NOTE,) if chosen_protocol == "official" else (),
+    )
+    files = (*report.write(held.run.report), *scoring.draw(report.cases))
+    return replace(report, files=files)
+
+
+def _choices(grid: str, protocol: str) -> tuple[Grid, Protocol]:
+    """Both options checked; the official protocol knows the model's grid only."""
+    for option, value, allowed in (
+        ("--grid", grid, GRIDS),
+        ("--protocol", protocol, PROTOCOLS),
+    ):
+        if value not in allowed:
+            raise ConfigError(f"{option} is {value!r}.", f"Choose one of {', '.join(allowed)}.")
+    if protocol == "official":
+        return "model", "official"
+    return ("model" if grid == "model" else "native"), "standard"
+
+
+@dataclass(frozen=True)
+class _Scoring:
+    """One pass over the held-out cases."""
+
+    held: HeldOut
+    masks: KeptMasks
+    grid: Grid
+    protocol: Protocol
+    progress: Progress
+
+    def score_all(self) -> tuple[CaseResult, ...]:
+        """Every case, in the order of the manifest."""
+        count = CaseProgress(self.held.cases, self.progress)
+        results = []
+        for case in self.held.cases:
+            results.append(self._score(case, count.of(case)))
+            count.finish(case)
+        return tuple(results)
+
+    def _score(self, case: PreparedCase, progress: Progress) -> CaseResult:
+        scan, reference = self.held.read(case)
+        if self.grid == "native":
+            kept = self.masks.find(case.id, scan)
+            mask = self._predict(case, scan, progress)[1] if kept is None else kept
+            return score_case(case.id, mask, reference, scan.geometry.spacing_mm)
+        prediction, _ = self._predict(case, scan, progress)
+        planes = self.held.reference_planes(case)
+        if planes.shape != prediction.probability.shape:
+            raise DataError(
+                f"case {case.id}: prepared as {planes.shape}, now {prediction.probability.shape}.",
+                "The scan was changed: run the same `sdseg prepare` command again.",
+            )
+        return score_case(
+            case.id,
+            prediction.probability > THRESHOLD,
+            planes,
+            None,
+            grid="model",
+            protocol=self.protocol,
+        )
+
+    def _predict(
+        self, case: PreparedCase, scan: Volume, progress: Progress
+    ) -> tuple[Prediction, NDArray[np.bool_]]:
+        """Predict a case and keep its mask."""
+        prediction = self.held.predictor.predict(
+            scan,
+            case_id=case.id,
+            seed=self.masks.seed,
+            steps=self.masks.steps,
+            progress=progress,
+        )
+        mask = prediction.mask()
+        self.masks.keep(case.id, mask, scan)
+        return prediction, mask != 0
+
+    def draw(self, results: tuple[CaseResult, ...]) -> tuple[Path, ...]:
+        """Pictures of the best, the median and the worst case; none if no case has a Dice."""
+        ranked = sorted(
+            (result for result in results if result.values["dice"] is not None),
+            key=lambda result: result.values["dice"] or 0.0,
+        )
+        if not ranked:
+            return ()
+        picks = {"best": ranked[-1], "median": ranked[(len(ranked) - 1) // 2], "worst": ranked[0]}
+        cases = {case.id: case for case in self.held.cases}
+        wanted = {result.case_id: result for result in picks.values()}
+        count = CaseProgress([cases[name] for name in wanted], self.progress, "drawing case")
+        drawn: dict[str, CasePlane] = {}
+        for name, result in wanted.items():
+            drawn[name] = self._plane(cases[name], result, count.of(cases[name]))
+            count.finish(cases[name])
+        rows = [replace(drawn[pick.case_id], heading=name) for name, pick in picks.items()]
+        folder = self.held.run.report
+        files = [folder / f"{name}.png" for name in (*picks, "cases")]
+        for file, shown in zip(files, ([rows[0]], [rows[1]], [rows[2]], rows), strict=True):
+            save_cases(file, shown)
+        return tuple(files)
+
+    def _plane(self, case: PreparedCase, result: CaseResult, progress: Progress) -> CasePlane:
+        scan, reference = self.held.read(case)
+        prediction, mask = self._predict(case, scan, progress)
+        limits = Normalisation.from_dict(self.held.manifest.normalisation).limits(scan)
+        return case_plane(
+            case.id,
+            "",
+            scan,
+            reference,
+            mask,
+            prediction.probability,
+            prediction.restore,
+            dice=result.values["dice"],
+            window=(limits.low, limits.high),
+        )
+
+
+def evaluate_folders(
+    pred: Path,
+    ref: Path,
+    *,
+    target: tuple[int, ...] | None = None,
+    grid: str = "native",
+    protocol: str = "standard",
+    report: Path | None = None,
+    progress: Progress = silent,
+) -> EvaluateReport:
+    """Score a folder of masks against a folder of references, wherever they come from.
+
+    Files belong together whose paths below the two folders agree up to the suffix.
+
+    Args:
+        pred: Folder of masks; what is not 0 is foreground.
+        ref: Folder of label maps.
+        target: Labels of `ref` that count as foreground; None for all but 0.
+        grid: "native" only: there are no model planes here.
+        protocol: "standard" only, likewise.
+        report: Folder for evaluate.csv and evaluate.json; None writes no file.
+        progress: Told in cases.
+
+    Returns:
+        The scores. Masks without a reference are named in its notes.
+
+    Raises:
+        ConfigError: Another grid or protocol is asked for.
+        DataError: A folder is missing or empty, a reference has no mask, or a file is damaged.
+        GeometryError: A mask does not lie on its reference's grid.
+        RunError: The disk refused.
+    """
+    if _choices(grid, protocol) != ("native", "standard"):
+        raise ConfigError(
+            "--pred and --ref are scored on their own grid, by the standard protocol.",
+            "Leave --grid and --protocol out, or evaluate a run.",
+        )
+    masks, references = _volumes_below(pred, "--pred"), _volumes_below(ref, "--ref")
+    missing = [name for name in references if name not in masks]
+    if missing:
+        raise DataError(
+            f"{pred}: no mask for {len(missing)} of {len(references)} cases: {_list(missing)}.",
+            "Name each mask as its reference, or predict the missing cases.",
+        )
+    results = []
+    for done, (name, file) in enumerate(references.items(), start=1):
+        mask, label = read_labels(masks[name]), read_labels(file)
+        require_same_grid(name, "prediction", mask, "reference", label)
+        spacing_mm = label.geometry.spacing_mm
+        truth = foreground(label.array, target)
+        results.append(score_case(name, mask.array != 0, truth, spacing_mm))
+        progress(done, len(references), f"case {name}")
+    extra = [name for name in masks if name not in references]
+    found = EvaluateReport(
+        run=None,
+        split=None,
+        grid="native",
+        protocol="standard",
+        cases=tuple(results),
+        notes=(f"not scored, no reference: {_list(extra)}",) if extra else (),
+    )
+    return found if report is None else replace(found, files=found.write(report))
+
+
+def _volumes_below(folder: Path, option: str) -> dict[str, Path]:
+    """Path below the folder without suffix -> volume file, naturally sorted."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder.", f"Give {option} a folder of masks.")
+    found: dict[str, Path] = {}
+    for path in folder.rglob("*"):
+        if not path.is_file() or suffix_of(path) is None or path.name.startswith("."):
+            continue
+        name = path.relative_to(folder).with_name(stem_of(path)).as_posix()
+        if name in found:
+            raise DataError(
+                f"{path} and {found[name]} are both case {name}.", "Keep one of the two."
+            )
+        found[name] = path
+    if not found:
+        raise DataError(f"{folder}: no masks.", f"They end in {', '.join(VOLUME_SUFFIXES)}.")
+    return {name: found[name] for name in sorted(found, key=natural_key)}
+
+
+def _list(names: list[str]) -> str:
+    shown = ", ".join(names[:_NAMED])
+    return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"

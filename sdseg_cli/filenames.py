@@ -1,0 +1,34 @@
+"""What volume files are called. Standard library only."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+METAIMAGE_SUFFIXES = (".nrrd", ".mha", ".mhd")
+VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, *METAIMAGE_SUFFIXES)
+
+
+def suffix_of(path: Path) -> str | None:
+    """The volume suffix a name ends in (".nii.gz", ".mha", ...), or None."""
+    name = path.name.lower()
+    return next((suffix for suffix in VOLUME_SUFFIXES if name.endswith(suffix)), None)
+
+
+def stem_of(path: Path) -> str:
+    """The file's name without its volume suffix: "img0001.nii.gz" -> "img0001"."""
+    suffix = suffix_of(path)
+    return path.name[: -len(suffix)] if suffix else path.name
+
+
+def safe_id(text: str) -> str:
+    """Text as a case id that is one plain file name: "a b/c" -> "a_b_c"; may come out empty."""
+    return re.sub(r"[^\w.-]+", "_", text).strip("._-")
+
+
+def natural_key(text: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
+    """A sorting key that puts "pt_2" before "pt_10" and ignores case first."""
+    parts = (part for part in re.split(r"(\d+)", text) if part)
+    key = ((0, int(part), "") if part.isdecimal() else (1, 0, part.lower()) for part in parts)
+    return tuple(key), text

@@ -1,0 +1,184 @@
+"""The cases a run is judged on: what `evaluate` and `stability` both start from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdseg_cli.datasets.manifest import Manifest, PreparedCase
+from sdseg_cli.datasets.spec import SPLITS
+from sdseg_cli.errors import ConfigError, DataError, GeometryError
+from sdseg_cli.imaging.files import read_image, read_labels
+from sdseg_cli.imaging.volume import Volume
+from sdseg_cli.progress import Progress
+
+if TYPE_CHECKING:
+    from sdseg_cli.predict import Predictor
+    from sdseg_cli.training.checkpoint import RunDir
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One split of the data set a run was trained on, and the run ready to predict it."""
+
+    run: RunDir
+    manifest: Manifest
+    split: str
+    cases: tuple[PreparedCase, ...]
+    predictor: Predictor
+
+    def read(self, case: PreparedCase) -> tuple[Volume, NDArray[np.bool_]]:
+        """A case as it came: scan and reference, both (I,J,K) on the scan's own grid.
+
+        Raises:
+            DataError: A file is missing or damaged.
+            GeometryError: They do not lie on one grid.
+        """
+        scan, labels = read_image(case.image), read_labels(case.label)
+        require_same_grid(case.id, "scan", scan, "label", labels)
+        return scan, self.manifest.is_foreground(labels.array)
+
+    def reference_planes(self, case: PreparedCase) -> NDArray[np.bool_]:
+        """The reference as the model sees it, (S,256,256) bool.
+
+        Raises:
+            DataError: The prepared array is missing or damaged.
+        """
+        return self.manifest.is_foreground(_load(self.manifest.labels_file(case)))
+
+    def image_plane(self, case: PreparedCase, k: int) -> NDArray[np.float32]:
+        """One prepared slice, (256,256) float32 in [-1,1].
+
+        Raises:
+            DataError: The prepared array is missing or damaged.
+        """
+        plane: NDArray[np.float32] = _load(self.manifest.pixels_file(case))[k].astype(np.float32)
+        return plane
+
+
+def open_held_out(
+    run: Path | None,
+    workspace: Path,
+    split: str,
+    *,
+    device: str = "auto",
+    batch_size: int | None = None,
+    predictor: Predictor | None = None,
+) -> HeldOut:
+    """Find the run and its data, check that they belong together, and load the model.
+
+    Args:
+        run: The run folder; None for the newest finished run of the workspace.
+        workspace: Folder that holds `prepared/` and `runs/`.
+        split: "train", "val" or "test".
+        device: "auto", "cpu", "cuda" or "mps".
+        batch_size: Slices at a time; None for what suits the device.
+        predictor: The run's model if it is loaded already.
+
+    Raises:
+        ConfigError: There is no such run, split or prepared set; the split has no case; or the
+            set was prepared anew, so that cases the run was trained on may now be test cases.
+        WeightsError: The checkpoint is missing or damaged.
+    """
+    from sdseg_cli.training.checkpoint import find_run
+
+    if split not in SPLITS:
+        raise ConfigError(f"--split is {split!r}.", f"Choose one of {', '.join(SPLITS)}.")
+    folder = find_run(workspace, run)
+    manifest = Manifest.find(workspace, folder.config().dataset)
+    cases = manifest.cases(split)
+    if not cases:
+        raise ConfigError(
+            f"{manifest.name} has no {split} case.", "Choose another --split, or prepare it anew."
+        )
+    if predictor is None:
+        from sdseg_cli.predict import Predictor
+
+        predictor = Predictor(folder.path, device=device, batch_size=batch_size)
+    if predictor.data != manifest.inference_settings():
+        raise ConfigError(
+            f"{manifest.name} was prepared anew since run {folder.path} was trained.",
+            "Its split or slices differ, and test cases may have been trained on: train again.",
+        )
+    return HeldOut(folder, manifest, split, cases, predictor)
+
+
+class CaseProgress:
+    """Turns the progress within cases into one progress over all of them, counted in slices.
+
+    Args:
+        cases: All that will be worked on.
+        progress: Told the slices done so far.
+        what: Goes before the case's id.
+        repeats: How often each case is gone through.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[PreparedCase],
+        progress: Progress,
+        what: str = "case",
+        *,
+        repeats: int = 1,
+    ) -> None:
+        self._progress, self._what, self._done = progress, what, 0
+        self._total = repeats * sum(case.slices for case in cases)
+
+    def of(self, case: PreparedCase) -> Progress:
+        """The callback for one pass through a case."""
+
+        def within(done: int, total: int, what: str) -> None:
+            # The last report of a pass is `finish`, so that both never say the same twice.
+            if done < total:
+                self._progress(self._done + done, self._total, f"{self._what} {case.id}")
+
+        return within
+
+    def finish(self, case: PreparedCase) -> None:
+        """One pass through a case is done, however it was come by."""
+        self._done += case.slices
+        self._progress(self._done, self._total, f"{self._what} {case.id}")
+
+
+def require_same_grid(case_id: str, one: str, first: Volume, two: str, second: Volume) -> None:
+    """Refuse two volumes that do not lie on one grid.
+
+    Args:
+        case_id: Named in the message.
+        one: What the first is, for example "scan".
+        first: A volume.
+        two: What the second is.
+        second: A volume.
+
+    Raises:
+        GeometryError: Shapes differ, or the grids lie apart.
+    """
+    a, b = first.geometry, second.geometry
+    if a.shape != b.shape:
+        sizes = (f"{one} {'x'.join(map(str, a.shape))}", f"{two} {'x'.join(map(str, b.shape))}")
+        raise GeometryError(
+            f"case {case_id}: {sizes[0]}, {sizes[1]} voxels ({first.name}, {second.name}).",
+            "Export both on one grid, without resampling either.",
+        )
+    if not a.same_grid(b):
+        apart = a.corner_distance_voxels(b)
+        raise GeometryError(
+            f"case {case_id}: {one} and {two} lie up to {apart:.1f} voxels apart "
+            f"({first.name} {a.axis_codes}, {second.name} {b.axis_codes}).",
+            "Their affines disagree: export both from one series.",
+        )
+
+
+def _load(path: Path) -> NDArray[np.generic]:
+    try:
+        array: NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"{path}: missing or damaged.", "Run the same `sdseg prepare` command again."
+        ) from error
+    return array

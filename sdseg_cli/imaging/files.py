@@ -1,0 +1,158 @@
+"""Read and write volumes: NIfTI with nibabel, NRRD and MetaImage with SimpleITK.
+
+nibabel leaves a copied header's affine bit-exact, so a NIfTI mask lies exactly on its scan.
+SimpleITK's LPS world and its (z, y, x) arrays are known in this file and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdseg_cli.errors import DataError
+from sdseg_cli.filenames import NIFTI_SUFFIXES, VOLUME_SUFFIXES, suffix_of
+from sdseg_cli.imaging import metaimage, nifti
+from sdseg_cli.imaging.volume import Geometry, Volume
+
+
+def read_image(path: Path) -> Volume:
+    """Read a scan at its stored type.
+
+    Args:
+        path: A .nii, .nii.gz, .nrrd, .mha or .mhd file of one 3D volume.
+
+    Raises:
+        DataError: The file is missing, a folder, damaged, or not one 3D volume of numbers.
+    """
+    suffix = check_readable(path)
+    return nifti.read(path) if suffix in NIFTI_SUFFIXES else metaimage.read(path)
+
+
+def read_geometry(path: Path) -> Geometry:
+    """Read where a volume lies, from its header alone.
+
+    Raises:
+        DataError: As for `read_image`, as far as the header tells.
+    """
+    suffix = check_readable(path)
+    reader = nifti.read_geometry if suffix in NIFTI_SUFFIXES else metaimage.read_geometry
+    return reader(path)
+
+
+def read_labels(path: Path) -> Volume:
+    """Read a label map.
+
+    Args:
+        path: As for `read_image`. Floats are accepted where they are whole numbers.
+
+    Returns:
+        A volume of uint8, or uint16 when a label exceeds 255; slope 1, intercept 0.
+
+    Raises:
+        DataError: As for `read_image`, or a value is no whole number in 0..65535.
+    """
+    volume = read_image(path)
+    largest = 0.0
+    for _, values in _slabs(volume):
+        low, high = float(values.min()), float(values.max())
+        if not (low >= 0 and high <= 65535 and (values == np.rint(values)).all()):
+            raise DataError(
+                f"{path}: not a label map (values from {low:g} to {high:g}).",
+                "Labels are whole numbers from 0 to 65535; was the image given as the label?",
+            )
+        largest = max(largest, high)
+    dtype = np.dtype(np.uint8 if largest <= 255 else np.uint16)
+    labels = np.empty(volume.geometry.shape, dtype, order="F")
+    for k, values in _slabs(volume):
+        labels[:, :, k] = values
+    return Volume(labels, volume.geometry, header=volume.header, source=volume.source)
+
+
+def write_mask(path: Path, mask: NDArray[np.uint8], like: Volume) -> None:
+    """Write a mask on the grid of the scan it belongs to, atomically.
+
+    Args:
+        path: Ends in .nii, .nii.gz, .nrrd or .mha; missing folders are made.
+        mask: (I, J, K) uint8 in the scan's own axis order.
+        like: The scan. A NIfTI scan's sform, qform, codes, units and zooms go into a NIfTI mask
+            bit for bit.
+
+    Raises:
+        DataError: The name has another suffix, or is a folder.
+        RunError: The disk refused.
+    """
+    _write(path, mask, like, slope=1.0)
+
+
+def write_probability(path: Path, probability_u8: NDArray[np.uint8], like: Volume) -> None:
+    """Write a probability map on the grid of its scan, atomically.
+
+    Args:
+        path: As for `write_mask`.
+        probability_u8: (I, J, K) uint8, 255 meaning 1. NIfTI says so by scl_slope 1/255; the
+            other formats have no slope and hold 0..255.
+        like: The scan.
+
+    Raises:
+        DataError: The name has another suffix, or is a folder.
+        RunError: The disk refused.
+    """
+    _write(path, probability_u8, like, slope=1 / 255)
+
+
+def _write(path: Path, array: NDArray[np.uint8], like: Volume, slope: float) -> None:
+    if array.shape != like.geometry.shape or array.dtype != np.uint8:
+        raise ValueError(
+            f"{array.shape} {array.dtype} is no uint8 array on grid {like.geometry.shape}"
+        )
+    check_writable(path)
+    if suffix_of(path) in NIFTI_SUFFIXES:
+        nifti.write(path, array, like, slope)
+    else:
+        metaimage.write(path, array, like)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse an output name before any work is spent on it.
+
+    Raises:
+        DataError: The name is a folder or has a suffix that cannot be written.
+    """
+    if path.is_dir():
+        raise DataError(f"{path} is a folder.", "Name the file to write, such as mask.nii.gz.")
+    if suffix_of(path) not in (*NIFTI_SUFFIXES, *metaimage.WRITABLE):
+        raise DataError(
+            f"{path}: cannot write this kind of file.",
+            f"End the name in {', '.join((*NIFTI_SUFFIXES, *metaimage.WRITABLE))}.",
+        )
+
+
+def check_readable(path: Path) -> str:
+    """Refuse an input name before any work is spent on it; its suffix.
+
+    Raises:
+        DataError: Missing, a folder, or a kind of file that is not read.
+    """
+    if path.is_dir():
+        raise DataError(
+            f"{path} is a folder, not a scan.",
+            "Give one file; a DICOM series must first be converted, for example with dcm2niix.",
+        )
+    if not path.is_file():
+        raise DataError(f"{path} does not exist.", "Check the path; scans end in .nii or .nii.gz.")
+    suffix = suffix_of(path)
+    if suffix is None:
+        raise DataError(
+            f"{path}: not a kind of file this tool reads.",
+            f"It reads {', '.join(VOLUME_SUFFIXES)}; convert DICOM with dcm2niix, for example.",
+        )
+    return suffix
+
+
+def _slabs(volume: Volume) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Each plane of the last stored axis, as values, with its index."""
+    for k in range(volume.array.shape[2]):
+        yield k, volume.values(volume.array[:, :, k])

@@ -1,0 +1,107 @@
+"""NRRD and MetaImage through SimpleITK, whose world is LPS and whose arrays are (z, y, x)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdseg_cli.atomic import replacing
+from sdseg_cli.errors import DataError
+from sdseg_cli.imaging.volume import Geometry, Volume
+
+WRITABLE = (".nrrd", ".mha")
+"""One file each: an .mhd is two files, which no rename replaces at once."""
+
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True, eq=False)
+class ImageHeader:
+    """The SimpleITK image itself: it owns the memory the array looks into, and the grid."""
+
+    image: Any
+
+
+def read(path: Path) -> Volume:
+    """Read an NRRD or MetaImage file at its stored type.
+
+    Raises:
+        DataError: Unreadable, or not one 3D volume of numbers.
+    """
+    import SimpleITK
+
+    geometry = read_geometry(path)
+    try:
+        image: Any = SimpleITK.ReadImage(str(path))
+    except RuntimeError as error:
+        raise _unreadable(path) from error
+    array = SimpleITK.GetArrayViewFromImage(image).transpose(2, 1, 0)
+    return Volume(array, geometry, header=ImageHeader(image), source=path)
+
+
+def read_geometry(path: Path) -> Geometry:
+    """Read where a volume lies, from its header alone.
+
+    Raises:
+        DataError: Unreadable, or not one 3D volume of numbers.
+    """
+    import SimpleITK
+
+    # Its warnings go straight to the terminal, where they would break a progress bar.
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
+    header: Any = SimpleITK.ImageFileReader()
+    header.SetFileName(str(path))
+    try:
+        header.ReadImageInformation()
+    except RuntimeError as error:
+        raise _unreadable(path) from error
+    axes, values = header.GetDimension(), header.GetNumberOfComponents()
+    kind = SimpleITK.GetPixelIDValueAsString(header.GetPixelID())
+    if axes != 3 or values != 1 or "complex" in kind:
+        raise DataError(
+            f"{path}: has {axes} axes and {values} value(s) per voxel ({kind}).",
+            "Export one 3D volume of grey values.",
+        )
+    lps = np.eye(4)
+    lps[:3, :3] = np.reshape(header.GetDirection(), (3, 3)) * np.asarray(header.GetSpacing())
+    lps[:3, 3] = header.GetOrigin()
+    width, height, depth = header.GetSize()
+    return Geometry((width, height, depth), _LPS_TO_RAS @ lps)
+
+
+def _unreadable(path: Path) -> DataError:
+    return DataError(
+        f"{path}: cannot be read.",
+        "The file is damaged, or not what its name says; export it again.",
+    )
+
+
+def write(path: Path, array: NDArray[np.uint8], like: Volume) -> None:
+    """Write a uint8 array on the grid of `like`, atomically.
+
+    Raises:
+        DataError: The grid is sheared, which these formats cannot say.
+        RunError: The disk refused.
+    """
+    import SimpleITK
+
+    image: Any = SimpleITK.GetImageFromArray(array.transpose(2, 1, 0))
+    if isinstance(like.header, ImageHeader):
+        image.CopyInformation(like.header.image)
+    else:
+        lps = _LPS_TO_RAS @ like.geometry.affine
+        directions = lps[:3, :3] / np.asarray(like.geometry.spacing_mm)
+        if not np.allclose(directions.T @ directions, np.eye(3), atol=1e-4):
+            raise DataError(
+                f"{path}: the scan's grid is sheared, which this format cannot hold.",
+                "Write .nii.gz instead.",
+            )
+        image.SetSpacing(like.geometry.spacing_mm)
+        image.SetDirection(directions.ravel().tolist())
+        image.SetOrigin(lps[:3, 3].tolist())
+    with replacing(path) as temporary:
+        SimpleITK.WriteImage(image, str(temporary), useCompression=True)

@@ -1,0 +1,147 @@
+"""Geometry and Volume: an array that knows where its voxels lie in the patient.
+
+One convention everywhere inside: indices (i, j, k) in the order the file stores them, and world
+coordinates in RAS+ millimetres. Only `files.py` knows any other.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+GRID_TOLERANCE_VOXELS = 0.1
+"""Two grids are one when no corner of theirs lies further apart than this share of a voxel."""
+
+_AXIS_LETTERS = ("LR", "PA", "IS")
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """Where a grid of voxels lies.
+
+    Attributes:
+        shape: Number of voxels (I, J, K) along the stored axes.
+        affine: (4, 4) float64, voxel index -> RAS+ mm. Invertible.
+    """
+
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != 3 or min(self.shape) < 1:
+            raise ValueError(f"shape must be three positive numbers, not {self.shape}")
+        if self.affine.shape != (4, 4) or not np.isfinite(self.affine).all():
+            raise ValueError("affine must be 4x4 and finite")
+        if np.linalg.matrix_rank(self.affine[:3, :3]) < 3:
+            raise ValueError("affine maps the grid onto a plane or a line")
+
+    @cached_property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance between neighbouring voxel centres along each stored axis, in mm."""
+        lengths = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(lengths[0]), float(lengths[1]), float(lengths[2])
+
+    @cached_property
+    def axes(self) -> tuple[int, int, int]:
+        """The stored axis nearest to left-right, to back-front and to feet-head, in this order.
+
+        The assignment with the largest sum of cosines, so that a permuted or flipped copy of an
+        oblique grid is read along the same physical axes (a greedy choice depends on the order).
+        """
+        cosines = self.affine[:3, :3] / np.asarray(self.spacing_mm)
+
+        def merit(axes: tuple[int, ...]) -> tuple[float, ...]:
+            right, front, head = (cosines[:, axis] for axis in axes)
+            total = abs(right[0]) + abs(front[1]) + abs(head[2])
+            # At 45 degrees two assignments tie; the rest decides, blind to order and sign.
+            return total, abs(head[2]), right[0] * right[1], right[0] * right[2]
+
+        best = max(itertools.permutations(range(3)), key=merit)
+        return best[0], best[1], best[2]
+
+    @cached_property
+    def signs(self) -> tuple[int, int, int]:
+        """+1 where the axis of `axes` runs towards right, front or head, else -1."""
+        along = [self.affine[world, axis] for world, axis in enumerate(self.axes)]
+        return (
+            1 if along[0] > 0 else -1,
+            1 if along[1] > 0 else -1,
+            1 if along[2] > 0 else -1,
+        )
+
+    @property
+    def axis_codes(self) -> str:
+        """Where each stored axis runs to, for example "LPS"."""
+        codes = [""] * 3
+        for world, (axis, sign) in enumerate(zip(self.axes, self.signs, strict=True)):
+            codes[axis] = _AXIS_LETTERS[world][sign > 0]
+        return "".join(codes)
+
+    def corner_distance_voxels(self, other: Geometry) -> float:
+        """Largest distance between equal corners of two grids, in shares of the smallest spacing.
+
+        Args:
+            other: A geometry of the same shape.
+        """
+        corners = np.array(
+            [[*corner, 1.0] for corner in itertools.product(*((0, n - 1) for n in self.shape))]
+        )
+        apart_mm = np.linalg.norm((corners @ (self.affine - other.affine).T)[:, :3], axis=1)
+        return float(apart_mm.max() / min(self.spacing_mm))
+
+    def same_grid(self, other: Geometry, tolerance_voxels: float = GRID_TOLERANCE_VOXELS) -> bool:
+        """Whether both have one shape and corners within the tolerance (in voxels)."""
+        return self.shape == other.shape and self.corner_distance_voxels(other) <= tolerance_voxels
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A scan or a mask at its stored type: held once, converted part by part.
+
+    Attributes:
+        array: (I, J, K), any integer or floating type.
+        geometry: Where it lies; `geometry.shape == array.shape`.
+        slope: value = slope * stored + intercept (HU for CT).
+        intercept: See slope.
+        header: The file's own header, for writing another file on the same grid.
+        source: The file it came from.
+    """
+
+    array: Array
+    geometry: Geometry
+    slope: float = 1.0
+    intercept: float = 0.0
+    header: object | None = None
+    source: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.array.shape != self.geometry.shape:
+            raise ValueError(f"array is {self.array.shape}, geometry {self.geometry.shape}")
+
+    @property
+    def name(self) -> str:
+        """The file's name, or "volume" when it was never a file."""
+        return self.source.name if self.source else "volume"
+
+    def values(self, stored: Array | None = None) -> NDArray[np.float32]:
+        """Real values (HU for CT) of a part of the array.
+
+        Args:
+            stored: A part of `array`, as stored; the whole array when absent (memory!).
+
+        Returns:
+            float32, C-contiguous, of the part's shape.
+        """
+        part = self.array if stored is None else stored
+        if self.slope != 1.0 or self.intercept != 0.0:
+            # float64 first: a large stored integer times a small slope keeps its last digits.
+            part = part.astype(np.float64) * self.slope + self.intercept
+        return np.ascontiguousarray(part, dtype=np.float32)

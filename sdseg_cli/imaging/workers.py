@@ -1,0 +1,72 @@
+"""Prepare many cases in several processes; the results do not depend on how many."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Generator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from sdseg_cli.errors import RunError
+from sdseg_cli.imaging.prepared import BadCase, CaseJob, prepare_case
+
+
+def prepare_cases(
+    jobs: Sequence[CaseJob], folder: Path, workers: int
+) -> Generator[dict[str, Any] | BadCase, None, None]:
+    """Prepare cases, giving each result in the order of the jobs.
+
+    Closing the iterator early, or an interrupt, lets the cases in work finish and starts no more.
+
+    Args:
+        jobs: The cases.
+        folder: Where case folders go.
+        workers: Processes; 1 = this one.
+
+    Yields:
+        What `prepare_case` returns.
+
+    Raises:
+        RunError: The disk refused, or a process was killed.
+    """
+    workers = min(workers, len(jobs))
+    if workers <= 1:
+        yield from (prepare_case(job, folder) for job in jobs)
+        return
+    # "fork" would copy locks held by other threads (progress bars, BLAS) into the children.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin)
+    try:
+        for future in [pool.submit(prepare_case, job, folder) for job in jobs]:
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise RunError(
+            "A worker process was killed, probably for want of memory.",
+            "Run again with --workers 1; finished cases are kept.",
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _begin() -> None:
+    """In a new worker: leave Ctrl-C to the parent, and do not outlive it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,1 @@
+"""The method: networks and diffusion. Start reading at `diffusion.py`."""

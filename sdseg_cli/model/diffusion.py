@@ -1,0 +1,183 @@
+"""The method: SDSeg's diffusion, in one page (arXiv 2406.18361).
+
+    z0          clean latent of the mask, scaled to about unit size     (B,4,h,w)
+    noise       n, standard normal                                      (B,4,h,w)
+    t           timestep, 0..999; 999 is almost pure noise              (B,) or int
+    zt          noisy latent                                            (B,4,h,w)
+    zc          latent of the image, the condition                      (B,4,h,w)
+    alpha_bar   share of z0's variance left at t; 6.7e-4 at t = 999     (1000,)
+    noise_pred, z0_pred   what the network makes of zt, t and zc        (B,4,h,w)
+
+    Eq. 1   zt = sqrt(alpha_bar_t) z0 + sqrt(1 - alpha_bar_t) n                         add_noise
+    Eq. 2   z0_pred = (zt - sqrt(1 - alpha_bar_t) noise_pred) / sqrt(alpha_bar_t)       estimate_z0
+    Eq. 3   L = L_noise + lambda L_latent, both mean absolute error                     loss_terms
+
+Prediction is Eq. 2 once, from pure noise at t = 999 (`single_step`); `ddim` is the paper's
+comparison. At t = 999 an error of `noise_pred` reaches `z0_pred` multiplied by 38.66, so both stay
+in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TIMESTEPS = 1000
+LAST = TIMESTEPS - 1
+BETA_FIRST, BETA_LAST = 0.0015, 0.0155
+
+Denoiser = Callable[[Tensor, int | Tensor, Tensor], "Estimate"]
+"""`denoise(zt, t, zc)`: what `SDSeg.denoise` is."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the network says of one `zt`: two views of one answer, each (B,4,h,w) float32."""
+
+    noise_pred: Tensor
+    z0_pred: Tensor
+
+
+def _alpha_bar() -> Tensor:
+    """(1000,) float64: beta = linspace(sqrt(0.0015), sqrt(0.0155))^2, cumprod(1 - beta)."""
+    roots = torch.linspace(
+        math.sqrt(BETA_FIRST), math.sqrt(BETA_LAST), TIMESTEPS, dtype=torch.float64
+    )
+    return torch.cumprod(1 - roots**2, dim=0)
+
+
+ALPHA_BAR = _alpha_bar()
+
+
+def coefficients(t: int | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """`sqrt(alpha_bar_t)` and `sqrt(1 - alpha_bar_t)`, shaped to multiply `like`.
+
+    Args:
+        t: One timestep for all, or (B,) int64.
+        like: (B,4,h,w); gives the device.
+
+    Returns:
+        Two float32 tensors, (1,1,1,1) or (B,1,1,1).
+    """
+    index = torch.as_tensor(t, device="cpu").reshape(-1, 1, 1, 1)
+    alpha_bar = ALPHA_BAR[index]
+    signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    return signal.float().to(like.device), noise.float().to(like.device)
+
+
+def add_noise(z0: Tensor, noise: Tensor, t: int | Tensor) -> Tensor:
+    """Eq. 1: `zt`, (B,4,h,w)."""
+    a, s = coefficients(t, z0)
+    return a * z0 + s * noise
+
+
+def estimate_z0(zt: Tensor, noise_pred: Tensor, t: int | Tensor) -> Tensor:
+    """Eq. 2: `z0_pred`, (B,4,h,w). float32, because 1/sqrt(alpha_bar_999) = 38.67."""
+    a, s = coefficients(t, zt)
+    return (zt.float() - s * noise_pred.float()) / a
+
+
+def read_output(output: Tensor, zt: Tensor, t: int | Tensor, parameterisation: str) -> Estimate:
+    """The network's output as noise and as clean latent.
+
+    Args:
+        output: (B,4,h,w), meaning by `parameterisation`: "eps" is the noise (the paper); "z0" the
+        clean
+            latent; "v" the velocity `sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) z0` (arXiv
+            2202.00512).
+        zt: (B,4,h,w), what the network was given.
+        t: The timestep(s) of `zt`.
+        parameterisation: "eps", "v" or "z0".
+
+    Returns:
+        Both views; for "eps" they are tied by Eq. 2.
+    """
+    a, s = coefficients(t, zt)
+    output, zt = output.float(), zt.float()
+    if parameterisation == "eps":
+        return Estimate(noise_pred=output, z0_pred=estimate_z0(zt, output, t))
+    if parameterisation == "z0":
+        return Estimate(noise_pred=(zt - a * output) / s, z0_pred=output)
+    if parameterisation == "v":
+        return Estimate(noise_pred=s * zt + a * output, z0_pred=a * zt - s * output)
+    raise ValueError(f"unknown parameterisation {parameterisation!r}")
+
+
+def loss_terms(
+    estimate: Estimate, noise: Tensor, z0: Tensor, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """L_noise and L_latent of Eq. 3, mean absolute errors.
+
+    Args:
+        estimate: The network's answer.
+        noise: (B,4,h,w), the noise of Eq. 1.
+        z0: (B,4,h,w), the clean latent.
+        weight: Optional (B,1,h,w) >= 0, where L_latent looks harder; normalised by its sum.
+
+    Returns:
+        Two scalars.
+    """
+    loss_noise = (estimate.noise_pred - noise).abs().mean()
+    error = (estimate.z0_pred - z0).abs()
+    if weight is None:
+        return loss_noise, error.mean()
+    return loss_noise, (weight * error).sum() / (weight.sum() * error.shape[1])
+
+
+def single_step(denoise: Denoiser, noise: Tensor, zc: Tensor) -> Tensor:
+    """Prediction as in the paper: Eq. 2 once, from pure noise at t = 999.
+
+    Args:
+        denoise: `SDSeg.denoise`.
+        noise: (B,4,h,w) standard normal.
+        zc: (B,4,h,w), the condition.
+
+    Returns:
+        `z0_pred`, (B,4,h,w) float32.
+    """
+    return denoise(noise, LAST, zc).z0_pred
+
+
+def ddim(denoise: Denoiser, noise: Tensor, zc: Tensor, steps: int) -> Tensor:
+    """Deterministic DDIM (arXiv 2010.02502, eta = 0) over `steps` evenly spaced timesteps from 999
+    down.
+
+    Args:
+        denoise: `SDSeg.denoise`.
+        noise: (B,4,h,w) standard normal.
+        zc: (B,4,h,w), the condition.
+        steps: 1 to 1000; 1 is `single_step`.
+
+    Returns:
+        `z0_pred` of the last step, (B,4,h,w) float32.
+    """
+    times = [LAST - i * TIMESTEPS // steps for i in range(steps)]
+    zt = noise
+    for t, t_next in zip(times, [*times[1:], None], strict=True):
+        estimate = denoise(zt, t, zc)
+        if t_next is not None:
+            zt = add_noise(estimate.z0_pred, estimate.noise_pred, t_next)
+    return estimate.z0_pred
+
+
+def seeded_noise(seed: int, slices: range, shape: tuple[int, int, int]) -> Tensor:
+    """Starting noise, one generator per (seed, slice): free of batch size, sharding and neighbours.
+
+    Args:
+        seed: The user's seed.
+        slices: Slice numbers, counted from the feet.
+        shape: (4,h,w) of one slice.
+
+    Returns:
+        (len(slices),4,h,w) float32 on the CPU.
+    """
+    drawn = []
+    for index in slices:
+        # Odd multipliers keep neighbouring seeds and slices from sharing a stream.
+        key = (seed * 0x9E3779B97F4A7C15 + index * 0xD1B54A32D192ED03 + 1) % 2**63
+        drawn.append(torch.randn(shape, generator=torch.Generator().manual_seed(key)))
+    return torch.stack(drawn)

@@ -1,0 +1,203 @@
+"""The denoiser f: a U-Net over latents, in CompVis parameter names.
+
+    zt (B,4,h,w), condition zc (B,4,h,w), timestep t  ->  output (B,4,h,w)
+
+The names of the sub-modules are those of the public LDM-8 checkpoint, so that it loads strictly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sdseg_cli.config import UNetConfig
+
+NORM_GROUPS = 32
+NORM_EPS = 1e-5
+
+
+def timestep_embedding(t: Tensor, channels: int) -> Tensor:
+    """Sinusoids of the timestep: cosines first, then sines, of `t exp(-ln(10000) i / half)`.
+
+    Args:
+        t: (B,) timesteps.
+        channels: Even number of channels.
+
+    Returns:
+        (B,channels) float32.
+    """
+    half = channels // 2
+    frequency = torch.exp(-math.log(10000.0) * torch.arange(half, device=t.device) / half)
+    angle = t.float()[:, None] * frequency[None]
+    return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(NORM_GROUPS, channels, eps=NORM_EPS)
+
+
+def _zeroed(conv: nn.Conv1d | nn.Conv2d) -> nn.Conv1d | nn.Conv2d:
+    """A residual branch that starts as nothing."""
+    nn.init.zeros_(conv.weight)
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
+    return conv
+
+
+class ResBlock(nn.Module):
+    """Residual block steered by the timestep (scale and shift); may halve or double the plane.
+
+    Args:
+        width_in: Channels in.
+        width_out: Channels out; a 1x1 skip where they differ.
+        embedding: Channels of the timestep embedding.
+        dropout: Probability before the last convolution.
+        resample: "down" averages 2x2, "up" repeats 2x2, "" keeps the plane.
+    """
+
+    def __init__(
+        self, width_in: int, width_out: int, embedding: int, *, dropout: float, resample: str = ""
+    ) -> None:
+        super().__init__()
+        self.resample = resample
+        self.in_layers = nn.Sequential(
+            _norm(width_in), nn.SiLU(), nn.Conv2d(width_in, width_out, 3, padding=1)
+        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, 2 * width_out))
+        self.out_layers = nn.Sequential(
+            _norm(width_out),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            _zeroed(nn.Conv2d(width_out, width_out, 3, padding=1)),
+        )
+        self.skip_connection: nn.Module = nn.Identity()
+        if width_in != width_out:
+            self.skip_connection = nn.Conv2d(width_in, width_out, 1)
+
+    def _resampled(self, x: Tensor) -> Tensor:
+        if self.resample == "down":
+            return F.avg_pool2d(x, 2)
+        if self.resample == "up":
+            return F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return x
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """(B,width_in,h,w) and (B or 1,embedding) -> (B,width_out,h',w')."""
+        h = self.in_layers[2](self._resampled(self.in_layers[1](self.in_layers[0](x))))
+        scale, shift = self.emb_layers(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = self.out_layers[0](h) * (1 + scale) + shift
+        return self.skip_connection(self._resampled(x)) + self.out_layers[1:](h)
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over all positions; q, k, v are laid out head by head."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = _norm(channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = _zeroed(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,C,h,w) -> (B,C,h,w)."""
+        b, c, h, w = x.shape
+        flat = x.reshape(b, c, h * w)
+        qkv = self.qkv(self.norm(flat)).reshape(b, self.heads, 3, c // self.heads, h * w)
+        q, k, v = qkv.transpose(-1, -2).unbind(dim=2)  # each (B,heads,positions,head width)
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return (flat + self.proj_out(attended.transpose(-1, -2).reshape(b, c, h * w))).view_as(x)
+
+
+class Stage(nn.ModuleList):
+    """Layers in a row; the residual blocks among them also take the timestep embedding."""
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """(B,C,h,w) and (B or 1,embedding) -> (B,C',h',w')."""
+        for layer in self:
+            x = layer(x, embedding) if isinstance(layer, ResBlock) else layer(x)
+        return x
+
+
+class UNet(nn.Module):
+    """f of the paper.
+
+    Args:
+        config: Sizes.
+        latent_channels: Channels of a latent (4); the network takes noise and condition, and gives
+        one.
+    """
+
+    def __init__(self, config: UNetConfig, latent_channels: int = 4) -> None:
+        super().__init__()
+        self.config = config
+        base = config.model_channels
+        self.embedding = 4 * base
+        self.time_embed = nn.Sequential(
+            nn.Linear(base, self.embedding), nn.SiLU(), nn.Linear(self.embedding, self.embedding)
+        )
+        widths = [base * m for m in config.channel_mult]
+        first = nn.Conv2d(2 * latent_channels, base, 3, padding=1)
+        self.input_blocks = nn.ModuleList([Stage([first])])
+        skips = [base]
+        width = base
+        for level, out in enumerate(widths):
+            for _ in range(config.blocks_per_level):
+                self.input_blocks.append(Stage(self._blocks(width, out, level)))
+                width = out
+                skips.append(width)
+            if level < len(widths) - 1:
+                self.input_blocks.append(Stage([self._res(width, width, "down")]))
+                skips.append(width)
+        self.middle_block = Stage(
+            [self._res(width, width), AttentionBlock(width, config.heads), self._res(width, width)]
+        )
+        self.output_blocks = nn.ModuleList()
+        for level, out in reversed(list(enumerate(widths))):
+            for i in range(config.blocks_per_level + 1):
+                layers = [*self._blocks(width + skips.pop(), out, level)]
+                width = out
+                if level > 0 and i == config.blocks_per_level:
+                    layers.append(self._res(width, width, "up"))
+                self.output_blocks.append(Stage(layers))
+        self.out = nn.Sequential(
+            _norm(width), nn.SiLU(), _zeroed(nn.Conv2d(width, latent_channels, 3, padding=1))
+        )
+
+    def _res(self, width_in: int, width_out: int, resample: str = "") -> ResBlock:
+        dropout = self.config.dropout
+        return ResBlock(width_in, width_out, self.embedding, dropout=dropout, resample=resample)
+
+    def _blocks(self, width_in: int, width_out: int, level: int) -> Iterable[nn.Module]:
+        yield self._res(width_in, width_out)
+        if level in self.config.attention_levels:
+            yield AttentionBlock(width_out, self.config.heads)
+
+    def forward(self, zt: Tensor, t: int | Tensor, zc: Tensor) -> Tensor:
+        """Denoise, conditioned on the image.
+
+        Args:
+            zt: (B,4,h,w) noisy latent; h and w divisible by 2^(levels-1).
+            t: (B,) timesteps, or one for all.
+            zc: (B,4,h,w) condition.
+
+        Returns:
+            (B,4,h,w), read by `diffusion.read_output`.
+        """
+        # One timestep for all is embedded once: rows of a matrix product may round differently with
+        # their number.
+        steps = torch.as_tensor(t, device=zt.device).reshape(-1)
+        embedding = self.time_embed(timestep_embedding(steps, self.config.model_channels))
+        h = torch.cat([zt, zc], dim=1)  # noise first, condition second
+        skips = []
+        for stage in self.input_blocks:
+            h = stage(h, embedding)
+            skips.append(h)
+        h = self.middle_block(h, embedding)
+        for stage in self.output_blocks:
+            h = stage(torch.cat([h, skips.pop()], dim=1), embedding)
+        return self.out(h)

@@ -1,0 +1,241 @@
+"""One scan -> probability -> mask on the scan's own grid.
+
+Slices stream through in batches: the scan is held once, at its stored type, and so is the mask;
+nothing else grows with the number of slices. Each slice has its own noise, so the result depends on
+neither batch size nor neighbours.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sdseg_cli.config import RunConfig
+from sdseg_cli.config_file import from_dict
+from sdseg_cli.errors import ConfigError
+from sdseg_cli.imaging.files import check_writable, read_image, write_mask, write_probability
+from sdseg_cli.imaging.intensity import Normalisation
+from sdseg_cli.imaging.slices import Restore, SliceStack, to_stack
+from sdseg_cli.imaging.volume import Volume
+from sdseg_cli.model import diffusion
+from sdseg_cli.model.pretrained import load_strictly
+from sdseg_cli.model.sdseg import as_three_channels, build_sdseg
+from sdseg_cli.progress import Progress, silent
+from sdseg_cli.training.checkpoint import Checkpoint, RunDir
+from sdseg_cli.training.runtime import choose_device, placed, reduced_precision
+
+THRESHOLD = 0.5
+DEFAULT_BATCH = {"cpu": 8, "mps": 8, "cuda": 32}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one scan."""
+
+    case_id: str
+    probability: NDArray[np.float32]
+    """(S,256,256) in [0,1], on the model's planes: the Score map."""
+    restore: Restore
+    """The way back to the scan's grid."""
+    seed: int
+    seconds: float
+
+    def mask(self) -> NDArray[np.uint8]:
+        """(I,J,K), 0 or 1: the probability restored to the scan's own grid, then thresholded
+        there.
+        """
+        mask = np.zeros(self.restore.planes.stored_shape, np.uint8)
+        for k, plane in enumerate(self.probability):
+            native = self.restore.to_native(plane, k)
+            self.restore.place(mask, (native > THRESHOLD).astype(np.uint8), k)
+        return mask
+
+
+@dataclass(frozen=True)
+class PredictReport:
+    """What `predict_file` wrote."""
+
+    output: Path
+    run: Path
+    seed: int
+    slices: int
+    foreground_voxels: int
+    foreground_ml: float
+    seconds: float
+    probability: Path | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of `--json`."""
+        values: dict[str, Any] = {
+            "output": str(self.output),
+            "run": str(self.run),
+            "seed": self.seed,
+            "slices": self.slices,
+            "foreground_voxels": self.foreground_voxels,
+            "foreground_ml": round(self.foreground_ml, 3),
+            "seconds": round(self.seconds, 3),
+        }
+        if self.probability is not None:
+            values["probability"] = str(self.probability)
+        return values
+
+
+class Predictor:
+    """A trained run, ready to predict.
+
+    Args:
+        run: A run folder.
+        device: "auto", "cpu", "cuda" or "mps".
+        batch_size: Slices at a time; by default what suits the device. It changes speed and memory,
+        not the mask.
+
+    Raises:
+        WeightsError: The checkpoint is missing or damaged.
+        ConfigError: The device is not there, or the batch size is below 1.
+    """
+
+    def __init__(self, run: Path, *, device: str = "auto", batch_size: int | None = None) -> None:
+        self.run = run
+        self.device = choose_device(device)
+        self.batch_size = DEFAULT_BATCH[self.device.type] if batch_size is None else batch_size
+        if self.batch_size < 1:
+            raise ConfigError(f"--batch-size is {batch_size}.", "Give at least 1.")
+        checkpoint = Checkpoint.load(RunDir(run).best)
+        self.config = from_dict(checkpoint.config, RunConfig(), source=str(run))
+        self.step, self.data = checkpoint.step, checkpoint.data
+        self.normalisation = Normalisation.from_dict(checkpoint.data["normalisation"])
+        self.crop: str = checkpoint.data["crop"]
+        self.size: int = checkpoint.data["size"]
+        model = build_sdseg(self.config.model)
+        averaged = {f"unet.{name}": value for name, value in checkpoint.ema.items()}
+        load_strictly(model, {**checkpoint.weights, **averaged}, source=str(run))
+        model.latent_scale = checkpoint.latent_scale
+        model.eval().requires_grad_(False)
+        self.model = placed(model, self.device)
+
+    def stack(self, volume: Volume) -> SliceStack:
+        """The scan's slices, made as those the run was trained on."""
+        return to_stack(volume, self.normalisation, size=self.size, crop=self.crop)
+
+    def planes(
+        self, stack: SliceStack, *, seed: int = 0, steps: int = 1, progress: Progress = silent
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Probabilities, batch by batch.
+
+        Args:
+            stack: Of `stack`.
+            seed: Of the starting noise.
+            steps: Reverse steps; 1 is Eq. 2 from t = 999, more is DDIM.
+            progress: Told after each batch.
+
+        Yields:
+            Number of the first slice, and (n,256,256) float32 in [0,1].
+        """
+        total = len(stack)
+        for start in range(0, total, self.batch_size):
+            stop = min(start + self.batch_size, total)
+            yield (
+                start,
+                self._probability(stack.pixels(start, stop), range(start, stop), seed, steps),
+            )
+            progress(stop, total, "predicting slices")
+
+    @torch.inference_mode()
+    def _probability(
+        self, pixels: NDArray[np.float32], slices: range, seed: int, steps: int
+    ) -> NDArray[np.float32]:
+        image = as_three_channels(torch.from_numpy(pixels).to(self.device))
+        with reduced_precision(self.device):
+            zc = self.model.encode_image(
+                image.contiguous(memory_format=torch.channels_last)
+            ).float()
+        shape = self.model.latent_shape(*pixels.shape[-2:])
+        noise = diffusion.seeded_noise(seed, slices, shape).to(self.device)
+        z0 = diffusion.ddim(self.model.denoise, noise, zc, steps)  # one step: Eq. 2
+        with reduced_precision(self.device):
+            probability: NDArray[np.float32] = self.model.probability(z0).cpu().numpy()
+        return probability
+
+    def predict(
+        self,
+        volume: Volume,
+        *,
+        case_id: str = "scan",
+        seed: int = 0,
+        steps: int = 1,
+        progress: Progress = silent,
+    ) -> Prediction:
+        """Predict a scan in memory; see `planes` for the arguments."""
+        started = time.monotonic()
+        stack = self.stack(volume)
+        probability = np.empty((len(stack), self.size, self.size), np.float32)
+        for start, planes in self.planes(stack, seed=seed, steps=steps, progress=progress):
+            probability[start : start + len(planes)] = planes
+        return Prediction(case_id, probability, stack.restore, seed, time.monotonic() - started)
+
+
+def predict_file(
+    scan: Path,
+    output: Path,
+    predictor: Predictor,
+    *,
+    seed: int = 0,
+    steps: int = 1,
+    probability: Path | None = None,
+    progress: Progress = silent,
+) -> PredictReport:
+    """Predict one scan file and write its mask, and on request its probability.
+
+    Args:
+        scan: The image file.
+        output: The mask file; folders are made, an old file is replaced only by a complete one.
+        predictor: The trained run.
+        seed: Of the starting noise.
+        steps: Reverse steps.
+        probability: Where to write the probability on the scan's grid (uint8, scl_slope 1/255).
+        progress: Told after each batch.
+
+    Raises:
+        DataError: The scan cannot be read.
+        ConfigError: The output's name cannot be written to, or is the scan itself.
+    """
+    started = time.monotonic()
+    outputs = [path for path in (output, probability) if path is not None]
+    for path in outputs:
+        check_writable(path)
+        if path.exists() and scan.exists() and path.samefile(scan):
+            raise ConfigError(f"{path}: is the scan itself.", "Give -o and --prob other names.")
+    if len({path.absolute() for path in outputs}) < len(outputs):
+        raise ConfigError(f"{output}: is both mask and --prob.", "Give --prob another name.")
+    volume = read_image(scan)
+    stack = predictor.stack(volume)
+    shape = volume.geometry.shape
+    mask = np.zeros(shape, np.uint8)
+    map_u8 = None if probability is None else np.zeros(shape, np.uint8)
+    for start, planes in predictor.planes(stack, seed=seed, steps=steps, progress=progress):
+        for k, plane in enumerate(planes, start):
+            native = stack.restore.to_native(plane, k)
+            stack.restore.place(mask, (native > THRESHOLD).astype(np.uint8), k)
+            if map_u8 is not None:
+                stack.restore.place(map_u8, np.rint(native * 255).astype(np.uint8), k)
+    write_mask(output, mask, volume)
+    if probability is not None and map_u8 is not None:
+        write_probability(probability, map_u8, volume)
+    voxels = int(np.count_nonzero(mask))
+    return PredictReport(
+        output=output,
+        run=predictor.run,
+        seed=seed,
+        slices=len(stack),
+        foreground_voxels=voxels,
+        foreground_ml=voxels * float(np.prod(volume.geometry.spacing_mm)) / 1000,
+        seconds=time.monotonic() - started,
+        probability=probability,
+    )

@@ -1,0 +1,295 @@
+"""`sdseg prepare`: a data set of scans and label maps -> slices, a split and a manifest.
+
+The set is built beside its place and moved there whole: a killed run leaves its finished cases to
+the next one, a failed run leaves nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdseg_cli.datasets.manifest import (
+    Manifest,
+    PreparedCase,
+    checked_name,
+    checked_target,
+    slices_with,
+)
+from sdseg_cli.datasets.recognise import find_cases
+from sdseg_cli.datasets.spec import SPLITS, Case, DatasetSpec
+from sdseg_cli.datasets.split import Split, draw_split, read_split
+from sdseg_cli.datasets.staging import Staging
+from sdseg_cli.errors import ConfigError, DataError
+from sdseg_cli.filenames import natural_key
+from sdseg_cli.imaging.files import read_image
+from sdseg_cli.imaging.intensity import Normalisation, extent, guess_modality
+from sdseg_cli.imaging.prepared import BadCase, CaseJob, check_headers, finished
+from sdseg_cli.imaging.slices import CROPS
+from sdseg_cli.imaging.workers import available_cores, prepare_cases
+from sdseg_cli.progress import Progress, silent
+
+SIZE = 256
+"""Side of the model's squares in pixels."""
+
+Records = dict[str, dict[str, Any]]
+"""Case id -> what its case.json holds."""
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """What `prepare` made.
+
+    Attributes:
+        manifest: The manifest file.
+        cases: Number of cases by split.
+        slices: Number of slices of all cases.
+        skipped: Cases left out: {"case", "code", "why"}.
+    """
+
+    manifest: Path
+    cases: dict[str, int]
+    slices: int
+    skipped: tuple[dict[str, str], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "manifest": str(self.manifest),
+            "cases": self.cases,
+            "slices": self.slices,
+            "skipped": list(self.skipped),
+        }
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The checked options of one call."""
+
+    spec: DatasetSpec
+    source: Path
+    name: str
+    target: tuple[int, ...] | None
+    split_file: Path | None
+    seed: int
+    window: tuple[float, float] | None
+    crop: str
+    workers: int
+    skip_bad: bool
+
+
+def prepare(
+    src: Path,
+    workspace: Path,
+    *,
+    dataset: str | None = None,
+    name: str | None = None,
+    target: tuple[int, ...] | None = None,
+    split_file: Path | None = None,
+    window: tuple[float, float] | None = None,
+    image_glob: str | None = None,
+    label_glob: str | None = None,
+    crop: str = "none",
+    workers: int | None = None,
+    skip_bad: bool = False,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> PrepareReport:
+    """Prepare a data set, or finish what a killed run left.
+
+    Args:
+        src: Folder of the data set.
+        workspace: `prepared/<name>/` is made in it.
+        dataset: Adapter; recognised by the layout when absent.
+        name: Name of the prepared set; default the adapter's, or for "folder" the folder's.
+        target: Labels that count as foreground; default the adapter's.
+        split_file: Who trains, validates and tests; drawn when absent.
+        window: Values (HU) that become -1 and +1; default the adapter's, else by modality.
+        image_glob: Pattern of the scans relative to `src`; with `label_glob`.
+        label_glob: Pattern of the label maps.
+        crop: "none", or "body" for a square around the body in each slice.
+        workers: Processes; default one per core. The result does not depend on it.
+        skip_bad: Leave faulty cases out instead of stopping.
+        seed: Of the split.
+        progress: Told of each case.
+
+    Raises:
+        ConfigError: An option makes no sense.
+        DataError: No cases, too few, or a faulty one; then nothing is left behind.
+        RunError: The disk refused.
+    """
+    if crop not in CROPS:
+        raise ConfigError(f"--crop {crop} is unknown.", f"Use one of {', '.join(CROPS)}.")
+    spec, cases = find_cases(src, dataset, image_glob, label_glob)
+    name = checked_name(name or (src.resolve().name if spec.name == "folder" else spec.name))
+    target = spec.target if target is None else checked_target(target)
+    cores = available_cores() if workers is None else max(1, workers)
+    plan = _Plan(spec, src.resolve(), name, target, split_file, seed, window, crop, cores, skip_bad)
+    return _carry_out(plan, cases, Staging(workspace.absolute() / "prepared" / name), progress)
+
+
+def _carry_out(
+    plan: _Plan, cases: list[Case], staging: Staging, progress: Progress
+) -> PrepareReport:
+    ids = [case.id for case in cases]
+    split = _split(plan, ids, ids)
+    listed = [case for case in cases if case.id in split.of]
+    # Headers first: a mask of another shape is found before minutes of work.
+    found = [check_headers(case.id, case.image, case.label) for case in listed]
+    bad = [fault for fault in found if fault]
+    usable = _without(listed, bad, plan.skip_bad)
+    modality, normalisation = _normalisation(plan, usable)
+    jobs = [
+        CaseJob(case.id, case.image, case.label, normalisation, plan.crop, SIZE)
+        for case in usable
+        if case.label
+    ]
+    try:
+        records, kept, late = _records(jobs, staging, plan, progress)
+        usable = _without(usable, late, plan.skip_bad)
+        split = _split(plan, ids, [case.id for case in usable])
+        entries = tuple(_entry(case, records[case.id], split, plan.target) for case in usable)
+        manifest = Manifest(
+            root=staging.final,
+            name=plan.name,
+            adapter=plan.spec.name,
+            modality=modality,
+            source=plan.source,
+            target=plan.target,
+            labels=_labels(records),
+            normalisation=normalisation.to_dict(),
+            crop=plan.crop,
+            size=SIZE,
+            split=split.to_dict(),
+            entries=entries,
+        )
+        _check_foreground(manifest)
+        if len(kept) < len(entries) or not staging.is_current(manifest.to_text()):
+            staging.publish(manifest.to_text(), set(records) - kept, kept)
+    except Exception:
+        # An interrupt is no Exception: what is finished then waits for the next run.
+        staging.discard()
+        raise
+    return _report(manifest, [*bad, *late], [id for id in ids if id not in split.of])
+
+
+def _records(
+    jobs: Sequence[CaseJob], staging: Staging, plan: _Plan, progress: Progress
+) -> tuple[Records, set[str], list[BadCase]]:
+    """Prepare what is not done yet.
+
+    Returns:
+        The records; the cases that lie in the set in place; the faulty cases.
+    """
+    building, final = staging.building / "cases", staging.final / "cases"
+    records = {job.id: record for job in jobs if (record := finished(job, final))}
+    kept = set(records)
+    for job in jobs:
+        if job.id not in kept and (record := finished(job, building)):
+            records[job.id] = record
+    todo = [job for job in jobs if job.id not in records]
+    bad: list[BadCase] = []
+    progress(len(records), len(jobs), "checking what is done")
+    with closing(prepare_cases(todo, building, plan.workers)) as results:
+        for done, (job, result) in enumerate(zip(todo, results, strict=True), len(records) + 1):
+            if isinstance(result, BadCase):
+                if not plan.skip_bad:
+                    raise result.error
+                bad.append(result)
+            else:
+                records[job.id] = result
+            progress(done, len(jobs), f"case {job.id}")
+    return records, kept, bad
+
+
+def _split(plan: _Plan, ids: Collection[str], left: Collection[str]) -> Split:
+    """The split of the cases that are left of all ids."""
+    if plan.split_file is None:
+        return draw_split(left, plan.seed, plan.spec.test_ids)
+    split = read_split(plan.split_file, ids, plan.seed).among(left)
+    for name in ("train", "val"):
+        if not split.ids(name):
+            raise DataError(
+                f"No usable {name} case is left of {plan.split_file}.",
+                "Repair the skipped cases, or name others in the split file.",
+            )
+    return split
+
+
+def _normalisation(plan: _Plan, cases: Sequence[Case]) -> tuple[str, Normalisation]:
+    """Modality and normalisation, from the options, the adapter, or the first readable scan."""
+    modality = plan.spec.modality
+    for case in cases:
+        if modality:
+            break
+        try:
+            modality = guess_modality(extent(read_image(case.image)))
+        except DataError:
+            continue  # Its own check will name it.
+    modality = modality or "MR/other"
+    window = plan.window or plan.spec.window_hu
+    if window:
+        return modality, Normalisation("window", *window)
+    return modality, Normalisation.for_modality(modality)
+
+
+def _without(cases: list[Case], bad: Sequence[BadCase], skip_bad: bool) -> list[Case]:
+    if bad and not skip_bad:
+        raise bad[0].error
+    faulty = {fault.id for fault in bad}
+    left = [case for case in cases if case.id not in faulty]
+    if not left:
+        raise DataError("No usable case is left.", bad[0].error.message)
+    return left
+
+
+def _entry(
+    case: Case, record: dict[str, Any], split: Split, target: tuple[int, ...] | None
+) -> PreparedCase:
+    if case.label is None:
+        raise ValueError(f"case {case.id} has no label")
+    across, down, along = record["spacing_mm"]
+    return PreparedCase(
+        id=case.id,
+        split=split.of[case.id],
+        image=case.image.absolute(),
+        label=case.label.absolute(),
+        slices=record["slices"],
+        folder=f"cases/{case.id}",
+        foreground_slices=len(slices_with(record["label_slices"], target)),
+        spacing_mm=(across, down, along),
+    )
+
+
+def _labels(records: Records) -> tuple[int, ...]:
+    return tuple(
+        sorted({int(label) for case in records.values() for label in case["label_slices"]})
+    )
+
+
+def _check_foreground(manifest: Manifest) -> None:
+    if not any(case.foreground_slices for case in manifest.entries):
+        present = ", ".join(map(str, manifest.labels)) or "none"
+        raise DataError(
+            f"{manifest.source}: no case has foreground (labels present: {present}).",
+            "Choose labels that occur with --target.",
+        )
+
+
+def _report(manifest: Manifest, bad: Sequence[BadCase], unlisted: Sequence[str]) -> PrepareReport:
+    skipped = [{"case": case.id, "code": case.code, "why": case.error.message} for case in bad]
+    faulty = {case.id for case in bad}
+    skipped += [
+        {"case": id, "code": "split", "why": "not named in the split file"}
+        for id in unlisted
+        if id not in faulty
+    ]
+    return PrepareReport(
+        manifest=manifest.path,
+        cases={name: len(manifest.cases(name)) for name in SPLITS},
+        slices=sum(case.slices for case in manifest.entries),
+        skipped=tuple(sorted(skipped, key=lambda entry: natural_key(entry["case"]))),
+    )

@@ -1,0 +1,1 @@
+"""Results as files: tables (CSV, JSON), kept masks and pictures."""

@@ -1,0 +1,232 @@
+"""Pictures a person judges a result by: scan, reference, prediction and probability of one slice.
+
+Planes are drawn as a radiologist sees them (front up, the patient's right on the left), with pixels
+of their true proportions.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdseg_cli.imaging.slices import Restore
+from sdseg_cli.imaging.volume import Volume
+from sdseg_cli.report.drawing import (
+    INK,
+    PANEL_INCHES,
+    PAPER,
+    PREDICTION_COLOUR,
+    REFERENCE_COLOUR,
+    MaskPlane,
+    Plane,
+    bare,
+    chart,
+    colour_bar,
+    legend,
+    mark_orientation,
+    mark_scale,
+    new_figure,
+    save_figure,
+    show_contour,
+    show_plane,
+    view_mm,
+    zoom,
+)
+
+_LINE_COLOURS = ("#e6e9ee", "#35d0ff", "#ff9a2e", "#9be564")
+
+
+@dataclass(frozen=True, eq=False)
+class CasePlane:
+    """One axial slice of one case, ready to draw. All planes are (rows, columns), canonical."""
+
+    case_id: str
+    heading: str
+    """What the row is about, for example "best"."""
+    dice: float | None
+    slice_index: int
+    """From the feet, 0-based."""
+    slices: int
+    image: Plane
+    """Values of the scan (HU for CT)."""
+    reference: MaskPlane
+    prediction: MaskPlane
+    probability: Plane
+    """In [0,1]."""
+    window: tuple[float, float]
+    """The values drawn black and white."""
+    pixel_mm: tuple[float, float]
+    """Height and width of a pixel."""
+
+
+def case_plane(
+    case_id: str,
+    heading: str,
+    volume: Volume,
+    reference: NDArray[np.bool_],
+    prediction: NDArray[np.bool_],
+    probability: NDArray[np.float32],
+    restore: Restore,
+    *,
+    dice: float | None,
+    window: tuple[float, float],
+) -> CasePlane:
+    """Cut the telling slice out of a case: the one with the largest reference area.
+
+    Without a reference the largest predicted area decides; with neither, it is the middle slice.
+
+    Args:
+        case_id: The case.
+        heading: What the row is about, for example "best".
+        volume: The scan, (I,J,K).
+        reference: (I,J,K) bool, on the scan's grid.
+        prediction: (I,J,K) bool, on the scan's grid.
+        probability: (S,256,256) in [0,1], the model's planes.
+        restore: The way from the model's planes to the scan.
+        dice: Of the whole case; None where it is undefined.
+        window: The scan's values drawn black and white.
+
+    Returns:
+        The slice, ready for `save_cases`.
+    """
+    k = telling_slice(reference, prediction, restore)
+    height_mm, width_mm, _ = restore.planes.spacing_mm
+    return CasePlane(
+        case_id=case_id,
+        heading=heading,
+        dice=dice,
+        slice_index=k,
+        slices=restore.slices,
+        image=volume.values(restore.canonical_plane(volume.array, k)),
+        reference=np.array(restore.canonical_plane(reference, k)),
+        prediction=np.array(restore.canonical_plane(prediction, k)),
+        probability=restore.to_native(probability[k], k),
+        window=window,
+        pixel_mm=(height_mm, width_mm),
+    )
+
+
+def telling_slice(
+    reference: NDArray[np.bool_], prediction: NDArray[np.bool_], restore: Restore
+) -> int:
+    """The slice with the largest reference area, else predicted area, else the middle one."""
+    for mask in (reference, prediction):
+        areas = [
+            int(np.count_nonzero(restore.canonical_plane(mask, k))) for k in range(restore.slices)
+        ]
+        if max(areas) > 0:
+            return int(np.argmax(areas))
+    return restore.slices // 2
+
+
+def save_cases(path: Path, rows: Sequence[CasePlane]) -> None:
+    """Draw one row per case (scan, reference, prediction, probability) and write a PNG, atomically.
+
+    Args:
+        path: The .png file; missing folders are made.
+        rows: At least one slice.
+
+    Raises:
+        RunError: The disk refused.
+        ValueError: No rows.
+    """
+    if not rows:
+        raise ValueError("a picture of no cases")
+    figure = new_figure(4 * PANEL_INCHES + 0.6, len(rows) * (PANEL_INCHES + 0.55) + 0.35)
+    parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
+    for row, part in zip(rows, parts, strict=True):
+        part.set_facecolor(PAPER)
+        part.suptitle(_title(row), color=INK, fontsize=12, x=0.012, ha="left")
+        _draw_row(part, row)
+    save_figure(figure, path)
+
+
+def _title(row: CasePlane) -> str:
+    dice = "undefined" if row.dice is None else f"{row.dice:.3f}"
+    heading = f"{row.heading}:  " if row.heading else ""
+    return f"{heading}{row.case_id}    Dice {dice}    slice {row.slice_index + 1} of {row.slices}"
+
+
+def _draw_row(part: Any, row: CasePlane) -> None:
+    scan, reference, prediction, probability = part.subplots(1, 4)
+    bare(scan, "scan")
+    bare(reference, "reference", REFERENCE_COLOUR)
+    bare(prediction, "prediction (dashed)", PREDICTION_COLOUR)
+    bare(probability, "probability")
+    for axes in (scan, reference, prediction):
+        show_plane(axes, row.image, row.pixel_mm, cmap="gray", limits=row.window)
+    show_contour(reference, row.reference, row.pixel_mm, REFERENCE_COLOUR)
+    show_contour(prediction, row.reference, row.pixel_mm, REFERENCE_COLOUR, width=0.9)
+    show_contour(prediction, row.prediction, row.pixel_mm, PREDICTION_COLOUR, dashed=True)
+    drawn = show_plane(
+        probability, row.probability, row.pixel_mm, cmap="inferno", limits=(0.0, 1.0)
+    )
+    show_contour(probability, row.reference, row.pixel_mm, REFERENCE_COLOUR, width=0.9)
+    colour_bar(part, drawn, probability)
+    view = view_mm(row.reference | row.prediction, row.image > row.window[0], row.pixel_mm)
+    for axes in (scan, reference, prediction, probability):
+        zoom(axes, view)
+    mark_orientation(scan)
+    mark_scale(scan, view)
+
+
+def training_curve(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Draw the loss terms (raw faint, smoothed strong) and the validation Dice against the step.
+
+    Args:
+        rows: Lines of `log.jsonl`: `step` with `loss` and its terms `loss_...`, or with `val_dice`.
+        path: The .png file; missing folders are made.
+
+    Raises:
+        RunError: The disk refused.
+    """
+    lines = list(rows)
+    terms = sorted({key for row in lines for key in row if key.startswith("loss")})
+    figure = new_figure(8.5, 6.0)
+    loss_axes, dice_axes = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    chart(loss_axes, "Loss", "")
+    for term, colour in zip(terms, itertools.cycle(_LINE_COLOURS)):
+        steps, values = _series(lines, term)
+        if not (values > 0).any():  # a switched-off term is 0 throughout: no logarithm
+            continue
+        loss_axes.plot(steps, values, color=colour, alpha=0.22, linewidth=0.8)
+        loss_axes.plot(steps, smoothed(values), color=colour, linewidth=1.8, label=term)
+        loss_axes.set_yscale("log", nonpositive="mask")
+    if loss_axes.get_legend_handles_labels()[0]:
+        legend(loss_axes)
+    chart(dice_axes, "Validation Dice", "step")
+    steps, values = _series(lines, "val_dice")
+    if steps.size:
+        dice_axes.plot(steps, values, color=PREDICTION_COLOUR, marker="o", markersize=3.5)
+        best = int(np.argmax(values))
+        name = f"best {values[best]:.3f} at step {int(steps[best])}"
+        style = {"color": INK, "markersize": 11, "fillstyle": "none", "linestyle": "none"}
+        dice_axes.plot(steps[best], values[best], marker="o", label=name, **style)
+        legend(dice_axes)
+    dice_axes.set_ylim(0, 1)
+    save_figure(figure, path)
+
+
+def _series(
+    rows: Sequence[Mapping[str, Any]], key: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Steps and finite values of the rows that have the key."""
+    pairs = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+    table = np.asarray(pairs, dtype=np.float64).reshape(-1, 2)
+    table = table[np.isfinite(table[:, 1])]
+    return table[:, 0], table[:, 1]
+
+
+def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A centred running mean over a fiftieth of the curve; narrower windows at both ends."""
+    half = len(values) // 100
+    sums = np.concatenate(([0.0], np.cumsum(values)))
+    index = np.arange(len(values))
+    start, stop = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
+    return np.asarray((sums[stop] - sums[start]) / (stop - start), dtype=np.float64)

@@ -1,0 +1,195 @@
+"""The training loop, in order: data, networks, step, validation, checkpoint.
+
+To resume, run the same command again: all that is drawn in a step is a function of (seed, step).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdseg_cli.atomic import replacing
+from sdseg_cli.config import RunConfig
+from sdseg_cli.config_file import differing_keys, to_toml
+from sdseg_cli.datasets.manifest import Manifest
+from sdseg_cli.errors import ConfigError, DataError, WeightsError
+from sdseg_cli.model.pretrained import (
+    load_autoencoder,
+    load_tiny_autoencoder,
+    start_vision_encoder,
+)
+from sdseg_cli.model.sdseg import as_three_channels, build_sdseg
+from sdseg_cli.progress import Progress, silent
+from sdseg_cli.training.batches import PreparedSlices, draw_positions
+from sdseg_cli.training.checkpoint import Checkpoint, RunDir, config_values, truncate_log
+from sdseg_cli.training.runtime import choose_device, stop_signals
+from sdseg_cli.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """How a call of `train` ended."""
+
+    run: Path
+    step: int
+    seconds: float
+    """Of this call."""
+    best: dict[str, Any]
+    """`{"step": ..., "val_dice": ...}`."""
+    state: str
+    """"finished" or "stopped"."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of `--json`."""
+        best = self.best or {"step": None, "val_dice": None}
+        return {
+            "run": str(self.run),
+            "step": self.step,
+            "seconds": round(self.seconds, 3),
+            "best": best,
+            "state": self.state,
+        }
+
+
+def train(
+    config: RunConfig,
+    manifest: Manifest,
+    run: RunDir,
+    *,
+    device: str = "auto",
+    autoencoder: Path | None = None,
+    progress: Progress = silent,
+) -> TrainReport:
+    """Train SDSeg on a prepared set, or go on where the run stopped.
+
+    Args:
+        config: Every setting.
+        manifest: The prepared set; only its train and val cases are read.
+        run: Where to write; a run that is there is resumed if it has the same settings.
+        device: "auto", "cpu", "cuda" or "mps".
+        autoencoder: Weights of the frozen autoencoder (kl-f8), for presets other than `tiny`.
+        progress: Told after each step.
+
+    Returns:
+        What was reached. SIGINT and SIGTERM save and return with state "stopped".
+
+    Raises:
+        ConfigError: The run folder holds a run with other settings.
+        DataError: The prepared set lacks train or val cases, or is damaged.
+        WeightsError: The autoencoder is missing or the checkpoint damaged.
+        RunError: The loss became NaN or infinite.
+    """
+    started = time.monotonic()
+    target_device = choose_device(device)
+    slices = _open_split(manifest, "train")
+    fixed = _open_split(manifest, "val")
+    state = _resume(config, manifest, run) or _start(config, manifest, slices, autoencoder)
+    loop = Trainer(config, state, target_device)
+    truncate_log(run.log_file, state.step)
+    with replacing(run.config_file) as temporary:
+        temporary.write_text(to_toml(config), encoding="utf-8")
+    _write_status(run, "running", state)
+    with stop_signals() as stop, run.log_file.open("a", encoding="utf-8") as log:
+        while loop.step < config.train.steps and not stop.is_set():
+            _log(log, loop.train_step(slices))
+            last = loop.step == config.train.steps
+            if loop.step % config.train.validate_every == 0 or last:
+                dice = loop.validate(fixed)
+                _log(log, {"step": loop.step, "val_dice": dice})
+                if dice > loop.best.get("val_dice", -1.0):
+                    loop.best = {"step": loop.step, "val_dice": dice}
+                    loop.checkpoint(state.data, resumable=False).save(run.best)
+                _draw_curve(run)
+            if loop.step % config.train.checkpoint_every == 0 or last:
+                loop.checkpoint(state.data, resumable=True).save(run.last)
+                _write_status(run, "running", loop)
+            progress(loop.step, config.train.steps, loop.summary())
+        if stop.is_set():
+            loop.checkpoint(state.data, resumable=True).save(run.last)
+    finished = "finished" if loop.step >= config.train.steps else "stopped"
+    _write_status(run, finished, loop)
+    return TrainReport(run.path, loop.step, time.monotonic() - started, loop.best, finished)
+
+
+def _open_split(manifest: Manifest, split: str) -> PreparedSlices:
+    folders = [manifest.root / case.folder for case in manifest.cases(split)]
+    if not folders:
+        raise DataError(
+            f"{manifest.name}: no {split} case.", "Prepare it again with at least 3 cases."
+        )
+    return PreparedSlices(folders, manifest.is_foreground)
+
+
+def _start(
+    config: RunConfig, manifest: Manifest, slices: PreparedSlices, autoencoder: Path | None
+) -> Checkpoint:
+    """Step 0: fresh networks around a trained autoencoder, and the latent scale of the first
+    batch.
+    """
+    torch.manual_seed(config.seed)
+    model = build_sdseg(config.model)
+    if autoencoder is not None:
+        load_autoencoder(model.autoencoder, autoencoder)
+    elif config.preset == "tiny":
+        load_tiny_autoencoder(model.autoencoder)
+    else:
+        raise WeightsError(
+            f"preset {config.preset} needs the weights of its autoencoder (kl-f8).",
+            "Give them with --autoencoder FILE (.ckpt or .safetensors), or use --preset tiny.",
+        )
+    start_vision_encoder(model)
+    positions = draw_positions(
+        slices,
+        seed=config.seed,
+        step=0,
+        batch_size=config.train.batch_size,
+        foreground_fraction=config.train.foreground_fraction,
+    )
+    mask = as_three_channels(slices.batch(positions).foreground.float() * 2 - 1)
+    spread_of_latent = float(model.encode_mask(mask).std())
+    return Checkpoint(
+        step=0,
+        config=config_values(config),
+        data=manifest.inference_settings(),
+        latent_scale=1 / max(spread_of_latent, 1e-6),
+        weights=model.state_dict(),
+        ema=model.unet.state_dict(),
+    )
+
+
+def _resume(config: RunConfig, manifest: Manifest, run: RunDir) -> Checkpoint | None:
+    if not run.last.exists():
+        return None
+    changed = [k for k in differing_keys(run.config(), config) if k != "train.steps"]
+    checkpoint = Checkpoint.load(run.last)
+    if checkpoint.data != manifest.inference_settings():
+        changed.append("the prepared data")
+    if changed:
+        raise ConfigError(
+            f"{run.path} holds a run with other settings: {', '.join(changed)}.",
+            "Give a new folder with --run, or the old settings to go on.",
+        )
+    return checkpoint
+
+
+def _log(log: Any, row: dict[str, float]) -> None:
+    log.write(json.dumps(row) + "\n")
+    log.flush()
+
+
+def _write_status(run: RunDir, state: str, at: Trainer | Checkpoint) -> None:
+    with replacing(run.status_file) as temporary:
+        values = {"state": state, "step": at.step, "best": at.best}
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _draw_curve(run: RunDir) -> None:
+    from sdseg_cli.report.pictures import training_curve
+
+    lines = run.log_file.read_text(encoding="utf-8").splitlines()
+    training_curve([json.loads(line) for line in lines], run.curve)

@@ -1,0 +1,1 @@
+"""What the training loop takes from the shelf: batches, checkpoints, the device, made-up shapes."""

@@ -1,0 +1,130 @@
+"""Prepared slices -> batches. Everything drawn is a function of (seed, step), so a resumed run
+draws the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sdseg_cli.errors import DataError
+
+ForegroundRule = Callable[[NDArray[np.integer]], NDArray[np.bool_]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch on the CPU."""
+
+    image: Tensor
+    """(B,H,W) float32 in [-1,1]."""
+    foreground: Tensor
+    """(B,H,W) bool."""
+
+
+class PreparedSlices:
+    """The slices of some cases, memory-mapped: opening them reads nothing but the labels once.
+
+    Args:
+        folders: One per case: `pixels.npy` (S,H,W) float16, `labels.npy` (S,H,W) integer.
+        is_foreground: Labels -> bool, same shape: the manifest's rule.
+
+    Raises:
+        DataError: An array is missing or damaged, or there is no case.
+    """
+
+    def __init__(self, folders: Sequence[Path], is_foreground: ForegroundRule) -> None:
+        if not folders:
+            raise DataError("no case to read slices from.", "Check the split in the manifest.")
+        self._is_foreground = is_foreground
+        self._pixels = [_mapped(folder / "pixels.npy") for folder in folders]
+        self._labels = [_mapped(folder / "labels.npy") for folder in folders]
+        self.places = [(c, k) for c, pixels in enumerate(self._pixels) for k in range(len(pixels))]
+        """Position in this sequence -> (case, slice)."""
+        self.with_foreground = [
+            i for i, (c, k) in enumerate(self.places) if is_foreground(self._labels[c][k]).any()
+        ]
+        """Positions of the slices that have foreground."""
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def batch(self, positions: Sequence[int]) -> Batch:
+        """The slices at these positions."""
+        places = [self.places[i] for i in positions]
+        image = np.stack([self._pixels[c][k] for c, k in places]).astype(np.float32)
+        foreground = np.stack([self._is_foreground(self._labels[c][k]) for c, k in places])
+        return Batch(torch.from_numpy(image), torch.from_numpy(foreground))
+
+
+def _mapped(path: Path) -> NDArray[np.generic]:
+    try:
+        array: NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"{path}: prepared array is missing or damaged ({error}).",
+            "Run `sdseg prepare` again; it redoes what is missing.",
+        ) from error
+    return array
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The source of everything random in optimiser step `step`: slices, flips, t and noise."""
+    return torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + step * 2 + 1) % 2**63)
+
+
+def draw_positions(
+    slices: PreparedSlices, *, seed: int, step: int, batch_size: int, foreground_fraction: float
+) -> list[int]:
+    """Which slices make up the batch of step `step` (from 0).
+
+    With `foreground_fraction` 0 every slice comes once per epoch, in an order shuffled by (seed,
+    epoch). Otherwise each place in the batch is drawn from the slices with foreground with that
+    probability, from all others else.
+    """
+    if foreground_fraction == 0 or not slices.with_foreground:
+        return _epoch_positions(len(slices), seed, step, batch_size)
+    generator = step_generator(seed, step)
+    chosen = []
+    for _ in range(batch_size):
+        foreground = torch.rand((), generator=generator).item() < foreground_fraction
+        pool: Sequence[int] = slices.with_foreground if foreground else range(len(slices))
+        chosen.append(pool[int(torch.randint(len(pool), (), generator=generator))])
+    return chosen
+
+
+def _epoch_positions(count: int, seed: int, step: int, batch_size: int) -> list[int]:
+    orders: dict[int, list[int]] = {}
+    chosen = []
+    for drawn in range(step * batch_size, (step + 1) * batch_size):
+        epoch, place = divmod(drawn, count)
+        if epoch not in orders:
+            shuffle = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+            orders[epoch] = torch.randperm(count, generator=shuffle).tolist()
+        chosen.append(orders[epoch][place])
+    return chosen
+
+
+def flipped(batch: Batch, directions: str, generator: torch.Generator) -> Batch:
+    """Each slice flipped with probability 1/2 per letter: h left-right, v up-down."""
+    image, foreground = batch.image, batch.foreground
+    for letter, axis in (("h", -1), ("v", -2)):
+        if letter in directions:
+            turn = torch.rand(len(image), generator=generator)[:, None, None] < 0.5
+            image = torch.where(turn, image.flip(axis), image)
+            foreground = torch.where(turn, foreground.flip(axis), foreground)
+    return Batch(image, foreground)
+
+
+def spread(slices: PreparedSlices, limit: int) -> list[int]:
+    """At most `limit` positions, evenly over all: the fixed validation slices."""
+    count = len(slices)
+    if count <= limit:
+        return list(range(count))
+    return [int((i + 0.5) * count / limit) for i in range(limit)]

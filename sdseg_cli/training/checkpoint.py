@@ -1,0 +1,202 @@
+"""A run on disk.
+
+RunDir/
+  config.toml        every setting
+  log.jsonl          one line per optimiser step, and one per validation
+  status.json        state (running, stopped, finished), step, best
+  checkpoints/       last.pt (everything, to resume), best.pt (what prediction needs)
+  predictions/  report/
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdseg_cli.atomic import replacing
+from sdseg_cli.config import RunConfig
+from sdseg_cli.config_file import load_toml
+from sdseg_cli.errors import ConfigError, RunError, WeightsError
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Where a run keeps its files."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def log_file(self) -> Path:
+        return self.path / "log.jsonl"
+
+    @property
+    def status_file(self) -> Path:
+        return self.path / "status.json"
+
+    @property
+    def last(self) -> Path:
+        return self.path / "checkpoints" / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "checkpoints" / "best.pt"
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / "predictions"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report"
+
+    @property
+    def curve(self) -> Path:
+        return self.report / "training.png"
+
+    def config(self) -> RunConfig:
+        """The settings this run was started with."""
+        return load_toml(self.config_file, RunConfig())
+
+    def status(self) -> dict[str, Any]:
+        """`{"state": ..., "step": ..., "best": {...}}`; empty if the run has not saved yet."""
+        try:
+            status = json.loads(self.status_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return status if isinstance(status, dict) else {}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything a run is, at one step.
+
+    `optimizer` is empty in `best.pt`. There is no state of random generators and no sampler
+    position: all that is drawn in a step is a function of (seed, step).
+    """
+
+    step: int
+    config: dict[str, Any]
+    """`dataclasses.asdict` of the RunConfig."""
+    data: dict[str, Any]
+    """How the slices were made: manifest path, split hash, normalisation, crop, size, target."""
+    latent_scale: float
+    weights: dict[str, torch.Tensor]
+    """SDSeg, with the U-Net as trained."""
+    ema: dict[str, torch.Tensor]
+    """The averaged U-Net."""
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def save(self, path: Path) -> None:
+        """Write to a temporary name, then rename."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            torch.save(values, file)
+
+    @classmethod
+    def load(cls, path: Path) -> Checkpoint:
+        """Read a checkpoint; no code in it is ever run.
+
+        Raises:
+            WeightsError: Missing, damaged, or of another format.
+        """
+        try:
+            values = torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint = cls(**values)
+        except FileNotFoundError as error:
+            raise WeightsError(
+                f"{path}: no such checkpoint.", "Train first, or check --run."
+            ) from error
+        except (
+            OSError,
+            RuntimeError,
+            EOFError,
+            TypeError,
+            ValueError,
+            pickle.UnpicklingError,
+        ) as error:
+            raise WeightsError(
+                f"{path}: damaged, or no checkpoint of sdseg.",
+                "Delete it and run the same `sdseg train` command again.",
+            ) from error
+        if checkpoint.format_version != FORMAT_VERSION:
+            raise WeightsError(
+                f"{path}: checkpoint format {checkpoint.format_version}, not {FORMAT_VERSION}.",
+                "Use the sdseg version that wrote it.",
+            )
+        return checkpoint
+
+
+def config_values(config: RunConfig) -> dict[str, Any]:
+    """The configuration as nested dictionaries of plain values (tuples as lists)."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return values
+
+
+def find_run(workspace: Path, run: Path | None) -> RunDir:
+    """The run asked for, or the newest finished one, or the newest stopped one.
+
+    Args:
+        workspace: Folder that holds `runs/`.
+        run: A run folder, a path below `runs/`, or None.
+
+    Raises:
+        ConfigError: There is no such run, or none yet.
+    """
+    runs = workspace / "runs"
+    if run is not None:
+        there = [run, runs / run, *runs.glob(f"*/{run.name}")]
+        for path in there:
+            if RunDir(path).best.is_file():
+                return RunDir(path)
+        if any(RunDir(path).config_file.is_file() for path in there):
+            raise ConfigError(
+                f"run {run} has no checkpoint to predict with yet.",
+                "Let it reach its first validation, or run the same `sdseg train` command again.",
+            )
+        raise ConfigError(f"{run}: no run there.", "Give --run a folder that `sdseg train` made.")
+    found = [RunDir(path.parent.parent) for path in runs.glob("*/*/checkpoints/best.pt")]
+    if not found:
+        raise ConfigError(f"no run yet in {runs}.", "Train one: sdseg train --dataset NAME.")
+
+    def rank(candidate: RunDir) -> tuple[bool, float]:
+        finished = candidate.status().get("state") == "finished"
+        return finished, candidate.best.stat().st_mtime
+
+    return max(found, key=rank)
+
+
+def truncate_log(path: Path, step: int) -> None:
+    """Drop the lines past `step`, so that after a resume every step stands once.
+
+    Raises:
+        RunError: A line before the last is no JSON.
+    """
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept = []
+    for number, line in enumerate(lines):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError) as error:
+            if number < len(lines) - 1:  # the last line may be cut off by a kill
+                raise RunError(
+                    f"{path}: line {number + 1} is damaged.",
+                    "Delete the run folder and train again.",
+                ) from error
+    with replacing(path) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")
