@@ -155,8 +155,8 @@ _TINY = RunConfig(
             channels=8, channel_mult=(1, 2, 4, 12), blocks_per_level=1, norm_groups=8
         ),
         unet=UNetConfig(
-            model_channels=64,
-            channel_mult=(1, 2, 2),
+            model_channels=32,
+            channel_mult=(1, 2, 4),
             blocks_per_level=1,
             attention_levels=(1, 2),
             heads=4,

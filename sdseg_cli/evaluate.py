@@ -257,19 +257,12 @@ def evaluate_folders(
     for done, (name, file) in enumerate(references.items(), start=1):
         mask, label = read_labels(masks[name]), read_labels(file)
         require_same_grid(name, "prediction", mask, "reference", label)
-        spacing_mm = label.geometry.spacing_mm
         truth = foreground(label.array, target)
-        results.append(score_case(name, mask.array != 0, truth, spacing_mm))
+        results.append(score_case(name, mask.array != 0, truth, label.geometry.spacing_mm))
         progress(done, len(references), f"case {name}")
     extra = [name for name in masks if name not in references]
-    found = EvaluateReport(
-        run=None,
-        split=None,
-        grid="native",
-        protocol="standard",
-        cases=tuple(results),
-        notes=(f"not scored, no reference: {_list(extra)}",) if extra else (),
-    )
+    notes = (f"not scored, no reference: {_list(extra)}",) if extra else ()
+    found = EvaluateReport(None, None, "native", "standard", tuple(results), notes=notes)
     return found if report is None else replace(found, files=found.write(report))
 
 

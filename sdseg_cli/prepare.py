@@ -1,7 +1,7 @@
 """`sdseg prepare`: a data set of scans and label maps -> slices, a split and a manifest.
 
 The set is built beside its place and moved there whole: a killed run leaves its finished cases to
-the next one, a failed run leaves nothing.
+the next one, wrong input leaves nothing.
 """
 
 from __future__ import annotations
@@ -169,8 +169,8 @@ def _carry_out(
         _check_foreground(manifest)
         if len(kept) < len(entries) or not staging.is_current(manifest.to_text()):
             staging.publish(manifest.to_text(), set(records) - kept, kept)
-    except Exception:
-        # An interrupt is no Exception: what is finished then waits for the next run.
+    except (ConfigError, DataError):
+        # After an interrupt or a full disk, finished cases wait for the next run instead.
         staging.discard()
         raise
     return _report(manifest, [*bad, *late], [id for id in ids if id not in split.of])
@@ -192,7 +192,7 @@ def _records(
             records[job.id] = record
     todo = [job for job in jobs if job.id not in records]
     bad: list[BadCase] = []
-    progress(len(records), len(jobs), "checking what is done")
+    progress(len(records), len(jobs), "done before")
     with closing(prepare_cases(todo, building, plan.workers)) as results:
         for done, (job, result) in enumerate(zip(todo, results, strict=True), len(records) + 1):
             if isinstance(result, BadCase):

@@ -43,7 +43,7 @@ def body_boxes(volume: Volume, normalise: Normalisation) -> NDArray[np.int64]:
     planes = Planes.of(volume.geometry)
     boxes = np.tile(planes.square, (planes.count, 1))
     for k in range(planes.count):
-        plane = np.nan_to_num(volume.values(planes.get(volume.array, k)), copy=False)
+        plane = np.nan_to_num(volume.values(planes.get(volume.array, k)))
         box = _box(plane, threshold)
         if box is not None:
             boxes[k] = box

@@ -104,4 +104,7 @@ def write(path: Path, array: NDArray[np.uint8], like: Volume) -> None:
         image.SetDirection(directions.ravel().tolist())
         image.SetOrigin(lps[:3, 3].tolist())
     with replacing(path) as temporary:
-        SimpleITK.WriteImage(image, str(temporary), useCompression=True)
+        try:
+            SimpleITK.WriteImage(image, str(temporary), useCompression=True)
+        except RuntimeError as error:
+            raise OSError("SimpleITK could not write it") from error

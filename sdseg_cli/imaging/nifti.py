@@ -119,7 +119,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
     except (EOFError, OSError, zlib.error, MemoryError, HeaderDataError) as error:
         raise DataError(
             f"{path}: cannot be read ({_reason(error)}).",
-            "The file is cut short or damaged; copy or export it again.",
+            "It may be cut short or damaged: copy or export it again.",
         ) from error
 
 

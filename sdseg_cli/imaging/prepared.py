@@ -104,7 +104,8 @@ def check_headers(id: str, image: Path, label: Path | None) -> BadCase | None:
         code = "label"
         if label is None:
             raise DataError(
-                f"no label map for {image}.", "Add it, or leave the case out of the folder."
+                f"no label map for {image}.",
+                "Add it, take the scan out, or pair files with --image-glob and --label-glob.",
             )
         mask = read_geometry(label)
         code = "grid"
@@ -132,6 +133,8 @@ def prepare_case(job: CaseJob, folder: Path) -> dict[str, Any] | BadCase:
     """
     code = "image"
     try:
+        # Taken first: a file that changes meanwhile is then read again by the next run.
+        fingerprint = job.fingerprint()
         image = read_image(job.image)
         code = "label"
         label = read_labels(job.label)
@@ -145,7 +148,7 @@ def prepare_case(job: CaseJob, folder: Path) -> dict[str, Any] | BadCase:
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        record = _write_arrays(job, image, label, temporary)
+        record = _write_arrays(job, image, label, temporary, fingerprint)
         shutil.rmtree(folder / job.id, ignore_errors=True)
         temporary.rename(folder / job.id)
     except OSError as error:
@@ -180,7 +183,9 @@ def _check_values(image: Volume) -> None:
         )
 
 
-def _write_arrays(job: CaseJob, image: Volume, label: Volume, folder: Path) -> dict[str, Any]:
+def _write_arrays(
+    job: CaseJob, image: Volume, label: Volume, folder: Path, fingerprint: str
+) -> dict[str, Any]:
     stack = to_stack(image, job.normalisation, size=job.size, crop=job.crop)
     shape = (len(stack), job.size, job.size)
     pixels = open_memmap(folder / "pixels.npy", "w+", np.dtype(np.float16), shape)
@@ -191,7 +196,7 @@ def _write_arrays(job: CaseJob, image: Volume, label: Volume, folder: Path) -> d
     label_slices = _write_labels(stack, label, folder / "labels.npy")
     spacing = stack.restore.planes.spacing_mm
     record = {
-        "fingerprint": job.fingerprint(),
+        "fingerprint": fingerprint,
         "slices": len(stack),
         "label_slices": {str(value): label_slices[value] for value in sorted(label_slices)},
         "spacing_mm": [round(length, 6) for length in spacing],

@@ -138,10 +138,12 @@ class Volume:
             stored: A part of `array`, as stored; the whole array when absent (memory!).
 
         Returns:
-            float32, C-contiguous, of the part's shape.
+            float32, C-contiguous, of the part's shape. It may be the scan's own memory: do not
+            write to it.
         """
         part = self.array if stored is None else stored
         if self.slope != 1.0 or self.intercept != 0.0:
             # float64 first: a large stored integer times a small slope keeps its last digits.
             part = part.astype(np.float64) * self.slope + self.intercept
-        return np.ascontiguousarray(part, dtype=np.float32)
+        with np.errstate(over="ignore"):  # Beyond float32 becomes infinite, which checks report.
+            return np.ascontiguousarray(part, dtype=np.float32)

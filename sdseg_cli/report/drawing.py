@@ -114,7 +114,8 @@ def show_contour(
         linestyles="dashed" if dashed else "solid",
         alpha=alpha,
     )
-    drawn.set_path_effects(_halo(1.8 * width))
+    if alpha == 1.0:  # rims of overlaid faint lines would add up to black
+        drawn.set_path_effects(_halo(1.8 * width))
 
 
 def _halo(width: float) -> list[Any]:

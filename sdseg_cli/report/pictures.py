@@ -138,7 +138,7 @@ def save_cases(path: Path, rows: Sequence[CasePlane]) -> None:
     """
     if not rows:
         raise ValueError("a picture of no cases")
-    figure = new_figure(4 * PANEL_INCHES + 0.6, len(rows) * (PANEL_INCHES + 0.55) + 0.35)
+    figure = new_figure(4 * PANEL_INCHES + 0.6, len(rows) * (PANEL_INCHES + 0.6))
     parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
     for row, part in zip(rows, parts, strict=True):
         part.set_facecolor(PAPER)
@@ -196,7 +196,9 @@ def training_curve(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
         if not (values > 0).any():  # a switched-off term is 0 throughout: no logarithm
             continue
         loss_axes.plot(steps, values, color=colour, alpha=0.22, linewidth=0.8)
-        loss_axes.plot(steps, smoothed(values), color=colour, linewidth=1.8, label=term)
+        # The total lies widest at the bottom: it may coincide with its only term.
+        width = 3.6 if term == "loss" else 1.6
+        loss_axes.plot(steps, smoothed(values), color=colour, linewidth=width, label=term)
         loss_axes.set_yscale("log", nonpositive="mask")
     if loss_axes.get_legend_handles_labels()[0]:
         legend(loss_axes)

@@ -103,6 +103,10 @@ def _draw_dice(part: Any, dice: Mapping[str, Sequence[float]]) -> None:
         axes.plot(x, values, color=PREDICTION_COLOUR, alpha=0.35, linewidth=3)
         axes.plot(x, values, color=PREDICTION_COLOUR, marker="o", markersize=4, linestyle="none")
     if len(ordered) <= 40:
-        axes.set_xticks(range(len(ordered)), [name for name, _ in ordered], rotation=30, ha="right")
+        axes.set_xticks(
+            range(len(ordered)),
+            [name for name, _ in ordered],
+            rotation=15 if len(ordered) > 8 else 0,
+        )
     axes.set_xlim(-0.6, len(ordered) - 0.4)
     axes.margins(y=0.15)

@@ -1,0 +1,246 @@
+"""Everything we want to know from a GPU, in one resumable script.
+
+    python benchmarks/gpu_suite.py --out results.json            # the paper's widths, CUDA
+    python benchmarks/gpu_suite.py --preset tiny --device cpu --out results.json
+
+Each measurement is stored as soon as it is done, and skipped when the same command is run again.
+Weights are random: speed and memory do not depend on them, and the precision table says so.
+
+    train        slices/s and peak memory of a whole training step, per batch size
+    predict      slices/s of encoder + U-Net + Eq. 2 + decoder, per batch size, and of each part
+    precision    |z0 error| and flipped pixels against float32, by part and by type
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdseg_cli.config import RunConfig, preset
+from sdseg_cli.model import diffusion
+from sdseg_cli.model.sdseg import SDSeg, as_three_channels, build_sdseg
+from sdseg_cli.training.batches import Batch
+from sdseg_cli.training.checkpoint import Checkpoint, config_values
+from sdseg_cli.training.runtime import choose_device, placed, reduced_precision
+from sdseg_cli.training.trainer import Trainer
+
+Row = dict[str, Any]
+SIZE = 256
+
+
+class Results:
+    """Measurements by name, kept on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: dict[str, Row] = json.loads(path.read_text()) if path.exists() else {}
+
+    def measure(self, name: str, work: Callable[[], Row]) -> None:
+        """Do `work` unless its result is there; a failure is a result too."""
+        if name in self.rows:
+            print(f"{name}: done before", flush=True)
+            return
+        try:
+            row = work()
+        except torch.OutOfMemoryError as error:
+            row = {"error": str(error).splitlines()[0]}
+        self.rows[name] = row
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.rows, indent=1))
+        temporary.replace(self.path)
+        print(f"{name}: {row}", flush=True)
+
+
+def seconds_per_call(work: Callable[[], object], device: torch.device, budget_s: float) -> float:
+    """Median over as many calls as fit the budget, at least three, after one to warm up."""
+
+    def finished() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    work()
+    finished()
+    taken: list[float] = []
+    while len(taken) < 3 or (sum(taken) < budget_s and len(taken) < 200):
+        start = time.perf_counter()
+        work()
+        finished()
+        taken.append(time.perf_counter() - start)
+    return sorted(taken)[len(taken) // 2]
+
+
+def peak_gib(device: torch.device) -> float | None:
+    """Largest memory the tensors took since the last reset; None on a CPU."""
+    return torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
+
+
+class _MadeUpSlices:
+    """In place of prepared slices: one random batch, always."""
+
+    with_foreground: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return 1
+
+    def batch(self, positions: list[int]) -> Batch:
+        """(B,256,256) noise with a square of foreground."""
+        foreground = torch.zeros(len(positions), SIZE, SIZE, dtype=torch.bool)
+        foreground[:, 96:160, 96:160] = True
+        return Batch(torch.rand(len(positions), SIZE, SIZE) * 2 - 1, foreground)
+
+
+def training(config: RunConfig, batch_size: int, device: torch.device, budget_s: float) -> Row:
+    """One whole step of `Trainer`: slices, encoder, U-Net, loss, backward, AdamW, EMA."""
+    from dataclasses import replace
+
+    config = replace(config, train=replace(config.train, batch_size=batch_size))
+    torch.manual_seed(0)
+    model = build_sdseg(config.model)
+    state = Checkpoint(
+        step=0,
+        config=config_values(config),
+        data={},
+        latent_scale=1.0,
+        weights=model.state_dict(),
+        ema=model.unet.state_dict(),
+    )
+    del model
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    trainer = Trainer(config, state, device)
+    slices: Any = _MadeUpSlices()
+    taken = seconds_per_call(lambda: trainer.train_step(slices), device, budget_s)
+    return {"slices_per_s": batch_size / taken, "s_per_step": taken, "peak_gib": peak_gib(device)}
+
+
+def _inputs(model: SDSeg, batch_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    image = torch.rand(batch_size, SIZE, SIZE, generator=generator) * 2 - 1
+    noise = torch.randn(batch_size, *model.latent_shape(SIZE, SIZE), generator=generator)
+    return as_three_channels(image.to(device)), noise.to(device)
+
+
+@torch.inference_mode()
+def prediction(model: SDSeg, batch_size: int, device: torch.device, budget_s: float) -> Row:
+    """Slices/s as `predict` computes them, and of each part alone."""
+    image, noise = _inputs(model, batch_size, device)
+    image = image.contiguous(memory_format=torch.channels_last)
+
+    def encode() -> Tensor:
+        with reduced_precision(device):
+            return model.encode_image(image).float()
+
+    zc = encode()
+    z0 = diffusion.single_step(model.denoise, noise, zc)
+
+    def denoise() -> Tensor:
+        return diffusion.single_step(model.denoise, noise, zc)
+
+    def decode() -> Tensor:
+        with reduced_precision(device):
+            return model.probability(z0)
+
+    def whole() -> Tensor:
+        latent = diffusion.single_step(model.denoise, noise, encode())
+        with reduced_precision(device):
+            return model.probability(latent)
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    row: Row = {
+        f"{name}_slices_per_s": batch_size / seconds_per_call(part, device, budget_s / 4)
+        for name, part in (
+            ("whole", whole),
+            ("encoder", encode),
+            ("unet", denoise),
+            ("decoder", decode),
+        )
+    }
+    return {**row, "peak_gib": peak_gib(device)}
+
+
+@torch.inference_mode()
+def precision(model: SDSeg, device: torch.device, dtype: torch.dtype, parts: str) -> Row:
+    """Errors against float32 with the named parts in `dtype`: a stress test, weights are random."""
+    image, noise = _inputs(model, 2, device)
+
+    def run(lowered: str) -> tuple[Tensor, Tensor]:
+        def low(part: str) -> Any:
+            return torch.autocast(device.type, dtype) if part in lowered else nullcontext()
+
+        with low("encoder"):
+            zc = model.encode_image(image).float()
+        with low("unet"):
+            z0 = diffusion.single_step(model.denoise, noise, zc)
+        with low("decoder"):
+            return z0, model.probability(z0)
+
+    (exact, exact_map), (z0, found) = run(""), run(parts)
+    error = (z0 - exact).abs()
+    return {
+        "z0_error_mean": error.mean().item(),
+        "z0_error_max": error.max().item(),
+        "z0_std": exact.std().item(),
+        "flipped_pixels": ((found > 0.5) != (exact_map > 0.5)).float().mean().item(),
+    }
+
+
+def machine(device: torch.device) -> Row:
+    """What the figures were measured on."""
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
+    return {
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def main() -> None:
+    """Run what is missing in the results file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--preset", default="sd")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--budget", type=float, default=8.0, help="seconds per measurement")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    device = choose_device(args.device)
+    config = preset(args.preset)
+    results = Results(args.out)
+    large = device.type == "cuda"
+    results.measure(f"{args.preset}/machine", lambda: machine(device))
+    for batch in (4, 16, 64) if large else (2, 8):
+        results.measure(
+            f"{args.preset}/train/batch{batch}",
+            lambda batch=batch: training(config, batch, device, args.budget),  # type: ignore[misc]
+        )
+    torch.manual_seed(0)
+    model = placed(build_sdseg(config.model).eval().requires_grad_(False), device)
+    for value in model.unet.out[2].parameters():
+        torch.nn.init.normal_(value, std=0.02)  # fresh, it answers zero, and nothing could differ
+    for batch in (1, 16, 64, 128) if large else (1, 8):
+        results.measure(
+            f"{args.preset}/predict/batch{batch}",
+            lambda batch=batch: prediction(model, batch, device, args.budget),  # type: ignore[misc]
+        )
+    types = (torch.bfloat16, torch.float16) if large else (torch.bfloat16,)
+    for dtype in types:
+        for parts in ("encoder", "unet", "decoder", "encoder+decoder", "encoder+unet+decoder"):
+            results.measure(
+                f"{args.preset}/precision/{parts}/{str(dtype).removeprefix('torch.')}",
+                lambda dtype=dtype, parts=parts: precision(model, device, dtype, parts),  # type: ignore[misc]
+            )
+
+
+if __name__ == "__main__":
+    main()

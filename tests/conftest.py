@@ -1,0 +1,101 @@
+"""Small data, made by code: a prepared set of boxes in a body, and a run trained on it for seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from sdseg_cli.config import PRESETS, RunConfig
+from sdseg_cli.config_file import from_dict
+from sdseg_cli.datasets.manifest import Manifest
+from sdseg_cli.prepare import prepare
+from sdseg_cli.train import train
+from sdseg_cli.training.checkpoint import RunDir
+
+CASES = 5
+SHAPE = (40, 36, 6)
+"""Not square, few slices; its affine is oblique and runs LPS."""
+SETTINGS = {
+    "dataset": "tiny",
+    "train": {"batch_size": 2, "validate_every": 2, "validation_slices": 4, "checkpoint_every": 2},
+}
+
+
+def oblique_affine() -> np.ndarray:
+    """(4,4): 10 degrees about the head-foot axis, x and y negative, 3 x 3 x 5 mm."""
+    angle = np.deg2rad(10)
+    turn = np.array(
+        [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
+    )
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag([-3.0, -3.0, 5.0])
+    affine[:3, 3] = (60, 50, -100)
+    return affine
+
+
+def write_case(folder: Path, number: int) -> None:
+    """`case_N/{image,label}.nii.gz`: air, a body at 40 HU and a bright organ (label 3) in it."""
+    rng = np.random.default_rng(number)
+    hu = np.full(SHAPE, -1000, np.int16)
+    hu[4:36, 4:32] = 40
+    labels = np.zeros(SHAPE, np.uint8)
+    row, column = rng.integers(8, 20, size=2)
+    organ = (slice(row, row + 10), slice(column, column + 8), slice(1, 5))
+    labels[organ] = 3
+    hu[organ] = 180
+    hu += rng.integers(-15, 15, size=SHAPE).astype(np.int16)
+    target = folder / f"case_{number}"
+    target.mkdir(parents=True)
+    nib.save(nib.Nifti1Image(hu, oblique_affine()), target / "image.nii.gz")
+    nib.save(nib.Nifti1Image(labels, oblique_affine()), target / "label.nii.gz")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A folder with `raw/`, `prepared/tiny` and, for `tiny_run`, `runs/tiny/run`."""
+
+    root: Path
+
+    @property
+    def raw(self) -> Path:
+        return self.root / "raw"
+
+    @property
+    def manifest(self) -> Manifest:
+        return Manifest.load(self.root / "prepared" / "tiny")
+
+    @property
+    def run(self) -> RunDir:
+        return RunDir(self.root / "runs" / "tiny" / "run")
+
+    @property
+    def scan(self) -> Path:
+        """The scan of the test case."""
+        return self.manifest.cases("test")[0].image
+
+
+def tiny_settings(**train_settings: object) -> RunConfig:
+    """The tiny preset, small enough for seconds; keywords are keys of `[train]`."""
+    config = from_dict(SETTINGS, PRESETS["tiny"], source="test")
+    return from_dict({"train": train_settings}, config, source="test")
+
+
+@pytest.fixture(scope="session")
+def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Five prepared cases: 3 train, 1 val, 1 test. Treat as read-only."""
+    root = tmp_path_factory.mktemp("workspace")
+    for number in range(1, CASES + 1):
+        write_case(root / "raw", number)
+    prepare(root / "raw", root, name="tiny", workers=1)
+    return Workspace(root)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_set: Workspace) -> Workspace:
+    """As `tiny_set`, with a run of four steps. It predicts badly, but really. Read-only."""
+    train(tiny_settings(steps=4), tiny_set.manifest, tiny_set.run, device="cpu")
+    return tiny_set

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from sdseg_cli.config import PRESETS, ModelConfig, UNetConfig
+from sdseg_cli.model.sdseg import as_three_channels, build_sdseg, foreground_weight
+
+TINY = PRESETS["tiny"].model
+
+
+def test_the_autoencoder_is_frozen_and_stays_in_eval_mode() -> None:
+    model = build_sdseg(TINY).train()
+    assert not model.autoencoder.training
+    assert not any(p.requires_grad for p in model.autoencoder.parameters())
+    assert all(p.requires_grad for p in model.vision_encoder.parameters())
+    assert model.unet.training
+
+
+def test_the_vision_encoder_can_be_frozen() -> None:
+    model = build_sdseg(dataclasses.replace(TINY, train_encoder=False))
+    assert not any(p.requires_grad for p in model.vision_encoder.parameters())
+
+
+def test_shapes_from_image_to_probability() -> None:
+    model = build_sdseg(TINY).eval()
+    image = as_three_channels(torch.zeros(2, 64, 64))
+    zc = model.encode_image(image)
+    assert zc.shape == (2, *model.latent_shape(64, 64)) == (2, 4, 8, 8)
+    assert model.mask_moments(image).shape == (2, 8, 8, 8)
+    noise_pred = model.predict_noise(zc, 999, zc)
+    z0 = model.estimate_z0(zc, noise_pred, 999)
+    assert model.decode(z0).shape == (2, 3, 64, 64)
+    assert model.probability(z0).shape == (2, 64, 64)
+
+
+def test_decode_undoes_the_latent_scale() -> None:
+    model = build_sdseg(TINY).eval()
+    z0 = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    plain = model.decode(z0)
+    model.latent_scale = 0.125
+    assert torch.allclose(model.decode(z0 * 0.125), plain, atol=1e-5)
+    mask = torch.ones(1, 3, 64, 64)
+    mean = model.mask_moments(mask)[:, :4]
+    assert torch.allclose(model.encode_mask(mask), 0.125 * mean)
+
+
+def test_probability_clamps_each_channel_before_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_sdseg(TINY).eval()
+    decoded = torch.tensor([-5.0, 0.0, 1.0]).reshape(1, 3, 1, 1)  # 0, 0.5 and 1 after the clamp
+    monkeypatch.setattr(model, "decode", lambda z0: decoded)
+    assert model.probability(torch.zeros(1, 4, 1, 1)).item() == 0.5
+
+
+def test_the_parameterisations_share_one_network_and_differ_in_what_it_means() -> None:
+    model = build_sdseg(dataclasses.replace(TINY, parameterisation="eps")).eval()
+    zt = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    assert model.denoise(zt, 999, zt).noise_pred.abs().max() == 0  # a fresh U-Net answers zero
+    model.config = dataclasses.replace(TINY, parameterisation="z0")
+    assert model.denoise(zt, 999, zt).z0_pred.abs().max() == 0
+
+
+def test_the_paper_sizes_are_the_defaults() -> None:
+    assert UNetConfig() == ModelConfig().unet == PRESETS["sd"].model.unet
+    assert PRESETS["sd"].model.parameterisation == "eps"
+
+
+def test_foreground_weight_covers_the_touched_latent_pixel_and_its_neighbours() -> None:
+    foreground = torch.zeros(1, 1, 40, 40)
+    foreground[0, 0, 17, 23] = 1  # latent pixel (2, 2)
+    weight = foreground_weight(foreground, 8, 20.0)
+    expected = torch.ones(5, 5)
+    expected[1:4, 1:4] = 21
+    assert torch.equal(weight[0, 0], expected)

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from sdseg_cli.config import UNetConfig
+from sdseg_cli.model.unet import AttentionBlock, ResBlock, UNet, timestep_embedding
+
+SMALL = UNetConfig(
+    model_channels=32, channel_mult=(1, 2), blocks_per_level=1, attention_levels=(1,), heads=4
+)
+
+
+def _random(model: torch.nn.Module) -> torch.nn.Module:
+    """Without the zero-initialised convolutions, which would hide every mistake."""
+    generator = torch.Generator().manual_seed(0)
+    for value in model.parameters():
+        torch.nn.init.normal_(value, std=0.1, generator=generator)
+    return model.eval()
+
+
+def test_the_papers_unet_has_the_published_number_of_parameters() -> None:
+    with torch.device("meta"):
+        model = UNet(UNetConfig())
+    assert sum(p.numel() for p in model.parameters()) == 294_973_828
+
+
+def test_timestep_embedding_has_cosines_before_sines() -> None:
+    found = timestep_embedding(torch.tensor([3]), 4)[0].tolist()
+    slow = 3 * math.exp(-math.log(10000.0) / 2)  # 0.03
+    assert found == pytest.approx([math.cos(3), math.cos(slow), math.sin(3), math.sin(slow)])
+
+
+def test_a_fresh_unet_answers_zero() -> None:
+    latent = torch.randn(2, 4, 8, 8)
+    assert UNet(SMALL)(latent, 5, latent).abs().max().item() == 0.0
+
+
+def test_the_answer_depends_on_noise_condition_and_timestep() -> None:
+    model = _random(UNet(SMALL))
+    zt, zc = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    base = model(zt, 10, zc)
+    assert base.shape == (1, 4, 8, 8)
+    assert not torch.allclose(base, model(zt, 900, zc))
+    assert not torch.allclose(base, model(zt, 10, -zc))
+    assert not torch.allclose(base, model(zc, 10, zt)), "noise comes first, condition second"
+
+
+def test_one_timestep_for_all_equals_one_each() -> None:
+    model = _random(UNet(SMALL))
+    zt, zc = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    each = model(zt, torch.tensor([7, 7, 7]), zc)
+    assert torch.allclose(model(zt, 7, zc), each, atol=1e-6)
+
+
+def test_res_block_resamples_both_ways_round_the_skip() -> None:
+    embedding = torch.zeros(1, 8)
+    x = torch.arange(4.0).reshape(1, 1, 2, 2).expand(1, 32, 2, 2)
+    # Fresh blocks end in a zeroed convolution: only the resampled skip remains.
+    wide = torch.arange(16.0).reshape(1, 1, 4, 4).expand(1, 32, 4, 4)
+    down = ResBlock(32, 32, 8, dropout=0.0, resample="down")(wide, embedding)
+    assert down[0, 0].tolist() == [[2.5, 4.5], [10.5, 12.5]]
+    up = ResBlock(32, 32, 8, dropout=0.0, resample="up")(x, embedding)
+    assert up[0, 0].tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
+
+
+def test_the_first_half_of_the_embedding_scales_and_the_second_shifts() -> None:
+    block = ResBlock(32, 32, 2, dropout=0.0)
+    linear, conv = block.emb_layers[1], block.out_layers[3]
+    torch.nn.init.zeros_(linear.weight)
+    torch.nn.init.zeros_(linear.bias)
+    linear.bias.data[32:] = 2.0  # shift by 2, scale by 1 + 0
+    torch.nn.init.dirac_(conv.weight)
+    x = torch.zeros(1, 32, 4, 4)
+    torch.nn.init.zeros_(block.in_layers[2].weight)
+    torch.nn.init.zeros_(block.in_layers[2].bias)
+    # norm(0) * 1 + 2 = 2; silu(2) = 1.7616; centre pixel of an identity convolution.
+    found = block(x, torch.zeros(1, 2))[0, 0, 1, 1].item()
+    assert found == pytest.approx(2 / (1 + math.exp(-2)), rel=1e-5)
+
+
+def test_attention_reads_q_k_v_head_by_head() -> None:
+    block = AttentionBlock(32, heads=4)
+    generator = torch.Generator().manual_seed(3)
+    for value in (block.qkv.weight, block.qkv.bias, block.proj_out.weight):
+        torch.nn.init.normal_(value, std=0.3, generator=generator)
+    x = torch.randn(1, 32, 2, 3, generator=generator)
+    h = block.qkv(block.norm(x.reshape(1, 32, 6)))[0]  # (96, 6)
+    heads = []
+    for head in range(4):
+        q, k, v = h[24 * head : 24 * head + 24].split(8)
+        weight = torch.softmax(q.T @ k / math.sqrt(8), dim=1)
+        heads.append(v @ weight.T)
+    expected = x + block.proj_out(torch.cat(heads)[None]).reshape(x.shape)
+    assert torch.allclose(block(x), expected, atol=1e-5)

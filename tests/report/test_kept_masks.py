@@ -1,0 +1,74 @@
+"""A kept mask counts only for what it was made from; `test_evaluate` tries every change."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sdseg_cli.imaging.files import read_image
+from sdseg_cli.report.kept_masks import KeptMasks, sha256_of
+from tests.fake_run import block, volume, write_nifti
+
+MASK = block(slice(4, 8))
+
+
+@pytest.fixture
+def scan(tmp_path):
+    return read_image(write_nifti(tmp_path / "scan.nii.gz", MASK.astype(np.int16)))
+
+
+@pytest.fixture
+def masks(tmp_path) -> KeptMasks:
+    return KeptMasks(tmp_path / "predictions" / "test", "c" * 64, seed=0, steps=1)
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path):
+    (tmp_path / "empty").write_bytes(b"")
+    # The well-known hash of nothing.
+    assert sha256_of(tmp_path / "empty").startswith("e3b0c44298fc1c149afbf4c8996fb924")
+
+
+def test_a_kept_mask_is_found_again(masks, scan):
+    assert masks.find("a", scan) is None
+    masks.keep("a", MASK, scan)
+    found = masks.find("a", scan)
+    assert found.dtype == np.bool_
+    assert np.array_equal(found, MASK != 0)
+
+
+def test_other_cases_seeds_steps_and_checkpoints_do_not_find_it(masks, scan):
+    masks.keep("a", MASK, scan)
+    assert masks.find("b", scan) is None
+    for change in ({"seed": 1}, {"steps": 10}, {"checkpoint_sha256": "d" * 64}):
+        assert replace(masks, **change).find("a", scan) is None
+
+
+def test_a_mask_written_without_its_record_does_not_count(masks, scan, monkeypatch):
+    masks.keep("a", MASK, scan)
+
+    def killed(path, value):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sdseg_cli.report.kept_masks.write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        replace(masks, seed=1).keep("a", block(slice(0, 2)), scan)
+    assert masks.find("a", scan) is None
+    assert replace(masks, seed=1).find("a", scan) is None
+
+
+def test_the_index_names_what_each_mask_was_made_from(masks, scan):
+    masks.keep("b", MASK, scan)
+    masks.keep("a", MASK, scan)
+    index = json.loads((masks.folder / "predictions.json").read_text())
+    assert list(index["cases"]) == ["a", "b"]
+    record = index["cases"]["a"]
+    assert (record["checkpoint_sha256"], record["seed"], record["steps"]) == ("c" * 64, 0, 1)
+    assert record["scan"] == str(scan.source)
+
+
+def test_a_scan_without_a_file_cannot_be_kept(masks):
+    with pytest.raises(ValueError, match="without a file"):
+        masks.keep("a", MASK, volume(MASK))

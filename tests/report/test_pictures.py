@@ -1,0 +1,167 @@
+"""Pictures: which slice, which way up, and that something is really drawn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdseg_cli.imaging.files import read_image, read_labels
+from sdseg_cli.imaging.slices import Restore
+from sdseg_cli.report.drawing import PREDICTION_COLOUR, REFERENCE_COLOUR, view_mm
+from sdseg_cli.report.pictures import (
+    CasePlane,
+    case_plane,
+    save_cases,
+    smoothed,
+    telling_slice,
+    training_curve,
+)
+from sdseg_cli.report.stability_picture import StabilityPlane, stability_picture
+from tests.fake_run import volume
+
+OPENKBP = Path(__file__).resolve().parents[2] / "../shared/data/openkbp-hn-ct"
+RAS = np.diag([2.0, 3.0, 4.0, 1.0])
+
+
+def made_plane(**changes) -> CasePlane:
+    """A bright body of 30 x 30 pixels with a structure of 6 x 6 and its shifted prediction."""
+    image = np.full((40, 40), -1000, np.float32)
+    image[5:35, 5:35] = 50
+    reference, prediction = np.zeros((2, 40, 40), bool)
+    reference[10:16, 12:18] = True
+    prediction[11:17, 13:19] = True
+    plane = CasePlane(
+        case_id="case_7",
+        heading="best",
+        dice=0.694,
+        slice_index=3,
+        slices=9,
+        image=image,
+        reference=reference,
+        prediction=prediction,
+        probability=prediction * np.float32(0.9),
+        window=(-175.0, 250.0),
+        pixel_mm=(2.0, 2.0),
+    )
+    return replace(plane, **changes)
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB")).astype(int)
+
+
+def shows(picture: np.ndarray, colour: str, tolerance: int = 40) -> bool:
+    wanted = [int(colour[n : n + 2], 16) for n in (1, 3, 5)]
+    return bool((np.abs(picture - wanted).max(axis=2) < tolerance).any())
+
+
+def test_the_slice_with_the_largest_reference_is_shown():
+    restore = Restore.of(volume(np.zeros((8, 8, 5), np.uint8), RAS).geometry)
+    reference, prediction = np.zeros((2, 8, 8, 5), bool)
+    assert telling_slice(reference, prediction, restore) == 2
+    prediction[0, 0, 4] = True
+    assert telling_slice(reference, prediction, restore) == 4
+    reference[0, 0, 0] = reference[0:2, 0, 1] = True
+    assert telling_slice(reference, prediction, restore) == 1
+
+
+def test_planes_are_shown_front_up_and_patient_right_on_the_left():
+    # In RAS the indices grow towards the patient's right, front and head.
+    scan = volume(np.zeros((8, 6, 4), np.int16), RAS)
+    scan.array[7, 5, 2] = 90  # right, front
+    restore = Restore.of(scan.geometry, size=8)
+    reference = scan.array > 0
+    probability = np.zeros((4, 8, 8), np.float32)
+    plane = case_plane(
+        "x", "", scan, reference, reference, probability, restore, dice=1.0, window=(0.0, 1.0)
+    )
+    assert plane.image.shape == (6, 8)
+    assert np.argwhere(plane.image == 90).tolist() == [[0, 0]]
+    assert plane.pixel_mm == (3.0, 2.0)
+    assert plane.slice_index == 2
+
+
+def test_a_small_structure_is_zoomed_to_and_seen_whole():
+    plane = made_plane()
+    left, right, top, bottom = view_mm(plane.reference, plane.image > 0, (2.0, 2.0))
+    assert right - left == bottom - top == pytest.approx(0.4 * 80)  # the least: 40 % of the plane
+    assert left <= 24 < 36 <= right
+    assert top <= 20 < 32 <= bottom
+
+
+def test_a_large_structure_is_shown_with_the_whole_body():
+    body = made_plane().image > 0
+    assert view_mm(body, body, (2.0, 2.0)) == pytest.approx((8.2, 71.8, 8.2, 71.8))
+
+
+def test_an_empty_plane_is_shown_whole():
+    empty = np.zeros((10, 20), bool)
+    left, right, top, bottom = view_mm(empty, empty, (1.0, 1.0))
+    assert left < 0 < 20 < right
+    assert top < 0 < 10 < bottom
+
+
+def test_a_case_shows_both_outlines(tmp_path):
+    save_cases(tmp_path / "new" / "x.png", [made_plane()])
+    picture = pixels(tmp_path / "new" / "x.png")
+    assert picture.shape[1] > 3 * picture.shape[0]
+    assert shows(picture, REFERENCE_COLOUR)
+    assert shows(picture, PREDICTION_COLOUR)
+
+
+def test_empty_masks_are_drawn_without_a_warning(tmp_path):
+    nothing = np.zeros((40, 40), bool)
+    save_cases(tmp_path / "x.png", [made_plane(reference=nothing, prediction=nothing, dice=None)])
+    with pytest.raises(ValueError, match="no cases"):
+        save_cases(tmp_path / "y.png", [])
+    assert [file.name for file in tmp_path.iterdir()] == ["x.png"]
+
+
+def test_smoothing_is_a_centred_mean_that_narrows_at_the_ends():
+    assert smoothed(np.arange(5.0)).tolist() == [0, 1, 2, 3, 4]  # too short to smooth
+    values = np.zeros(100)
+    values[50] = 3
+    assert smoothed(values)[48:53] == pytest.approx([0, 1, 1, 1, 0])
+    values[0] = 3
+    assert smoothed(values)[0] == pytest.approx(1.5)
+
+
+def test_the_training_curve_takes_log_lines_as_they_come(tmp_path):
+    rows = [{"step": n, "loss": 1 / n, "loss_noise": 0.0, "loss_latent": 1 / n} for n in (1, 2, 3)]
+    rows += [{"step": 2, "val_dice": 0.4}, {"step": 3, "val_dice": None}]
+    training_curve(rows, tmp_path / "curve.png")
+    assert shows(pixels(tmp_path / "curve.png"), PREDICTION_COLOUR)
+    training_curve([], tmp_path / "nothing_yet.png")
+    assert (tmp_path / "nothing_yet.png").stat().st_size > 0
+
+
+def test_stability_shows_every_outline_and_the_spread(tmp_path):
+    y, x = np.mgrid[:64, :64]
+    runs = [(np.hypot(y - 30, x - 30 - n) < 8).astype(np.float32) for n in range(3)]
+    image = np.full((64, 64), 0.2, np.float32)
+    view = StabilityPlane("case_7", 3, image, runs[0] > 0.5, np.stack(runs))
+    stability_picture(tmp_path / "x.png", view, {"case_7": [0.9, 0.8, 0.85]})
+    picture = pixels(tmp_path / "x.png")
+    assert shows(picture, REFERENCE_COLOUR)
+    assert shows(picture, PREDICTION_COLOUR, tolerance=90)  # thin and half transparent
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not OPENKBP.is_dir(), reason="openkbp-hn-ct is not beside the checkout")
+def test_the_mandible_lies_in_front_of_the_spinal_cord_in_a_real_picture():
+    folder = OPENKBP / "pt_100"
+    scan, labels = read_image(folder / "image.nii.gz"), read_labels(folder / "label.nii.gz")
+    restore = Restore.of(scan.geometry)
+    mandible = labels.array == 7
+    probability = np.zeros((restore.slices, 256, 256), np.float32)
+    shown = case_plane(
+        "x", "", scan, mandible, mandible, probability, restore, dice=1.0, window=(-175.0, 250.0)
+    )
+    cord = restore.canonical_plane(labels.array == 2, shown.slice_index)
+    assert np.argwhere(shown.reference)[:, 0].mean() < np.argwhere(cord)[:, 0].mean()
+    assert np.median(shown.image[shown.reference]) > 300  # bone, in HU

@@ -1,0 +1,136 @@
+"""The house rules, enforced: who imports whom, how large a file may be, who prints."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "sdseg_cli"
+FILES = sorted(PACKAGE.rglob("*.py"))
+NAMES = [str(path.relative_to(PACKAGE)) for path in FILES]
+
+VERBS = {"prepare", "train", "predict", "evaluate", "stability", "demo", "held_out"}
+MAY_PREDICT = {"train", "evaluate", "stability", "held_out"}
+SHELVES = {"imaging", "datasets", "model", "training", "metrics", "report"}
+SHELF_EXCEPTIONS = {
+    ("training", "model"),
+    ("report", "imaging"),
+    ("report", "metrics"),
+}
+HEAVY = ("torch", "monai", "scipy", "matplotlib", "SimpleITK", "skimage", "nibabel", "numpy")
+BANNED_NAMES = {"utils", "manager", "helper", "helpers", "first_stage", "c_concat", "gts"}
+
+
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """Dotted names of our own modules a file imports, wherever in the file."""
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sdseg_cli"):
+            assert node.module is not None
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}"
+        elif isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.startswith("sdseg_cli"))
+
+
+def _rooms(path: Path) -> set[str]:
+    """First part below the package of everything a file imports."""
+    return {name.split(".")[1] for name in _imports(path) if "." in name}
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_a_file_has_at_most_300_lines(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_a_function_has_at_most_60_lines(path: Path) -> None:
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.FunctionDef):
+            # Options of a command are its documentation; the docstring is no code either.
+            first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+            assert (node.end_lineno or 0) - first.lineno + 1 <= 60, node.name
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_names_are_the_houses(path: Path) -> None:
+    names = {node.id for node in ast.walk(_tree(path)) if isinstance(node, ast.Name)}
+    assert not (names | {path.stem}) & BANNED_NAMES
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_nothing_imports_the_door(path: Path) -> None:
+    inside = path.parent.name == "commands" or path.name in ("cli.py", "__main__.py")
+    assert inside or not _rooms(path) & {"cli", "commands", "console"}
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_a_verb_imports_no_other_verb_but_predict(verb: str) -> None:
+    allowed = {verb} | ({"predict"} if verb in MAY_PREDICT else set())
+    if verb in ("evaluate", "stability"):
+        allowed.add("held_out")
+    assert _rooms(PACKAGE / f"{verb}.py") & VERBS <= allowed
+
+
+@pytest.mark.parametrize("shelf", sorted(SHELVES))
+def test_shelves_ignore_each_other(shelf: str) -> None:
+    for path in (PACKAGE / shelf).rglob("*.py"):
+        others = _rooms(path) & (SHELVES | VERBS) - {shelf}
+        assert all((shelf, other) in SHELF_EXCEPTIONS for other in others), (path.name, others)
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_only_the_door_prints_or_exits(path: Path) -> None:
+    if path.name in ("cli.py", "console.py", "__main__.py"):
+        return
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in ("print", "exit", "sys.exit", "typer.echo", "sys.stdout.write")
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_nothing_loads_loosely_or_swallows_errors(path: Path) -> None:
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.Call):
+            called, words = ast.unparse(node.func), {word.arg: word.value for word in node.keywords}
+            if called.endswith("load_state_dict"):
+                assert "strict" not in words
+            if called in ("torch.load", "np.load"):
+                wanted = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False)}
+                name, value = wanted[called]
+                assert ast.literal_eval(words[name]) is value
+        if isinstance(node, ast.ExceptHandler) and ast.unparse(node.type or node) == "Exception":
+            # A library may raise anything: it must come out as one of ours, never vanish.
+            raises = any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
+            assert raises or path.name == "cli.py"
+
+
+def _loaded(statement: str) -> set[str]:
+    """Top-level modules that are loaded after a statement in a fresh interpreter."""
+    code = f"{statement}\nimport sys, json; print(json.dumps(sorted(sys.modules)))"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    return {name.split(".")[0] for name in json.loads(run.stdout.splitlines()[-1])}
+
+
+def test_help_loads_nothing_heavy() -> None:
+    assert not _loaded("import sdseg_cli.cli") & set(HEAVY)
+
+
+def test_the_training_path_loads_on_a_bare_torch_machine() -> None:
+    assert not _loaded("import sdseg_cli.train") & {"monai", "nibabel", "SimpleITK", "skimage"}
+
+
+def test_preparing_loads_no_torch() -> None:
+    assert "torch" not in _loaded("import sdseg_cli.prepare")

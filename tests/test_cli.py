@@ -1,0 +1,196 @@
+"""The command line, in process: no subprocess, no model unless a verb needs one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sdseg_cli.cli as cli
+from sdseg_cli import __version__
+from sdseg_cli.cli import run_command
+from sdseg_cli.errors import GeometryError
+from tests.conftest import Workspace, write_case
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty workspace."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SDSEG_HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def run_home(tiny_run: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A workspace with a run; the current folder is an empty one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SDSEG_HOME", str(tiny_run.root))
+    return tmp_path
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for name in ("prepare", "train", "predict", "evaluate", "stability", "demo"):
+        assert name in shown
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["--version"]) == 0
+    assert capsys.readouterr().out == f"sdseg {__version__}\n"
+
+
+MISTAKES = {
+    "a missing scan": (["predict", "no.nii.gz", "-o", "m.nii.gz"], "no.nii.gz does not exist"),
+    "a folder as scan": (["predict", "folder", "-o", "m.nii.gz"], "folder is a folder"),
+    "an unknown kind of scan": (["predict", "notes.txt", "-o", "m.nii.gz"], "notes.txt"),
+    "an unknown kind of mask": (["predict", "text.nii.gz", "-o", "m.doc"], "m.doc"),
+    "a missing source": (["prepare", "nowhere"], "nowhere"),
+    "an empty source": (["prepare", "folder"], "folder"),
+    "an unknown layout": (["prepare", "folder", "--dataset", "nope"], "nope"),
+    "a bad target": (["prepare", "folder", "--target", "a"], '--target "a"'),
+    "a bad window": (["prepare", "folder", "--window", "5"], '--window "5"'),
+    "an unknown crop": (["prepare", "folder", "--crop", "head"], "head"),
+    "an unprepared data set": (["train", "--dataset", "sts"], "sts"),
+    "an unknown preset": (["train", "--dataset", "x", "--preset", "big"], 'no preset "big"'),
+    "an unknown setting": (["train", "--dataset", "x", "--set", "a=1"], 'unknown key "a"'),
+    "a missing settings file": (["train", "--dataset", "x", "--config", "c.toml"], "c.toml"),
+    "no run yet to evaluate": (["evaluate"], "no run yet"),
+    "no run yet to repeat": (["stability", "--runs", "5"], "no run yet"),
+    "a run that is not there": (["evaluate", "--run", "gone"], "gone: no run there"),
+    "half of a pair of folders": (["evaluate", "--pred", "folder"], "--pred and --ref"),
+    "an unknown option": (["train", "--dataste", "x"], "No such option"),
+    "a missing option": (["train"], "Missing option"),
+    "an unknown command": (["segment", "x"], "No such command"),
+    "a word for a number": (["stability", "--runs", "many"], "not a valid int"),
+}
+
+
+@pytest.mark.parametrize("mistake", sorted(MISTAKES))
+def test_a_mistake_is_one_line_a_hint_and_exit_code_2(
+    mistake: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "folder").mkdir()
+    (home / "notes.txt").write_text("x")
+    (home / "text.nii.gz").write_text("not a scan")
+    before = _files(home)
+    arguments, named = MISTAKES[mistake]
+    assert run_command(arguments) == 2
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert out == ""
+    assert len(lines) == 2, err
+    assert lines[0].startswith("Error: ") and named in lines[0]
+    assert lines[1].startswith("Hint: ") and len(lines[1]) > len("Hint: ")
+    assert _files(home) == before, "a mistake writes nothing"
+
+
+def test_a_text_file_named_nii_gz_is_refused_with_a_run_at_hand(
+    run_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run_home / "text.nii.gz").write_text("not a scan")
+    assert run_command(["predict", "text.nii.gz", "-o", "m.nii.gz"]) == 2
+    assert "text.nii.gz" in capsys.readouterr().err
+    assert _files(run_home) == ["text.nii.gz"]
+
+
+def test_a_mask_of_another_shape_stops_prepare(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import nibabel as nib
+
+    for number in (1, 2, 3):
+        write_case(home / "raw", number)
+    wrong = nib.Nifti1Image(np.zeros((40, 36, 5), np.uint8), np.eye(4))
+    nib.save(wrong, home / "raw" / "case_2" / "label.nii.gz")
+    assert run_command(["prepare", "raw"]) == 2
+    err = capsys.readouterr().err
+    assert "case_2" in err and "Hint: " in err
+    assert not (home / "home" / "prepared" / "raw" / "manifest.json").exists()
+
+
+def test_predict_says_what_it_wrote_and_json_is_one_object(
+    run_home: Path, tiny_run: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scan = str(tiny_run.scan)
+    assert run_command(["predict", scan, "-o", "mask.nii.gz", "--device", "cpu"]) == 0
+    out, err = capsys.readouterr()
+    assert "wrote mask.nii.gz" in out
+    assert "using run" in err
+    assert "\x1b" not in out + err, "no control codes without a terminal"
+    arguments = ["predict", scan, "-o", "again.nii.gz", "--device", "cpu", "--json"]
+    assert run_command(arguments) == 0
+    out, err = capsys.readouterr()
+    values = json.loads(out)
+    assert err == ""
+    assert set(values) >= {"output", "run", "seed", "slices", "foreground_voxels", "seconds"}
+    assert (run_home / "again.nii.gz").read_bytes() == (run_home / "mask.nii.gz").read_bytes()
+
+
+def test_evaluate_and_stability_speak_the_contracts_json(
+    run_home: Path, tiny_run: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["evaluate", "--json", "--device", "cpu"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert set(values["metrics"]) >= {"dice", "iou"}
+    assert set(values["metrics"]["dice"]) >= {"mean", "median", "ci95", "n"}
+    assert [case["id"] for case in values["cases"]] == [tiny_run.manifest.cases("test")[0].id]
+    assert run_command(["stability", "--runs", "2", "--json", "--device", "cpu"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["runs"] == 2
+    for kind in ("seg", "score"):
+        assert set(values[kind]) == {"psnr", "ssim", "ms_ssim", "lpips"}
+    assert values["seg"]["lpips"] is None
+    assert any("LPIPS" in note for note in values["notes"])
+    assert set(values["dice"]) == {"mean", "sd"}
+
+
+def test_quiet_prints_nothing(
+    run_home: Path, tiny_run: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["predict", str(tiny_run.scan), "-o", "m.nii.gz", "-q"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_prepare_and_train_run_from_the_command_line(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in (1, 2, 3):
+        write_case(home / "raw", number)
+    assert run_command(["prepare", "raw", "--workers", "1", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["cases"] == {"train": 1, "val": 1, "test": 1}
+    assert (values["slices"], values["skipped"]) == (18, [])
+    short = ["--steps", "1", "--set", "train.batch_size=1", "--set", "train.validation_slices=1"]
+    assert run_command(["train", "--dataset", "raw", *short, "--device", "cpu", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["step"] == 1
+    assert set(values["best"]) == {"step", "val_dice"}
+    assert Path(values["run"]) == home / "home" / "runs" / "raw" / "tiny"
+
+
+def test_geometry_errors_are_bad_input() -> None:
+    assert GeometryError("a", "b").exit_code == 2
+
+
+def test_a_bug_is_one_line_and_debug_shows_the_traceback(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("a broken invariant")
+
+    monkeypatch.setattr(cli, "app", broken)
+    assert run_command(["evaluate"]) == 1
+    plain = capsys.readouterr().err
+    assert "ValueError: a broken invariant" in plain
+    assert "Traceback" not in plain
+    assert run_command(["evaluate", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from sdseg_cli.config import PRESETS, RunConfig, TrainConfig, preset
+from sdseg_cli.config_file import (
+    differing_keys,
+    from_dict,
+    load_toml,
+    parse_assignment,
+    read_toml,
+    to_toml,
+)
+from sdseg_cli.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_preset_survives_toml(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(to_toml(preset(name)))
+    assert load_toml(path, RunConfig()) == preset(name)
+
+
+def test_the_sd_preset_is_the_papers_recipe() -> None:
+    recipe = preset("sd").train
+    assert (recipe.steps, recipe.batch_size, recipe.learning_rate) == (100_000, 4, 4e-5)
+    assert (recipe.warmup_steps, recipe.weight_decay, recipe.clip_norm) == (10_000, 0.01, 0.0)
+    assert (recipe.latent_loss_weight, recipe.noise_loss_weight) == (1.0, 1.0)
+    assert (recipe.foreground_weight, recipe.foreground_fraction) == (0.0, 0.0)
+    assert (recipe.timesteps, recipe.flips, recipe.ema_decay) == ("uniform", "hv", 0.9999)
+
+
+def test_values_are_laid_over_the_preset_and_the_rest_stays() -> None:
+    changed = from_dict({"train": {"steps": 7}}, preset("tiny"), source="x")
+    assert changed.train.steps == 7
+    assert dataclasses.replace(changed, train=preset("tiny").train) == preset("tiny")
+
+
+def test_an_unknown_key_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r'unknown key "train\.step"') as caught:
+        from_dict({"train": {"step": 7}}, RunConfig(), source="x")
+    assert caught.value.hint == 'Did you mean "train.steps"?'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train.steps=many", "is no int"),
+        ("train.steps=1.5", "is no int"),
+        ("train.steps=true", "is no int"),
+        ("train.steps=0", "train.steps is 0"),
+        ("train=3", "is a section"),
+        ("train.timesteps=often", 'train.timesteps is "often"'),
+        ("model.parameterisation=x0", 'model.parameterisation is "x0"'),
+        ("model.unet.channel_mult=2", "list of whole numbers"),
+        ("sample.steps=1001", "sample.steps is 1001"),
+        ("train.foreground_fraction=2", "foreground_fraction is 2"),
+        ("train.steps", "has no value"),
+    ],
+)
+def test_a_wrong_value_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_dict(parse_assignment(text), RunConfig(), source="--set")
+
+
+def test_assignments_read_numbers_lists_and_bare_words() -> None:
+    config = RunConfig()
+    for text in ("train.learning_rate=1", "model.unet.channel_mult=[1, 3]", "train.flips=h"):
+        config = from_dict(parse_assignment(text), config, source="--set")
+    assert config.train.learning_rate == 1.0
+    assert config.model.unet.channel_mult == (1, 3)
+    assert config.train.flips == "h"
+
+
+def test_a_file_that_is_no_toml_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("train = [")
+    with pytest.raises(ConfigError, match="no valid TOML"):
+        read_toml(tmp_path / "c.toml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_toml(tmp_path / "missing.toml")
+
+
+def test_differing_keys_are_named_with_their_sections() -> None:
+    a, b = RunConfig(), RunConfig(seed=1, train=TrainConfig(steps=5))
+    assert differing_keys(a, b) == ["seed", "train.steps"]
+
+
+def test_an_unknown_preset_lists_the_known() -> None:
+    with pytest.raises(ConfigError) as caught:
+        preset("huge")
+    assert caught.value.hint == "Choose one of tiny, sd."

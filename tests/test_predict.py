@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from sdseg_cli.errors import ConfigError, DataError, WeightsError
+from sdseg_cli.imaging.files import read_image
+from sdseg_cli.predict import PredictReport, Predictor, predict_file
+from tests.conftest import Workspace
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_run: Workspace) -> Predictor:
+    return Predictor(tiny_run.run.path, device="cpu")
+
+
+def _bytes(predictor: Predictor, scan: Path, out: Path, seed: int = 0) -> bytes:
+    predict_file(scan, out, predictor, seed=seed)
+    return out.read_bytes()
+
+
+def test_the_mask_lies_on_the_scan_bit_for_bit(
+    predictor: Predictor, tiny_run: Workspace, tmp_path: Path
+) -> None:
+    out = tmp_path / "new folder" / "mask.nii.gz"
+    report = predict_file(tiny_run.scan, out, predictor, seed=1)
+    scan, mask = nib.load(tiny_run.scan), nib.load(out)
+    assert mask.shape == scan.shape
+    assert mask.get_data_dtype() == np.uint8
+    for field in ("sform_code", "qform_code", "srow_x", "srow_y", "srow_z", "pixdim", "xyzt_units"):
+        assert mask.header[field].tobytes() == scan.header[field].tobytes(), field
+    values = np.asarray(mask.dataobj)
+    assert set(np.unique(values)) <= {0, 1}
+    assert report.foreground_voxels == np.count_nonzero(values)
+    assert report.foreground_ml == pytest.approx(report.foreground_voxels * 45 / 1000)  # 3x3x5 mm
+    assert report.slices == 6
+
+
+def test_one_seed_gives_identical_bytes_and_another_seed_other_noise(
+    predictor: Predictor, tiny_run: Workspace, tmp_path: Path
+) -> None:
+    first = _bytes(predictor, tiny_run.scan, tmp_path / "a.nii.gz")
+    assert first == _bytes(predictor, tiny_run.scan, tmp_path / "b.nii.gz")
+    volume = read_image(tiny_run.scan)
+    zero, one = (predictor.predict(volume, seed=seed).probability for seed in (0, 1))
+    assert not np.array_equal(zero, one)
+
+
+def test_the_batch_size_does_not_change_a_byte(tiny_run: Workspace, tmp_path: Path) -> None:
+    made = [
+        _bytes(
+            Predictor(tiny_run.run.path, device="cpu", batch_size=size),
+            tiny_run.scan,
+            tmp_path / f"{size}.nii.gz",
+        )
+        for size in (1, 4, 16)
+    ]
+    assert made[0] == made[1] == made[2]
+    maps = [
+        Predictor(tiny_run.run.path, device="cpu", batch_size=size)
+        .predict(read_image(tiny_run.scan))
+        .probability
+        for size in (1, 16)
+    ]
+    # Kernels may group slices differently: the maps agree to rounding, the masks to the bit.
+    assert np.abs(maps[0] - maps[1]).max() < 1e-5
+
+
+def test_the_api_and_the_file_agree(
+    predictor: Predictor, tiny_run: Workspace, tmp_path: Path
+) -> None:
+    prediction = predictor.predict(read_image(tiny_run.scan), case_id="x", seed=2)
+    assert prediction.probability.shape == (6, 256, 256)
+    assert 0 <= prediction.probability.min() and prediction.probability.max() <= 1
+    predict_file(tiny_run.scan, tmp_path / "m.nii.gz", predictor, seed=2)
+    assert np.array_equal(prediction.mask(), np.asarray(nib.load(tmp_path / "m.nii.gz").dataobj))
+
+
+def test_the_probability_map_has_the_scans_grid_and_matches_the_mask(
+    predictor: Predictor, tiny_run: Workspace, tmp_path: Path
+) -> None:
+    mask, prob = tmp_path / "m.nii.gz", tmp_path / "p.nii.gz"
+    predict_file(tiny_run.scan, mask, predictor, probability=prob)
+    image = nib.load(prob)
+    assert image.get_data_dtype() == np.uint8
+    assert image.dataobj.slope == np.float32(1 / 255)
+    values = image.get_fdata()
+    assert values.shape == nib.load(tiny_run.scan).shape
+    assert 0 <= values.min() and values.max() <= 1
+    # 0.5 lies between the stored 127/255 and 128/255.
+    assert np.array_equal(values > 0.5, np.asarray(nib.load(mask).dataobj) > 0)
+
+
+def test_more_reverse_steps_give_another_map(predictor: Predictor, tiny_run: Workspace) -> None:
+    volume = read_image(tiny_run.scan)
+    one, three = (predictor.predict(volume, steps=steps).probability for steps in (1, 3))
+    assert one.shape == three.shape
+    assert not np.array_equal(one, three)
+
+
+def test_progress_counts_slices(tiny_run: Workspace) -> None:
+    told: list[tuple[int, int]] = []
+    predictor = Predictor(tiny_run.run.path, device="cpu", batch_size=4)
+    predictor.predict(read_image(tiny_run.scan), progress=lambda a, b, _: told.append((a, b)))
+    assert told == [(4, 6), (6, 6)]
+
+
+def test_a_failure_leaves_an_existing_mask_untouched(predictor: Predictor, tmp_path: Path) -> None:
+    (tmp_path / "bad.nii.gz").write_text("no scan")
+    out = tmp_path / "mask.nii.gz"
+    out.write_bytes(b"precious")
+    with pytest.raises(DataError):
+        predict_file(tmp_path / "bad.nii.gz", out, predictor)
+    assert out.read_bytes() == b"precious"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.nii.gz", "mask.nii.gz"]
+
+
+def test_the_scan_is_never_overwritten(
+    predictor: Predictor, tiny_run: Workspace, tmp_path: Path
+) -> None:
+    before = tiny_run.scan.read_bytes()
+    with pytest.raises(ConfigError, match="is the scan itself"):
+        predict_file(tiny_run.scan, tiny_run.scan, predictor)
+    with pytest.raises(ConfigError, match="both mask and --prob"):
+        out = tmp_path / "m.nii.gz"
+        predict_file(tiny_run.scan, out, predictor, probability=out)
+    assert tiny_run.scan.read_bytes() == before
+
+
+def test_a_batch_size_below_one_is_refused(tiny_run: Workspace) -> None:
+    with pytest.raises(ConfigError, match="--batch-size is 0"):
+        Predictor(tiny_run.run.path, device="cpu", batch_size=0)
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"best\.pt: no such checkpoint"):
+        Predictor(tmp_path, device="cpu")
+
+
+def test_the_report_is_the_contracts_object() -> None:
+    report = PredictReport(Path("m.nii.gz"), Path("run"), 3, 6, 10, 0.45, 1.23456)
+    assert report.to_json() == {
+        "output": "m.nii.gz",
+        "run": "run",
+        "seed": 3,
+        "slices": 6,
+        "foreground_voxels": 10,
+        "foreground_ml": 0.45,
+        "seconds": 1.235,
+    }

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import sdseg_cli.training.trainer as trainer_module
+from sdseg_cli.config import RunConfig, TrainConfig
+from sdseg_cli.errors import ConfigError, DataError, RunError, WeightsError
+from sdseg_cli.train import train
+from sdseg_cli.training.checkpoint import Checkpoint, RunDir
+from sdseg_cli.training.trainer import learning_rate
+from tests.conftest import Workspace, tiny_settings
+
+
+def _log(run: RunDir) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in run.log_file.read_text().splitlines()]
+
+
+def test_a_run_leaves_what_the_house_promises(tiny_run: Workspace) -> None:
+    run = tiny_run.run
+    for path in (run.config_file, run.log_file, run.last, run.best, run.curve):
+        assert path.is_file(), path
+    assert run.status()["state"] == "finished"
+    assert run.config() == tiny_settings(steps=4)
+    assert not list(run.path.rglob(".*"))
+
+
+def test_the_log_has_each_step_once_with_its_loss_terms(tiny_run: Workspace) -> None:
+    rows = _log(tiny_run.run)
+    steps = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4]
+    assert set(steps[0]) == {"step", "loss", "loss_noise", "loss_latent", "lr"}
+    assert [row["step"] for row in rows if "val_dice" in row] == [2, 4]
+
+
+def test_the_best_checkpoint_holds_what_prediction_needs(tiny_run: Workspace) -> None:
+    best = Checkpoint.load(tiny_run.run.best)
+    assert best.data == tiny_run.manifest.inference_settings()
+    assert best.optimizer == {}
+    assert best.latent_scale > 0
+    averaged, raw = best.ema["out.2.weight"], best.weights["unet.out.2.weight"]
+    assert averaged.shape == raw.shape
+    assert not torch.equal(averaged, raw)
+
+
+def test_a_stopped_and_resumed_run_ends_where_an_uninterrupted_one_does(
+    tiny_set: Workspace, tiny_run: Workspace, tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path / "run")
+
+    def stop_at_three(done: int, total: int, what: str) -> None:
+        if done == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    config = tiny_settings(steps=4)
+    stopped = train(config, tiny_set.manifest, run, device="cpu", progress=stop_at_three)
+    assert (stopped.state, stopped.step) == ("stopped", 3)
+    assert train(config, tiny_set.manifest, run, device="cpu").state == "finished"
+    assert _log(run) == _log(tiny_run.run)
+    ours, theirs = Checkpoint.load(run.last), Checkpoint.load(tiny_run.run.last)
+    assert all(torch.equal(ours.weights[name], theirs.weights[name]) for name in ours.weights)
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(
+    tiny_set: Workspace, tiny_run: Workspace, tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path / "run")
+
+    class Killed(BaseException):
+        pass
+
+    def kill(done: int, total: int, what: str) -> None:
+        if done == 3:  # the last checkpoint is of step 2
+            raise Killed
+
+    config = tiny_settings(steps=4)
+    with pytest.raises(Killed):
+        train(config, tiny_set.manifest, run, device="cpu", progress=kill)
+    train(config, tiny_set.manifest, run, device="cpu")
+    assert _log(run) == _log(tiny_run.run)
+
+
+def test_other_settings_in_an_old_run_are_refused_by_name(tiny_run: Workspace) -> None:
+    changed = tiny_settings(steps=4, learning_rate=0.5)
+    with pytest.raises(ConfigError, match=r"other settings: train\.learning_rate\."):
+        train(changed, tiny_run.manifest, tiny_run.run, device="cpu")
+
+
+def test_the_paper_preset_asks_for_its_autoencoder(tiny_set: Workspace, tmp_path: Path) -> None:
+    config = RunConfig(dataset="tiny", preset="sd", model=tiny_settings().model)
+    with pytest.raises(WeightsError, match="kl-f8") as caught:
+        train(config, tiny_set.manifest, RunDir(tmp_path / "run"), device="cpu")
+    assert "--autoencoder" in caught.value.hint
+    assert not (tmp_path / "run").exists()
+
+
+def test_test_cases_are_never_read(
+    tiny_set: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    load = np.load
+
+    def recording(path: Path, **words: Any) -> Any:
+        opened.append(Path(path).parent.name)
+        return load(path, **words)
+
+    monkeypatch.setattr(np, "load", recording)
+    train(tiny_settings(steps=1), tiny_set.manifest, RunDir(tmp_path / "run"), device="cpu")
+    ids = {
+        split: {c.id for c in tiny_set.manifest.cases(split)} for split in ("train", "val", "test")
+    }
+    assert set(opened) == ids["train"] | ids["val"]
+    assert not set(opened) & ids["test"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    tiny_set: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nan = torch.tensor(float("nan"), requires_grad=True)
+    monkeypatch.setattr(trainer_module.diffusion, "loss_terms", lambda *_: (nan, nan))
+    with pytest.raises(RunError, match="the loss is nan at step 1"):
+        train(tiny_settings(steps=2), tiny_set.manifest, RunDir(tmp_path / "run"), device="cpu")
+
+
+def test_a_set_without_validation_cases_is_refused(tiny_set: Workspace, tmp_path: Path) -> None:
+    import dataclasses
+
+    only_train = dataclasses.replace(tiny_set.manifest, entries=tiny_set.manifest.cases("train"))
+    with pytest.raises(DataError, match="no val case"):
+        train(tiny_settings(steps=1), only_train, RunDir(tmp_path / "run"), device="cpu")
+
+
+@pytest.mark.parametrize("parameterisation", ["eps", "v"])
+@pytest.mark.parametrize("timesteps", ["uniform", "last"])
+def test_every_recipe_takes_a_step(
+    tiny_set: Workspace, tmp_path: Path, parameterisation: str, timesteps: str
+) -> None:
+    from sdseg_cli.config_file import from_dict
+
+    config = from_dict(
+        {
+            "model": {"parameterisation": parameterisation},
+            "train": {"timesteps": timesteps, "noise_loss_weight": 1.0, "foreground_weight": 0.0},
+        },
+        tiny_settings(steps=1, foreground_fraction=0.0),
+        source="test",
+    )
+    run = RunDir(tmp_path / "run")
+    train(config, tiny_set.manifest, run, device="cpu")
+    row = _log(run)[0]
+    assert row["loss"] == pytest.approx(row["loss_noise"] + row["loss_latent"], rel=1e-6)
+    if parameterisation == "eps" and timesteps == "last":
+        # The latent loss is the noise loss amplified by 38.66 at t = 999.
+        assert row["loss_latent"] / row["loss_noise"] == pytest.approx(38.66, rel=1e-3)
+
+
+def test_the_learning_rate_warms_up_linearly_and_falls_like_a_cosine() -> None:
+    constant = TrainConfig(learning_rate=1.0, warmup_steps=4, steps=100)
+    assert [learning_rate(constant, step) for step in (0, 1, 3, 99)] == [0.25, 0.5, 1.0, 1.0]
+    cosine = TrainConfig(learning_rate=1.0, warmup_steps=0, steps=100, schedule="cosine")
+    assert learning_rate(cosine, 0) == 1.0
+    assert learning_rate(cosine, 50) == pytest.approx(0.505)  # 0.01 + 0.99 / 2
+    assert learning_rate(cosine, 100) == pytest.approx(0.01)
