@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sdseg_cli.errors import RunError
@@ -32,11 +32,11 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         _sync_folder(path.parent)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        for folder in made:
-            # A neighbour may have written there meanwhile: then it is not empty, and stays.
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+        with suppress(OSError):
+            temporary.unlink()
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()  # Refuses, rightly, where a neighbour has written meanwhile.
         if isinstance(error, OSError):
             raise RunError(
                 f"{path}: cannot be written ({error.strerror or error}).",

@@ -66,8 +66,8 @@ def run_command(arguments: Sequence[str]) -> int:
     except UsageError as failure:
         context = getattr(failure, "ctx", None)
         command = context.command_path if context is not None else "sdseg"
-        message = getattr(failure, "message", str(failure))
-        return _failed(ConfigError(message, f"See {command} --help."), debug)
+        spoken = getattr(failure, "format_message", failure.__str__)()
+        return _failed(ConfigError(spoken, f"See {command} --help."), debug)
     except typer.Abort:
         return _failed(RunError("interrupted.", "Run the same command again."), debug)
     except Exception as failure:  # noqa: BLE001, the last handler

@@ -1,4 +1,4 @@
-"""Small data, made by code: a prepared set of boxes in a body, and a run trained on it for seconds."""
+"""Small data, made by code: boxes in a body, prepared, and a run trained on them for seconds."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from sdseg_cli.config import PRESETS, RunConfig
 from sdseg_cli.config_file import from_dict
 from sdseg_cli.datasets.manifest import Manifest
+from sdseg_cli.imaging.phantom import Phantom, make_phantom, write_phantom_set
 from sdseg_cli.prepare import prepare
 from sdseg_cli.train import train
 from sdseg_cli.training.checkpoint import RunDir
@@ -99,3 +100,30 @@ def tiny_run(tiny_set: Workspace) -> Workspace:
     """As `tiny_set`, with a run of four steps. It predicts badly, but really. Read-only."""
     train(tiny_settings(steps=4), tiny_set.manifest, tiny_set.run, device="cpu")
     return tiny_set
+
+
+DATA = Path(__file__).resolve().parents[1] / "../shared/data"
+PHANTOM_SHAPE = (44, 44, 10)
+PHANTOM_SPACING_MM = (8.0, 8.0, 16.0)
+
+
+@pytest.fixture(scope="session")
+def ct_phantom() -> Phantom:
+    """A small oblique abdomen CT with its organs."""
+    return make_phantom(0, 1, PHANTOM_SHAPE, PHANTOM_SPACING_MM)
+
+
+@pytest.fixture(scope="session")
+def phantom_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven small patients in BTCV's layout; 1 to 4 test. Do not write into it."""
+    folder = tmp_path_factory.mktemp("btcv")
+    write_phantom_set(folder, cases=7, seed=0, shape=PHANTOM_SHAPE, spacing_mm=PHANTOM_SPACING_MM)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real scans beside the checkout."""
+    if not DATA.is_dir():
+        pytest.skip(f"no real scans: {DATA} is absent")
+    return DATA.resolve()

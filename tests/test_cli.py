@@ -70,7 +70,7 @@ MISTAKES = {
     "an unknown option": (["train", "--dataste", "x"], "No such option"),
     "a missing option": (["train"], "Missing option"),
     "an unknown command": (["segment", "x"], "No such command"),
-    "a word for a number": (["stability", "--runs", "many"], "not a valid int"),
+    "a word for a number": (["stability", "--runs", "many"], "valid integer"),
 }
 
 
@@ -150,7 +150,7 @@ def test_evaluate_and_stability_speak_the_contracts_json(
         assert set(values[kind]) == {"psnr", "ssim", "ms_ssim", "lpips"}
     assert values["seg"]["lpips"] is None
     assert any("LPIPS" in note for note in values["notes"])
-    assert set(values["dice"]) == {"mean", "sd"}
+    assert set(values["dice"]) >= {"mean", "sd"}
 
 
 def test_quiet_prints_nothing(

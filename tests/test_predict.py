@@ -8,7 +8,7 @@ import pytest
 
 from sdseg_cli.errors import ConfigError, DataError, WeightsError
 from sdseg_cli.imaging.files import read_image
-from sdseg_cli.predict import PredictReport, Predictor, predict_file
+from sdseg_cli.predict import Predictor, PredictReport, predict_file
 from tests.conftest import Workspace
 
 

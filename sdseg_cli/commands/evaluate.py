@@ -17,6 +17,7 @@ from sdseg_cli.commands.options import (
     Seed,
     Split,
     number,
+    whole_numbers,
     workspace,
 )
 from sdseg_cli.console import Output
@@ -27,6 +28,9 @@ def evaluate(
     run: Run = None,
     pred: Annotated[Path | None, typer.Option(help="Folder of masks to score instead.")] = None,
     ref: Annotated[Path | None, typer.Option(help="Folder of reference masks, same names.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="With --ref: labels that count, e.g. 1,2; default: all.")
+    ] = None,
     split: Split = "test",
     grid: Annotated[str, typer.Option(help="native: the scan's own; model: 256x256.")] = "native",
     protocol: Annotated[
@@ -47,7 +51,14 @@ def evaluate(
         from sdseg_cli.evaluate import evaluate_folders
 
         with output.progress() as progress:
-            report = evaluate_folders(pred, ref, progress=progress)
+            report = evaluate_folders(
+                pred,
+                ref,
+                target=whole_numbers("--target", target),
+                grid=grid,
+                protocol=protocol,
+                progress=progress,
+            )
     else:
         from sdseg_cli.evaluate import evaluate as run_evaluate
         from sdseg_cli.training.checkpoint import find_run
@@ -74,8 +85,11 @@ def evaluate(
     ]
     for what in ("mean", "median"):
         rows.append((what, *(number(metric[what]) for metric in metrics.values())))
-    intervals = (f"{number(m['ci95'][0])} to {number(m['ci95'][1])}" for m in metrics.values())
-    rows.append(("95 % interval", *intervals))
+    rows.append(("95 % interval", *(_interval(metric["ci95"]) for metric in metrics.values())))
+    for case in values["excluded"]:
+        output.say(f"excluded {case}: reference and prediction are both empty")
+    for note in values["notes"]:
+        output.say(note)
     output.result(
         values,
         title=f"{values['protocol']} protocol, {values['grid']} grid",
@@ -83,3 +97,8 @@ def evaluate(
         rows=rows,
         files=report.files,
     )
+
+
+def _interval(bounds: list[float | None]) -> str:
+    low, high = bounds
+    return "-" if low is None or high is None else f"{number(low)} to {number(high)}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sdseg_cli.imaging.intensity import Normalisation, percentiles
+from sdseg_cli.imaging.intensity import Normalisation, extent, percentiles
 from sdseg_cli.imaging.planes import Planes
 from sdseg_cli.imaging.resample import resize_matrix
 from sdseg_cli.imaging.volume import Volume
@@ -97,13 +97,19 @@ def _body(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _otsu(volume: Volume) -> float:
+    """Otsu's threshold between the minimum and the 99.5 percentile: no bright speck moves it."""
     from skimage.filters import threshold_otsu
 
-    low, high = percentiles(volume, (0.5, 99.5))
+    whole = extent(volume)
+    (high,) = percentiles(volume, (99.5,))
+    if not whole.minimum < high:
+        return float("inf")
     planes = Planes.of(volume.geometry)
     counts = np.zeros(256, np.int64)
-    edges = np.linspace(low, max(high, low + 1), 257)
+    edges = np.linspace(whole.minimum, high, 257)
     for k in range(planes.count):
         values = volume.values(planes.get(volume.array, k))
-        counts += np.histogram(values[np.isfinite(values)], edges)[0]
+        # In float64: rounded up to float32, the largest values would fall off the last edge.
+        finite = values[np.isfinite(values)].astype(np.float64)
+        counts += np.histogram(np.minimum(finite, high), edges)[0]
     return float(threshold_otsu(hist=(counts, (edges[:-1] + edges[1:]) / 2)))

@@ -1,0 +1,109 @@
+"""Geometry and Volume."""
+
+from __future__ import annotations
+
+import itertools
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
+from sdseg_cli.imaging.volume import Geometry, Volume
+
+SIGNED_PERMUTATIONS = [
+    (order, signs)
+    for order in itertools.permutations(range(3))
+    for signs in itertools.product((1, -1), repeat=3)
+]
+
+
+def affine_of(columns: np.ndarray) -> np.ndarray:
+    affine = np.eye(4)
+    affine[:3, :3] = columns
+    return affine
+
+
+def test_spacing_is_the_length_of_each_column() -> None:
+    geometry = Geometry((2, 2, 2), affine_of(np.array([[3, 0, 0], [4, 0, -2], [0, 7, 0]])))
+    assert geometry.spacing_mm == (5, 7, 2)
+
+
+@pytest.mark.parametrize(("order", "signs"), SIGNED_PERMUTATIONS)
+def test_axis_codes_are_nibabels(order: tuple[int, ...], signs: tuple[int, ...]) -> None:
+    affine = affine_of(np.diag(signs)[:, order] * [0.7, 2, 5])
+    assert Geometry((2, 3, 4), affine).axis_codes == "".join(nib.aff2axcodes(affine))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    copy=st.sampled_from(SIGNED_PERMUTATIONS),
+)
+def test_a_permuted_copy_of_any_oblique_grid_names_the_same_physical_axes(
+    seed: int, copy: tuple[tuple[int, ...], tuple[int, ...]]
+) -> None:
+    order, signs = copy
+    columns = Rotation.random(random_state=seed).as_matrix() * [1.0, 2.0, 3.0]
+    copied = columns[:, order] * signs
+    original, other = (
+        Geometry((2, 2, 2), affine_of(columns)),
+        Geometry((2, 2, 2), affine_of(copied)),
+    )
+    for axis, sign, copied_axis, copied_sign in zip(
+        original.axes, original.signs, other.axes, other.signs, strict=True
+    ):
+        assert np.array_equal(columns[:, axis] * sign, copied[:, copied_axis] * copied_sign)
+
+
+def test_grids_a_twentieth_of_a_voxel_apart_are_one_and_a_fifth_apart_are_two() -> None:
+    affine = np.diag([2.0, 2.0, 4.0, 1.0])
+    near, far = affine.copy(), affine.copy()
+    near[0, 3], far[0, 3] = 0.1, 0.4
+    geometry = Geometry((9, 9, 9), affine)
+    assert geometry.same_grid(Geometry((9, 9, 9), near))
+    assert not geometry.same_grid(Geometry((9, 9, 9), far))
+    assert geometry.corner_distance_voxels(Geometry((9, 9, 9), far)) == pytest.approx(0.2)
+
+
+def test_a_small_tilt_counts_where_it_is_largest_at_the_corners() -> None:
+    tilted = np.eye(4)
+    tilted[0, 1] = 0.01  # 1 mm at the far end of 101 voxels
+    apart = Geometry((101, 101, 3), np.eye(4)).corner_distance_voxels(
+        Geometry((101, 101, 3), tilted)
+    )
+    assert apart == pytest.approx(1.0, rel=1e-4)
+
+
+def test_grids_of_another_shape_differ() -> None:
+    assert not Geometry((2, 2, 2), np.eye(4)).same_grid(Geometry((2, 2, 3), np.eye(4)))
+
+
+@pytest.mark.parametrize(
+    "affine", [np.diag([1.0, 1, 0, 1]), np.full((4, 4), np.nan), np.ones((4, 4)), np.eye(3)]
+)
+def test_a_flat_or_undefined_affine_is_refused(affine: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="affine"):
+        Geometry((2, 2, 2), affine)
+
+
+def test_values_apply_slope_and_intercept_to_a_part() -> None:
+    stored = np.array([[[0, 100], [200, 300]]], np.int16)
+    volume = Volume(stored, Geometry((1, 2, 2), np.eye(4)), slope=0.5, intercept=-1024)
+    assert volume.values(stored[0, 1]).tolist() == [-924, -874]
+    assert volume.values().shape == (1, 2, 2)
+    assert volume.values().dtype == np.float32
+
+
+def test_a_big_endian_part_becomes_native_float32() -> None:
+    stored = np.arange(8, dtype=">i2").reshape(2, 2, 2)
+    volume = Volume(stored, Geometry((2, 2, 2), np.eye(4)))
+    assert volume.values(stored[1]).dtype == np.dtype(np.float32)
+    assert volume.values(stored[1]).tolist() == [[4, 5], [6, 7]]
+
+
+def test_an_array_of_another_shape_than_its_geometry_is_refused() -> None:
+    with pytest.raises(ValueError, match="geometry"):
+        Volume(np.zeros((2, 2, 2)), Geometry((2, 2, 3), np.eye(4)))
