@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from sdseg_cli.datasets.manifest import PreparedCase, foreground
 from sdseg_cli.errors import ConfigError, DataError
 from sdseg_cli.filenames import VOLUME_SUFFIXES, natural_key, stem_of, suffix_of
-from sdseg_cli.held_out import CaseProgress, HeldOut, open_held_out, require_same_grid
+from sdseg_cli.held_out import CaseProgress, HeldOut, open_held_out
 from sdseg_cli.imaging.files import read_labels
 from sdseg_cli.imaging.intensity import Normalisation
-from sdseg_cli.imaging.volume import Volume
+from sdseg_cli.imaging.volume import Volume, require_same_grid
 from sdseg_cli.metrics import Grid, Protocol
 from sdseg_cli.progress import Progress, silent
 from sdseg_cli.report.evaluation import CaseResult, EvaluateReport, score_case
@@ -256,7 +256,8 @@ def evaluate_folders(
     results = []
     for done, (name, file) in enumerate(references.items(), start=1):
         mask, label = read_labels(masks[name]), read_labels(file)
-        require_same_grid(name, "prediction", mask, "reference", label)
+        names = f"case {name}: prediction {mask.name}", f"reference {label.name}"
+        require_same_grid(mask.geometry, label.geometry, *names)
         truth = foreground(label.array, target)
         results.append(score_case(name, mask.array != 0, truth, label.geometry.spacing_mm))
         progress(done, len(references), f"case {name}")

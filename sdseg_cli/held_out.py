@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from sdseg_cli.datasets.manifest import Manifest, PreparedCase
 from sdseg_cli.datasets.spec import SPLITS
-from sdseg_cli.errors import ConfigError, DataError, GeometryError
+from sdseg_cli.errors import ConfigError, DataError
 from sdseg_cli.imaging.files import read_image, read_labels
-from sdseg_cli.imaging.volume import Volume
+from sdseg_cli.imaging.volume import Volume, require_same_grid
 from sdseg_cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ class HeldOut:
             GeometryError: They do not lie on one grid.
         """
         scan, labels = read_image(case.image), read_labels(case.label)
-        require_same_grid(case.id, "scan", scan, "label", labels)
+        names = f"case {case.id}: scan {scan.name}", f"label {labels.name}"
+        require_same_grid(scan.geometry, labels.geometry, *names)
         return scan, self.manifest.is_foreground(labels.array)
 
     def reference_planes(self, case: PreparedCase) -> NDArray[np.bool_]:
@@ -143,35 +144,6 @@ class CaseProgress:
         """One pass through a case is done, however it was come by."""
         self._done += case.slices
         self._progress(self._done, self._total, f"{self._what} {case.id}")
-
-
-def require_same_grid(case_id: str, one: str, first: Volume, two: str, second: Volume) -> None:
-    """Refuse two volumes that do not lie on one grid.
-
-    Args:
-        case_id: Named in the message.
-        one: What the first is, for example "scan".
-        first: A volume.
-        two: What the second is.
-        second: A volume.
-
-    Raises:
-        GeometryError: Shapes differ, or the grids lie apart.
-    """
-    a, b = first.geometry, second.geometry
-    if a.shape != b.shape:
-        sizes = (f"{one} {'x'.join(map(str, a.shape))}", f"{two} {'x'.join(map(str, b.shape))}")
-        raise GeometryError(
-            f"case {case_id}: {sizes[0]}, {sizes[1]} voxels ({first.name}, {second.name}).",
-            "Export both on one grid, without resampling either.",
-        )
-    if not a.same_grid(b):
-        apart = a.corner_distance_voxels(b)
-        raise GeometryError(
-            f"case {case_id}: {one} and {two} lie up to {apart:.1f} voxels apart "
-            f"({first.name} {a.axis_codes}, {second.name} {b.axis_codes}).",
-            "Their affines disagree: export both from one series.",
-        )
 
 
 def _load(path: Path) -> NDArray[np.generic]:

@@ -24,7 +24,7 @@ from sdseg_cli.datasets.spec import SPLITS, Case, DatasetSpec
 from sdseg_cli.datasets.split import Split, draw_split, read_split
 from sdseg_cli.datasets.staging import Staging
 from sdseg_cli.errors import ConfigError, DataError
-from sdseg_cli.filenames import natural_key
+from sdseg_cli.filenames import natural_key, safe_id
 from sdseg_cli.imaging.files import read_image
 from sdseg_cli.imaging.intensity import Normalisation, extent, guess_modality
 from sdseg_cli.imaging.prepared import BadCase, CaseJob, check_headers, finished
@@ -124,7 +124,9 @@ def prepare(
     if crop not in CROPS:
         raise ConfigError(f"--crop {crop} is unknown.", f"Use one of {', '.join(CROPS)}.")
     spec, cases = find_cases(src, dataset, image_glob, label_glob)
-    name = checked_name(name or (src.resolve().name if spec.name == "folder" else spec.name))
+    name = checked_name(
+        name or (safe_id(src.resolve().name) if spec.name == "folder" else spec.name)
+    )
     target = spec.target if target is None else checked_target(target)
     cores = available_cores() if workers is None else max(1, workers)
     plan = _Plan(spec, src.resolve(), name, target, split_file, seed, window, crop, cores, skip_bad)

@@ -198,7 +198,8 @@ def test_a_label_on_another_grid_is_refused(workspace):
     shifted = AFFINE.copy()
     shifted[0, 3] += 40
     write_nifti(workspace.root / "raw" / "b_label.nii.gz", FOUR, shifted)
-    with pytest.raises(GeometryError, match=r"case b: scan and label lie up to 20\.0 voxels apart"):
+    apart = r"case b: scan .* and label .* lie up to 20 voxels apart"
+    with pytest.raises(GeometryError, match=apart):
         run(workspace)
 
 
@@ -232,8 +233,8 @@ def test_folders_that_do_not_match_are_refused(tmp_path):
         evaluate_folders(pred, ref)
     write_nifti(pred / "y.nii.gz", FOUR)
     write_nifti(pred / "z.nii.gz", np.zeros((16, 16, 5), np.uint8))
-    sizes = "prediction 16x16x5, reference 16x16x4"
-    with pytest.raises(GeometryError, match=f"case z: {sizes}"):
+    sizes = r"case z: prediction .* has shape \(16, 16, 5\), reference .* \(16, 16, 4\)"
+    with pytest.raises(GeometryError, match=sizes):
         evaluate_folders(pred, ref)
     write_nifti(pred / "z.nii", FOUR)
     with pytest.raises(DataError, match="both case z"):

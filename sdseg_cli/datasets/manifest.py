@@ -208,7 +208,7 @@ def checked_name(name: str) -> str:
     Raises:
         ConfigError: It is not one plain file name.
     """
-    if name != safe_id(name):
+    if not name or name != safe_id(name):
         raise ConfigError(
             f"{name!r} is no name for a prepared set.",
             f"Use letters, digits, . _ -, for example --name {safe_id(name) or 'mydata'}.",

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.lib.format import open_memmap
+from numpy.lib.format import write_array_header_1_0
 
-from sdseg_cli.errors import DataError, GeometryError, RunError
+from sdseg_cli.errors import DataError, RunError
 from sdseg_cli.imaging.files import read_geometry, read_image, read_labels
 from sdseg_cli.imaging.intensity import Normalisation, extent
-from sdseg_cli.imaging.slices import SliceStack, to_stack
-from sdseg_cli.imaging.volume import GRID_TOLERANCE_VOXELS, Geometry, Volume
+from sdseg_cli.imaging.slices import to_stack
+from sdseg_cli.imaging.volume import Volume, require_same_grid
 
 FORMAT_VERSION = 1
 _BATCH = 16
@@ -44,10 +47,7 @@ class CaseJob:
 
     def fingerprint(self) -> str:
         """sha256 over the settings and both files' paths, sizes and times: equal = same arrays."""
-        files = [
-            (str(path.resolve()), status.st_size, status.st_mtime_ns)
-            for path, status in ((path, path.stat()) for path in (self.image, self.label))
-        ]
+        files = [_identity(path) for path in (self.image, self.label)]
         settings = [FORMAT_VERSION, files, self.normalisation.to_dict(), self.crop, self.size]
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
@@ -109,7 +109,7 @@ def check_headers(id: str, image: Path, label: Path | None) -> BadCase | None:
             )
         mask = read_geometry(label)
         code = "grid"
-        _check_grids(scan, mask, image.name, label.name)
+        require_same_grid(scan, mask, f"scan {image.name}", f"label {label.name}")
     except DataError as error:
         return BadCase.of(id, code, error)
     return None
@@ -139,12 +139,13 @@ def prepare_case(job: CaseJob, folder: Path) -> dict[str, Any] | BadCase:
         code = "label"
         label = read_labels(job.label)
         code = "grid"
-        _check_grids(image.geometry, label.geometry, image.name, label.name)
+        names = f"scan {image.name}", f"label {label.name}"
+        require_same_grid(image.geometry, label.geometry, *names)
         code = "values"
         _check_values(image)
     except DataError as error:
         return BadCase.of(job.id, code, error)
-    temporary = folder / f".{job.id}.part"
+    temporary = folder / f".{job.id}.{os.getpid()}.part"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -160,18 +161,13 @@ def prepare_case(job: CaseJob, folder: Path) -> dict[str, Any] | BadCase:
     return record
 
 
-def _check_grids(scan: Geometry, mask: Geometry, scan_name: str, mask_name: str) -> None:
-    if scan.shape != mask.shape:
-        raise GeometryError(
-            f"label {mask_name} has shape {mask.shape}, scan {scan_name} has {scan.shape}.",
-            "Export both from one series, or leave the case out.",
-        )
-    if not scan.same_grid(mask):
-        raise GeometryError(
-            f"label {mask_name} ({mask.axis_codes}) lies {scan.corner_distance_voxels(mask):.2g} "
-            f"voxels off scan {scan_name} ({scan.axis_codes}); {GRID_TOLERANCE_VOXELS} is allowed.",
-            "Export both from one series; if only the header is wrong, copy the scan's onto it.",
-        )
+def _identity(path: Path) -> tuple[str, int, int]:
+    """What changes when a file does; a missing file has no size and no time."""
+    try:
+        status = path.stat()
+    except OSError:
+        return str(path.absolute()), -1, -1
+    return str(path.resolve()), status.st_size, status.st_mtime_ns
 
 
 def _check_values(image: Volume) -> None:
@@ -187,35 +183,33 @@ def _write_arrays(
     job: CaseJob, image: Volume, label: Volume, folder: Path, fingerprint: str
 ) -> dict[str, Any]:
     stack = to_stack(image, job.normalisation, size=job.size, crop=job.crop)
-    shape = (len(stack), job.size, job.size)
-    pixels = open_memmap(folder / "pixels.npy", "w+", np.dtype(np.float16), shape)
-    for start in range(0, len(stack), _BATCH):
-        stop = min(start + _BATCH, len(stack))
-        pixels[start:stop] = stack.pixels(start, stop)
-    pixels.flush()
-    label_slices = _write_labels(stack, label, folder / "labels.npy")
-    spacing = stack.restore.planes.spacing_mm
+    with _npy(folder / "pixels.npy", np.dtype(np.float16), len(stack), job.size) as file:
+        for start in range(0, len(stack), _BATCH):
+            batch = stack.pixels(start, min(start + _BATCH, len(stack)))
+            file.write(batch.astype(np.float16).tobytes())
+    label_slices: dict[int, list[int]] = {}
+    with _npy(folder / "labels.npy", label.array.dtype, len(stack), job.size) as file:
+        for k in range(len(stack)):
+            plane = stack.restore.canonical_plane(label.array, k)
+            square = stack.restore.labels_to_model(plane, k)
+            file.write(square.tobytes())
+            for value in np.unique(square[square > 0]).tolist():
+                label_slices.setdefault(value, []).append(k)
     record = {
         "fingerprint": fingerprint,
         "slices": len(stack),
         "label_slices": {str(value): label_slices[value] for value in sorted(label_slices)},
-        "spacing_mm": [round(length, 6) for length in spacing],
+        "spacing_mm": [round(length, 6) for length in stack.restore.planes.spacing_mm],
         "bytes": {name: (folder / name).stat().st_size for name in ("pixels.npy", "labels.npy")},
     }
     (folder / "case.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
     return record
 
 
-def _write_labels(stack: SliceStack, label: Volume, path: Path) -> dict[int, list[int]]:
-    """Write the label slices; which slices hold each label."""
-    restore = stack.restore
-    shape = (restore.slices, restore.size, restore.size)
-    labels = open_memmap(path, "w+", label.array.dtype, shape)
-    label_slices: dict[int, list[int]] = {}
-    for k in range(restore.slices):
-        labels[k] = restore.labels_to_model(restore.canonical_plane(label.array, k), k)
-        for value in np.unique(labels[k]).tolist():
-            if value:
-                label_slices.setdefault(value, []).append(k)
-    labels.flush()
-    return label_slices
+@contextmanager
+def _npy(path: Path, dtype: np.dtype[Any], slices: int, size: int) -> Iterator[BinaryIO]:
+    """A .npy file of (slices, size, size) to append to: a full disk raises, a memory map dies."""
+    with path.open("wb") as file:
+        header = {"descr": dtype.str, "fortran_order": False, "shape": (slices, size, size)}
+        write_array_header_1_0(file, header)
+        yield file

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sdseg_cli.errors import GeometryError
+
 Array = NDArray[Any]
 
 GRID_TOLERANCE_VOXELS = 0.1
@@ -100,6 +102,32 @@ class Geometry:
     def same_grid(self, other: Geometry, tolerance_voxels: float = GRID_TOLERANCE_VOXELS) -> bool:
         """Whether both have one shape and corners within the tolerance (in voxels)."""
         return self.shape == other.shape and self.corner_distance_voxels(other) <= tolerance_voxels
+
+
+def require_same_grid(first: Geometry, second: Geometry, one: str, other: str) -> None:
+    """Refuse two grids that are not one.
+
+    Args:
+        first: A grid.
+        second: Another.
+        one: What the first is, for example "case 07: scan ct.nii.gz".
+        other: What the second is.
+
+    Raises:
+        GeometryError: The shapes differ, or the corners lie further apart than is allowed.
+    """
+    if first.shape != second.shape:
+        raise GeometryError(
+            f"{one} has shape {first.shape}, {other} has shape {second.shape}.",
+            "Export both from one series, without resampling either.",
+        )
+    if not first.same_grid(second):
+        apart = first.corner_distance_voxels(second)
+        raise GeometryError(
+            f"{one} ({first.axis_codes}) and {other} ({second.axis_codes}) lie up to {apart:.2g} "
+            f"voxels apart; {GRID_TOLERANCE_VOXELS} is allowed.",
+            "Export both from one series; if only the header is wrong, copy the scan's onto it.",
+        )
 
 
 @dataclass(frozen=True, eq=False)

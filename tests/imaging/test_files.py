@@ -59,7 +59,7 @@ def write_scan(
     header["vox_offset"] = header.sizeof_hdr + 4 + len(extension)
     flag = b"\1\0\0\0" if extension else b"\0\0\0\0"
     content = header.binaryblock + flag + extension + values.tobytes()
-    packed = gzip.compress(content) if path.name.endswith(".gz") else content
+    packed = gzip.compress(content, 1) if path.name.endswith(".gz") else content
     path.write_bytes(packed)
     return path
 

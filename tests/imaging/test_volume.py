@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from sdseg_cli.imaging.volume import Geometry, Volume
+from sdseg_cli.errors import GeometryError
+from sdseg_cli.imaging.volume import Geometry, Volume, require_same_grid
 
 SIGNED_PERMUTATIONS = [
     (order, signs)
@@ -107,3 +108,16 @@ def test_a_big_endian_part_becomes_native_float32() -> None:
 def test_an_array_of_another_shape_than_its_geometry_is_refused() -> None:
     with pytest.raises(ValueError, match="geometry"):
         Volume(np.zeros((2, 2, 2)), Geometry((2, 2, 3), np.eye(4)))
+
+
+def test_grids_must_agree_in_shape_and_in_place() -> None:
+    affine = np.diag([2.0, 2.0, 3.0, 1.0])
+    scan = Geometry((16, 16, 4), affine)
+    require_same_grid(scan, Geometry((16, 16, 4), affine), "scan", "label")
+    sizes = r"scan has shape \(16, 16, 4\), label has shape \(16, 16, 3\)"
+    with pytest.raises(GeometryError, match=sizes):
+        require_same_grid(scan, Geometry((16, 16, 3), affine), "scan", "label")
+    moved = affine.copy()
+    moved[2, 3] += 4  # mm, twice the smallest spacing
+    with pytest.raises(GeometryError, match="lie up to 2 voxels apart"):
+        require_same_grid(scan, Geometry((16, 16, 4), moved), "scan", "label")

@@ -1,0 +1,157 @@
+"""What stops `prepare`, what it says, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from sdseg_cli.errors import ConfigError, DataError, GeometryError, SdsegError
+from sdseg_cli.prepare import prepare
+from tests.raw_cases import AFFINE, SHAPE, contents, write_cases
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    return write_cases(tmp_path)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    (tmp_path / "work").mkdir()
+    return tmp_path / "work"
+
+
+def break_shape(case: Path) -> None:
+    nib.save(nib.Nifti1Image(np.ones((20, 24, 4), np.uint8), AFFINE), case / "label.nii.gz")
+
+
+def break_grid(case: Path) -> None:
+    moved = AFFINE.copy()
+    moved[2, 3] = 5
+    nib.save(nib.Nifti1Image(np.ones(SHAPE, np.uint8), moved), case / "label.nii.gz")
+
+
+def break_values(case: Path) -> None:
+    values = np.zeros(SHAPE, np.float32)
+    values[0, 0, 0] = np.nan
+    nib.save(nib.Nifti1Image(values, AFFINE), case / "image.nii.gz")
+
+
+def break_text(case: Path) -> None:
+    (case / "image.nii.gz").write_text("this is no scan")
+
+
+def break_cut(case: Path) -> None:
+    content = (case / "image.nii.gz").read_bytes()
+    (case / "image.nii.gz").write_bytes(content[: len(content) // 2])
+
+
+def break_label(case: Path) -> None:
+    nib.save(nib.Nifti1Image(np.full(SHAPE, 0.5, np.float32), AFFINE), case / "label.nii.gz")
+
+
+def lose_label(case: Path) -> None:
+    (case / "label.nii.gz").unlink()
+
+
+FAULTS: list[tuple[Callable[[Path], None], str, type[SdsegError]]] = [
+    (break_shape, "grid", GeometryError),
+    (break_grid, "grid", GeometryError),
+    (break_values, "values", DataError),
+    (break_text, "image", DataError),
+    (break_cut, "image", DataError),
+    (break_label, "label", DataError),
+    (lose_label, "label", DataError),
+]
+
+
+@pytest.mark.parametrize(("fault", "code", "error"), FAULTS)
+def test_a_faulty_case_stops_it_and_nothing_is_left(
+    raw: Path, workspace: Path, fault: Callable[[Path], None], code: str, error: type[SdsegError]
+) -> None:
+    fault(raw / "pt_3")
+    with pytest.raises(error, match="case pt_3: ") as caught:
+        prepare(raw, workspace, workers=1)
+    assert caught.value.hint
+    assert "\n" not in caught.value.message
+    assert list(workspace.iterdir()) == []
+
+
+@pytest.mark.parametrize(("fault", "code", "error"), FAULTS)
+def test_a_faulty_case_can_be_left_out_and_is_listed(
+    raw: Path, workspace: Path, fault: Callable[[Path], None], code: str, error: type[SdsegError]
+) -> None:
+    fault(raw / "pt_3")
+    report = prepare(raw, workspace, workers=1, skip_bad=True)
+    assert [(entry["case"], entry["code"]) for entry in report.skipped] == [("pt_3", code)]
+    assert report.skipped[0]["why"].startswith("case pt_3: ")
+    assert report.cases == {"train": 2, "val": 1, "test": 1}
+    assert [path.name for path in (workspace / "prepared").iterdir()] == ["raw_data"]
+    assert not (report.manifest.parent / "cases/pt_3").exists()
+
+
+def test_a_faulty_case_in_a_worker_process_is_named_too(raw: Path, workspace: Path) -> None:
+    break_values(raw / "pt_10")
+    with pytest.raises(DataError, match="case pt_10: ") as caught:
+        prepare(raw, workspace, workers=2)
+    assert "Replace them" in caught.value.hint
+    assert list(workspace.iterdir()) == []
+
+
+def test_a_failed_run_leaves_the_published_set_alone(raw: Path, workspace: Path) -> None:
+    prepare(raw, workspace, workers=1)
+    before = contents(workspace)
+    break_cut(raw / "pt_3")
+    with pytest.raises(DataError):
+        prepare(raw, workspace, workers=1, window=(0, 1))
+    assert contents(workspace) == before
+
+
+def test_skipping_every_validation_case_of_a_split_file_is_refused(
+    raw: Path, workspace: Path
+) -> None:
+    split = workspace.parent / "split.json"
+    split.write_text(json.dumps({"train": ["pt_10", "pt_2"], "val": ["pt_3"]}))
+    break_values(raw / "pt_3")
+    with pytest.raises(DataError, match="No usable val case"):
+        prepare(raw, workspace, workers=1, split_file=split, skip_bad=True)
+    assert list(workspace.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"crop": "head"}, ConfigError),
+        ({"dataset": "nothing"}, ConfigError),
+        ({"dataset": "btcv"}, DataError),
+        ({"name": "a/b"}, ConfigError),
+        ({"target": (0,)}, ConfigError),
+        ({"target": (7,)}, DataError),
+        ({"window": (5, 5)}, ConfigError),
+        ({"image_glob": "*/image.nii.gz"}, ConfigError),
+        ({"split_file": Path("nothing.json")}, ConfigError),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_and_write_nothing(
+    raw: Path, workspace: Path, options: dict[str, object], error: type[SdsegError]
+) -> None:
+    with pytest.raises(error) as caught:
+        prepare(raw, workspace, workers=1, **options)  # type: ignore[arg-type]
+    assert caught.value.hint
+    assert list(workspace.iterdir()) == []
+
+
+def test_two_cases_are_too_few(raw: Path, workspace: Path) -> None:
+    with pytest.raises(DataError, match="2 case"):
+        prepare(
+            raw,
+            workspace,
+            workers=1,
+            image_glob="pt_[12]/image.nii.gz",
+            label_glob="pt_[12]/label.nii.gz",
+        )
