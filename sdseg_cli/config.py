@@ -17,6 +17,25 @@ def _choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ConfigError(f'{key} is "{value}".', f"Choose one of {names}.")
 
 
+def _within(key: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:  # so put, NaN is refused too
+        raise ConfigError(f"{key} is {value:g}.", f"Give {low:g} to {high:g}.")
+
+
+def _divisible(section: str, widths: list[int], by: int) -> None:
+    if not widths or by < 1 or any(width < 1 or width % by for width in widths):
+        raise ConfigError(
+            f"{section}: the widths {widths} are not all multiples of {by}.",
+            f"Choose channels and channel_mult so that every product is a multiple of {by}.",
+        )
+
+
+UNET_NORM_GROUPS = 32
+"""Groups of the U-Net's norms, in every size of it."""
+THRESHOLD = 0.5
+"""A voxel whose probability is above this is foreground."""
+
+
 @dataclass(frozen=True)
 class AutoencoderConfig:
     """Sizes of the KL autoencoder; the defaults are kl-f8's."""
@@ -29,6 +48,12 @@ class AutoencoderConfig:
     """Residual blocks per level on the way down; one more on the way up."""
     latent_channels: int = 4
     norm_groups: int = 32
+
+    def __post_init__(self) -> None:
+        _within("model.autoencoder.blocks_per_level", self.blocks_per_level, 1, 16)
+        _within("model.autoencoder.latent_channels", self.latent_channels, 1, 64)
+        widths = [self.channels * m for m in self.channel_mult]
+        _divisible("model.autoencoder", [self.channels, *widths], self.norm_groups)
 
     @property
     def factor(self) -> int:
@@ -48,6 +73,13 @@ class UNetConfig:
     heads: int = 8
     dropout: float = 0.2
 
+    def __post_init__(self) -> None:
+        _within("model.unet.blocks_per_level", self.blocks_per_level, 1, 16)
+        _within("model.unet.dropout", self.dropout, 0, 0.99)
+        widths = [self.model_channels * m for m in self.channel_mult]
+        _divisible("model.unet", [self.model_channels, *widths], UNET_NORM_GROUPS)
+        _divisible("model.unet", widths, self.heads)
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -63,6 +95,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _choice("model.parameterisation", self.parameterisation, ("eps", "v", "z0"))
+        _within("model.encoder_dropout", self.encoder_dropout, 0, 0.99)
 
 
 @dataclass(frozen=True)
@@ -85,6 +118,8 @@ class TrainConfig:
     """Weight of L_noise in Eq. 3."""
     latent_loss_weight: float = 1.0
     """Lambda, the weight of L_latent in Eq. 3; 0 = branch off."""
+    latent_loss: str = "l1"
+    """L_latent: "l1", mean absolute (the paper), or "l2", mean squared error."""
     foreground_weight: float = 0.0
     """Latent loss: pixels on or beside the foreground weigh 1 + this; 0 = the paper's plain
     mean."""
@@ -101,26 +136,20 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _choice("train.timesteps", self.timesteps, ("uniform", "last"))
+        _choice("train.latent_loss", self.latent_loss, ("l1", "l2"))
         _choice("train.schedule", self.schedule, ("constant", "cosine"))
         _choice("train.flips", self.flips, ("", "h", "v", "hv"))
-        for name in (
-            "steps",
-            "batch_size",
-            "validate_every",
-            "validation_slices",
-            "checkpoint_every",
-        ):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"train.{name} is {getattr(self, name)}.", "Give at least 1.")
-        if not 0 <= self.foreground_fraction <= 1:
-            raise ConfigError(
-                f"train.foreground_fraction is {self.foreground_fraction}.",
-                "Give a share between 0 and 1.",
-            )
-        if self.learning_rate <= 0:
-            raise ConfigError(
-                f"train.learning_rate is {self.learning_rate}.", "Give a number above 0."
-            )
+        counts = ("steps", "batch_size", "validate_every", "validation_slices", "checkpoint_every")
+        for name in counts:
+            _within(f"train.{name}", getattr(self, name), 1, 10**9)
+        weights = ("noise_loss_weight", "latent_loss_weight", "foreground_weight", "weight_decay")
+        for name in (*weights, "warmup_steps", "clip_norm"):
+            _within(f"train.{name}", getattr(self, name), 0, 10**9)
+        for name in ("foreground_fraction", "ema_decay"):
+            _within(f"train.{name}", getattr(self, name), 0, 1)
+        _within("train.learning_rate", self.learning_rate, 1e-12, 10)
+        if self.noise_loss_weight == self.latent_loss_weight == 0:
+            raise ConfigError("both loss weights are 0.", "Give one a weight.")
 
 
 @dataclass(frozen=True)
@@ -131,8 +160,7 @@ class SampleConfig:
     """Reverse steps: 1 = Eq. 2 from t = 999; more = DDIM."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.steps <= 1000:
-            raise ConfigError(f"sample.steps is {self.steps}.", "Give 1 to 1000.")
+        _within("sample.steps", self.steps, 1, 1000)
 
 
 @dataclass(frozen=True)
@@ -166,18 +194,21 @@ _TINY = RunConfig(
         encoder_dropout=0.0,
     ),
     train=TrainConfig(
-        steps=1_000,
-        batch_size=8,
+        steps=1_800,
+        batch_size=4,
         learning_rate=1e-3,
         warmup_steps=50,
         schedule="cosine",
         clip_norm=1.0,
         ema_decay=0.99,
         noise_loss_weight=0.0,
+        latent_loss="l2",
         foreground_weight=20.0,
         foreground_fraction=0.75,
-        validate_every=100,
-        validation_slices=64,
+        timesteps="last",
+        flips="h",
+        validate_every=200,
+        validation_slices=48,
         checkpoint_every=100,
     ),
 )

@@ -1,4 +1,4 @@
-"""What a person sees: progress on stderr, tables and JSON on stdout. Only `cli.py` uses this."""
+"""What a person sees: progress on stderr, tables and JSON on stdout. Only the door uses this."""
 
 from __future__ import annotations
 
@@ -58,6 +58,10 @@ class Output:
         if not (self.quiet or self.as_json):
             self._log.print(Text(text))
 
+    def object(self, values: Mapping[str, Any]) -> None:
+        """One JSON object on stdout, strict: no NaN, no infinity."""
+        sys.stdout.write(json.dumps(values, allow_nan=False) + "\n")
+
     def result(
         self,
         values: Mapping[str, Any],
@@ -69,7 +73,7 @@ class Output:
     ) -> None:
         """The end of a command: JSON, or a table and the path of each file written."""
         if self.as_json:
-            sys.stdout.write(json.dumps(values, allow_nan=False) + "\n")
+            self.object(values)
         if self.as_json or self.quiet:
             return
         table = Table(title=title, title_justify="left", header_style="bold")

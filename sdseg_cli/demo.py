@@ -11,11 +11,12 @@ CASES = 14
 SEED = 0
 STEPS = 300
 NAME = "btcv"
+RUN = "demo"
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What `sdseg demo` does.
+    """What `sdseg demo` does, and what it leaves.
 
     Attributes:
         folder: The workspace: holds the phantom, the prepared set, the run and the mask.
@@ -31,6 +32,13 @@ class Demo:
     mask: Path
     picture: Path
 
+    def was_stopped(self) -> bool:
+        """Whether the training was stopped before its end: its verbs then are not the demo's."""
+        from sdseg_cli.training.checkpoint import RunDir
+
+        run = RunDir(self.folder / "runs" / NAME / RUN)
+        return run.status().get("state") == "stopped"
+
 
 def set_up(folder: Path, *, steps: int = STEPS, progress: Progress = silent) -> Demo:
     """Make the phantom set (if it is not there yet) and say which commands to run on it.
@@ -43,18 +51,20 @@ def set_up(folder: Path, *, steps: int = STEPS, progress: Progress = silent) -> 
     Raises:
         RunError: The folder cannot be written to.
     """
-    from sdseg_cli.imaging.phantom import write_phantom_set
+    from sdseg_cli.imaging.phantom import PLACE, write_phantom_set
 
     phantom = folder / "phantom"
-    images = write_phantom_set(phantom, cases=CASES, seed=SEED, progress=progress)
-    scan = images[0]  # case 1 is a test case of BTCV's split
+    made = {part: sorted((phantom / PLACE / part).glob("*.nii.gz")) for part in ("img", "label")}
+    if any(len(files) != CASES for files in made.values()):
+        made["img"] = write_phantom_set(phantom, cases=CASES, seed=SEED, progress=progress)
+    scan = made["img"][0]  # case 1 is a test case of BTCV's split
     mask = folder / f"mask_of_{scan.name}"
-    run = folder / "runs" / NAME / "demo"
+    run = folder / "runs" / NAME / RUN
     commands = (
         ("prepare", str(phantom), "--dataset", NAME),
-        ("train", "--dataset", NAME, "--run", "demo", "--steps", str(steps)),
+        ("train", "--dataset", NAME, "--run", RUN, "--steps", str(steps)),
         ("predict", str(scan), "-o", str(mask), "--run", str(run)),
         ("evaluate", "--run", str(run)),
         ("stability", "--runs", "3", "--run", str(run)),
     )
-    return Demo(folder, commands, scan, mask, run / "report" / "cases.png")
+    return Demo(folder, commands, scan, mask, run / "report" / "test" / "cases.png")

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sdseg_cli.datasets.manifest import PreparedCase, foreground
+from sdseg_cli.config import THRESHOLD
+from sdseg_cli.datasets.manifest import PreparedCase
 from sdseg_cli.errors import ConfigError, DataError
-from sdseg_cli.filenames import VOLUME_SUFFIXES, natural_key, stem_of, suffix_of
 from sdseg_cli.held_out import CaseProgress, HeldOut, open_held_out
-from sdseg_cli.imaging.files import read_labels
 from sdseg_cli.imaging.intensity import Normalisation
-from sdseg_cli.imaging.volume import Volume, require_same_grid
+from sdseg_cli.imaging.volume import Volume
 from sdseg_cli.metrics import Grid, Protocol
 from sdseg_cli.progress import Progress, silent
 from sdseg_cli.report.evaluation import CaseResult, EvaluateReport, score_case
@@ -31,12 +30,10 @@ if TYPE_CHECKING:
 
 GRIDS: tuple[Grid, ...] = ("native", "model")
 PROTOCOLS: tuple[Protocol, ...] = ("standard", "official")
-THRESHOLD = 0.5
 OFFICIAL_NOTE = (
     "official protocol: scored on the 256 x 256 planes, one value per 3D case; an empty reference "
     "scores 1 against a non-empty prediction and 0 against an empty one"
 )
-_NAMED = 5  # cases that a message lists
 
 
 def evaluate(
@@ -47,7 +44,7 @@ def evaluate(
     grid: str = "native",
     protocol: str = "standard",
     seed: int = 0,
-    steps: int = 1,
+    steps: int | None = None,
     device: str = "auto",
     batch_size: int | None = None,
     predictor: Predictor | None = None,
@@ -63,7 +60,7 @@ def evaluate(
         protocol: "standard", or "official": the official code's rules for empty masks, on the
             model's planes whatever `grid` says.
         seed: Of the starting noise.
-        steps: Reverse steps.
+        steps: Reverse steps; None is the run's setting.
         device: "auto", "cpu", "cuda" or "mps".
         batch_size: Slices at a time; None for what suits the device.
         predictor: The run's model if it is loaded already.
@@ -84,7 +81,14 @@ def evaluate(
     held = open_held_out(
         run, workspace, split, device=device, batch_size=batch_size, predictor=predictor
     )
-    masks = KeptMasks(held.run.predictions / split, sha256_of(held.run.best), seed, steps)
+    steps = held.run.config().sample.steps if steps is None else steps
+    masks = KeptMasks(
+        held.run.predictions / split,
+        sha256_of(held.run.best),
+        held.predictor.device.type,
+        seed,
+        steps,
+    )
     scoring = _Scoring(held, masks, chosen_grid, chosen_protocol, progress)
     report = EvaluateReport(
         run=held.run.path,
@@ -96,7 +100,7 @@ def evaluate(
         steps=steps,
         notes=(OFFICIAL_NOTE,) if chosen_protocol == "official" else (),
     )
-    files = (*report.write(held.run.report), *scoring.draw(report.cases))
+    files = (*report.write(scoring.folder), *scoring.draw(report.cases))
     return replace(report, files=files)
 
 
@@ -122,6 +126,13 @@ class _Scoring:
     grid: Grid
     protocol: Protocol
     progress: Progress
+
+    @property
+    def folder(self) -> Path:
+        """Where the report goes: one folder per split, grid and protocol."""
+        usual = (self.grid, self.protocol) == ("native", "standard")
+        name = self.held.split if usual else f"{self.held.split}-{self.grid}-{self.protocol}"
+        return self.held.run.report / name
 
     def score_all(self) -> tuple[CaseResult, ...]:
         """Every case, in the order of the manifest."""
@@ -186,7 +197,7 @@ class _Scoring:
             drawn[name] = self._plane(cases[name], result, count.of(cases[name]))
             count.finish(cases[name])
         rows = [replace(drawn[pick.case_id], heading=name) for name, pick in picks.items()]
-        folder = self.held.run.report
+        folder = self.folder
         files = [folder / f"{name}.png" for name in (*picks, "cases")]
         for file, shown in zip(files, ([rows[0]], [rows[1]], [rows[2]], rows), strict=True):
             save_cases(file, shown)
@@ -207,85 +218,3 @@ class _Scoring:
             dice=result.values["dice"],
             window=(limits.low, limits.high),
         )
-
-
-def evaluate_folders(
-    pred: Path,
-    ref: Path,
-    *,
-    target: tuple[int, ...] | None = None,
-    grid: str = "native",
-    protocol: str = "standard",
-    report: Path | None = None,
-    progress: Progress = silent,
-) -> EvaluateReport:
-    """Score a folder of masks against a folder of references, wherever they come from.
-
-    Files belong together whose paths below the two folders agree up to the suffix.
-
-    Args:
-        pred: Folder of masks; what is not 0 is foreground.
-        ref: Folder of label maps.
-        target: Labels of `ref` that count as foreground; None for all but 0.
-        grid: "native" only: there are no model planes here.
-        protocol: "standard" only, likewise.
-        report: Folder for evaluate.csv and evaluate.json; None writes no file.
-        progress: Told in cases.
-
-    Returns:
-        The scores. Masks without a reference are named in its notes.
-
-    Raises:
-        ConfigError: Another grid or protocol is asked for.
-        DataError: A folder is missing or empty, a reference has no mask, or a file is damaged.
-        GeometryError: A mask does not lie on its reference's grid.
-        RunError: The disk refused.
-    """
-    if _choices(grid, protocol) != ("native", "standard"):
-        raise ConfigError(
-            "--pred and --ref are scored on their own grid, by the standard protocol.",
-            "Leave --grid and --protocol out, or evaluate a run.",
-        )
-    masks, references = _volumes_below(pred, "--pred"), _volumes_below(ref, "--ref")
-    missing = [name for name in references if name not in masks]
-    if missing:
-        raise DataError(
-            f"{pred}: no mask for {len(missing)} of {len(references)} cases: {_list(missing)}.",
-            "Name each mask as its reference, or predict the missing cases.",
-        )
-    results = []
-    for done, (name, file) in enumerate(references.items(), start=1):
-        mask, label = read_labels(masks[name]), read_labels(file)
-        names = f"case {name}: prediction {mask.name}", f"reference {label.name}"
-        require_same_grid(mask.geometry, label.geometry, *names)
-        truth = foreground(label.array, target)
-        results.append(score_case(name, mask.array != 0, truth, label.geometry.spacing_mm))
-        progress(done, len(references), f"case {name}")
-    extra = [name for name in masks if name not in references]
-    notes = (f"not scored, no reference: {_list(extra)}",) if extra else ()
-    found = EvaluateReport(None, None, "native", "standard", tuple(results), notes=notes)
-    return found if report is None else replace(found, files=found.write(report))
-
-
-def _volumes_below(folder: Path, option: str) -> dict[str, Path]:
-    """Path below the folder without suffix -> volume file, naturally sorted."""
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder.", f"Give {option} a folder of masks.")
-    found: dict[str, Path] = {}
-    for path in folder.rglob("*"):
-        if not path.is_file() or suffix_of(path) is None or path.name.startswith("."):
-            continue
-        name = path.relative_to(folder).with_name(stem_of(path)).as_posix()
-        if name in found:
-            raise DataError(
-                f"{path} and {found[name]} are both case {name}.", "Keep one of the two."
-            )
-        found[name] = path
-    if not found:
-        raise DataError(f"{folder}: no masks.", f"They end in {', '.join(VOLUME_SUFFIXES)}.")
-    return {name: found[name] for name in sorted(found, key=natural_key)}
-
-
-def _list(names: list[str]) -> str:
-    shown = ", ".join(names[:_NAMED])
-    return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"

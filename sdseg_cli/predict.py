@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sdseg_cli.config import RunConfig
+from sdseg_cli.atomic import replacing
+from sdseg_cli.config import THRESHOLD, RunConfig
 from sdseg_cli.config_file import from_dict
 from sdseg_cli.errors import ConfigError
 from sdseg_cli.imaging.files import check_writable, read_image, write_mask, write_probability
@@ -31,8 +33,8 @@ from sdseg_cli.progress import Progress, silent
 from sdseg_cli.training.checkpoint import Checkpoint, RunDir
 from sdseg_cli.training.runtime import choose_device, placed, reduced_precision
 
-THRESHOLD = 0.5
 DEFAULT_BATCH = {"cpu": 8, "mps": 8, "cuda": 32}
+"""Slices that are read, computed and restored at a time."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,7 @@ class Prediction:
         """
         mask = np.zeros(self.restore.planes.stored_shape, np.uint8)
         for k, plane in enumerate(self.probability):
-            native = self.restore.to_native(plane, k)
-            self.restore.place(mask, (native > THRESHOLD).astype(np.uint8), k)
+            _place_mask(mask, self.restore, self.restore.to_native(plane, k), k)
         return mask
 
 
@@ -125,31 +126,43 @@ class Predictor:
         return to_stack(volume, self.normalisation, size=self.size, crop=self.crop)
 
     def planes(
-        self, stack: SliceStack, *, seed: int = 0, steps: int = 1, progress: Progress = silent
+        self,
+        stack: SliceStack,
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        progress: Progress = silent,
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Probabilities, batch by batch.
+
+        A CPU computes slice by slice within a batch: as fast, and since its kernels round a slice
+        differently in different company, the only way to a result free of the batch size.
 
         Args:
             stack: Of `stack`.
             seed: Of the starting noise.
-            steps: Reverse steps; 1 is Eq. 2 from t = 999, more is DDIM.
+            steps: Reverse steps; 1 is Eq. 2 from t = 999, more is DDIM; None is the run's setting.
             progress: Told after each batch.
 
         Yields:
             Number of the first slice, and (n,256,256) float32 in [0,1].
         """
+        steps = self.config.sample.steps if steps is None else steps
         total = len(stack)
         for start in range(0, total, self.batch_size):
             stop = min(start + self.batch_size, total)
-            yield (
-                start,
-                self._probability(stack.pixels(start, stop), range(start, stop), seed, steps),
-            )
+            pixels = stack.pixels(start, stop)
+            groups = range(start, stop, 1 if self.device.type == "cpu" else self.batch_size)
+            parts = [
+                self._probability(pixels[k - start : k - start + groups.step], k, seed, steps)
+                for k in groups
+            ]
+            yield start, np.concatenate(parts)
             progress(stop, total, "predicting slices")
 
     @torch.inference_mode()
     def _probability(
-        self, pixels: NDArray[np.float32], slices: range, seed: int, steps: int
+        self, pixels: NDArray[np.float32], first: int, seed: int, steps: int
     ) -> NDArray[np.float32]:
         image = as_three_channels(torch.from_numpy(pixels).to(self.device))
         with reduced_precision(self.device):
@@ -157,6 +170,7 @@ class Predictor:
                 image.contiguous(memory_format=torch.channels_last)
             ).float()
         shape = self.model.latent_shape(*pixels.shape[-2:])
+        slices = range(first, first + len(pixels))
         noise = diffusion.seeded_noise(seed, slices, shape).to(self.device)
         z0 = diffusion.ddim(self.model.denoise, noise, zc, steps)  # one step: Eq. 2
         with reduced_precision(self.device):
@@ -169,7 +183,7 @@ class Predictor:
         *,
         case_id: str = "scan",
         seed: int = 0,
-        steps: int = 1,
+        steps: int | None = None,
         progress: Progress = silent,
     ) -> Prediction:
         """Predict a scan in memory; see `planes` for the arguments."""
@@ -187,7 +201,7 @@ def predict_file(
     predictor: Predictor,
     *,
     seed: int = 0,
-    steps: int = 1,
+    steps: int | None = None,
     probability: Path | None = None,
     progress: Progress = silent,
 ) -> PredictReport:
@@ -198,7 +212,7 @@ def predict_file(
         output: The mask file; folders are made, an old file is replaced only by a complete one.
         predictor: The trained run.
         seed: Of the starting noise.
-        steps: Reverse steps.
+        steps: Reverse steps; None is the run's setting.
         probability: Where to write the probability on the scan's grid (uint8, scl_slope 1/255).
         progress: Told after each batch.
 
@@ -222,12 +236,14 @@ def predict_file(
     for start, planes in predictor.planes(stack, seed=seed, steps=steps, progress=progress):
         for k, plane in enumerate(planes, start):
             native = stack.restore.to_native(plane, k)
-            stack.restore.place(mask, (native > THRESHOLD).astype(np.uint8), k)
+            _place_mask(mask, stack.restore, native, k)
             if map_u8 is not None:
-                stack.restore.place(map_u8, np.rint(native * 255).astype(np.uint8), k)
-    write_mask(output, mask, volume)
-    if probability is not None and map_u8 is not None:
-        write_probability(probability, map_u8, volume)
+                # Halves round down, so that 0.5 itself stays below it: the mask is the map > 0.5.
+                stack.restore.place(map_u8, np.ceil(native * 255 - 0.5).astype(np.uint8), k)
+    with ExitStack() as both:  # neither file appears without the other
+        if probability is not None and map_u8 is not None:
+            write_probability(both.enter_context(replacing(probability)), map_u8, volume)
+        write_mask(both.enter_context(replacing(output)), mask, volume)
     voxels = int(np.count_nonzero(mask))
     return PredictReport(
         output=output,
@@ -239,3 +255,10 @@ def predict_file(
         seconds=time.monotonic() - started,
         probability=probability,
     )
+
+
+def _place_mask(
+    mask: NDArray[np.uint8], restore: Restore, native: NDArray[np.float32], k: int
+) -> None:
+    """Threshold slice k on the scan's own grid."""
+    restore.place(mask, (native > THRESHOLD).astype(np.uint8), k)

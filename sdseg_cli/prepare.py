@@ -263,6 +263,7 @@ def _entry(
         folder=f"cases/{case.id}",
         foreground_slices=len(slices_with(record["label_slices"], target)),
         spacing_mm=(across, down, along),
+        sha256=record["sha256"],
     )
 
 
@@ -273,12 +274,13 @@ def _labels(records: Records) -> tuple[int, ...]:
 
 
 def _check_foreground(manifest: Manifest) -> None:
-    if not any(case.foreground_slices for case in manifest.entries):
-        present = ", ".join(map(str, manifest.labels)) or "none"
-        raise DataError(
-            f"{manifest.source}: no case has foreground (labels present: {present}).",
-            "Choose labels that occur with --target.",
-        )
+    present = ", ".join(map(str, manifest.labels)) or "none"
+    for split in (None, "train", "val"):
+        if not any(case.foreground_slices for case in manifest.cases(split)):
+            raise DataError(
+                f"{manifest.source}: no {split or ''} case has foreground (labels: {present}).",
+                "Choose labels that occur with --target, or another split with --split-file.",
+            )
 
 
 def _report(manifest: Manifest, bad: Sequence[BadCase], unlisted: Sequence[str]) -> PrepareReport:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from sdseg_cli.config import THRESHOLD
 from sdseg_cli.datasets.manifest import PreparedCase
 from sdseg_cli.errors import ConfigError, DataError
 from sdseg_cli.held_out import CaseProgress, HeldOut, open_held_out
@@ -39,7 +40,6 @@ from sdseg_cli.report.stability_scores import (
 if TYPE_CHECKING:
     from sdseg_cli.predict import Predictor
 
-THRESHOLD = 0.5
 _CHUNK = 32  # slices compared at once
 
 Planes = NDArray[np.float32]
@@ -53,7 +53,7 @@ def stability(
     runs: int = 5,
     split: str = "test",
     seed: int = 0,
-    steps: int = 1,
+    steps: int | None = None,
     device: str = "auto",
     batch_size: int | None = None,
     lpips_backbone: Path | None = None,
@@ -69,7 +69,7 @@ def stability(
         runs: How often each case is predicted, at least 2; run m starts from seed + m - 1.
         split: "train", "val" or "test".
         seed: Of the first run's noise.
-        steps: Reverse steps.
+        steps: Reverse steps; None is the run's setting.
         device: "auto", "cpu", "cuda" or "mps".
         batch_size: Slices at a time; None for what suits the device.
         lpips_backbone: ImageNet AlexNet in torchvision's names, .pth or .safetensors.
@@ -100,6 +100,7 @@ def stability(
     if lpips_backbone is not None and lpips_linear is not None:
         lpips = Lpips.load(lpips_backbone, lpips_linear, device=torch_device)
     seeds = tuple(range(seed, seed + runs))
+    steps = held.run.config().sample.steps if steps is None else steps
     trial = _Trial(held, seeds, steps, torch_device, lpips)
     count = CaseProgress(held.cases, progress, repeats=runs)
     for case in held.cases:
@@ -179,7 +180,7 @@ class _Trial:
 
     def finish(self) -> StabilityReport:
         """Sum up, write the files."""
-        folder = self.held.run.report
+        folder = self.held.run.report / self.held.split
         report = StabilityReport(
             run=self.held.run.path,
             split=self.held.split,

@@ -72,7 +72,8 @@ def train(
         manifest: The prepared set; only its train and val cases are read.
         run: Where to write; a run that is there is resumed if it has the same settings.
         device: "auto", "cpu", "cuda" or "mps".
-        autoencoder: Weights of the frozen autoencoder (kl-f8), for presets other than `tiny`.
+        autoencoder: Weights of the frozen autoencoder (kl-f8), for presets other than `tiny`. A
+            resumed run has its own.
         progress: Told after each step.
 
     Returns:
@@ -101,7 +102,8 @@ def train(
             if loop.step % config.train.validate_every == 0 or last:
                 dice = loop.validate(fixed)
                 _log(log, {"step": loop.step, "val_dice": dice})
-                if dice > loop.best.get("val_dice", -1.0):
+                # While nothing is found yet, later weights are better than earlier ones.
+                if dice >= loop.best.get("val_dice", 0.0):
                     loop.best = {"step": loop.step, "val_dice": dice}
                     loop.checkpoint(state.data, resumable=False).save(run.best)
                 _draw_curve(run)
@@ -117,12 +119,16 @@ def train(
 
 
 def _open_split(manifest: Manifest, split: str) -> PreparedSlices:
-    folders = [manifest.root / case.folder for case in manifest.cases(split)]
-    if not folders:
+    cases = manifest.cases(split)
+    if not cases:
         raise DataError(
             f"{manifest.name}: no {split} case.", "Prepare it again with at least 3 cases."
         )
-    return PreparedSlices(folders, manifest.is_foreground)
+    return PreparedSlices(
+        [manifest.root / case.folder for case in cases],
+        manifest.is_foreground,
+        [manifest.foreground_slices(case) for case in cases],
+    )
 
 
 def _start(
@@ -169,6 +175,11 @@ def _resume(config: RunConfig, manifest: Manifest, run: RunDir) -> Checkpoint | 
     checkpoint = Checkpoint.load(run.last)
     if checkpoint.data != manifest.inference_settings():
         changed.append("the prepared data")
+    if config.train.steps < checkpoint.step:
+        raise ConfigError(
+            f"{run.path} is at step {checkpoint.step}, past the {config.train.steps} asked for.",
+            "Give a new folder with --run, or more --steps.",
+        )
     if changed:
         raise ConfigError(
             f"{run.path} holds a run with other settings: {', '.join(changed)}.",

@@ -100,7 +100,9 @@ def make_workspace(root: Path, references: dict[str, np.ndarray]) -> Workspace:
         filled = int(planes.any(axis=(1, 2)).sum())
         place = f"cases/{case_id}"
         entries.append(
-            PreparedCase(case_id, "test", image, label, SHAPE[2], place, filled, (2.0, 2.0, 3.0))
+            PreparedCase(
+                case_id, "test", image, label, SHAPE[2], place, filled, (2.0, 2.0, 3.0), "0" * 64
+            )
         )
     manifest = Manifest(
         root=prepared,

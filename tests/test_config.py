@@ -59,6 +59,14 @@ def test_an_unknown_key_names_the_nearest() -> None:
         ("sample.steps=1001", "sample.steps is 1001"),
         ("train.foreground_fraction=2", "foreground_fraction is 2"),
         ("train.steps", "has no value"),
+        ("train.learning_rate=nan", "train.learning_rate is nan"),
+        ("train.ema_decay=5", "train.ema_decay is 5"),
+        ("train.clip_norm=-1", "train.clip_norm is -1"),
+        ("train.foreground_weight=-3", "train.foreground_weight is -3"),
+        ("model.unet.model_channels=48", "multiples of 32"),
+        ("model.unet.heads=5", "multiples of 5"),
+        ("model.unet.channel_mult=[]", r"widths \[\] are not all"),
+        ("model.autoencoder.channels=100", "multiples of 32"),
     ],
 )
 def test_a_wrong_value_is_refused(text: str, message: str) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from sdseg_cli.datasets.manifest import Manifest
 from sdseg_cli.errors import ConfigError, DataError, GeometryError
-from sdseg_cli.evaluate import evaluate, evaluate_folders
+from sdseg_cli.evaluate import evaluate
+from sdseg_cli.evaluate_folders import evaluate_folders
 from tests.fake_run import AFFINE, EMPTY, SHAPE, Workspace, block, make_workspace, write_nifti
 
 # Each block has 4 columns x 4 rows x 2 slices = 32 voxels; moved by 2 columns half of it overlaps.
@@ -61,7 +62,7 @@ def test_scores_are_those_counted_by_hand(workspace):
 def test_a_case_empty_on_both_sides_is_excluded_and_listed(workspace):
     report = run(workspace)
     assert report.to_json()["excluded"] == ["nothing"]
-    with (workspace.run / "report" / "evaluate.csv").open(newline="") as stream:
+    with (workspace.run / "report" / "test" / "evaluate.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert list(rows[0]) == [
         "id",
@@ -81,7 +82,7 @@ def test_the_report_is_written_as_strict_json(workspace):
         raise AssertionError(constant)
 
     report = run(workspace)
-    text = (workspace.run / "report" / "evaluate.json").read_text(encoding="utf-8")
+    text = (workspace.run / "report" / "test" / "evaluate.json").read_text(encoding="utf-8")
     assert json.loads(text, parse_constant=refuse) == report.to_json()
 
 

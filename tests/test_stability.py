@@ -128,7 +128,7 @@ def test_the_least_stable_case_is_drawn_at_its_largest_slice(workspace, drawn):
     workspace.answers(b={0: FOUR, 1: MOVED, 2: FOUR})
     report = run(workspace, runs=3)
     ((path, (view, dice)),) = drawn.items()
-    assert path == report.files[-1] == workspace.run / "report" / "stability.png"
+    assert path == report.files[-1] == workspace.run / "report" / "test" / "stability.png"
     assert (view.case_id, view.slice_index, view.probability.shape) == ("b", 1, (3, 256, 256))
     assert dice == {"a": (1.0, 1.0, 1.0), "b": (1.0, 0.5, 1.0)}
 
@@ -139,7 +139,7 @@ def test_files_hold_a_row_per_case_and_run_and_strict_json(workspace):
 
     workspace.answers(b={0: FOUR, 1: MOVED})
     report = run(workspace, runs=2)
-    folder = workspace.run / "report"
+    folder = workspace.run / "report" / "test"
     text = (folder / "stability.json").read_text(encoding="utf-8")
     assert json.loads(text, parse_constant=refuse) == report.to_json()
     with (folder / "stability.csv").open(newline="") as stream:

@@ -124,7 +124,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     tiny_set: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nan = torch.tensor(float("nan"), requires_grad=True)
-    monkeypatch.setattr(trainer_module.diffusion, "loss_terms", lambda *_: (nan, nan))
+    monkeypatch.setattr(trainer_module.diffusion, "loss_terms", lambda *_, **__: (nan, nan))
     with pytest.raises(RunError, match="the loss is nan at step 1"):
         train(tiny_settings(steps=2), tiny_set.manifest, RunDir(tmp_path / "run"), device="cpu")
 
@@ -147,7 +147,12 @@ def test_every_recipe_takes_a_step(
     config = from_dict(
         {
             "model": {"parameterisation": parameterisation},
-            "train": {"timesteps": timesteps, "noise_loss_weight": 1.0, "foreground_weight": 0.0},
+            "train": {
+                "timesteps": timesteps,
+                "noise_loss_weight": 1.0,
+                "latent_loss": "l1",
+                "foreground_weight": 0.0,
+            },
         },
         tiny_settings(steps=1, foreground_fraction=0.0),
         source="test",

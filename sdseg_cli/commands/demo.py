@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from sdseg_cli.commands.options import Debug, Quiet
+from sdseg_cli.commands.options import Debug, Device, Json, Quiet
 from sdseg_cli.console import Output
 from sdseg_cli.demo import STEPS
 
@@ -19,6 +19,8 @@ def demo(
     context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="Where to put everything.")] = Path("demo"),
     steps: Annotated[int, typer.Option(help="Optimiser steps of the training.")] = STEPS,
+    device: Device = "auto",
+    as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -26,16 +28,30 @@ def demo(
     from sdseg_cli.demo import set_up
 
     started = time.monotonic()
-    output = Output(quiet=quiet)
+    output = Output(as_json=as_json, quiet=quiet)
     output.say("making a CT phantom set")
     with output.progress() as progress:
         plan = set_up(folder, steps=steps, progress=progress)
     os.environ["SDSEG_HOME"] = str(folder)
     for arguments in plan.commands:
         output.say(f"\n$ SDSEG_HOME={shlex.quote(str(folder))} sdseg {shlex.join(arguments)}")
-        extra = ["--quiet"] if quiet else []
-        _app_of(context)([*arguments, *extra], standalone_mode=False)
-    output.say(f"\ndone in {time.monotonic() - started:.0f} s; look at {plan.picture}")
+        shown = ["--device", device] if arguments[0] != "prepare" else []
+        silence = ["--quiet"] if quiet or as_json else []
+        _app_of(context)([*arguments, *shown, *silence], standalone_mode=False)
+        if plan.was_stopped():
+            output.say("\nstopped; to go on, run the same command again.")
+            return
+    seconds = time.monotonic() - started
+    if as_json:
+        output.object(
+            {
+                "folder": str(folder),
+                "seconds": round(seconds, 1),
+                "mask": str(plan.mask),
+                "picture": str(plan.picture),
+            }
+        )
+    output.say(f"\ndone in {seconds:.0f} s; look at {plan.picture}")
 
 
 def _app_of(context: typer.Context) -> typer.core.TyperGroup:

@@ -31,6 +31,9 @@ def evaluate(
     target: Annotated[
         str | None, typer.Option(help="With --ref: labels that count, e.g. 1,2; default: all.")
     ] = None,
+    report_folder: Annotated[
+        Path | None, typer.Option("--report", help="With --ref: folder for CSV and JSON.")
+    ] = None,
     split: Split = "test",
     grid: Annotated[str, typer.Option(help="native: the scan's own; model: 256x256.")] = "native",
     protocol: Annotated[
@@ -44,11 +47,10 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Score predictions against references: 3D Dice and IoU per case."""
-    if (pred is None) != (ref is None):
-        raise ConfigError("--pred and --ref belong together.", "Give both folders, or neither.")
+    _check_pairing(pred, ref, {"--run": run}, {"--target": target, "--report": report_folder})
     output = Output(as_json=as_json, quiet=quiet)
     if pred is not None and ref is not None:
-        from sdseg_cli.evaluate import evaluate_folders
+        from sdseg_cli.evaluate_folders import evaluate_folders
 
         with output.progress() as progress:
             report = evaluate_folders(
@@ -57,6 +59,7 @@ def evaluate(
                 target=whole_numbers("--target", target),
                 grid=grid,
                 protocol=protocol,
+                report=report_folder,
                 progress=progress,
             )
     else:
@@ -102,3 +105,17 @@ def evaluate(
 def _interval(bounds: list[float | None]) -> str:
     low, high = bounds
     return "-" if low is None or high is None else f"{number(low)} to {number(high)}"
+
+
+def _check_pairing(
+    pred: Path | None, ref: Path | None, of_run: dict[str, object], of_folders: dict[str, object]
+) -> None:
+    """Refuse options that would be ignored."""
+    if (pred is None) != (ref is None):
+        raise ConfigError("--pred and --ref belong together.", "Give both folders, or neither.")
+    for option, value in (of_run if pred else of_folders).items():
+        if value is not None:
+            raise ConfigError(
+                f"{option} does not go with {'--pred and --ref' if pred else 'a run'}.",
+                "Score either a run, or two folders of masks.",
+            )

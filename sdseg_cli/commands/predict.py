@@ -17,7 +17,9 @@ def predict(
     run: Run = None,
     prob: Annotated[Path | None, typer.Option(help="Also write the probability map.")] = None,
     seed: Seed = 0,
-    steps: Annotated[int, typer.Option(help="Reverse steps: 1 = the paper.")] = 1,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Reverse steps: 1 = the paper.")
+    ] = None,
     batch_size: BatchSize = None,
     device: Device = "auto",
     as_json: Json = False,

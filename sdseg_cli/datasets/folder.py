@@ -87,9 +87,14 @@ def _from_twin_folders(root: Path) -> list[Case]:
 
 def _from_case_folders(root: Path) -> list[Case]:
     cases = []
-    for name, folders, _ in os.walk(root):
-        folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
+    seen: set[Path] = set()
+    for name, folders, _ in os.walk(root, followlinks=True):
         folder = Path(name)
+        if folder.resolve() in seen:  # a link back to where we have been
+            folders.clear()
+            continue
+        seen.add(folder.resolve())
+        folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
         volumes = _volumes(folder)
         images = [path for path in volumes if _IMAGE_STEM.fullmatch(stem_of(path))]
         labels = [path for path in volumes if _LABEL_STEM.fullmatch(stem_of(path))]

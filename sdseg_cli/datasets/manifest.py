@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -32,6 +33,7 @@ class PreparedCase:
         folder: Where the arrays lie, relative to the manifest.
         foreground_slices: Slices with at least one foreground pixel.
         spacing_mm: Distance between rows, columns and slices of the scan in mm.
+        sha256: Of the prepared arrays.
     """
 
     id: str
@@ -42,6 +44,7 @@ class PreparedCase:
     folder: str
     foreground_slices: int
     spacing_mm: tuple[float, float, float]
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,11 @@ class Manifest:
         """`foreground` with this set's target."""
         return foreground(labels, self.target)
 
+    def data_sha256(self) -> str:
+        """sha256 over ids, splits and arrays: equal = the same slices in the same roles."""
+        cases = [(case.id, case.split, case.sha256) for case in self.entries]
+        return hashlib.sha256(json.dumps(cases).encode()).hexdigest()
+
     def inference_settings(self) -> dict[str, Any]:
         """What prediction must know of this set, and what a resumed run must find unchanged."""
         return {
@@ -111,6 +119,7 @@ class Manifest:
             "size": self.size,
             "target": None if self.target is None else list(self.target),
             "split_sha256": self.split["sha256"],
+            "data_sha256": self.data_sha256(),
         }
 
     def to_text(self) -> str:

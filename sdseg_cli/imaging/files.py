@@ -87,6 +87,10 @@ def write_mask(path: Path, mask: NDArray[np.uint8], like: Volume) -> None:
     _write(path, mask, like, slope=1.0)
 
 
+PROBABILITY_SLOPE = float(np.nextafter(np.float32(1 / 255), np.float32(0)))
+"""1/255 as the header's float32, rounded down: rounded to nearest, 255 would read as 1.00000006."""
+
+
 def write_probability(path: Path, probability_u8: NDArray[np.uint8], like: Volume) -> None:
     """Write a probability map on the grid of its scan, atomically.
 
@@ -100,7 +104,7 @@ def write_probability(path: Path, probability_u8: NDArray[np.uint8], like: Volum
         DataError: The name has another suffix, or is a folder.
         RunError: The disk refused.
     """
-    _write(path, probability_u8, like, slope=1 / 255)
+    _write(path, probability_u8, like, slope=PROBABILITY_SLOPE)
 
 
 def _write(path: Path, array: NDArray[np.uint8], like: Volume, slope: float) -> None:

@@ -54,9 +54,9 @@ class Normalisation:
             raise ConfigError(
                 f"normalisation {self.kind!r} is unknown.", "Use window or percentile."
             )
-        if not self.low < self.high:
+        if not -np.inf < self.low < self.high < np.inf:
             raise ConfigError(
-                f"The window {self.low:g},{self.high:g} is empty.",
+                f"The window {self.low:g},{self.high:g} is empty or endless.",
                 "Give the low end first, for example --window -175,250.",
             )
 

@@ -195,15 +195,24 @@ def _write_arrays(
             file.write(square.tobytes())
             for value in np.unique(square[square > 0]).tolist():
                 label_slices.setdefault(value, []).append(k)
+    arrays = ("pixels.npy", "labels.npy")
     record = {
         "fingerprint": fingerprint,
         "slices": len(stack),
         "label_slices": {str(value): label_slices[value] for value in sorted(label_slices)},
         "spacing_mm": [round(length, 6) for length in stack.restore.planes.spacing_mm],
-        "bytes": {name: (folder / name).stat().st_size for name in ("pixels.npy", "labels.npy")},
+        "bytes": {name: (folder / name).stat().st_size for name in arrays},
+        "sha256": hashlib.sha256(
+            "".join(_sha256(folder / name) for name in arrays).encode()
+        ).hexdigest(),
     }
     (folder / "case.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
     return record
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -26,6 +26,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sdseg_cli.model.seeds import seeded_generator
+
 TIMESTEPS = 1000
 LAST = TIMESTEPS - 1
 BETA_FIRST, BETA_LAST = 0.0015, 0.0155
@@ -108,21 +110,28 @@ def read_output(output: Tensor, zt: Tensor, t: int | Tensor, parameterisation: s
 
 
 def loss_terms(
-    estimate: Estimate, noise: Tensor, z0: Tensor, weight: Tensor | None = None
+    estimate: Estimate,
+    noise: Tensor,
+    z0: Tensor,
+    weight: Tensor | None = None,
+    *,
+    squared: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """L_noise and L_latent of Eq. 3, mean absolute errors.
+    """L_noise and L_latent of Eq. 3: mean absolute errors, unless `squared`.
 
     Args:
         estimate: The network's answer.
         noise: (B,4,h,w), the noise of Eq. 1.
         z0: (B,4,h,w), the clean latent.
         weight: Optional (B,1,h,w) >= 0, where L_latent looks harder; normalised by its sum.
+        squared: L_latent is the mean squared error instead.
 
     Returns:
         Two scalars.
     """
     loss_noise = (estimate.noise_pred - noise).abs().mean()
-    error = (estimate.z0_pred - z0).abs()
+    error = estimate.z0_pred - z0
+    error = error.square() if squared else error.abs()
     if weight is None:
         return loss_noise, error.mean()
     return loss_noise, (weight * error).sum() / (weight.sum() * error.shape[1])
@@ -175,9 +184,6 @@ def seeded_noise(seed: int, slices: range, shape: tuple[int, int, int]) -> Tenso
     Returns:
         (len(slices),4,h,w) float32 on the CPU.
     """
-    drawn = []
-    for index in slices:
-        # Odd multipliers keep neighbouring seeds and slices from sharing a stream.
-        key = (seed * 0x9E3779B97F4A7C15 + index * 0xD1B54A32D192ED03 + 1) % 2**63
-        drawn.append(torch.randn(shape, generator=torch.Generator().manual_seed(key)))
-    return torch.stack(drawn)
+    return torch.stack(
+        [torch.randn(shape, generator=seeded_generator("noise", seed, k)) for k in slices]
+    )

@@ -6,6 +6,9 @@ noise ------------------> zt --unet(zt, t, zc)--> z0_pred --autoencoder.decode--
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -88,7 +91,9 @@ class SDSeg(nn.Module):
 
     def denoise(self, zt: Tensor, t: int | Tensor, zc: Tensor) -> Estimate:
         """The network's answer to (B,4,h,w) `zt` at `t`, as noise and as clean latent, float32."""
-        return diffusion.read_output(self.unet(zt, t, zc), zt, t, self.config.parameterisation)
+        with full_precision():
+            output = self.unet(zt, t, zc)
+        return diffusion.read_output(output, zt, t, self.config.parameterisation)
 
     def predict_noise(self, zt: Tensor, t: int | Tensor, zc: Tensor) -> Tensor:
         """`noise_pred`, (B,4,h,w) float32; `t` an int or (B,)."""
@@ -107,6 +112,17 @@ class SDSeg(nn.Module):
         clamped.
         """
         return ((self.decode(z0).float() + 1) / 2).clamp(0, 1).mean(dim=1)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """No TF32 within: for the U-Net and Eq. 2, until it is measured to be harmless there."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def build_sdseg(config: ModelConfig) -> SDSeg:
@@ -138,8 +154,3 @@ def foreground_weight(foreground: Tensor, factor: int, strength: float) -> Tenso
 def as_three_channels(plane: Tensor) -> Tensor:
     """(B,H,W) -> (B,3,H,W), the channel repeated (a view)."""
     return plane.unsqueeze(1).expand(-1, 3, -1, -1)
-
-
-def state_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every parameter and buffer."""
-    return {name: tuple(value.shape) for name, value in model.state_dict().items()}

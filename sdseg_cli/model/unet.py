@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdseg_cli.config import UNetConfig
+from sdseg_cli.config import UNET_NORM_GROUPS, UNetConfig
 
-NORM_GROUPS = 32
 NORM_EPS = 1e-5
 
 
@@ -37,7 +36,7 @@ def timestep_embedding(t: Tensor, channels: int) -> Tensor:
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(NORM_GROUPS, channels, eps=NORM_EPS)
+    return nn.GroupNorm(UNET_NORM_GROUPS, channels, eps=NORM_EPS)
 
 
 def _zeroed(conv: nn.Conv1d | nn.Conv2d) -> nn.Conv1d | nn.Conv2d:

@@ -35,17 +35,19 @@ def sha256_of(path: Path) -> str:
 
 @dataclass(frozen=True)
 class KeptMasks:
-    """The masks of one split, made with one checkpoint, seed and number of steps.
+    """The masks of one split, made with one checkpoint, kind of device, seed and number of steps.
 
     Attributes:
         folder: `predictions/<split>` of the run.
         checkpoint_sha256: Of the checkpoint file that predicts.
+        device: Kind of device: a GPU computes in another precision than a CPU.
         seed: Of the starting noise.
         steps: Reverse steps.
     """
 
     folder: Path
     checkpoint_sha256: str
+    device: str
     seed: int
     steps: int
 
@@ -112,6 +114,7 @@ class KeptMasks:
         found = scan.source.stat()
         return {
             "checkpoint_sha256": self.checkpoint_sha256,
+            "device": self.device,
             "seed": self.seed,
             "steps": self.steps,
             "scan": str(scan.source.absolute()),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sdseg_cli.config import THRESHOLD
 from sdseg_cli.report.drawing import (
     INK,
     PANEL_INCHES,
@@ -81,13 +82,13 @@ def _draw_planes(part: Any, view: StabilityPlane) -> None:
     show_contour(scan, view.reference, square, REFERENCE_COLOUR)
     probability = view.probability.astype(np.float32)
     for plane in probability:
-        show_contour(outlines, plane > 0.5, square, PREDICTION_COLOUR, width=0.8, alpha=0.7)
+        show_contour(outlines, plane > THRESHOLD, square, PREDICTION_COLOUR, width=0.8, alpha=0.7)
     sd = probability.std(axis=0, ddof=1)
     most = max(float(sd.max()), 0.01)
     for axes, plane, high in ((mean, probability.mean(axis=0), 1.0), (spread, sd, most)):
         drawn = show_plane(axes, plane, square, cmap="inferno", limits=(0.0, high))
         colour_bar(part, drawn, axes)
-    union = view.reference | (probability > 0.5).any(axis=0)
+    union = view.reference | (probability > THRESHOLD).any(axis=0)
     seen = view_mm(union, view.image > -1, square)
     for axes in (scan, outlines, mean, spread):
         zoom(axes, seen)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sdseg_cli.errors import DataError
+from sdseg_cli.model.seeds import seeded_generator
 
 ForegroundRule = Callable[[NDArray[np.integer]], NDArray[np.bool_]]
 
@@ -29,17 +30,23 @@ class Batch:
 
 
 class PreparedSlices:
-    """The slices of some cases, memory-mapped: opening them reads nothing but the labels once.
+    """The slices of some cases, memory-mapped: opening them reads only headers.
 
     Args:
         folders: One per case: `pixels.npy` (S,H,W) float16, `labels.npy` (S,H,W) integer.
         is_foreground: Labels -> bool, same shape: the manifest's rule.
+        foreground_slices: Per case, the numbers of the slices that have foreground.
 
     Raises:
         DataError: An array is missing or damaged, or there is no case.
     """
 
-    def __init__(self, folders: Sequence[Path], is_foreground: ForegroundRule) -> None:
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        is_foreground: ForegroundRule,
+        foreground_slices: Sequence[Sequence[int]],
+    ) -> None:
         if not folders:
             raise DataError("no case to read slices from.", "Check the split in the manifest.")
         self._is_foreground = is_foreground
@@ -47,9 +54,8 @@ class PreparedSlices:
         self._labels = [_mapped(folder / "labels.npy") for folder in folders]
         self.places = [(c, k) for c, pixels in enumerate(self._pixels) for k in range(len(pixels))]
         """Position in this sequence -> (case, slice)."""
-        self.with_foreground = [
-            i for i, (c, k) in enumerate(self.places) if is_foreground(self._labels[c][k]).any()
-        ]
+        wanted = {(c, k) for c, found in enumerate(foreground_slices) for k in found}
+        self.with_foreground = [i for i, place in enumerate(self.places) if place in wanted]
         """Positions of the slices that have foreground."""
 
     def __len__(self) -> int:
@@ -74,11 +80,6 @@ def _mapped(path: Path) -> NDArray[np.generic]:
     return array
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """The source of everything random in optimiser step `step`: slices, flips, t and noise."""
-    return torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + step * 2 + 1) % 2**63)
-
-
 def draw_positions(
     slices: PreparedSlices, *, seed: int, step: int, batch_size: int, foreground_fraction: float
 ) -> list[int]:
@@ -90,7 +91,7 @@ def draw_positions(
     """
     if foreground_fraction == 0 or not slices.with_foreground:
         return _epoch_positions(len(slices), seed, step, batch_size)
-    generator = step_generator(seed, step)
+    generator = seeded_generator("slices", seed, step)
     chosen = []
     for _ in range(batch_size):
         foreground = torch.rand((), generator=generator).item() < foreground_fraction
@@ -105,7 +106,7 @@ def _epoch_positions(count: int, seed: int, step: int, batch_size: int) -> list[
     for drawn in range(step * batch_size, (step + 1) * batch_size):
         epoch, place = divmod(drawn, count)
         if epoch not in orders:
-            shuffle = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+            shuffle = seeded_generator("epoch", seed, epoch)
             orders[epoch] = torch.randperm(count, generator=shuffle).tolist()
         chosen.append(orders[epoch][place])
     return chosen

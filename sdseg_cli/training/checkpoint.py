@@ -89,7 +89,7 @@ class Checkpoint:
     config: dict[str, Any]
     """`dataclasses.asdict` of the RunConfig."""
     data: dict[str, Any]
-    """How the slices were made: manifest path, split hash, normalisation, crop, size, target."""
+    """`Manifest.inference_settings`: how the slices were made, and hashes of split and arrays."""
     latent_scale: float
     weights: dict[str, torch.Tensor]
     """SDSeg, with the U-Net as trained."""
@@ -157,16 +157,7 @@ def find_run(workspace: Path, run: Path | None) -> RunDir:
     """
     runs = workspace / "runs"
     if run is not None:
-        there = [run, runs / run, *runs.glob(f"*/{run.name}")]
-        for path in there:
-            if RunDir(path).best.is_file():
-                return RunDir(path)
-        if any(RunDir(path).config_file.is_file() for path in there):
-            raise ConfigError(
-                f"run {run} has no checkpoint to predict with yet.",
-                "Let it reach its first validation, or run the same `sdseg train` command again.",
-            )
-        raise ConfigError(f"{run}: no run there.", "Give --run a folder that `sdseg train` made.")
+        return _named_run(runs, run)
     found = [RunDir(path.parent.parent) for path in runs.glob("*/*/checkpoints/best.pt")]
     if not found:
         raise ConfigError(f"no run yet in {runs}.", "Train one: sdseg train --dataset NAME.")
@@ -176,6 +167,26 @@ def find_run(workspace: Path, run: Path | None) -> RunDir:
         return finished, candidate.best.stat().st_mtime
 
     return max(found, key=rank)
+
+
+def _named_run(runs: Path, run: Path) -> RunDir:
+    """The run at a path, at a path below `runs`, or, for a bare word, of that name in any set."""
+    there = [path for path in (run, runs / run) if RunDir(path).config_file.is_file()]
+    if not there and len(run.parts) == 1:
+        there = sorted(p for p in runs.glob(f"*/{run}") if RunDir(p).config_file.is_file())
+        if len(there) > 1:
+            names = ", ".join(str(path.relative_to(runs)) for path in there)
+            raise ConfigError(
+                f"several runs are called {run}: {names}.", "Give --run one of these."
+            )
+    if not there:
+        raise ConfigError(f"{run}: no run there.", "Give --run a folder that `sdseg train` made.")
+    if not RunDir(there[0]).best.is_file():
+        raise ConfigError(
+            f"run {there[0]} has no checkpoint to predict with yet.",
+            "Let it reach its first validation, or run the same `sdseg train` command again.",
+        )
+    return RunDir(there[0])
 
 
 def truncate_log(path: Path, step: int) -> None:

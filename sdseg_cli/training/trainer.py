@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdseg_cli.config import RunConfig, TrainConfig
+from sdseg_cli.config import THRESHOLD, RunConfig, TrainConfig
 from sdseg_cli.errors import RunError
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.pretrained import load_strictly
 from sdseg_cli.model.sdseg import as_three_channels, build_sdseg, foreground_weight
+from sdseg_cli.model.seeds import seeded_generator
 from sdseg_cli.training.batches import (
     Batch,
     PreparedSlices,
     draw_positions,
     flipped,
     spread,
-    step_generator,
 )
 from sdseg_cli.training.checkpoint import Checkpoint, config_values
 from sdseg_cli.training.runtime import Ema, placed, reduced_precision
@@ -64,8 +64,8 @@ class Trainer:
             batch_size=recipe.batch_size,
             foreground_fraction=recipe.foreground_fraction,
         )
-        generator = step_generator(seed, self.step + 2**40)  # apart from the draw of positions
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # dropout
+        generator = seeded_generator("step", seed, self.step)
+        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))  # dropout
         batch = flipped(slices.batch(positions), recipe.flips, generator)
         rate = learning_rate(recipe, self.step)
         for group in self.optimizer.param_groups:
@@ -112,7 +112,8 @@ class Trainer:
         if recipe.foreground_weight:
             factor = self.config.model.autoencoder.factor
             weight = foreground_weight(foreground, factor, recipe.foreground_weight)
-        return diffusion.loss_terms(estimate, noise, z0, weight)
+        squared = recipe.latent_loss == "l2"
+        return diffusion.loss_terms(estimate, noise, z0, weight, squared=squared)
 
     @torch.inference_mode()
     def validate(self, slices: PreparedSlices) -> float:
@@ -142,7 +143,7 @@ class Trainer:
         )
         z0 = diffusion.single_step(self.model.denoise, noise.to(self.device), zc.float())
         with reduced_precision(self.device):
-            return (self.model.probability(z0) > 0.5).cpu()
+            return (self.model.probability(z0) > THRESHOLD).cpu()
 
     def checkpoint(self, data: dict[str, Any], *, resumable: bool) -> Checkpoint:
         """The run as it stands; `resumable` adds the optimiser."""

@@ -22,9 +22,8 @@ from sdseg_cli.errors import ConfigError, DataError
 
 
 def case(id: str, split: str) -> PreparedCase:
-    return PreparedCase(
-        id, split, Path(f"/raw/{id}.nii"), Path(f"/raw/{id}_l.nii"), 4, f"cases/{id}", 2, (1, 1, 5)
-    )
+    image, label = Path(f"/raw/{id}.nii"), Path(f"/raw/{id}_l.nii")
+    return PreparedCase(id, split, image, label, 4, f"cases/{id}", 2, (1, 1, 5), "0" * 64)
 
 
 def manifest_in(root: Path) -> Manifest:

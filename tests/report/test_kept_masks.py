@@ -22,7 +22,7 @@ def scan(tmp_path):
 
 @pytest.fixture
 def masks(tmp_path) -> KeptMasks:
-    return KeptMasks(tmp_path / "predictions" / "test", "c" * 64, seed=0, steps=1)
+    return KeptMasks(tmp_path / "predictions" / "test", "c" * 64, "cpu", seed=0, steps=1)
 
 
 def test_sha256_is_that_of_the_bytes(tmp_path):

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from sdseg_cli.errors import DataError
+from sdseg_cli.model.seeds import seeded_generator
 from sdseg_cli.training.batches import (
     Batch,
     PreparedSlices,
     draw_positions,
     flipped,
     spread,
-    step_generator,
 )
 
 
@@ -30,7 +30,7 @@ def slices(tmp_path: Path) -> PreparedSlices:
             labels[1, 2, 3] = 2
         np.save(tmp_path / name / "pixels.npy", pixels)
         np.save(tmp_path / name / "labels.npy", labels)
-    return PreparedSlices([tmp_path / "a", tmp_path / "b"], lambda labels: labels == 2)
+    return PreparedSlices([tmp_path / "a", tmp_path / "b"], lambda labels: labels == 2, [[], [1]])
 
 
 def test_slices_are_numbered_through_all_cases(slices: PreparedSlices) -> None:
@@ -47,7 +47,7 @@ def test_a_batch_holds_the_asked_slices_and_the_foreground_rule(slices: Prepared
 
 def test_a_missing_array_says_to_prepare_again(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"pixels\.npy") as caught:
-        PreparedSlices([tmp_path], lambda labels: labels > 0)
+        PreparedSlices([tmp_path], lambda labels: labels > 0, [[]])
     assert "prepare" in caught.value.hint
 
 
@@ -82,7 +82,7 @@ def test_a_step_draws_the_same_whenever_it_is_asked(slices: PreparedSlices) -> N
 
 def test_flips_move_image_and_foreground_together() -> None:
     image = torch.arange(4.0).reshape(1, 2, 2).expand(64, 2, 2)
-    batch = flipped(Batch(image, image > 2), "hv", step_generator(0, 0))
+    batch = flipped(Batch(image, image > 2), "hv", seeded_generator(0))
     seen = {tuple(plane.flatten().tolist()) for plane in batch.image}
     assert seen == {(0, 1, 2, 3), (1, 0, 3, 2), (2, 3, 0, 1), (3, 2, 1, 0)}
     assert torch.equal(batch.foreground, batch.image > 2)
@@ -90,7 +90,7 @@ def test_flips_move_image_and_foreground_together() -> None:
 
 def test_no_flip_letters_mean_no_flip() -> None:
     image = torch.arange(4.0).reshape(1, 2, 2)
-    assert torch.equal(flipped(Batch(image, image > 2), "", step_generator(0, 0)).image, image)
+    assert torch.equal(flipped(Batch(image, image > 2), "", seeded_generator(0)).image, image)
 
 
 def test_validation_slices_are_spread_evenly(slices: PreparedSlices) -> None:
