@@ -203,6 +203,7 @@ def predict_file(
     seed: int = 0,
     steps: int | None = None,
     probability: Path | None = None,
+    probability_dtype: str = "uint8",
     progress: Progress = silent,
 ) -> PredictReport:
     """Predict one scan file and write its mask, and on request its probability.
@@ -213,7 +214,8 @@ def predict_file(
         predictor: The trained run.
         seed: Of the starting noise.
         steps: Reverse steps; None is the run's setting.
-        probability: Where to write the probability on the scan's grid (uint8, scl_slope 1/255).
+        probability: Where to write the probability on the scan's grid.
+        probability_dtype: "uint8" (steps of 1/255) or "float32".
         progress: Told after each batch.
 
     Raises:
@@ -221,6 +223,10 @@ def predict_file(
         ConfigError: The output's name cannot be written to, or is the scan itself.
     """
     started = time.monotonic()
+    if probability_dtype not in ("uint8", "float32"):
+        raise ConfigError(
+            f"--prob-dtype is {probability_dtype!r}.", "Choose one of uint8, float32."
+        )
     outputs = [path for path in (output, probability) if path is not None]
     for path in outputs:
         check_writable(path)
@@ -232,17 +238,18 @@ def predict_file(
     stack = predictor.stack(volume)
     shape = volume.geometry.shape
     mask = np.zeros(shape, np.uint8)
-    map_u8 = None if probability is None else np.zeros(shape, np.uint8)
+    shares = probability_dtype == "uint8"
+    kept = None if probability is None else np.zeros(shape, np.uint8 if shares else np.float32)
     for start, planes in predictor.planes(stack, seed=seed, steps=steps, progress=progress):
         for k, plane in enumerate(planes, start):
             native = stack.restore.to_native(plane, k)
             _place_mask(mask, stack.restore, native, k)
-            if map_u8 is not None:
+            if kept is not None:
                 # Halves round down, so that 0.5 itself stays below it: the mask is the map > 0.5.
-                stack.restore.place(map_u8, np.ceil(native * 255 - 0.5).astype(np.uint8), k)
+                stack.restore.place(kept, np.ceil(native * 255 - 0.5) if shares else native, k)
     with ExitStack() as both:  # neither file appears without the other
-        if probability is not None and map_u8 is not None:
-            write_probability(both.enter_context(replacing(probability)), map_u8, volume)
+        if probability is not None and kept is not None:
+            write_probability(both.enter_context(replacing(probability)), kept, volume)
         write_mask(both.enter_context(replacing(output)), mask, volume)
     voxels = int(np.count_nonzero(mask))
     return PredictReport(

@@ -103,6 +103,30 @@ def test_the_probability_map_has_the_scans_grid_and_matches_the_mask(
     assert np.array_equal(values > 0.5, np.asarray(nib.load(mask).dataobj) > 0)
 
 
+@pytest.mark.parametrize("name", ["p.nii.gz", "p.nrrd", "p.mha"])
+def test_a_float_map_holds_the_probability_itself(
+    predictor: Predictor, tiny_run: Workspace, tmp_path: Path, name: str
+) -> None:
+    mask, prob = tmp_path / "m.nii.gz", tmp_path / name
+    predict_file(tiny_run.scan, mask, predictor, probability=prob, probability_dtype="float32")
+    values = read_image(prob).values()
+    assert 0 <= values.min() < 0.5 < values.max() <= 1
+    assert np.array_equal(values > 0.5, np.asarray(nib.load(mask).dataobj) > 0)
+    with pytest.raises(ConfigError, match="--prob-dtype is 'half'"):
+        predict_file(tiny_run.scan, mask, predictor, probability_dtype="half")
+
+
+def test_a_map_in_shares_is_written_as_float_where_there_is_no_slope(
+    predictor: Predictor, tiny_run: Workspace, tmp_path: Path
+) -> None:
+    mask = tmp_path / "m.nii.gz"
+    for name in ("p.nii.gz", "p.mha"):
+        predict_file(tiny_run.scan, mask, predictor, probability=tmp_path / name)
+    shares, floats = (read_image(tmp_path / name).values() for name in ("p.nii.gz", "p.mha"))
+    assert floats.max() <= 1
+    assert np.allclose(shares, floats, atol=1e-6)
+
+
 def test_more_reverse_steps_give_another_map(predictor: Predictor, tiny_run: Workspace) -> None:
     volume = read_image(tiny_run.scan)
     one, three = (predictor.predict(volume, steps=steps).probability for steps in (1, 3))

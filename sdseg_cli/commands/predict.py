@@ -16,6 +16,7 @@ def predict(
     mask: Annotated[Path, typer.Option("--output", "-o", help="The mask to write.")],
     run: Run = None,
     prob: Annotated[Path | None, typer.Option(help="Also write the probability map.")] = None,
+    prob_dtype: Annotated[str, typer.Option(help="uint8 (steps of 1/255) or float32.")] = "uint8",
     seed: Seed = 0,
     steps: Annotated[
         int | None, typer.Option(min=1, max=1000, help="Reverse steps: 1 = the paper.")
@@ -42,7 +43,14 @@ def predict(
     with output.progress() as progress:
         predictor = Predictor(folder.path, device=device, batch_size=batch_size)
         report = predict_file(
-            scan, mask, predictor, seed=seed, steps=steps, probability=prob, progress=progress
+            scan,
+            mask,
+            predictor,
+            seed=seed,
+            steps=steps,
+            probability=prob,
+            probability_dtype=prob_dtype,
+            progress=progress,
         )
     output.result(
         report.to_json(),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sdseg_cli.errors import DataError
 from sdseg_cli.filenames import NIFTI_SUFFIXES, VOLUME_SUFFIXES, suffix_of
 from sdseg_cli.imaging import metaimage, nifti
-from sdseg_cli.imaging.volume import Geometry, Volume
+from sdseg_cli.imaging.volume import Array, Geometry, Volume
 
 
 def read_image(path: Path) -> Volume:
@@ -91,26 +91,31 @@ PROBABILITY_SLOPE = float(np.nextafter(np.float32(1 / 255), np.float32(0)))
 """1/255 as the header's float32, rounded down: rounded to nearest, 255 would read as 1.00000006."""
 
 
-def write_probability(path: Path, probability_u8: NDArray[np.uint8], like: Volume) -> None:
+def write_probability(
+    path: Path, probability: NDArray[np.uint8] | NDArray[np.float32], like: Volume
+) -> None:
     """Write a probability map on the grid of its scan, atomically.
 
     Args:
         path: As for `write_mask`.
-        probability_u8: (I, J, K) uint8, 255 meaning 1. NIfTI says so by scl_slope 1/255; the
-            other formats have no slope and hold 0..255.
+        probability: (I, J, K), float32 in [0, 1], or uint8 with 255 meaning 1. NIfTI stores uint8
+            with scl_slope 1/255; the other formats have no slope and always hold float32.
         like: The scan.
 
     Raises:
         DataError: The name has another suffix, or is a folder.
         RunError: The disk refused.
     """
-    _write(path, probability_u8, like, slope=PROBABILITY_SLOPE)
+    is_shares = probability.dtype == np.uint8
+    if is_shares and suffix_of(path) not in NIFTI_SUFFIXES:
+        probability, is_shares = probability.astype(np.float32) / np.float32(255), False
+    _write(path, probability, like, slope=PROBABILITY_SLOPE if is_shares else 1.0)
 
 
-def _write(path: Path, array: NDArray[np.uint8], like: Volume, slope: float) -> None:
-    if array.shape != like.geometry.shape or array.dtype != np.uint8:
+def _write(path: Path, array: Array, like: Volume, slope: float) -> None:
+    if array.shape != like.geometry.shape or array.dtype not in (np.uint8, np.float32):
         raise ValueError(
-            f"{array.shape} {array.dtype} is no uint8 array on grid {like.geometry.shape}"
+            f"{array.shape} {array.dtype} is no uint8 or float32 array on {like.geometry.shape}"
         )
     check_writable(path)
     if suffix_of(path) in NIFTI_SUFFIXES:

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sdseg_cli.atomic import replacing
 from sdseg_cli.errors import DataError
-from sdseg_cli.imaging.volume import Geometry, Volume
+from sdseg_cli.imaging.volume import Array, Geometry, Volume
 
 WRITABLE = (".nrrd", ".mha")
 """One file each: an .mhd is two files, which no rename replaces at once."""
@@ -80,8 +79,8 @@ def _unreadable(path: Path) -> DataError:
     )
 
 
-def write(path: Path, array: NDArray[np.uint8], like: Volume) -> None:
-    """Write a uint8 array on the grid of `like`, atomically.
+def write(path: Path, array: Array, like: Volume) -> None:
+    """Write a uint8 or float32 array on the grid of `like`, atomically.
 
     Raises:
         DataError: The grid is sheared, which these formats cannot say.

@@ -13,7 +13,6 @@ from typing import Any, BinaryIO, cast
 import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
-from numpy.typing import NDArray
 
 from sdseg_cli.atomic import replacing
 from sdseg_cli.errors import DataError
@@ -58,8 +57,8 @@ def read_geometry(path: Path) -> Geometry:
         return _geometry(path, _read_header(path, stream)[0])
 
 
-def write(path: Path, array: NDArray[np.uint8], like: Volume, slope: float) -> None:
-    """Write a uint8 array on the grid of `like`, atomically and reproducibly (no time stamp).
+def write(path: Path, array: Array, like: Volume, slope: float) -> None:
+    """Write a uint8 or float32 array on the grid of `like`, atomically, without a time stamp.
 
     Args:
         path: The file to write or replace.
@@ -68,7 +67,7 @@ def write(path: Path, array: NDArray[np.uint8], like: Volume, slope: float) -> N
         slope: scl_slope; the intercept is 0.
     """
     header = _header_for(like)
-    header.set_data_dtype(np.uint8)
+    header.set_data_dtype(array.dtype)
     header.set_slope_inter(slope, 0)
     header["cal_min"], header["cal_max"] = 0, 0
     header.set_intent("none")
@@ -83,7 +82,7 @@ def write(path: Path, array: NDArray[np.uint8], like: Volume, slope: float) -> N
             _write_blocks(raw, header, array)
 
 
-def _write_blocks(stream: BinaryIO, header: Any, array: NDArray[np.uint8]) -> None:
+def _write_blocks(stream: BinaryIO, header: Any, array: Array) -> None:
     stream.write(header.binaryblock)
     stream.write(b"\0\0\0\0")
     stream.writelines(array[:, :, k].tobytes(order="F") for k in range(array.shape[2]))
