@@ -108,8 +108,7 @@ class TrainConfig:
     """Effective: the paper's base rate 1e-5 times batch 4 on one GPU."""
     warmup_steps: int = 10_000
     schedule: str = "constant"
-    """After the warm-up: "constant" (the paper) or "cosine" down to a hundredth at the last
-    step."""
+    """After the warm-up: "constant" (the paper) or "cosine", down to a hundredth at the end."""
     weight_decay: float = 0.01
     clip_norm: float = 0.0
     """Largest gradient norm; 0 = no clipping (the paper)."""
@@ -121,8 +120,7 @@ class TrainConfig:
     latent_loss: str = "l1"
     """L_latent: "l1", mean absolute (the paper), or "l2", mean squared error."""
     foreground_weight: float = 0.0
-    """Latent loss: pixels on or beside the foreground weigh 1 + this; 0 = the paper's plain
-    mean."""
+    """Latent loss: latent pixels on or beside the foreground weigh 1 + this; 0 = the paper."""
     foreground_fraction: float = 0.0
     """Share of each batch drawn from slices with foreground; 0 = every slice once per epoch."""
     timesteps: str = "uniform"

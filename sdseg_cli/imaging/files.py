@@ -1,7 +1,7 @@
 """Read and write volumes: NIfTI with nibabel, NRRD and MetaImage with SimpleITK.
 
 nibabel leaves a copied header's affine bit-exact, so a NIfTI mask lies exactly on its scan.
-SimpleITK's LPS world and its (z, y, x) arrays are known in this file and nowhere else.
+SimpleITK's LPS world and its (z, y, x) arrays are known in `metaimage.py` and nowhere else.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The KL-regularised autoencoder between masks and latents (kl-f8), in CompVis parameter names.
 
-    mask (B,3,H,W) in [-1,1]  --encode-->  moments (B,8,H/8,W/8)  --mean or sample-->  latent
-    (B,4,H/8,W/8) latent (B,4,H/8,W/8)      --decode-->  mask (B,3,H,W), about [-1,1]
+    mask    (B,3,H,W), -1 or +1   --moments-->  posterior (B,8,h,w), h = H/8, w = W/8
+    posterior                     --mean, or sample_posterior-->  latent (B,4,h,w)
+    latent  (B,4,h,w)             --decode-->   mask (B,3,H,W), about [-1,1]
 
 The names of the sub-modules are those of the public kl-f8 checkpoint, so that it loads strictly.
 `Encoder` also serves as the vision encoder's trunk (see `sdseg.py`).

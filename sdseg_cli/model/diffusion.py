@@ -87,10 +87,8 @@ def read_output(output: Tensor, zt: Tensor, t: int | Tensor, parameterisation: s
     """The network's output as noise and as clean latent.
 
     Args:
-        output: (B,4,h,w), meaning by `parameterisation`: "eps" is the noise (the paper); "z0" the
-        clean
-            latent; "v" the velocity `sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) z0` (arXiv
-            2202.00512).
+        output: (B,4,h,w): the noise for "eps" (the paper), the clean latent for "z0", and for "v"
+            the velocity `sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) z0` (arXiv 2202.00512).
         zt: (B,4,h,w), what the network was given.
         t: The timestep(s) of `zt`.
         parameterisation: "eps", "v" or "z0".

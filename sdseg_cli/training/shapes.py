@@ -1,5 +1,4 @@
-"""Procedural masks and textures: endless training data for an autoencoder that owes nothing to
-anyone.
+"""Procedural masks and textures: endless training data, owed to nobody.
 
 A mask is the union of up to twelve closed curves `r(angle) = r0 (1 + harmonics)`, stretched and
 turned, some of them hollow (vessel walls, bone) and some cut to an arc (jaw, rib); or a thresholded

@@ -34,6 +34,9 @@ class Trainer:
         config: Every setting.
         state: Where to begin: step 0, or a resumed checkpoint.
         device: Where to compute.
+
+    Raises:
+        WeightsError: The state does not fit the configured networks.
     """
 
     def __init__(self, config: RunConfig, state: Checkpoint, device: torch.device) -> None:
@@ -55,7 +58,17 @@ class Trainer:
         self.row: dict[str, float] = {}
 
     def train_step(self, slices: PreparedSlices) -> dict[str, float]:
-        """One optimiser step; returns its line of the log."""
+        """One optimiser step.
+
+        Args:
+            slices: The training slices.
+
+        Returns:
+            Its line of the log: step, loss, loss_noise, loss_latent, lr.
+
+        Raises:
+            RunError: The loss is not finite.
+        """
         recipe, seed = self.config.train, self.config.seed
         positions = draw_positions(
             slices,
