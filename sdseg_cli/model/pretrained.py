@@ -101,5 +101,5 @@ def load_autoencoder(autoencoder: Autoencoder, path: Path) -> None:
 
 
 def start_vision_encoder(model: SDSeg) -> None:
-    """Start tau as the autoencoder's encoder; its `out` convolution stays random, as in the paper."""
+    """Start tau as the autoencoder's encoder; its `out` stays random, as in the paper."""
     model.vision_encoder.encoder.load_state_dict(model.autoencoder.encoder.state_dict())
