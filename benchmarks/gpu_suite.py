@@ -196,7 +196,11 @@ def precision(model: SDSeg, device: torch.device, dtype: torch.dtype, parts: str
 
 def machine(device: torch.device) -> Row:
     """What the figures were measured on."""
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
+    name = (
+        torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else platform.processor() or platform.machine()
+    )
     return {
         "device": name,
         "threads": torch.get_num_threads(),

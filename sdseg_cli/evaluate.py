@@ -196,11 +196,16 @@ class _Scoring:
         for name, result in wanted.items():
             drawn[name] = self._plane(cases[name], result, count.of(cases[name]))
             count.finish(cases[name])
-        rows = [replace(drawn[pick.case_id], heading=name) for name, pick in picks.items()]
-        folder = self.folder
-        files = [folder / f"{name}.png" for name in (*picks, "cases")]
-        for file, shown in zip(files, ([rows[0]], [rows[1]], [rows[2]], rows), strict=True):
-            save_cases(file, shown)
+        pictures = {
+            name: [replace(drawn[pick.case_id], heading=name)] for name, pick in picks.items()
+        }
+        pictures["cases"] = [
+            replace(plane, heading=", ".join(n for n, pick in picks.items() if pick.case_id == id))
+            for id, plane in drawn.items()
+        ]
+        files = {self.folder / f"{name}.png": rows for name, rows in pictures.items()}
+        for file, rows in files.items():
+            save_cases(file, rows)
         return tuple(files)
 
     def _plane(self, case: PreparedCase, result: CaseResult, progress: Progress) -> CasePlane:

@@ -247,3 +247,10 @@ def test_folders_that_do_not_match_are_refused(tmp_path):
 def test_the_toy_scan_has_the_shape_the_blocks_assume():
     assert FOUR.shape == SHAPE
     assert (int(FOUR.sum()), int((FOUR & MOVED).sum())) == (32, 16)
+
+
+def test_a_case_that_is_best_median_and_worst_is_one_row(tmp_path, drawn):
+    made = make_workspace(tmp_path, {"only": FOUR})
+    run(made)
+    (rows,) = [rows for path, rows in drawn.items() if path.name == "cases.png"]
+    assert [row.heading for row in rows] == ["best, median, worst"]
