@@ -17,9 +17,14 @@ def _choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ConfigError(f'{key} is "{value}".', f"Choose one of {names}.")
 
 
+ENDLESS = 1e18
+"""In place of an upper bound; infinity itself is refused."""
+
+
 def _within(key: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:  # so put, NaN is refused too
-        raise ConfigError(f"{key} is {value:g}.", f"Give {low:g} to {high:g}.")
+        wanted = f"{low:g} to {high:g}" if high < ENDLESS else f"{low:g} or more"
+        raise ConfigError(f"{key} is {value:g}.", f"Give {wanted}.")
 
 
 def _divisible(section: str, widths: list[int], by: int) -> None:
@@ -139,10 +144,10 @@ class TrainConfig:
         _choice("train.flips", self.flips, ("", "h", "v", "hv"))
         counts = ("steps", "batch_size", "validate_every", "validation_slices", "checkpoint_every")
         for name in counts:
-            _within(f"train.{name}", getattr(self, name), 1, 10**9)
+            _within(f"train.{name}", getattr(self, name), 1, ENDLESS)
         weights = ("noise_loss_weight", "latent_loss_weight", "foreground_weight", "weight_decay")
         for name in (*weights, "warmup_steps", "clip_norm"):
-            _within(f"train.{name}", getattr(self, name), 0, 10**9)
+            _within(f"train.{name}", getattr(self, name), 0, ENDLESS)
         for name in ("foreground_fraction", "ema_decay"):
             _within(f"train.{name}", getattr(self, name), 0, 1)
         _within("train.learning_rate", self.learning_rate, 1e-12, 10)

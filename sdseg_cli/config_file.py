@@ -63,7 +63,8 @@ def _converted(value: Any, hint: Any, key: str, source: str) -> Any:
         return float(value)
     elif type(value) is hint:
         return value
-    name = getattr(wanted, "__name__", str(wanted))
+    names = {int: "whole number", float: "number", str: "text", bool: "true or false"}
+    name = names.get(wanted, wanted)
     raise ConfigError(f"{source}: {key} = {value!r} is no {name}.", f"Give {key} a {name}.")
 
 

@@ -104,7 +104,7 @@ def open_held_out(
     if predictor.data != manifest.inference_settings():
         raise ConfigError(
             f"{manifest.name} was prepared anew since run {folder.path} was trained.",
-            "Its split or slices differ, and test cases may have been trained on: train again.",
+            "Test cases may have been trained on: prepare it as before, or train again.",
         )
     return HeldOut(folder, manifest, split, cases, predictor)
 

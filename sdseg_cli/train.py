@@ -183,7 +183,7 @@ def _resume(config: RunConfig, manifest: Manifest, run: RunDir) -> Checkpoint | 
     if changed:
         raise ConfigError(
             f"{run.path} holds a run with other settings: {', '.join(changed)}.",
-            "Give a new folder with --run, or the old settings to go on.",
+            "Give a new folder with --run; to go on, train and prepare with the old settings.",
         )
     return checkpoint
 

@@ -194,3 +194,36 @@ def test_a_bug_is_one_line_and_debug_shows_the_traceback(
     assert "Traceback" not in plain
     assert run_command(["evaluate", "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_prepare_says_what_counts_as_foreground(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in (1, 2, 3):
+        write_case(home / "raw", number)
+    assert run_command(["prepare", "raw", "--workers", "1"]) == 0
+    err = capsys.readouterr().err
+    assert "CT, window -175 to 250, crop none; labels 3: it is the foreground" in err
+
+
+def test_a_trailing_slash_is_the_same_data_set_and_a_finished_run_says_so(
+    run_home: Path, tiny_run: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = [f"--set=train.{key}" for key in ("batch_size=2", "validate_every=2")]
+    own += [f"--set=train.{key}" for key in ("validation_slices=4", "checkpoint_every=2")]
+    for name in ("tiny", "tiny/"):
+        arguments = ["train", "--dataset", name, "--run", "run", "--steps", "4", *own]
+        assert run_command([*arguments, "--device", "cpu"]) == 0
+        err = capsys.readouterr().err
+        assert "going on from step 4" in err
+        assert "finished already" in err
+
+
+def test_the_run_that_is_used_is_named_with_its_validation_dice(
+    run_home: Path, tiny_run: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["predict", str(tiny_run.scan), "-o", "m.nii.gz", "--device", "cpu"]
+    assert run_command(arguments) == 0
+    best = tiny_run.run.status()["best"]
+    wanted = f"validation Dice {best['val_dice']:.3f} at step {best['step']}"
+    assert wanted in capsys.readouterr().err

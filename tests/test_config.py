@@ -48,9 +48,9 @@ def test_an_unknown_key_names_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("train.steps=many", "is no int"),
-        ("train.steps=1.5", "is no int"),
-        ("train.steps=true", "is no int"),
+        ("train.steps=many", "is no whole number"),
+        ("train.steps=1.5", "is no whole number"),
+        ("train.steps=true", "is no whole number"),
         ("train.steps=0", "train.steps is 0"),
         ("train=3", "is a section"),
         ("train.timesteps=often", 'train.timesteps is "often"'),

@@ -17,6 +17,7 @@ from sdseg_cli.commands.options import (
     Seed,
     Split,
     number,
+    open_run,
     whole_numbers,
     workspace,
 )
@@ -64,11 +65,8 @@ def evaluate(
             )
     else:
         from sdseg_cli.evaluate import evaluate as run_evaluate
-        from sdseg_cli.training.checkpoint import find_run
 
-        folder = find_run(workspace(), run)
-        if run is None:
-            output.say(f"using run {folder.path}")
+        folder = open_run(run, output)
         with output.progress() as progress:
             report = run_evaluate(
                 folder.path,

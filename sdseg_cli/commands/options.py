@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sdseg_cli.console import Output
 from sdseg_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sdseg_cli.training.checkpoint import RunDir
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")]
@@ -23,6 +27,24 @@ Split = Annotated[str, typer.Option(help="train, val or test.")]
 def workspace() -> Path:
     """Where `prepared/` and `runs/` live: SDSEG_HOME, or the current folder."""
     return Path(os.environ.get("SDSEG_HOME") or ".")
+
+
+def open_run(run: Path | None, output: Output) -> RunDir:
+    """The run to predict with; says which, and how good it was, where nobody named one.
+
+    Raises:
+        ConfigError: There is no such run, or none yet.
+    """
+    from sdseg_cli.training.checkpoint import find_run
+
+    found = find_run(workspace(), run)
+    best = found.status().get("best") or {"val_dice": None, "step": None}
+    if run is None:
+        dice = number(best["val_dice"])
+        output.say(f"using run {found.path}: validation Dice {dice} at step {best['step']}")
+    if best["val_dice"] == 0:
+        output.say("this run found nothing on its validation cases: expect nothing of it")
+    return found
 
 
 def number(value: float | None) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sdseg_cli.commands.options import BatchSize, Debug, Device, Json, Quiet, Run, Seed, workspace
+from sdseg_cli.commands.options import BatchSize, Debug, Device, Json, Quiet, Run, Seed, open_run
 from sdseg_cli.console import Output
 
 
@@ -34,12 +34,9 @@ def predict(
     check_writable(mask)
 
     from sdseg_cli.predict import Predictor, predict_file
-    from sdseg_cli.training.checkpoint import find_run
 
-    folder = find_run(workspace(), run)
     output = Output(as_json=as_json, quiet=quiet)
-    if run is None:
-        output.say(f"using run {folder.path}")
+    folder = open_run(run, output)
     with output.progress() as progress:
         predictor = Predictor(folder.path, device=device, batch_size=batch_size)
         report = predict_file(

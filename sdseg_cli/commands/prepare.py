@@ -10,6 +10,7 @@ import typer
 from sdseg_cli.commands.options import Debug, Json, Quiet, pair, whole_numbers, workspace
 from sdseg_cli.console import Output
 from sdseg_cli.datasets import DATASETS
+from sdseg_cli.datasets.manifest import Manifest
 
 
 def prepare(
@@ -62,6 +63,7 @@ def prepare(
             seed=seed,
             progress=progress,
         )
+    output.say(_what_was_made(Manifest.load(report.manifest)))
     for skip in report.skipped:
         output.say(f"skipped {skip['case']}: {skip['why']}")
     output.result(
@@ -70,4 +72,19 @@ def prepare(
         columns=("split", "cases"),
         rows=[*((k, str(v)) for k, v in report.cases.items()), ("slices", str(report.slices))],
         files=[report.manifest],
+    )
+
+
+def _what_was_made(manifest: Manifest) -> str:
+    labels = ", ".join(map(str, manifest.labels))
+    if manifest.target is not None:
+        counted = f"{', '.join(map(str, manifest.target))} count as foreground"
+    elif len(manifest.labels) > 1:
+        counted = "all count as one foreground (choose with --target)"
+    else:
+        counted = "it is the foreground"
+    window = manifest.normalisation
+    return (
+        f"{manifest.modality}, {window['kind']} {window['low']:g} to {window['high']:g}, "
+        f"crop {manifest.crop}; labels {labels}: {counted}"
     )

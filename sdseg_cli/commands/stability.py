@@ -17,6 +17,7 @@ from sdseg_cli.commands.options import (
     Seed,
     Split,
     number,
+    open_run,
     workspace,
 )
 from sdseg_cli.console import Output
@@ -39,12 +40,9 @@ def stability(
 ) -> None:
     """Predict the test cases with several noise seeds and measure how far the results part."""
     from sdseg_cli.stability import stability as run_stability
-    from sdseg_cli.training.checkpoint import find_run
 
-    folder = find_run(workspace(), run)
     output = Output(as_json=as_json, quiet=quiet)
-    if run is None:
-        output.say(f"using run {folder.path}")
+    folder = open_run(run, output)
     with output.progress() as progress:
         report = run_stability(
             folder.path,

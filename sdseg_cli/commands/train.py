@@ -37,19 +37,28 @@ def train(
     """Train SDSeg. To resume, run the same command again."""
     from sdseg_cli.datasets.manifest import Manifest
 
-    settings = _settings(preset_name, config, assign or [], dataset, steps, seed)
     manifest = Manifest.find(workspace(), dataset)
+    # The name where it will do, so that "scans" and "scans/" are one data set.
+    own = manifest.root == (workspace() / "prepared" / manifest.name).absolute()
+    known = manifest.name if own else str(manifest.root)
+    settings = _settings(preset_name, config, assign or [], known, steps, seed)
 
     from sdseg_cli.train import train as run_train
     from sdseg_cli.training.checkpoint import RunDir
 
     folder = RunDir(_run_folder(run, manifest.name, settings))
     output = Output(as_json=as_json, quiet=quiet)
-    output.say(f"run {folder.path}: preset {settings.preset}, {settings.train.steps} steps")
+    begun = folder.status().get("step", 0)
+    output.say(
+        f"run {folder.path}: preset {settings.preset}, {settings.train.steps} steps"
+        + (f", going on from step {begun}" if begun else "")
+    )
     with output.progress() as progress:
         report = run_train(
             settings, manifest, folder, device=device, autoencoder=autoencoder, progress=progress
         )
+    if begun == report.step:
+        output.say("it was finished already; to train on, give more --steps.")
     if report.state == "stopped":
         output.say(f"stopped at step {report.step}; to go on, run the same command again.")
     best = report.to_json()["best"]
@@ -61,9 +70,13 @@ def train(
             ("step", str(report.step)),
             ("seconds", f"{report.seconds:.0f}"),
             ("best validation Dice", number(best["val_dice"])),
-            ("at step", str(best["step"])),
+            ("at step", "-" if best["step"] is None else str(best["step"])),
         ],
-        files=[path for path in (folder.best, folder.log_file, folder.curve) if path.exists()],
+        files=[
+            path
+            for path in (folder.best, folder.last, folder.log_file, folder.curve)
+            if path.exists()
+        ],
     )
 
 

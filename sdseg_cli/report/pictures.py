@@ -157,7 +157,8 @@ def _draw_row(part: Any, row: CasePlane) -> None:
     scan, reference, prediction, probability = part.subplots(1, 4)
     bare(scan, "scan")
     bare(reference, "reference", REFERENCE_COLOUR)
-    bare(prediction, "prediction (dashed)", PREDICTION_COLOUR)
+    none = "" if row.prediction.any() else ": none in this slice"
+    bare(prediction, f"prediction (dashed){none}", PREDICTION_COLOUR)
     bare(probability, "probability")
     for axes in (scan, reference, prediction):
         show_plane(axes, row.image, row.pixel_mm, cmap="gray", limits=row.window)
@@ -206,7 +207,7 @@ def training_curve(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
     steps, values = _series(lines, "val_dice")
     if steps.size:
         dice_axes.plot(steps, values, color=PREDICTION_COLOUR, marker="o", markersize=3.5)
-        best = int(np.argmax(values))
+        best = len(values) - 1 - int(np.argmax(values[::-1]))  # the last of equals, as kept
         name = f"best {values[best]:.3f} at step {int(steps[best])}"
         style = {"color": INK, "markersize": 11, "fillstyle": "none", "linestyle": "none"}
         dice_axes.plot(steps[best], values[best], marker="o", label=name, **style)

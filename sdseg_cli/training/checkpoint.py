@@ -160,7 +160,10 @@ def find_run(workspace: Path, run: Path | None) -> RunDir:
         return _named_run(runs, run)
     found = [RunDir(path.parent.parent) for path in runs.glob("*/*/checkpoints/best.pt")]
     if not found:
-        raise ConfigError(f"no run yet in {runs}.", "Train one: sdseg train --dataset NAME.")
+        raise ConfigError(
+            f"no run yet in {runs.absolute()}.",
+            "Train one (sdseg train --dataset NAME), or set SDSEG_HOME to your workspace.",
+        )
 
     def rank(candidate: RunDir) -> tuple[bool, float]:
         finished = candidate.status().get("state") == "finished"
@@ -180,7 +183,13 @@ def _named_run(runs: Path, run: Path) -> RunDir:
                 f"several runs are called {run}: {names}.", "Give --run one of these."
             )
     if not there:
-        raise ConfigError(f"{run}: no run there.", "Give --run a folder that `sdseg train` made.")
+        made = ", ".join(
+            sorted(str(p.parent.relative_to(runs)) for p in runs.glob("*/*/config.toml"))
+        )
+        raise ConfigError(
+            f"{run}: no run there.",
+            f"Runs here: {made}." if made else "Give --run a folder that `sdseg train` made.",
+        )
     if not RunDir(there[0]).best.is_file():
         raise ConfigError(
             f"run {there[0]} has no checkpoint to predict with yet.",
