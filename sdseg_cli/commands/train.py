@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,11 +38,11 @@ def train(
     """Train SDSeg. To resume, run the same command again."""
     from sdseg_cli.datasets.manifest import Manifest
 
+    settings = _settings(preset_name, config, assign or [], dataset, steps, seed)
     manifest = Manifest.find(workspace(), dataset)
     # The name where it will do, so that "scans" and "scans/" are one data set.
     own = manifest.root == (workspace() / "prepared" / manifest.name).absolute()
-    known = manifest.name if own else str(manifest.root)
-    settings = _settings(preset_name, config, assign or [], known, steps, seed)
+    settings = replace(settings, dataset=manifest.name if own else str(manifest.root))
 
     from sdseg_cli.train import train as run_train
     from sdseg_cli.training.checkpoint import RunDir
