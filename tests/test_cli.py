@@ -204,6 +204,9 @@ def test_prepare_says_what_counts_as_foreground(
     assert run_command(["prepare", "raw", "--workers", "1"]) == 0
     err = capsys.readouterr().err
     assert "CT, window -175 to 250, crop none; labels 3: it is the foreground" in err
+    for arguments, replaced in (([], False), (["--target", "3"], True), (["--target", "3"], False)):
+        assert run_command(["prepare", "raw", "--workers", "1", *arguments]) == 0
+        assert ("replaced raw" in capsys.readouterr().err) is replaced
 
 
 def test_a_trailing_slash_is_the_same_data_set_and_a_finished_run_says_so(

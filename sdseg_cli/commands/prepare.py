@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,8 @@ import typer
 from sdseg_cli.commands.options import Debug, Json, Quiet, pair, whole_numbers, workspace
 from sdseg_cli.console import Output
 from sdseg_cli.datasets import DATASETS
-from sdseg_cli.datasets.manifest import Manifest
+from sdseg_cli.datasets.manifest import Manifest, prepared_names
+from sdseg_cli.errors import DataError
 
 
 def prepare(
@@ -46,6 +48,7 @@ def prepare(
     from sdseg_cli.prepare import prepare as run_prepare
 
     output = Output(as_json=as_json, quiet=quiet)
+    before = _prepared_so_far()
     with output.progress() as progress:
         report = run_prepare(
             src,
@@ -63,7 +66,10 @@ def prepare(
             seed=seed,
             progress=progress,
         )
-    output.say(_what_was_made(Manifest.load(report.manifest)))
+    made = Manifest.load(report.manifest)
+    output.say(_what_was_made(made))
+    if before.get(made.name) not in (None, made.inference_settings()):
+        output.say(f"replaced {made.name}, which was prepared with other settings or data before")
     for skip in report.skipped:
         output.say(f"skipped {skip['case']}: {skip['why']}")
     output.result(
@@ -73,6 +79,15 @@ def prepare(
         rows=[*((k, str(v)) for k, v in report.cases.items()), ("slices", str(report.slices))],
         files=[report.manifest],
     )
+
+
+def _prepared_so_far() -> dict[str, object]:
+    """Name -> settings of what is prepared; a damaged manifest is about to be replaced anyway."""
+    found: dict[str, object] = {}
+    for name in prepared_names(workspace()):
+        with suppress(DataError):
+            found[name] = Manifest.find(workspace(), name).inference_settings()
+    return found
 
 
 def _what_was_made(manifest: Manifest) -> str:
