@@ -85,9 +85,13 @@ def test_a_stopped_training_stops_the_demo(
         ran.append(arguments[0])
         if arguments[0] == "train":
             run = tmp_path / "demo" / "runs" / "btcv" / "demo"
-            run.mkdir(parents=True)
+            run.mkdir(parents=True, exist_ok=True)
             (run / "status.json").write_text('{"state": "stopped"}')
 
     monkeypatch.setattr(command, "_app_of", lambda context: stop_in_training)
+    assert run_command(["demo", str(tmp_path / "demo")]) == 0
+    assert ran == ["prepare", "train"]
+    # The same command again must get past `prepare`, though the run still says "stopped".
+    ran.clear()
     assert run_command(["demo", str(tmp_path / "demo")]) == 0
     assert ran == ["prepare", "train"]

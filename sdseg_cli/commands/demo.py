@@ -38,7 +38,7 @@ def demo(
         shown = ["--device", device] if arguments[0] != "prepare" else []
         silence = ["--quiet"] if quiet or as_json else []
         _app_of(context)([*arguments, *shown, *silence], standalone_mode=False)
-        if plan.was_stopped():
+        if arguments[0] == "train" and plan.was_stopped():
             output.say("\nstopped; to go on, run the same command again.")
             return
     seconds = time.monotonic() - started
