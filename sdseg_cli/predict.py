@@ -26,12 +26,11 @@ from sdseg_cli.imaging.files import check_writable, read_image, write_mask, writ
 from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.slices import Restore, SliceStack, to_stack
 from sdseg_cli.imaging.volume import Volume
-from sdseg_cli.model import diffusion
 from sdseg_cli.model.pretrained import load_strictly
-from sdseg_cli.model.sdseg import as_three_channels, build_sdseg
+from sdseg_cli.model.sdseg import build_sdseg
 from sdseg_cli.progress import Progress, silent
 from sdseg_cli.training.checkpoint import Checkpoint, RunDir
-from sdseg_cli.training.runtime import choose_device, placed, reduced_precision
+from sdseg_cli.training.runtime import choose_device, placed, predict_planes
 
 DEFAULT_BATCH = {"cpu": 8, "mps": 8, "cuda": 32}
 """Slices that are read, computed and restored at a time."""
@@ -151,31 +150,21 @@ class Predictor:
         total = len(stack)
         for start in range(0, total, self.batch_size):
             stop = min(start + self.batch_size, total)
-            pixels = stack.pixels(start, stop)
-            groups = range(start, stop, 1 if self.device.type == "cpu" else self.batch_size)
+            pixels = torch.from_numpy(stack.pixels(start, stop))
+            size = 1 if self.device.type == "cpu" else self.batch_size
+            groups = [range(k, min(k + size, stop)) for k in range(start, stop, size)]
             parts = [
-                self._probability(pixels[k - start : k - start + groups.step], k, seed, steps)
-                for k in groups
+                predict_planes(
+                    self.model,
+                    pixels[slices.start - start : slices.stop - start],
+                    slices,
+                    seed=seed,
+                    steps=steps,
+                ).numpy()
+                for slices in groups
             ]
             yield start, np.concatenate(parts)
             progress(stop, total, "predicting slices")
-
-    @torch.inference_mode()
-    def _probability(
-        self, pixels: NDArray[np.float32], first: int, seed: int, steps: int
-    ) -> NDArray[np.float32]:
-        image = as_three_channels(torch.from_numpy(pixels).to(self.device))
-        with reduced_precision(self.device):
-            zc = self.model.encode_image(
-                image.contiguous(memory_format=torch.channels_last)
-            ).float()
-        shape = self.model.latent_shape(*pixels.shape[-2:])
-        slices = range(first, first + len(pixels))
-        noise = diffusion.seeded_noise(seed, slices, shape).to(self.device)
-        z0 = diffusion.ddim(self.model.denoise, noise, zc, steps)  # one step: Eq. 2
-        with reduced_precision(self.device):
-            probability: NDArray[np.float32] = self.model.probability(z0).cpu().numpy()
-        return probability
 
     def predict(
         self,

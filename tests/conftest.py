@@ -17,6 +17,7 @@ from sdseg_cli.imaging.phantom import Phantom, make_phantom, write_phantom_set
 from sdseg_cli.prepare import prepare
 from sdseg_cli.train import train
 from sdseg_cli.training.checkpoint import RunDir
+from tests.raw_cases import write_cases
 
 torch.set_num_threads(1)  # on tensors this small, threads mostly wait for each other
 
@@ -130,3 +131,16 @@ def real_data() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"no real scans: {DATA} is absent")
     return DATA.resolve()
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """A folder of small raw cases, to be broken at will."""
+    return write_cases(tmp_path)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """An empty workspace."""
+    (tmp_path / "work").mkdir()
+    return tmp_path / "work"

@@ -11,18 +11,7 @@ import pytest
 
 from sdseg_cli.datasets.manifest import Manifest
 from sdseg_cli.prepare import PrepareReport, prepare
-from tests.raw_cases import AFFINE, IDS, contents, write_case, write_cases
-
-
-@pytest.fixture
-def raw(tmp_path: Path) -> Path:
-    return write_cases(tmp_path)
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Path:
-    (tmp_path / "work").mkdir()
-    return tmp_path / "work"
+from tests.raw_cases import AFFINE, IDS, contents, write_case
 
 
 def inodes(folder: Path) -> dict[str, int]:

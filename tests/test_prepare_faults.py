@@ -12,18 +12,7 @@ import pytest
 
 from sdseg_cli.errors import ConfigError, DataError, GeometryError, SdsegError
 from sdseg_cli.prepare import prepare
-from tests.raw_cases import AFFINE, SHAPE, contents, write_cases
-
-
-@pytest.fixture
-def raw(tmp_path: Path) -> Path:
-    return write_cases(tmp_path)
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Path:
-    (tmp_path / "work").mkdir()
-    return tmp_path / "work"
+from tests.raw_cases import AFFINE, SHAPE, contents
 
 
 def break_shape(case: Path) -> None:

@@ -20,7 +20,7 @@ in float32.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -171,7 +171,7 @@ def ddim(denoise: Denoiser, noise: Tensor, zc: Tensor, steps: int) -> Tensor:
     return estimate.z0_pred
 
 
-def seeded_noise(seed: int, slices: range, shape: tuple[int, int, int]) -> Tensor:
+def seeded_noise(seed: int, slices: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
     """Starting noise, one generator per (seed, slice): free of batch size, sharding and neighbours.
 
     Args:

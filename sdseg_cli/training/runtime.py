@@ -8,14 +8,16 @@ import contextlib
 import copy
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
 import torch
+from torch import Tensor
 
 from sdseg_cli.errors import ConfigError
-from sdseg_cli.model.sdseg import SDSeg
+from sdseg_cli.model import diffusion
+from sdseg_cli.model.sdseg import SDSeg, as_three_channels
 from sdseg_cli.model.unet import UNet
 
 
@@ -55,6 +57,32 @@ def placed(model: SDSeg, device: torch.device) -> SDSeg:
     model.to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
+
+
+@torch.inference_mode()
+def predict_planes(
+    model: SDSeg, pixels: Tensor, slices: Sequence[int], *, seed: int, steps: int
+) -> Tensor:
+    """From image to probability, each part in its precision: what prediction and validation share.
+
+    Args:
+        model: In eval mode, on the device that computes.
+        pixels: (B,H,W) float32 in [-1,1].
+        slices: B numbers; with the seed they name each slice's own noise.
+        seed: Of the starting noise.
+        steps: Reverse steps; 1 is Eq. 2 from t = 999, more is DDIM.
+
+    Returns:
+        (B,H,W) float32 in [0,1], on the CPU.
+    """
+    device = next(model.parameters()).device
+    image = as_three_channels(pixels.to(device))
+    with reduced_precision(device):
+        zc = model.encode_image(image.contiguous(memory_format=torch.channels_last)).float()
+    noise = diffusion.seeded_noise(seed, slices, model.latent_shape(*pixels.shape[-2:]))
+    z0 = diffusion.ddim(model.denoise, noise.to(device), zc, steps)  # one step: Eq. 2
+    with reduced_precision(device):
+        return model.probability(z0).cpu()
 
 
 class Ema:

@@ -22,7 +22,7 @@ from sdseg_cli.training.batches import (
     spread,
 )
 from sdseg_cli.training.checkpoint import Checkpoint, config_values
-from sdseg_cli.training.runtime import Ema, placed, reduced_precision
+from sdseg_cli.training.runtime import Ema, placed, predict_planes, reduced_precision
 
 VALIDATION_SEED = 0
 
@@ -128,7 +128,6 @@ class Trainer:
         squared = recipe.latent_loss == "l2"
         return diffusion.loss_terms(estimate, noise, z0, weight, squared=squared)
 
-    @torch.inference_mode()
     def validate(self, slices: PreparedSlices) -> float:
         """Mean Dice per case of the averaged model at one reverse step, on the model's plane."""
         positions = spread(slices, self.config.train.validation_slices)
@@ -138,25 +137,16 @@ class Trainer:
             for start in range(0, len(positions), self.config.train.batch_size):
                 chosen = positions[start : start + self.config.train.batch_size]
                 batch = slices.batch(chosen)
-                found = self._predicted(batch, chosen)
+                probability = predict_planes(
+                    self.model, batch.image, chosen, seed=VALIDATION_SEED, steps=1
+                )
+                found = probability > THRESHOLD
                 for position, one, truth in zip(chosen, found, batch.foreground, strict=True):
                     case = slices.places[position][0]
                     overlap[case] = overlap.get(case, 0.0) + 2 * float((one & truth).sum())
                     size[case] = size.get(case, 0.0) + float(one.sum() + truth.sum())
         scored = [overlap[case] / size[case] for case in size if size[case] > 0]
         return sum(scored) / len(scored) if scored else 0.0
-
-    def _predicted(self, batch: Batch, positions: list[int]) -> Tensor:
-        image = as_three_channels(batch.image.to(self.device))
-        with reduced_precision(self.device):
-            zc = self.model.encode_image(image.contiguous(memory_format=torch.channels_last))
-        shape = self.model.latent_shape(*batch.image.shape[-2:])
-        noise = torch.cat(
-            [diffusion.seeded_noise(VALIDATION_SEED, range(p, p + 1), shape) for p in positions]
-        )
-        z0 = diffusion.single_step(self.model.denoise, noise.to(self.device), zc.float())
-        with reduced_precision(self.device):
-            return (self.model.probability(z0) > THRESHOLD).cpu()
 
     def checkpoint(self, data: dict[str, Any], *, resumable: bool) -> Checkpoint:
         """The run as it stands; `resumable` adds the optimiser."""
