@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from sdseg_cli.arrays import open_array
 from sdseg_cli.datasets.manifest import Manifest, PreparedCase
 from sdseg_cli.datasets.spec import SPLITS
-from sdseg_cli.errors import ConfigError, DataError
+from sdseg_cli.errors import ConfigError
 from sdseg_cli.imaging.files import read_image, read_labels
 from sdseg_cli.imaging.volume import Volume, require_same_grid
 from sdseg_cli.progress import Progress
@@ -50,7 +51,7 @@ class HeldOut:
         Raises:
             DataError: The prepared array is missing or damaged.
         """
-        return self.manifest.is_foreground(_load(self.manifest.labels_file(case)))
+        return self.manifest.is_foreground(open_array(self.manifest.labels_file(case)))
 
     def image_plane(self, case: PreparedCase, k: int) -> NDArray[np.float32]:
         """One prepared slice, (256,256) float32 in [-1,1].
@@ -58,7 +59,9 @@ class HeldOut:
         Raises:
             DataError: The prepared array is missing or damaged.
         """
-        plane: NDArray[np.float32] = _load(self.manifest.pixels_file(case))[k].astype(np.float32)
+        plane: NDArray[np.float32] = open_array(self.manifest.pixels_file(case))[k].astype(
+            np.float32
+        )
         return plane
 
 
@@ -144,13 +147,3 @@ class CaseProgress:
         """One pass through a case is done, however it was come by."""
         self._done += case.slices
         self._progress(self._done, self._total, f"{self._what} {case.id}")
-
-
-def _load(path: Path) -> NDArray[np.generic]:
-    try:
-        array: NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(
-            f"{path}: missing or damaged.", "Run the same `sdseg prepare` command again."
-        ) from error
-    return array

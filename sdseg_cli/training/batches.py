@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sdseg_cli.arrays import open_array
 from sdseg_cli.errors import DataError
 from sdseg_cli.model.seeds import seeded_generator
 
@@ -50,8 +51,8 @@ class PreparedSlices:
         if not folders:
             raise DataError("no case to read slices from.", "Check the split in the manifest.")
         self._is_foreground = is_foreground
-        self._pixels = [_mapped(folder / "pixels.npy") for folder in folders]
-        self._labels = [_mapped(folder / "labels.npy") for folder in folders]
+        self._pixels = [open_array(folder / "pixels.npy") for folder in folders]
+        self._labels = [open_array(folder / "labels.npy") for folder in folders]
         self.places = [(c, k) for c, pixels in enumerate(self._pixels) for k in range(len(pixels))]
         """Position in this sequence -> (case, slice)."""
         wanted = {(c, k) for c, found in enumerate(foreground_slices) for k in found}
@@ -67,17 +68,6 @@ class PreparedSlices:
         image = np.stack([self._pixels[c][k] for c, k in places]).astype(np.float32)
         foreground = np.stack([self._is_foreground(self._labels[c][k]) for c, k in places])
         return Batch(torch.from_numpy(image), torch.from_numpy(foreground))
-
-
-def _mapped(path: Path) -> NDArray[np.generic]:
-    try:
-        array: NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(
-            f"{path}: prepared array is missing or damaged ({error}).",
-            "Run `sdseg prepare` again; it redoes what is missing.",
-        ) from error
-    return array
 
 
 def draw_positions(
