@@ -107,6 +107,9 @@ class ModelConfig:
 class TrainConfig:
     """The recipe; the defaults are the paper's."""
 
+    init: str = "pretrained"
+    """Where the weights start: "pretrained" (the paper), "scratch", a run, a package, or a name in
+    the weight store."""
     steps: int = 100_000
     batch_size: int = 4
     learning_rate: float = 4e-5

@@ -26,10 +26,10 @@ from sdseg_cli.imaging.files import check_writable, read_image, write_mask, writ
 from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.slices import Restore, SliceStack, to_stack
 from sdseg_cli.imaging.volume import Volume
-from sdseg_cli.model.pretrained import load_strictly
-from sdseg_cli.model.sdseg import build_sdseg
+from sdseg_cli.model.sdseg import unfilled_sdseg
+from sdseg_cli.model.tensor_files import load_strictly
 from sdseg_cli.progress import Progress, silent
-from sdseg_cli.training.checkpoint import Checkpoint, RunDir
+from sdseg_cli.training.package import read_trained
 from sdseg_cli.training.runtime import choose_device, placed, predict_planes
 
 DEFAULT_BATCH = {"cpu": 8, "mps": 8, "cuda": 32}
@@ -91,7 +91,7 @@ class Predictor:
     """A trained run, ready to predict.
 
     Args:
-        run: A run folder.
+        run_or_package: A run folder, or a package made by `sdseg weights export`.
         device: "auto", "cpu", "cuda" or "mps".
         batch_size: Slices at a time; by default what suits the device. It changes speed and memory,
         not the mask.
@@ -101,21 +101,22 @@ class Predictor:
         ConfigError: The device is not there, or the batch size is below 1.
     """
 
-    def __init__(self, run: Path, *, device: str = "auto", batch_size: int | None = None) -> None:
-        self.run = run
+    def __init__(
+        self, run_or_package: Path | str, *, device: str = "auto", batch_size: int | None = None
+    ) -> None:
+        self.run = Path(run_or_package)
         self.device = choose_device(device)
         self.batch_size = DEFAULT_BATCH[self.device.type] if batch_size is None else batch_size
         if self.batch_size < 1:
             raise ConfigError(f"--batch-size is {batch_size}.", "Give at least 1.")
-        checkpoint = Checkpoint.load(RunDir(run).best)
-        self.config = from_dict(checkpoint.config, RunConfig(), source=str(run))
+        checkpoint = read_trained(self.run)
+        self.config = from_dict(checkpoint.config, RunConfig(), source=str(self.run))
         self.step, self.data = checkpoint.step, checkpoint.data
         self.normalisation = Normalisation.from_dict(checkpoint.data["normalisation"])
         self.crop: str = checkpoint.data["crop"]
         self.size: int = checkpoint.data["size"]
-        model = build_sdseg(self.config.model)
-        averaged = {f"unet.{name}": value for name, value in checkpoint.ema.items()}
-        load_strictly(model, {**checkpoint.weights, **averaged}, source=str(run))
+        model = unfilled_sdseg(self.config.model)
+        load_strictly(model, checkpoint.prediction_weights(), source=str(self.run))
         model.latent_scale = checkpoint.latent_scale
         model.eval().requires_grad_(False)
         self.model = placed(model, self.device)

@@ -24,6 +24,7 @@ VERBS = {
     "stability",
     "demo",
     "held_out",
+    "weights",
 }
 MAY_PREDICT = {"train", "evaluate", "stability", "held_out"}
 SHELVES = {"imaging", "datasets", "model", "training", "metrics", "report"}

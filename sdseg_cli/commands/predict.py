@@ -9,12 +9,16 @@ import typer
 
 from sdseg_cli.commands.options import BatchSize, Debug, Device, Json, Quiet, Run, Seed, open_run
 from sdseg_cli.console import Output
+from sdseg_cli.errors import ConfigError
 
 
 def predict(
     scan: Annotated[Path, typer.Argument(help="A scan: NIfTI, NRRD or MetaImage.")],
     mask: Annotated[Path, typer.Option("--output", "-o", help="The mask to write.")],
     run: Run = None,
+    model: Annotated[
+        Path | None, typer.Option(help="A package of `sdseg weights export`, instead of a run.")
+    ] = None,
     prob: Annotated[Path | None, typer.Option(help="Also write the probability map.")] = None,
     prob_dtype: Annotated[str, typer.Option(help="uint8 (steps of 1/255) or float32.")] = "uint8",
     seed: Seed = 0,
@@ -36,9 +40,11 @@ def predict(
     from sdseg_cli.predict import Predictor, predict_file
 
     output = Output(as_json=as_json, quiet=quiet)
-    folder = open_run(run, output)
+    if run is not None and model is not None:
+        raise ConfigError("--run and --model are both given.", "Give one of them.")
+    trained = open_run(run, output).path if model is None else model
     with output.progress() as progress:
-        predictor = Predictor(folder.path, device=device, batch_size=batch_size)
+        predictor = Predictor(trained, device=device, batch_size=batch_size)
         report = predict_file(
             scan,
             mask,

@@ -135,6 +135,15 @@ def build_sdseg(config: ModelConfig) -> SDSeg:
     )
 
 
+def unfilled_sdseg(config: ModelConfig) -> SDSeg:
+    """SDSeg whose weights are about to be loaded: the seconds of drawing random ones are saved, and
+    what its tensors hold means nothing.
+    """
+    with torch.device("meta"):
+        model = build_sdseg(config)
+    return model.to_empty(device="cpu")
+
+
 def foreground_weight(foreground: Tensor, factor: int, strength: float) -> Tensor:
     """Where the latent loss looks harder: `1 + strength` on and one latent pixel beside the
     foreground.

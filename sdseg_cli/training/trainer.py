@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor
 from sdseg_cli.config import THRESHOLD, RunConfig, TrainConfig
 from sdseg_cli.errors import RunError
 from sdseg_cli.model import diffusion
-from sdseg_cli.model.pretrained import load_strictly
 from sdseg_cli.model.sdseg import as_three_channels, build_sdseg, foreground_weight
 from sdseg_cli.model.seeds import seeded_generator
+from sdseg_cli.model.tensor_files import load_strictly
 from sdseg_cli.training.batches import (
     Batch,
     PreparedSlices,
@@ -21,7 +22,7 @@ from sdseg_cli.training.batches import (
     flipped,
     spread,
 )
-from sdseg_cli.training.checkpoint import Checkpoint, config_values
+from sdseg_cli.training.checkpoint import Checkpoint, config_values, halved
 from sdseg_cli.training.runtime import Ema, placed, predict_planes, reduced_precision
 
 VALIDATION_SEED = 0
@@ -41,7 +42,7 @@ class Trainer:
 
     def __init__(self, config: RunConfig, state: Checkpoint, device: torch.device) -> None:
         self.config, self.device = config, device
-        self.step, self.best = state.step, dict(state.best)
+        self.step, self.best, self.origin = state.step, dict(state.best), state.origin
         self.model = build_sdseg(config.model)
         load_strictly(self.model, state.weights, source="checkpoint")
         self.model.latent_scale = state.latent_scale
@@ -149,17 +150,21 @@ class Trainer:
         return sum(scored) / len(scored) if scored else 0.0
 
     def checkpoint(self, data: dict[str, Any], *, resumable: bool) -> Checkpoint:
-        """The run as it stands; `resumable` adds the optimiser."""
-        return Checkpoint(
+        """The run as it stands: all of it to resume, or only what prediction needs."""
+        state = Checkpoint(
             step=self.step,
             config=config_values(self.config),
             data=data,
             latent_scale=self.model.latent_scale,
             weights=self.model.state_dict(),
             ema=self.ema.unet.state_dict(),
-            optimizer=self.optimizer.state_dict() if resumable else {},
+            optimizer=self.optimizer.state_dict(),
             best=self.best,
+            origin=self.origin,
         )
+        if resumable:
+            return state
+        return replace(state, weights=halved(state.prediction_weights()), ema={}, optimizer={})
 
     def summary(self) -> str:
         """For the progress bar."""
