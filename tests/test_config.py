@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sdseg_cli.config import PRESETS, RunConfig, TrainConfig, preset
+from sdseg_cli.config import RunConfig, TrainConfig
 from sdseg_cli.config_file import (
     differing_keys,
     from_dict,
@@ -15,6 +15,7 @@ from sdseg_cli.config_file import (
     to_toml,
 )
 from sdseg_cli.errors import ConfigError
+from sdseg_cli.presets import PRESETS, preset
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))

@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sdseg_cli.config import PRESETS
 from sdseg_cli.errors import WeightsError
 from sdseg_cli.imaging.files import read_labels
 from sdseg_cli.imaging.slices import Restore
@@ -21,6 +20,7 @@ from sdseg_cli.model.pretrained import (
     start_vision_encoder,
 )
 from sdseg_cli.model.sdseg import build_sdseg
+from sdseg_cli.presets import PRESETS
 
 TINY = PRESETS["tiny"].model
 

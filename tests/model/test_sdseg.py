@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from sdseg_cli.config import PRESETS, ModelConfig, UNetConfig
+from sdseg_cli.config import ModelConfig, UNetConfig
 from sdseg_cli.model.sdseg import as_three_channels, build_sdseg, foreground_weight
+from sdseg_cli.presets import PRESETS
 
 TINY = PRESETS["tiny"].model
 

@@ -7,10 +7,11 @@ import signal
 import pytest
 import torch
 
-from sdseg_cli.config import PRESETS, UNetConfig
+from sdseg_cli.config import UNetConfig
 from sdseg_cli.errors import ConfigError
 from sdseg_cli.model.sdseg import build_sdseg
 from sdseg_cli.model.unet import UNet
+from sdseg_cli.presets import PRESETS
 from sdseg_cli.training.runtime import Ema, choose_device, reduced_precision, stop_signals
 
 SMALL = UNetConfig(model_channels=32, channel_mult=(1,), blocks_per_level=1, attention_levels=())
