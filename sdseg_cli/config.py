@@ -74,7 +74,7 @@ class UNetConfig:
     channel_mult: tuple[int, ...] = (1, 2, 2, 4, 4)
     blocks_per_level: int = 2
     attention_levels: tuple[int, ...] = (0, 1, 2, 3)
-    """Levels with self-attention, 0 being the latent's own size."""
+    """Levels with attention, 0 being the latent's own size."""
     heads: int = 8
     dropout: float = 0.2
 
@@ -88,17 +88,21 @@ class UNetConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The three networks and what the denoiser predicts."""
+    """The three networks, how the image reaches the denoiser, and what that predicts."""
 
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     unet: UNetConfig = field(default_factory=UNetConfig)
+    fusion: str = "concat"
+    """How the U-Net sees the image's latent: "concat" (the paper) or "cross-attention"."""
     parameterisation: str = "eps"
     """What the U-Net's output means: "eps" (the paper), "v" or "z0"."""
     encoder_dropout: float = 0.2
     """Dropout of the vision encoder."""
     train_encoder: bool = True
+    """False: the vision encoder stays as it starts, without dropout."""
 
     def __post_init__(self) -> None:
+        _choice("model.fusion", self.fusion, ("concat", "cross-attention"))
         _choice("model.parameterisation", self.parameterisation, ("eps", "v", "z0"))
         _within("model.encoder_dropout", self.encoder_dropout, 0, 0.99)
 
@@ -157,13 +161,22 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """Prediction."""
+    """Prediction; the defaults are the paper's."""
 
     steps: int = 1
     """Reverse steps: 1 = Eq. 2 from t = 999; more = DDIM."""
+    eta: float = 0.0
+    """Fresh noise between steps: 0 = none (deterministic), 1 = as much as ancestral sampling."""
+    samples: int = 1
+    """Noise draws per slice, whose probabilities are averaged."""
+    noise: str = "slice"
+    """"slice": each slice has its own noise; "shared": all have the same (the official code)."""
 
     def __post_init__(self) -> None:
         _within("sample.steps", self.steps, 1, 1000)
+        _within("sample.eta", self.eta, 0, 1)
+        _within("sample.samples", self.samples, 1, 1000)
+        _choice("sample.noise", self.noise, ("slice", "shared"))
 
 
 @dataclass(frozen=True)

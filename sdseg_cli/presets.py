@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sdseg_cli.config import AutoencoderConfig, ModelConfig, RunConfig, TrainConfig, UNetConfig
 from sdseg_cli.errors import ConfigError
 
@@ -42,8 +44,35 @@ _TINY = RunConfig(
     ),
 )
 
-PRESETS: dict[str, RunConfig] = {"tiny": _TINY, "sd": RunConfig(preset="sd")}
-"""`tiny` trains on a laptop's CPU in minutes; `sd` is the paper's widths and recipe."""
+_SD = RunConfig(preset="sd")
+
+
+def _table6(name: str, *, fusion: str, train_encoder: bool, latent_loss_weight: float) -> RunConfig:
+    """A row of the paper's ablation: `sd` but for three settings."""
+    return replace(
+        _SD,
+        preset=name,
+        model=replace(_SD.model, fusion=fusion, train_encoder=train_encoder),
+        train=replace(_SD.train, latent_loss_weight=latent_loss_weight),
+    )
+
+
+PRESETS: dict[str, RunConfig] = {
+    config.preset: config
+    for config in (
+        _TINY,
+        _SD,
+        _table6(
+            "table6-baseline", fusion="cross-attention", train_encoder=False, latent_loss_weight=0.0
+        ),
+        _table6("table6-concat", fusion="concat", train_encoder=False, latent_loss_weight=0.0),
+        _table6("table6-encoder", fusion="concat", train_encoder=True, latent_loss_weight=0.0),
+        _table6("table6-full", fusion="concat", train_encoder=True, latent_loss_weight=1.0),
+    )
+}
+"""`tiny` trains on a laptop's CPU in minutes; `sd` is the paper's widths and recipe; `table6-*` are
+the rows of its ablation.
+"""
 
 
 def preset(name: str) -> RunConfig:
