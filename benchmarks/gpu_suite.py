@@ -25,9 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdseg_cli.config import RunConfig, preset
+from sdseg_cli.config import RunConfig
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.sdseg import SDSeg, as_three_channels, build_sdseg
+from sdseg_cli.presets import preset
 from sdseg_cli.training.batches import Batch
 from sdseg_cli.training.checkpoint import Checkpoint, config_values
 from sdseg_cli.training.runtime import choose_device, placed, reduced_precision

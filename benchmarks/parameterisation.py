@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sdseg_cli.config import preset
 from sdseg_cli.config_file import from_dict
 from sdseg_cli.datasets.manifest import Manifest
+from sdseg_cli.presets import preset
 from sdseg_cli.train import train
 from sdseg_cli.training.checkpoint import RunDir
 

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sdseg_cli.config import PRESETS
 from sdseg_cli.model.autoencoder import Autoencoder, sample_posterior
+from sdseg_cli.presets import PRESETS
 from sdseg_cli.training.shapes import random_masks, random_textures
 
 SHARPNESS = 4.0  # the decoded map times this is the logit of the cross-entropy

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from sdseg_cli.atomic import replacing
-from sdseg_cli.config import THRESHOLD, RunConfig
+from sdseg_cli.config import THRESHOLD, RunConfig, SampleConfig
 from sdseg_cli.config_file import from_dict
 from sdseg_cli.errors import ConfigError
 from sdseg_cli.imaging.files import check_writable, read_image, write_mask, write_probability
@@ -69,6 +69,7 @@ class PredictReport:
     foreground_voxels: int
     foreground_ml: float
     seconds: float
+    sample: SampleConfig
     probability: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -77,6 +78,7 @@ class PredictReport:
             "output": str(self.output),
             "run": str(self.run),
             "seed": self.seed,
+            "sample": asdict(self.sample),
             "slices": self.slices,
             "foreground_voxels": self.foreground_voxels,
             "foreground_ml": round(self.foreground_ml, 3),
@@ -130,7 +132,7 @@ class Predictor:
         stack: SliceStack,
         *,
         seed: int = 0,
-        steps: int | None = None,
+        sample: SampleConfig | None = None,
         progress: Progress = silent,
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Probabilities, batch by batch.
@@ -140,14 +142,14 @@ class Predictor:
 
         Args:
             stack: Of `stack`.
-            seed: Of the starting noise.
-            steps: Reverse steps; 1 is Eq. 2 from t = 999, more is DDIM; None is the run's setting.
+            seed: Of all noise.
+            sample: Reverse steps and samples; None is the run's setting.
             progress: Told after each batch.
 
         Yields:
             Number of the first slice, and (n,256,256) float32 in [0,1].
         """
-        steps = self.config.sample.steps if steps is None else steps
+        sample = sample or self.config.sample
         total = len(stack)
         for start in range(0, total, self.batch_size):
             stop = min(start + self.batch_size, total)
@@ -160,7 +162,7 @@ class Predictor:
                     pixels[slices.start - start : slices.stop - start],
                     slices,
                     seed=seed,
-                    steps=steps,
+                    sample=sample,
                 ).numpy()
                 for slices in groups
             ]
@@ -173,14 +175,14 @@ class Predictor:
         *,
         case_id: str = "scan",
         seed: int = 0,
-        steps: int | None = None,
+        sample: SampleConfig | None = None,
         progress: Progress = silent,
     ) -> Prediction:
         """Predict a scan in memory; see `planes` for the arguments."""
         started = time.monotonic()
         stack = self.stack(volume)
         probability = np.empty((len(stack), self.size, self.size), np.float32)
-        for start, planes in self.planes(stack, seed=seed, steps=steps, progress=progress):
+        for start, planes in self.planes(stack, seed=seed, sample=sample, progress=progress):
             probability[start : start + len(planes)] = planes
         return Prediction(case_id, probability, stack.restore, seed, time.monotonic() - started)
 
@@ -191,7 +193,7 @@ def predict_file(
     predictor: Predictor,
     *,
     seed: int = 0,
-    steps: int | None = None,
+    sample: SampleConfig | None = None,
     probability: Path | None = None,
     probability_dtype: str = "uint8",
     progress: Progress = silent,
@@ -202,8 +204,8 @@ def predict_file(
         scan: The image file.
         output: The mask file; folders are made, an old file is replaced only by a complete one.
         predictor: The trained run.
-        seed: Of the starting noise.
-        steps: Reverse steps; None is the run's setting.
+        seed: Of all noise.
+        sample: Reverse steps and samples; None is the run's setting.
         probability: Where to write the probability on the scan's grid.
         probability_dtype: "uint8" (steps of 1/255) or "float32".
         progress: Told after each batch.
@@ -224,13 +226,14 @@ def predict_file(
             raise ConfigError(f"{path}: is the scan itself.", "Give -o and --prob other names.")
     if len({path.absolute() for path in outputs}) < len(outputs):
         raise ConfigError(f"{output}: is both mask and --prob.", "Give --prob another name.")
+    sample = sample or predictor.config.sample
     volume = read_image(scan)
     stack = predictor.stack(volume)
     shape = volume.geometry.shape
     mask = np.zeros(shape, np.uint8)
     shares = probability_dtype == "uint8"
     kept = None if probability is None else np.zeros(shape, np.uint8 if shares else np.float32)
-    for start, planes in predictor.planes(stack, seed=seed, steps=steps, progress=progress):
+    for start, planes in predictor.planes(stack, seed=seed, sample=sample, progress=progress):
         for k, plane in enumerate(planes, start):
             native = stack.restore.to_native(plane, k)
             _place_mask(mask, stack.restore, native, k)
@@ -246,6 +249,7 @@ def predict_file(
         output=output,
         run=predictor.run,
         seed=seed,
+        sample=sample,
         slices=len(stack),
         foreground_voxels=voxels,
         foreground_ml=voxels * float(np.prod(volume.geometry.spacing_mm)) / 1000,

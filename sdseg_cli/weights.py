@@ -7,7 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from sdseg_cli.config import ModelConfig, preset
+from sdseg_cli.config import ModelConfig
 from sdseg_cli.errors import ConfigError, WeightsError
 from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.model.known_weights import KNOWN
@@ -16,6 +16,7 @@ from sdseg_cli.model.sizes import autoencoder_sizes, unet_sizes
 from sdseg_cli.model.sources import recognise
 from sdseg_cli.model.store import Entry, WeightStore
 from sdseg_cli.model.tensor_files import file_sha256, read_tensors
+from sdseg_cli.presets import preset
 from sdseg_cli.progress import Progress, silent
 from sdseg_cli.training.checkpoint import Checkpoint, RunDir, config_values
 from sdseg_cli.training.package import Package, write_package

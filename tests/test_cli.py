@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import sdseg_cli.cli as cli
 from sdseg_cli import __version__
 from sdseg_cli.cli import run_command
+from sdseg_cli.config import SampleConfig
 from sdseg_cli.errors import GeometryError
 from tests.conftest import Workspace, write_case
 
@@ -70,6 +73,13 @@ MISTAKES = {
     "an unknown option": (["train", "--dataste", "x"], "No such option"),
     "a missing option": (["train"], "Missing option"),
     "an unknown command": (["segment", "x"], "No such command"),
+    "no step at all": (["evaluate", "--steps", "0"], "--steps"),
+    "no sample at all": (["stability", "--samples", "0"], "--samples"),
+    "too much noise": (["evaluate", "--eta", "1.5"], "--eta"),
+    "steps of somebody else's masks": (
+        ["evaluate", "--pred", "folder", "--ref", "folder", "--steps", "2"],
+        "--steps does not go with --pred and --ref",
+    ),
     "a word for a number": (["stability", "--runs", "many"], "valid integer"),
 }
 
@@ -151,6 +161,32 @@ def test_evaluate_and_stability_speak_the_contracts_json(
     assert values["seg"]["lpips"] is None
     assert any("LPIPS" in note for note in values["notes"])
     assert set(values["dice"]) >= {"mean", "sd"}
+
+
+def test_sampling_options_are_laid_over_the_settings_of_the_run(
+    run_home: Path,
+    tiny_run: Workspace,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reached: list[SampleConfig] = []
+
+    def nothing(model: object, pixels: torch.Tensor, slices: object, **how: Any) -> torch.Tensor:
+        reached.append(how["sample"])
+        return torch.zeros(pixels.shape)
+
+    monkeypatch.setattr("sdseg_cli.predict.predict_planes", nothing)
+    predict = ["predict", str(tiny_run.scan), "-o", "m.nii.gz"]
+    several = ["--steps", "2", "--eta", "0.5", "--samples", "3", "--json", "--device", "cpu"]
+    for command in (predict, ["evaluate"], ["stability", "--runs", "2"]):
+        assert run_command([*command, *several]) == 0
+        sample = json.loads(capsys.readouterr().out)["sample"]
+        assert sample == {"steps": 2, "eta": 0.5, "samples": 3, "noise": "slice"}
+        assert set(reached) == {SampleConfig(**sample)}
+        reached.clear()
+    for command in (predict, ["evaluate"], ["stability"]):
+        assert run_command([*command, "--eta", "1"]) == 2
+        assert "--eta has no effect with one reverse step" in capsys.readouterr().err
 
 
 def test_quiet_prints_nothing(

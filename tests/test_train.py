@@ -174,6 +174,30 @@ def test_every_recipe_takes_a_step(
         assert row["loss_latent"] / row["loss_noise"] == pytest.approx(38.66, rel=1e-3)
 
 
+def test_the_ablations_baseline_trains_its_unet_alone_and_predicts(
+    tiny_set: Workspace, tmp_path: Path
+) -> None:
+    from sdseg_cli.config_file import from_dict
+    from sdseg_cli.predict import Predictor
+
+    switches = {
+        "model": {"fusion": "cross-attention", "train_encoder": False, "parameterisation": "eps"},
+        "train": {"noise_loss_weight": 1.0, "latent_loss_weight": 0.0},
+    }
+    run = RunDir(tmp_path / "run")
+    config = from_dict(switches, tiny_settings(steps=1, foreground_weight=0.0), source="test")
+    train(config, tiny_set.manifest, run, device="cpu")
+    row = _log(run)[0]
+    assert row["loss"] == row["loss_noise"] != row["loss_latent"]
+    weights = Checkpoint.load(run.last).weights
+    start = "autoencoder.encoder."  # the vision encoder starts as the autoencoder's
+    for name, value in weights.items():
+        if name.startswith(start):
+            assert torch.equal(weights[f"vision_encoder.encoder.{name.removeprefix(start)}"], value)
+    assert weights["unet.out.2.weight"].any(), "starts at zero"
+    assert not Predictor(run.path, device="cpu").model.unet.concat
+
+
 def test_the_learning_rate_warms_up_linearly_and_falls_like_a_cosine() -> None:
     constant = TrainConfig(learning_rate=1.0, warmup_steps=4, steps=100)
     assert [learning_rate(constant, step) for step in (0, 1, 3, 99)] == [0.25, 0.5, 1.0, 1.0]

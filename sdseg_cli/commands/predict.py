@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from sdseg_cli.commands.options import BatchSize, Debug, Device, Json, Quiet, Run, Seed, open_run
+from sdseg_cli.commands.options import (
+    BatchSize,
+    Debug,
+    Device,
+    Eta,
+    Json,
+    Quiet,
+    Run,
+    Samples,
+    Seed,
+    Steps,
+    open_run,
+    sampling,
+)
 from sdseg_cli.console import Output
 from sdseg_cli.errors import ConfigError
 
@@ -22,9 +35,9 @@ def predict(
     prob: Annotated[Path | None, typer.Option(help="Also write the probability map.")] = None,
     prob_dtype: Annotated[str, typer.Option(help="uint8 (steps of 1/255) or float32.")] = "uint8",
     seed: Seed = 0,
-    steps: Annotated[
-        int | None, typer.Option(min=1, max=1000, help="Reverse steps: 1 = the paper.")
-    ] = None,
+    steps: Steps = None,
+    eta: Eta = None,
+    samples: Samples = None,
     batch_size: BatchSize = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -50,7 +63,7 @@ def predict(
             mask,
             predictor,
             seed=seed,
-            steps=steps,
+            sample=sampling(predictor.config.sample, steps, eta, samples),
             probability=prob,
             probability_dtype=prob_dtype,
             progress=progress,

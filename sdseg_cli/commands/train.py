@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from sdseg_cli.commands.options import Debug, Device, Json, Quiet, number, workspace
-from sdseg_cli.config import PRESETS, RunConfig, preset
+from sdseg_cli.config import RunConfig
 from sdseg_cli.console import Output
+from sdseg_cli.presets import PRESETS, preset
 
 
 def train(

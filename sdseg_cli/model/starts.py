@@ -12,7 +12,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sdseg_cli.config import PRESETS
 from sdseg_cli.errors import WeightsError
 from sdseg_cli.model.naming import below
 from sdseg_cli.model.pretrained import load_tiny_autoencoder
@@ -21,6 +20,7 @@ from sdseg_cli.model.sources import FIRST_CONVOLUTION
 from sdseg_cli.model.store import Entry, WeightStore
 from sdseg_cli.model.tensor_files import load_strictly
 from sdseg_cli.model.unet import UNet
+from sdseg_cli.presets import PRESETS
 
 PREFERRED = ("kl-f8", "sd-vae-ft-mse", "ldm-8")
 """Taken first, in this order, where several entries of the store fit."""
@@ -75,17 +75,23 @@ def start_unet(unet: UNet, tensors: Mapping[str, Tensor], *, source: str) -> Non
     """The unconditional LDM-8 U-Net as SDSeg's.
 
     Args:
-        unet: To be filled; concatenating, its first convolution sees noise and condition.
-        tensors: Of LDM-8, whose first convolution sees (4) noise channels only: zeros are put for
-            the condition, so that at the start the image does not count.
+        unet: To be filled.
+        tensors: Of LDM-8, whose first convolution sees 4 channels of noise only. Where `unet`
+            concatenates, zeros are put for the condition, so that at the start the image does not
+            count; where it attends to the condition, its transformers stay random in place of
+            LDM-8's attention blocks.
         source: The weights' name, for messages.
 
     Raises:
         WeightsError: They are of other sizes.
     """
-    start = dict(tensors)
+    start, fresh = dict(tensors), unet.state_dict()
+    for attention in {key.rsplit(".qkv.", 1)[0] for key in tensors if ".qkv." in key}:
+        if f"{attention}.qkv.weight" not in fresh:
+            start = {k: v for k, v in start.items() if not k.startswith(f"{attention}.")}
+            start |= {k: v for k, v in fresh.items() if k.startswith(f"{attention}.")}
     first = start.get(FIRST_CONVOLUTION)
-    channels = unet.state_dict()[FIRST_CONVOLUTION].shape[1]
+    channels = fresh[FIRST_CONVOLUTION].shape[1]
     if first is not None and first.ndim == 4 and first.shape[1] < channels:
         missing = channels - first.shape[1]
         start[FIRST_CONVOLUTION] = torch.cat([first, torch.zeros_like(first[:, :missing])], dim=1)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdseg_cli.config import THRESHOLD, RunConfig, TrainConfig
+from sdseg_cli.config import THRESHOLD, RunConfig, SampleConfig, TrainConfig
 from sdseg_cli.errors import RunError
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.sdseg import as_three_channels, build_sdseg, foreground_weight
@@ -130,7 +130,9 @@ class Trainer:
         return diffusion.loss_terms(estimate, noise, z0, weight, squared=squared)
 
     def validate(self, slices: PreparedSlices) -> float:
-        """Mean Dice per case of the averaged model at one reverse step, on the model's plane."""
+        """Mean Dice per case of the averaged model on the model's plane: one reverse step and one
+        sample, whatever `[sample]` says.
+        """
         positions = spread(slices, self.config.train.validation_slices)
         overlap: dict[int, float] = {}
         size: dict[int, float] = {}
@@ -139,7 +141,11 @@ class Trainer:
                 chosen = positions[start : start + self.config.train.batch_size]
                 batch = slices.batch(chosen)
                 probability = predict_planes(
-                    self.model, batch.image, chosen, seed=VALIDATION_SEED, steps=1
+                    self.model,
+                    batch.image,
+                    chosen,
+                    seed=VALIDATION_SEED,
+                    sample=SampleConfig(),
                 )
                 found = probability > THRESHOLD
                 for position, one, truth in zip(chosen, found, batch.foreground, strict=True):

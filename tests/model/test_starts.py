@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from sdseg_cli.config import PRESETS, AutoencoderConfig, ModelConfig, UNetConfig
+from sdseg_cli.config import AutoencoderConfig, ModelConfig, UNetConfig
 from sdseg_cli.errors import WeightsError
+from sdseg_cli.model.naming import below
 from sdseg_cli.model.sdseg import SDSeg, build_sdseg
 from sdseg_cli.model.sources import Source, recognise
 from sdseg_cli.model.starts import start_pretrained, start_scratch, start_unet
 from sdseg_cli.model.store import WeightStore
+from sdseg_cli.presets import PRESETS
 from tests.parity.fill import tiny_autoencoder, tiny_ldm
 
 SIZES = ModelConfig(autoencoder=AutoencoderConfig(channels=32), unet=UNetConfig(model_channels=32))
@@ -96,6 +99,18 @@ def test_the_tiny_preset_needs_no_store(tmp_path: Path) -> None:
     for name, value in model.autoencoder.encoder.state_dict().items():
         assert torch.equal(model.vision_encoder.encoder.state_dict()[name], value)
     assert all(torch.equal(unet[key], value) for key, value in model.unet.state_dict().items())
+
+
+def test_a_unet_that_attends_takes_all_of_ldm_8_but_its_attention(store: WeightStore) -> None:
+    torch.manual_seed(0)
+    model = build_sdseg(replace(SIZES, fusion="cross-attention"))
+    before = {key: value.clone() for key, value in model.unet.state_dict().items()}
+    start_pretrained(model, store)
+    ldm = below(tiny_ldm(), "model.diffusion_model.")
+    attention = tuple(f"{k.rsplit('.qkv.', 1)[0]}." for k in ldm if ".qkv.weight" in k)
+    assert len(attention) == 21  # 8 on the way down, 1 in the middle, 12 on the way up
+    for key, value in model.unet.state_dict().items():
+        assert torch.equal(value, (before if key.startswith(attention) else ldm)[key]), key
 
 
 def test_a_unet_of_other_sizes_is_refused(model: SDSeg) -> None:
