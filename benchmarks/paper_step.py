@@ -2,10 +2,10 @@
 
     python -m benchmarks.paper_step --out step.json
 
-Anyone can regenerate the weights (tests/parity/fill.py); no download is needed. kl-f8 and LDM-8 are
-written as files, added to a weight store in a temporary folder, and training starts from them. Then
-the model is given the weights and inputs of the parity fixture, and its loss terms are compared with
-those of the official code.
+Anyone can regenerate the weights (tests/parity/fill.py); no download is needed. kl-f8 and LDM-8
+are written as files, added to a weight store in a temporary folder, and training starts from them.
+Then the model is given the weights and inputs of the parity fixture, and its loss terms are
+compared with those of the official code.
 """
 
 from __future__ import annotations

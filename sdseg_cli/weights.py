@@ -96,7 +96,12 @@ def export_run(run: Path, output: Path) -> Package:
 
 
 def export_stored(
-    entry: Entry, store: WeightStore, output: Path, *, normalisation: Normalisation, crop: str
+    entry: Entry,
+    store: WeightStore,
+    output: Path,
+    *,
+    normalisation: Normalisation,
+    half: bool = True,
 ) -> Package:
     """Make a package of an official SDSeg model of the store.
 
@@ -105,7 +110,7 @@ def export_stored(
         store: Where it lies.
         output: Folder of the package.
         normalisation: How scan values become [-1,1], which an official checkpoint does not say.
-        crop: "none" (official) or "body".
+        half: Round the weights to float16; else they stay as the official checkpoint has them.
 
     Raises:
         WeightsError: The entry is of another kind, or its file has changed.
@@ -128,7 +133,7 @@ def export_stored(
         data={
             "dataset": entry.name,
             "normalisation": normalisation.to_dict(),
-            "crop": crop,
+            "crop": "none",
             "size": PLANE_SIZE,
         },
         latent_scale=entry.latent_scale,
@@ -136,4 +141,4 @@ def export_stored(
         ema={},
         origin={"model": f"{entry.source}, sha256 {entry.source_sha256}"},
     )
-    return write_package(checkpoint, output)
+    return write_package(checkpoint, output, half=half)

@@ -208,15 +208,27 @@ def test_an_official_model_predicts_a_scan_through_its_package(
     torch.save({"state_dict": tiny_checkpoint()}, tmp_path / "official.ckpt")
     entry = add_weights(tmp_path / "official.ckpt", store)
     window = Normalisation("window", -125, 275)
-    export_stored(entry, store, tmp_path / "p", normalisation=window, crop="none")
+    export_stored(entry, store, tmp_path / "p", normalisation=window)
     predictor = Predictor(tmp_path / "p", device="cpu")
     assert predictor.normalisation == window
     assert predictor.model.latent_scale == 0.125
-    exact = load_official(tiny_checkpoint()).unet.out[2].bias
-    assert torch.equal(predictor.model.unet.out[2].bias, exact.half().float())
+    exact = load_official(tiny_checkpoint()).state_dict()
+    assert all(
+        torch.equal(value, exact[key].half().float())
+        for key, value in predictor.model.state_dict().items()
+    )
     prediction = predictor.predict(read_image(tiny_set.scan))
     assert prediction.probability.shape == (6, 256, 256)
     assert prediction.probability.std() > 0
+
+
+def test_an_official_model_may_keep_every_bit(store: WeightStore, tmp_path: Path) -> None:
+    torch.save({"state_dict": tiny_checkpoint()}, tmp_path / "official.ckpt")
+    entry = add_weights(tmp_path / "official.ckpt", store)
+    window = Normalisation("window", -125, 275)
+    export_stored(entry, store, tmp_path / "p", normalisation=window, half=False)
+    exact, kept = load_official(tiny_checkpoint()).state_dict(), read_package(tmp_path / "p")
+    assert all(torch.equal(kept.weights[key], value) for key, value in exact.items())
 
 
 def test_only_a_whole_model_of_the_store_is_exported(store: WeightStore, tmp_path: Path) -> None:
@@ -224,4 +236,4 @@ def test_only_a_whole_model_of_the_store_is_exported(store: WeightStore, tmp_pat
     entry = add_weights(tmp_path / "vae.ckpt", store)
     window = Normalisation("window", -125, 275)
     with pytest.raises(WeightsError, match="no whole SDSeg model"):
-        export_stored(entry, store, tmp_path / "p", normalisation=window, crop="none")
+        export_stored(entry, store, tmp_path / "p", normalisation=window)

@@ -45,6 +45,13 @@ def predict(
     debug: Debug = False,
 ) -> None:
     """Segment one scan; the mask lies on the scan's own grid."""
+    if run is not None and model is not None:
+        raise ConfigError("--run and --model are both given.", "Give one of them.")
+    if model is not None and not (model / "package.json").is_file():
+        raise ConfigError(
+            f"{model}: no package there.",
+            "Make one: sdseg weights export RUN; a run goes to --run.",
+        )
     from sdseg_cli.imaging.files import check_readable, check_writable
 
     check_readable(scan)  # before torch takes its seconds
@@ -53,8 +60,6 @@ def predict(
     from sdseg_cli.predict import Predictor, predict_file
 
     output = Output(as_json=as_json, quiet=quiet)
-    if run is not None and model is not None:
-        raise ConfigError("--run and --model are both given.", "Give one of them.")
     trained = open_run(run, output).path if model is None else model
     with output.progress() as progress:
         predictor = Predictor(trained, device=device, batch_size=batch_size)

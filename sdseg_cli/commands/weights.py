@@ -101,6 +101,9 @@ def export(
     window: Annotated[
         str | None, typer.Option(help="Of an official model: LO,HI in HU, e.g. -125,275.")
     ] = None,
+    float32: Annotated[
+        bool, typer.Option("--float32", help="Of an official model: keep every bit of its weights.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -109,14 +112,15 @@ def export(
     stored = _store().find(str(run)) if run.name == str(run) else None
     folder = package or Path("-".join(run.parts[-2:]).strip("/") + ".sdseg")
     if stored is not None:
-        made = _export_stored(stored, folder, window)
+        made = _export_stored(stored, folder, window, half=not float32)
     else:
         from sdseg_cli.training.checkpoint import find_run
         from sdseg_cli.weights import export_run
 
-        if window is not None:
+        if window is not None or float32:
             raise ConfigError(
-                "--window is for official models; a run has its own.", "Leave it away."
+                "--window and --float32 are for official models; a run has its own.",
+                "Leave them away: a run's best weights are float16 already.",
             )
         made = export_run(find_run(workspace(), run).path, folder)
     Output(as_json=as_json, quiet=quiet).result(
@@ -128,7 +132,7 @@ def export(
     )
 
 
-def _export_stored(stored: Entry, folder: Path, window: str | None) -> Package:
+def _export_stored(stored: Entry, folder: Path, window: str | None, *, half: bool) -> Package:
     from sdseg_cli.imaging.intensity import Normalisation
     from sdseg_cli.weights import export_stored
 
@@ -139,7 +143,7 @@ def _export_stored(stored: Entry, folder: Path, window: str | None) -> Package:
             "Give --window LO,HI; the official code tests BTCV with -125,275.",
         )
     normalisation = Normalisation("window", *limits)
-    return export_stored(stored, _store(), folder, normalisation=normalisation, crop="none")
+    return export_stored(stored, _store(), folder, normalisation=normalisation, half=half)
 
 
 def _store() -> WeightStore:

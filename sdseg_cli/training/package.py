@@ -1,7 +1,7 @@
 """The inference package: all that prediction needs of a run, small enough to hand on.
 
 PACKAGE/
-  model.safetensors   weights of the three networks, float16, the U-Net averaged
+  model.safetensors   weights of the three networks, float16, the U-Net averaged over the steps
   package.json        settings, how slices are made, latent scale, origin of the weights, sha256
   LICENSE.md          what may be done with it
 """
@@ -40,12 +40,13 @@ class Package:
         return {"package": str(self.folder), "sha256": self.sha256, "bytes": self.bytes}
 
 
-def write_package(checkpoint: Checkpoint, folder: Path) -> Package:
+def write_package(checkpoint: Checkpoint, folder: Path, *, half: bool = True) -> Package:
     """Make a package; it appears whole or not at all, and replaces only another package.
 
     Args:
         checkpoint: What prediction uses: `best.pt` of a run.
         folder: Of the package.
+        half: Round the weights to float16; else they stay as they are.
 
     Raises:
         ConfigError: Something else lies there.
@@ -57,7 +58,8 @@ def write_package(checkpoint: Checkpoint, folder: Path) -> Package:
     old = folder.with_name(f".{os.getpid()}.old.{folder.name}")
     try:
         building.mkdir(parents=True)
-        save_file(halved(checkpoint.prediction_weights()), building / MODEL)
+        weights = checkpoint.prediction_weights()
+        save_file(halved(weights) if half else weights, building / MODEL)
         sha256 = file_sha256(building / MODEL)
         description = {
             "format_version": FORMAT_VERSION,
@@ -88,7 +90,7 @@ def write_package(checkpoint: Checkpoint, folder: Path) -> Package:
 
 
 def read_package(folder: Path) -> Checkpoint:
-    """A package as the checkpoint it was made from, weights float16.
+    """A package as the checkpoint it was made from.
 
     Raises:
         WeightsError: It is incomplete, damaged, or of another format.
