@@ -98,11 +98,15 @@ class ModelConfig:
     """What the U-Net's output means: "eps" (the paper), "v" or "z0"."""
     encoder_dropout: float = 0.2
     """Dropout of the vision encoder."""
+    precision: str = "mixed"
+    """On a GPU: "mixed", bfloat16 in the vision encoder and the autoencoder; or "float32" (the
+    paper). The U-Net and Eq. 2 are always float32."""
     train_encoder: bool = True
     """False: the vision encoder stays as it starts, without dropout."""
 
     def __post_init__(self) -> None:
         _choice("model.fusion", self.fusion, ("concat", "cross-attention"))
+        _choice("model.precision", self.precision, ("mixed", "float32"))
         _choice("model.parameterisation", self.parameterisation, ("eps", "v", "z0"))
         _within("model.encoder_dropout", self.encoder_dropout, 0, 0.99)
 

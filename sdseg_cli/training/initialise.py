@@ -17,7 +17,12 @@ from sdseg_cli.model.tensor_files import load_strictly
 from sdseg_cli.training.batches import PreparedSlices, draw_positions
 from sdseg_cli.training.package import read_trained
 
-MAY_DIFFER = {"model.unet.dropout", "model.encoder_dropout", "model.train_encoder"}
+MAY_DIFFER = {
+    "model.unet.dropout",
+    "model.encoder_dropout",
+    "model.train_encoder",
+    "model.precision",
+}
 """Settings of the model that change no weight's meaning."""
 
 

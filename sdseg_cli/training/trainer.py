@@ -112,7 +112,7 @@ class Trainer:
         image = as_three_channels(batch.image.to(self.device, non_blocking=True))
         foreground = batch.foreground.to(self.device, non_blocking=True)[:, None].float()
         mask = as_three_channels(foreground[:, 0] * 2 - 1)
-        with reduced_precision(self.device):
+        with reduced_precision(self.device, model.config.precision):
             moments = model.mask_moments(mask.contiguous(memory_format=torch.channels_last))
             zc = model.encode_image(image.contiguous(memory_format=torch.channels_last))
         z0 = model.sample_latent(moments.float(), generator)

@@ -37,6 +37,11 @@ def test_the_cpu_computes_in_full_precision() -> None:
     assert isinstance(reduced_precision(torch.device("cpu")), contextlib.nullcontext)
 
 
+def test_float32_switches_mixed_precision_off_on_a_gpu_too() -> None:
+    gpu = torch.device("cuda")
+    assert isinstance(reduced_precision(gpu, "float32"), contextlib.nullcontext)
+
+
 def test_the_average_follows_the_published_rule() -> None:
     unet = UNet(SMALL)
     ema = Ema(unet, decay=0.9999)
