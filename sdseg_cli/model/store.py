@@ -15,13 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sdseg_cli.atomic import replacing
 from sdseg_cli.errors import WeightsError
 from sdseg_cli.model.sources import Source
-from sdseg_cli.model.tensor_files import file_sha256
+from sdseg_cli.model.tensor_files import file_sha256, write_tensors
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class WeightStore:
             )
         path = self.folder / f"{name}.safetensors"
         with replacing(path) as temporary:
-            save_file(source.tensors, temporary)
+            write_tensors(source.tensors, temporary)
         entry = Entry(
             name=name,
             kind=source.kind,

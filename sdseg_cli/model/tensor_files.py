@@ -5,6 +5,7 @@ every shape fits.
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sdseg_cli.errors import WeightsError
@@ -86,6 +87,14 @@ def state_dict_of(values: Any, *, source: str) -> dict[str, Tensor]:
                 f"{source}: {key} is no tensor.", "Give a checkpoint with a state_dict."
             )
     return dict(values)
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a `.safetensors` file, readable for those the user's umask lets read."""
+    save_file(tensors, path)
+    umask = os.umask(0)  # it can only be read by setting it
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
 
 
 def file_sha256(path: Path) -> str:

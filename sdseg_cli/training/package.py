@@ -15,11 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from sdseg_cli import __version__
 from sdseg_cli.errors import ConfigError, RunError, WeightsError
-from sdseg_cli.model.tensor_files import file_sha256, read_tensors
+from sdseg_cli.model.tensor_files import file_sha256, read_tensors, write_tensors
 from sdseg_cli.training.checkpoint import Checkpoint, RunDir, halved
 
 FORMAT_VERSION = 1
@@ -59,7 +57,7 @@ def write_package(checkpoint: Checkpoint, folder: Path, *, half: bool = True) ->
     try:
         building.mkdir(parents=True)
         weights = checkpoint.prediction_weights()
-        save_file(halved(weights) if half else weights, building / MODEL)
+        write_tensors(halved(weights) if half else weights, building / MODEL)
         sha256 = file_sha256(building / MODEL)
         description = {
             "format_version": FORMAT_VERSION,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 import sys
 import types
@@ -16,6 +17,7 @@ from sdseg_cli.model.tensor_files import (
     load_strictly,
     read_tensors,
     state_dict_of,
+    write_tensors,
 )
 
 
@@ -100,6 +102,16 @@ def test_only_the_first_three_problems_are_spelled_out() -> None:
     wanted = {name: torch.Size([1]) for name in "abcde"}
     with pytest.raises(WeightsError, match="missing a; missing b; missing c; and 2 more"):
         check_tensors({}, wanted, source="x")
+
+
+def test_a_written_file_may_be_read_by_whom_the_umask_allows(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        write_tensors({"a": torch.ones(1)}, tmp_path / "a.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o644
+    assert read_tensors(tmp_path / "a.safetensors")["a"].tolist() == [1]
 
 
 def test_the_hash_of_a_file_is_its_sha256(tmp_path: Path) -> None:
