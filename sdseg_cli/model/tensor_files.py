@@ -113,13 +113,17 @@ def check_tensors(
     """
     problems = [f"missing {key}" for key in wanted if key not in tensors]
     problems += [f"unexpected {key}" for key in tensors if key not in wanted]
-    for key, value in tensors.items():
-        if key not in wanted:
-            continue
-        if value.shape != wanted[key]:
-            problems.append(f"{key} is {tuple(value.shape)}, not {tuple(wanted[key])}")
-        elif value.is_floating_point() and not torch.isfinite(value).all():
-            problems.append(f"{key} holds NaN or infinity")
+    problems += [
+        f"{key} is {tuple(value.shape)}, not {tuple(wanted[key])}"
+        for key, value in tensors.items()
+        if key in wanted and value.shape != wanted[key]
+    ]
+    # Values last: they take the time.
+    problems = problems or [
+        f"{key} holds NaN or infinity"
+        for key, value in tensors.items()
+        if value.is_floating_point() and not torch.isfinite(value).all()
+    ]
     if problems:
         named = "; ".join(problems[:NAMED_AT_MOST])
         rest = len(problems) - NAMED_AT_MOST
