@@ -21,7 +21,7 @@ from sdseg_cli.commands.prepare import prepare
 from sdseg_cli.commands.stability import stability
 from sdseg_cli.commands.train import train
 from sdseg_cli.commands.weights import weights
-from sdseg_cli.console import show_error
+from sdseg_cli.console import show_error, show_help
 from sdseg_cli.errors import ConfigError, RunError, SdsegError
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -47,8 +47,7 @@ def _root(
     if version:
         typer.echo(f"sdseg {__version__}")
         raise typer.Exit
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+    show_help(context)
 
 
 def main() -> None:

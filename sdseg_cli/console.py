@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -38,6 +39,12 @@ def show_error(failure: SdsegError) -> None:
     ):
         line = Text(head, style=style) + Text(" ".join(text.split()), style="default")
         Console(stderr=True, soft_wrap=True, highlight=False).print(line)
+
+
+def show_help(context: typer.Context) -> None:
+    """What a group of commands does when none of them is given."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 class Output:
@@ -78,7 +85,7 @@ class Output:
             return
         table = Table(title=title, title_justify="left", header_style="bold")
         for number, column in enumerate(columns):
-            table.add_column(column, justify="left" if number == 0 else "right")
+            table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
         for row in rows:
             table.add_row(*(Text(value) for value in row))
         self._out.print(table)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sdseg_cli.atomic import replacing
 from sdseg_cli.config import THRESHOLD, RunConfig, SampleConfig
 from sdseg_cli.config_file import from_dict
-from sdseg_cli.errors import ConfigError
+from sdseg_cli.errors import ConfigError, WeightsError
 from sdseg_cli.imaging.files import check_writable, read_image, write_mask, write_probability
 from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.slices import Restore, SliceStack, to_stack
@@ -114,9 +114,15 @@ class Predictor:
         checkpoint = read_trained(self.run)
         self.config = from_dict(checkpoint.config, RunConfig(), source=str(self.run))
         self.step, self.data = checkpoint.step, checkpoint.data
-        self.normalisation = Normalisation.from_dict(checkpoint.data["normalisation"])
-        self.crop: str = checkpoint.data["crop"]
-        self.size: int = checkpoint.data["size"]
+        try:
+            self.normalisation = Normalisation.from_dict(checkpoint.data["normalisation"])
+            self.crop = str(checkpoint.data["crop"])
+            self.size = int(checkpoint.data["size"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise WeightsError(
+                f"{self.run}: does not say how its slices are made ({error!r}).",
+                "Export it again from its run.",
+            ) from error
         model = unfilled_sdseg(self.config.model)
         load_strictly(model, checkpoint.prediction_weights(), source=str(self.run))
         model.latent_scale = checkpoint.latent_scale

@@ -37,6 +37,8 @@ class TrainReport:
     """`{"step": ..., "val_dice": ...}`."""
     state: str
     """"finished" or "stopped"."""
+    origin: dict[str, str]
+    """Part of the model -> the weights it started from."""
 
     def to_json(self) -> dict[str, Any]:
         """The object of `--json`."""
@@ -47,6 +49,7 @@ class TrainReport:
             "seconds": round(self.seconds, 3),
             "best": best,
             "state": self.state,
+            "origin": self.origin,
         }
 
 
@@ -111,7 +114,8 @@ def train(
             loop.checkpoint(state.data, resumable=True).save(run.last)
     finished = "finished" if loop.step >= config.train.steps else "stopped"
     _write_status(run, finished, loop)
-    return TrainReport(run.path, loop.step, time.monotonic() - started, loop.best, finished)
+    seconds = time.monotonic() - started
+    return TrainReport(run.path, loop.step, seconds, loop.best, finished, state.origin)
 
 
 def _open_split(manifest: Manifest, split: str) -> PreparedSlices:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from sdseg_cli.config import ModelConfig
 from sdseg_cli.errors import ConfigError, WeightsError
 from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.model.known_weights import KNOWN
-from sdseg_cli.model.naming import below
-from sdseg_cli.model.sizes import autoencoder_sizes, unet_sizes
+from sdseg_cli.model.pretrained import official_config
 from sdseg_cli.model.sources import recognise
 from sdseg_cli.model.store import Entry, WeightStore
 from sdseg_cli.model.tensor_files import file_sha256, read_tensors
@@ -72,12 +71,14 @@ def fetch_weights(name: str, store: WeightStore, *, progress: Progress = silent)
     if name not in KNOWN:
         raise ConfigError(f'no public weights are called "{name}".', f"Known: {', '.join(KNOWN)}.")
     present = store.find(name)
-    if present is not None and store.file(present).is_file():
+    if present is not None and store.is_whole(present):
         return present
-    waiting = store.folder / ".downloads"
+    waiting = store.folder / ".downloads" / name
     path = download(KNOWN[name], waiting, progress)
     entry = add_weights(path, store, name=name, kind=KNOWN[name].kind)
     shutil.rmtree(waiting, ignore_errors=True)
+    with suppress(OSError):
+        waiting.parent.rmdir()  # refuses, rightly, where another download waits
     return entry
 
 
@@ -122,16 +123,12 @@ def export_stored(
             "Export a run, or a stored model of kind sdseg.",
         )
     tensors = store.load(entry)
-    model = ModelConfig(
-        autoencoder=autoencoder_sizes(below(tensors, "autoencoder."), source=entry.name),
-        unet=unet_sizes(below(tensors, "unet."), source=entry.name),
-    )
-    config = replace(preset("sd"), dataset=entry.name, model=model)
+    config = replace(preset("sd"), model=official_config(tensors, source=entry.name))
     checkpoint = Checkpoint(
         step=0,
         config=config_values(config),
         data={
-            "dataset": entry.name,
+            "dataset": None,
             "normalisation": normalisation.to_dict(),
             "crop": "none",
             "size": PLANE_SIZE,

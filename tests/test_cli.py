@@ -16,7 +16,7 @@ from sdseg_cli.cli import run_command
 from sdseg_cli.config import SampleConfig
 from sdseg_cli.errors import GeometryError
 from tests.conftest import Workspace, write_case
-from tests.parity.fill import tiny_autoencoder
+from tests.parity.fill import tiny_autoencoder, tiny_checkpoint
 
 
 @pytest.fixture
@@ -214,6 +214,52 @@ def test_a_run_is_exported_and_its_package_predicts_the_same_mask(
         assert run_command(["predict", scan, "-o", f"{name}.nii.gz", *option, "--quiet"]) == 0
         masks.append((run_home / f"{name}.nii.gz").read_bytes())
     assert masks[0] == masks[1]
+
+
+def test_an_official_model_becomes_a_package_by_its_window(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDSEG_WEIGHTS", str(home / "store"))
+    torch.save(tiny_checkpoint(), home / "m.ckpt")
+    assert run_command(["weights", "add", "m.ckpt", "--name", "off", "--quiet"]) == 0
+    assert run_command(["weights", "export", "off"]) == 2
+    assert "--window" in capsys.readouterr().err
+    export = ["weights", "export", "off", "--window", "-125,275", "--quiet"]
+    assert run_command(export) == 0
+    assert run_command([*export, "--float32", "-o", "exact"]) == 0
+    described = json.loads((home / "off.sdseg" / "sdseg.json").read_text())
+    assert described["data"]["normalisation"] == {"kind": "window", "low": -125.0, "high": 275.0}
+    sizes = [(home / p / "model.safetensors").stat().st_size for p in ("off.sdseg", "exact")]
+    assert sizes[1] == pytest.approx(2 * sizes[0], rel=0.02)
+
+
+@pytest.mark.parametrize("option", [["--float32"], ["--window", "-125,275"]])
+def test_what_is_for_official_models_is_refused_for_a_run(
+    run_home: Path, capsys: pytest.CaptureFixture[str], option: list[str]
+) -> None:
+    assert run_command(["weights", "export", "tiny/run", *option]) == 2
+    assert "official models" in capsys.readouterr().err
+    assert _files(run_home) == []
+
+
+def test_train_starts_where_init_says(
+    run_home: Path, tiny_run: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ["--set=train.batch_size=1", "--set=train.validation_slices=1", "--steps=1", "--json"]
+    start = ["train", "--dataset", "tiny", "--device", "cpu", "--run", str(tmp_path / "r")]
+    assert run_command([*start, *own, "--init", "tiny/run"]) == 0
+    origin = json.loads(capsys.readouterr().out)["origin"]
+    assert origin["model"].startswith("run, step ")
+    start[-1] = str(tmp_path / "s")
+    assert run_command([*start, *own, "--init", "nowhere"]) == 2
+    assert "no run, no package" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
+def test_weights_alone_shows_what_it_can_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["weights"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("list", "add", "fetch", "export"))
 
 
 def test_weights_list_shows_the_store_and_what_can_be_fetched(

@@ -86,7 +86,23 @@ def _empty(path: Path) -> None:
     path.touch()
 
 
+def _a_text(path: Path) -> None:
+    path.write_text("hello world\n")
+
+
+def _without_average(path: Path) -> None:
+    tensors = {k: v for k, v in tiny_checkpoint().items() if not k.startswith("model_ema.")}
+    torch.save({"state_dict": tensors}, path)
+
+
+def _of_scale_zero(path: Path) -> None:
+    torch.save({"state_dict": {**tiny_checkpoint(), "scale_factor": torch.tensor(0.0)}}, path)
+
+
 BAD = {
+    "a text": (_a_text, "damaged"),
+    "an official model without its average": (_without_average, "missing model_ema."),
+    "an official model of scale zero": (_of_scale_zero, "latent scale is 0.0"),
     "a truncated file": (_truncated, "damaged"),
     "another architecture": (_of_another_architecture, "unexpected quantize.embedding.weight"),
     "a pickle with code": (_with_code, "which is never run"),
@@ -178,6 +194,24 @@ def test_a_stopped_download_goes_on_where_it_was(
     assert sorted(p.name for p in store.folder.iterdir()) == ["kl-f8.json", "kl-f8.safetensors"]
     monkeypatch.setattr(download_module, "download", lambda *_: pytest.fail("fetched again"))
     assert fetch_weights("kl-f8", store) == entry
+
+
+def test_a_damaged_stored_file_is_fetched_again(
+    store: WeightStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    torch.save({"state_dict": tiny_autoencoder()}, tmp_path / "model.ckpt")
+    monkeypatch.setattr(download_module, "download", lambda *_: tmp_path / "model.ckpt")
+    entry = fetch_weights("kl-f8", store)
+    with store.file(entry).open("ab") as file:
+        file.write(b"x")
+    assert not store.is_whole(entry)
+    assert store.is_whole(fetch_weights("kl-f8", store))
+
+
+def test_half_precision_official_checkpoints_are_read(store: WeightStore, tmp_path: Path) -> None:
+    half = {k: v.half() if v.is_floating_point() else v for k, v in tiny_checkpoint().items()}
+    torch.save({"state_dict": half}, tmp_path / "half.ckpt")
+    assert add_weights(tmp_path / "half.ckpt", store).latent_scale == 0.125
 
 
 def test_a_download_of_another_kind_is_not_stored(

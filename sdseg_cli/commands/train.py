@@ -46,8 +46,13 @@ def train(
     own = manifest.root == (workspace() / "prepared" / manifest.name).absolute()
     settings = replace(settings, dataset=manifest.name if own else str(manifest.root))
 
+    from sdseg_cli.model.store import WeightStore
     from sdseg_cli.train import train as run_train
     from sdseg_cli.training.checkpoint import RunDir
+    from sdseg_cli.training.initialise import resolved_start
+
+    start = resolved_start(settings.train.init, workspace(), WeightStore.default())
+    settings = replace(settings, train=replace(settings.train, init=start))
 
     folder = RunDir(_run_folder(run, manifest.name, settings))
     output = Output(as_json=as_json, quiet=quiet)
@@ -72,6 +77,7 @@ def train(
             ("seconds", f"{report.seconds:.0f}"),
             ("best validation Dice", number(best["val_dice"])),
             ("at step", "-" if best["step"] is None else str(best["step"])),
+            *((f"{part} started from", where) for part, where in sorted(report.origin.items())),
         ],
         files=[
             path
@@ -104,16 +110,8 @@ def _settings(
     if steps is not None:
         own["train"]["steps"] = steps
     if init is not None:
-        own["train"]["init"] = _start(init)
+        own["train"]["init"] = init
     return from_dict(own, settings, source="options")
-
-
-def _start(init: str) -> str:
-    """A run or package by its full path, so that the same command means the same anywhere."""
-    for place in (Path(init), workspace() / "runs" / init):
-        if place.is_dir():
-            return str(place.absolute())
-    return init
 
 
 def _run_folder(run: Path | None, dataset: str, settings: RunConfig) -> Path:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sdseg_cli.commands.options import Debug, Json, Quiet, pair, workspace
-from sdseg_cli.console import Output
+from sdseg_cli.console import Output, show_help
 from sdseg_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ weights = typer.Typer(
     name="weights",
     help="Pretrained weights in, packages of trained models out.",
     rich_markup_mode=None,
-    no_args_is_help=True,
+    invoke_without_command=True,
+    callback=show_help,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -110,8 +111,8 @@ def export(
 ) -> None:
     """Write a small package for `predict --model`: float16 weights, settings, sha256, terms."""
     stored = _store().find(str(run)) if run.name == str(run) else None
-    folder = package or Path("-".join(run.parts[-2:]).strip("/") + ".sdseg")
     if stored is not None:
+        folder = package or Path(f"{stored.name}.sdseg")
         made = _export_stored(stored, folder, window, half=not float32)
     else:
         from sdseg_cli.training.checkpoint import find_run
@@ -122,7 +123,8 @@ def export(
                 "--window and --float32 are for official models; a run has its own.",
                 "Leave them away: a run's best weights are float16 already.",
             )
-        made = export_run(find_run(workspace(), run).path, folder)
+        found = find_run(workspace(), run).path.resolve()
+        made = export_run(found, package or Path(f"{found.parent.name}-{found.name}.sdseg"))
     Output(as_json=as_json, quiet=quiet).result(
         made.to_json(),
         title=f"exported {run}",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import shutil
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,13 @@ def _resumed(known: KnownWeights, folder: Path, reported: type) -> Path:
         try:
             with part.open("ab") as file:
                 http_get(known.url, file, resume_size=file.tell(), tqdm_class=reported)
-        finally:
-            if part.stat().st_size == 0:
-                part.unlink()
-                folder.rmdir()
+        except Exception as error:
+            # An empty part is no start, and one the server cannot go on from (416) never will be.
+            if part.stat().st_size == 0 or "416" in str(error):
+                shutil.rmtree(folder)
+                with suppress(OSError):
+                    folder.parent.rmdir()
+            raise
         part.rename(archive)
     return archive
 

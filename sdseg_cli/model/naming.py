@@ -24,6 +24,12 @@ def official_name(key: str) -> str:
     return OFFICIAL_PREFIX[f"{part}."] + rest
 
 
+def our_name(key: str) -> str:
+    """Undoes `official_name`."""
+    ours = next(ours for ours, prefix in OFFICIAL_PREFIX.items() if key.startswith(prefix))
+    return ours + key.removeprefix(OFFICIAL_PREFIX[ours])
+
+
 def official_ema_name(key: str) -> str:
     """`unet.out.0.bias` -> `model_ema.diffusion_modelout0bias`: the dots are gone."""
     return "model_ema.diffusion_model" + key.removeprefix("unet.").replace(".", "")

@@ -14,16 +14,24 @@ from sdseg_cli.config import ModelConfig
 from sdseg_cli.errors import WeightsError
 from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.diffusion import ALPHA_BAR, TIMESTEPS
-from sdseg_cli.model.naming import below, official_ema_name, official_name
+from sdseg_cli.model.naming import (
+    OFFICIAL_PREFIX,
+    below,
+    official_ema_name,
+    official_name,
+    our_name,
+)
 from sdseg_cli.model.sdseg import SDSeg, unfilled_sdseg
 from sdseg_cli.model.sizes import autoencoder_sizes, unet_sizes
 from sdseg_cli.model.tensor_files import (
     check_tensors,
     load_strictly,
+    positive_scale,
     read_tensors,
     state_dict_of,
 )
 
+_NETWORKS = tuple(OFFICIAL_PREFIX.values())
 SCHEDULE_BUFFERS = (
     "betas",
     "alphas_cumprod",
@@ -57,17 +65,18 @@ def load_official(state_dict_or_path: Mapping[str, Any] | str | Path, *, ema: bo
             the noise schedule is another one.
     """
     if isinstance(state_dict_or_path, (str, Path)):
-        source = str(state_dict_or_path)
         tensors = read_tensors(Path(state_dict_or_path))
-    else:
-        source = "state_dict"
-        tensors = state_dict_of(state_dict_or_path, source=source)
+        return official_model(tensors, ema=ema, source=str(state_dict_or_path))
+    tensors = state_dict_of(state_dict_or_path, source="state_dict")
+    return official_model(tensors, ema=ema, source="state_dict")
+
+
+def official_model(tensors: Mapping[str, Tensor], *, ema: bool, source: str) -> SDSeg:
+    """As `load_official`, of tensors read already; `source` names them in messages."""
     # What a GAN loss left behind is no part of the model.
     tensors = {k: v for k, v in tensors.items() if not k.startswith("first_stage_model.loss.")}
-    config = ModelConfig(
-        autoencoder=autoencoder_sizes(below(tensors, "first_stage_model."), source=source),
-        unet=unet_sizes(below(tensors, "model.diffusion_model."), source=source),
-    )
+    ours = {key: value for key, value in tensors.items() if key.startswith(_NETWORKS)}
+    config = official_config({our_name(key): value for key, value in ours.items()}, source=source)
     model = unfilled_sdseg(config)
     check_tensors(tensors, _official_shapes(model, tensors, ema), source=source)
     _check_schedule(tensors["alphas_cumprod"], source)
@@ -78,8 +87,20 @@ def load_official(state_dict_or_path: Mapping[str, Any] | str | Path, *, ema: bo
         for key in model.state_dict()
     }
     load_strictly(model, chosen, source=source)
-    model.latent_scale = float(tensors["scale_factor"])
+    model.latent_scale = positive_scale(tensors["scale_factor"].item(), source=source)
     return model.eval()
+
+
+def official_config(tensors: Mapping[str, Tensor], *, source: str) -> ModelConfig:
+    """Sizes of an official model, read off the shapes of its weights in our names.
+
+    Raises:
+        WeightsError: They are the weights of something else.
+    """
+    return ModelConfig(
+        autoencoder=autoencoder_sizes(below(tensors, "autoencoder."), source=source),
+        unet=unet_sizes(below(tensors, "unet."), source=source),
+    )
 
 
 def _official_shapes(model: SDSeg, tensors: Mapping[str, Tensor], ema: bool) -> dict[str, Size]:
@@ -96,7 +117,10 @@ def _official_shapes(model: SDSeg, tensors: Mapping[str, Tensor], ema: bool) -> 
 
 
 def _check_schedule(alpha_bar: Tensor, source: str) -> None:
-    if not torch.allclose(alpha_bar.double(), ALPHA_BAR, rtol=1e-5, atol=0):
+    # A checkpoint in half precision holds its schedule rounded, the last values as subnormals.
+    limits = torch.finfo(alpha_bar.dtype)
+    tolerance, smallest = max(1e-5, 2 * limits.eps), 2 * limits.smallest_normal * limits.eps
+    if not torch.allclose(alpha_bar.double(), ALPHA_BAR, rtol=tolerance, atol=smallest):
         raise WeightsError(
             f"{source}: trained with another noise schedule than SDSeg's.",
             "Only beta = linspace(sqrt(0.0015), sqrt(0.0155), 1000)^2 is known here.",

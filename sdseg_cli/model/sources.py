@@ -20,7 +20,7 @@ from sdseg_cli.config import AutoencoderConfig
 from sdseg_cli.errors import WeightsError
 from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.naming import below, from_diffusers
-from sdseg_cli.model.pretrained import load_official
+from sdseg_cli.model.pretrained import official_model
 from sdseg_cli.model.sizes import autoencoder_sizes, unet_sizes
 from sdseg_cli.model.tensor_files import check_tensors
 from sdseg_cli.model.unet import UNet
@@ -100,8 +100,7 @@ def _ldm(unet: dict[str, Tensor], own_autoencoder: dict[str, Tensor], source: st
 
 
 def _sdseg(tensors: Mapping[str, Tensor], source: str) -> Source:
-    averaged = any(key.startswith("model_ema.") for key in tensors)
-    model = load_official(tensors, ema=averaged)
+    model = official_model(tensors, ema=True, source=source)
     _require_factor(model.config.autoencoder, source)
     sizes = model.config
     widths = {"autoencoder": sizes.autoencoder.channels, "unet": sizes.unet.model_channels}

@@ -22,8 +22,8 @@ from sdseg_cli.model.tensor_files import load_strictly
 from sdseg_cli.model.unet import UNet
 from sdseg_cli.presets import PRESETS
 
-PREFERRED = ("kl-f8", "sd-vae-ft-mse", "ldm-8")
-"""Taken first, in this order, where several entries of the store fit."""
+THE_PAPERS = {"autoencoder": "kl-f8", "unet": "ldm-8"}
+"""Taken where several entries of the store fit."""
 
 Origin = dict[str, str]
 """Part of the model -> the weights it started from, with the sha256 of their file."""
@@ -40,7 +40,7 @@ def start_scratch(model: SDSeg, store: WeightStore) -> Origin:
         return {"autoencoder": "shipped with sdseg"}
     entry = _fitting(store, "autoencoder", model.config.autoencoder.channels)
     if entry is None:
-        raise _missing(model, store, ["kl-f8 (autoencoder and vision encoder)"])
+        raise _missing(model, store, ["kl-f8 (autoencoder)"])
     tensors = below(store.load(entry), "autoencoder.")
     load_strictly(model.autoencoder, tensors, source=entry.name)
     return {"autoencoder": _named(entry)}
@@ -99,18 +99,26 @@ def start_unet(unet: UNet, tensors: Mapping[str, Tensor], *, source: str) -> Non
 
 
 def _fitting(store: WeightStore, part: str, channels: int) -> Entry | None:
-    """The entry that holds a part of this width; official SDSeg models are starts of their own."""
+    """The entry that holds a part of this width; official SDSeg models are starts of their own.
+
+    Raises:
+        WeightsError: Several do, and none has the name of a known one.
+    """
     fitting = [
         entry
         for entry in store.entries()
         if entry.kind != "sdseg" and entry.widths.get(part) == channels
     ]
 
-    def rank(entry: Entry) -> tuple[bool, int, str]:
-        known = PREFERRED.index(entry.name) if entry.name in PREFERRED else len(PREFERRED)
-        return entry.kind == "ldm", known, entry.name
-
-    return min(fitting, key=rank, default=None)
+    own = [entry for entry in fitting if part == "unet" or entry.kind == "autoencoder"]
+    candidates = {entry.name: entry for entry in own or fitting}
+    if len(candidates) < 2 or THE_PAPERS[part] in candidates:
+        return candidates.get(THE_PAPERS[part]) or next(iter(candidates.values()), None)
+    names = ", ".join(candidates)
+    raise WeightsError(
+        f"the weight store holds several to start from ({part}): {names}.",
+        f"Add the one you mean as `--name {THE_PAPERS[part]}`.",
+    )
 
 
 def _missing(model: SDSeg, store: WeightStore, absent: list[str]) -> WeightsError:

@@ -21,7 +21,19 @@ from torch import Tensor
 from sdseg_cli.atomic import replacing
 from sdseg_cli.errors import WeightsError
 from sdseg_cli.model.sources import Source
-from sdseg_cli.model.tensor_files import file_sha256, write_tensors
+from sdseg_cli.model.tensor_files import file_sha256, positive_scale, write_tensors
+
+LONGEST_NAME = 100
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "kind": str,
+    "widths": dict,
+    "sha256": str,
+    "source": str,
+    "source_sha256": str,
+    "bytes": int,
+    "added": str,
+    "latent_scale": (float, int, type(None)),
+}
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,11 @@ class WeightStore:
         """Where its tensors lie."""
         return self.folder / f"{entry.name}.safetensors"
 
+    def is_whole(self, entry: Entry) -> bool:
+        """Whether its file is the one that was stored."""
+        path = self.file(entry)
+        return path.is_file() and file_sha256(path) == entry.sha256
+
     def load(self, entry: Entry) -> dict[str, Tensor]:
         """Its tensors, once the file is known to be the one that was stored.
 
@@ -90,7 +107,7 @@ class WeightStore:
             WeightsError: The file is gone or has changed.
         """
         path = self.file(entry)
-        if not path.is_file() or file_sha256(path) != entry.sha256:
+        if not self.is_whole(entry):
             raise WeightsError(
                 f"{path}: is no longer the file that was stored.",
                 f"Add or fetch {entry.name} again.",
@@ -109,10 +126,11 @@ class WeightStore:
         Raises:
             WeightsError: The name is taken by other weights, or cannot be a file's name.
         """
-        if not name or not all(c.isalnum() or c in "._-" for c in name) or name[0] == ".":
+        letters = all(c.isalnum() or c in "._-" for c in name)
+        if not letters or not 0 < len(name) <= LONGEST_NAME or name[0] == ".":
             raise WeightsError(
                 f'"{name}" cannot be a name in the store.',
-                "Give --name of letters, digits, dots, dashes and underscores.",
+                f"Give --name of up to {LONGEST_NAME} letters, digits, dots, dashes, underscores.",
             )
         before = self.find(name)
         if before is not None and before.source_sha256 != original_sha256:
@@ -142,8 +160,14 @@ class WeightStore:
     def _read(self, path: Path) -> Entry:
         try:
             entry = Entry(**json.loads(path.read_text(encoding="utf-8")))
+            if entry.name != path.stem or not all(
+                isinstance(getattr(entry, key), kind) for key, kind in _TYPES.items()
+            ):
+                raise TypeError(entry)
         except (OSError, ValueError, TypeError) as error:
             raise WeightsError(
                 f"{path}: damaged description of weights.", "Delete it and add the weights again."
             ) from error
+        if entry.latent_scale is not None:
+            positive_scale(entry.latent_scale, source=str(path))
         return entry

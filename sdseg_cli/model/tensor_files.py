@@ -22,6 +22,9 @@ NAMED_AT_MOST = 3
 """So many offending keys are spelled out in a message."""
 
 
+GET_AGAIN = "Get the file again, as .safetensors if offered."
+
+
 class _Inert:
     """Stands for a class of the trainer that wrote a checkpoint; building it does nothing."""
 
@@ -52,23 +55,36 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals(_NAMED_IN_CHECKPOINTS):
-            values = torch.load(path, map_location="cpu", weights_only=True)
+        return state_dict_of(unpickled(path), source=str(path))
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: no such file.", "Check the path of the weights.") from error
     except IsADirectoryError as error:
-        raise WeightsError(f"{path}: is a folder.", "Give the file of weights in it.") from error
+        raise WeightsError(
+            f"{path}: is a folder.", "Give a file of weights; a package goes to --model or --init."
+        ) from error
+    except (OSError, safetensors.SafetensorError) as error:
+        raise WeightsError(f"{path}: damaged, or not a file of weights.", GET_AGAIN) from error
+
+
+def unpickled(path: Path) -> Any:
+    """What torch saved, of plain values and tensors only; code in it is never run.
+
+    Raises:
+        OSError: The file cannot be opened.
+        WeightsError: It is damaged or holds more.
+    """
+    try:
+        with torch.serialization.safe_globals(_NAMED_IN_CHECKPOINTS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path}: damaged, or it holds more than plain weights, which is never run.",
-            "Get the file again, as .safetensors if offered.",
+            f"{path}: damaged, or it holds more than plain weights, which is never run.", GET_AGAIN
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, safetensors.SafetensorError) as error:
-        raise WeightsError(
-            f"{path}: damaged, or not a file of plain weights.",
-            "Get the file again, as .safetensors if offered.",
-        ) from error
-    return state_dict_of(values, source=str(path))
+    except Exception as error:
+        # Damage at random raises at random: KeyError, IndexError, struct.error and more were seen.
+        raise WeightsError(f"{path}: damaged, or not a file of weights.", GET_AGAIN) from error
 
 
 def state_dict_of(values: Any, *, source: str) -> dict[str, Tensor]:
@@ -84,14 +100,22 @@ def state_dict_of(values: Any, *, source: str) -> dict[str, Tensor]:
     for key, value in values.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise WeightsError(
-                f"{source}: {key} is no tensor.", "Give a checkpoint with a state_dict."
+                f"{source}: {key} is no tensor.",
+                "Give a checkpoint with a state_dict; a run of sdseg goes to --init or `export`.",
             )
     return dict(values)
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a `.safetensors` file, readable for those the user's umask lets read."""
-    save_file(tensors, path)
+    """Write a `.safetensors` file, readable for those the user's umask lets read.
+
+    Raises:
+        OSError: The disk refused.
+    """
+    try:
+        save_file(tensors, path)
+    except safetensors.SafetensorError as error:
+        raise OSError(str(error)) from error
     umask = os.umask(0)  # it can only be read by setting it
     os.umask(umask)
     path.chmod(0o666 & ~umask)
@@ -142,4 +166,23 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], *, source: s
     """
     wanted = {key: value.shape for key, value in module.state_dict().items()}
     check_tensors(tensors, wanted, source=source)
+    for key, value in tensors.items():
+        if not value.is_floating_point():
+            raise WeightsError(
+                f"{source}: {key} holds {value.dtype}, not floating point.",
+                "Give the weights as they were trained.",
+            )
     module.load_state_dict({key: value.float() for key, value in tensors.items()})
+
+
+def positive_scale(value: float, *, source: str) -> float:
+    """A latent scale, which has to be finite and above 0.
+
+    Raises:
+        WeightsError: It is not.
+    """
+    if not 0 < value < float("inf"):
+        raise WeightsError(
+            f"{source}: its latent scale is {value}.", "Get the file again: it must be positive."
+        )
+    return value

@@ -11,7 +11,6 @@ RunDir/
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from sdseg_cli.atomic import replacing
 from sdseg_cli.config import RunConfig
 from sdseg_cli.config_file import load_toml
 from sdseg_cli.errors import ConfigError, RunError, WeightsError
+from sdseg_cli.model.tensor_files import unpickled
 
 FORMAT_VERSION = 1
 
@@ -121,20 +121,12 @@ class Checkpoint:
             WeightsError: Missing, damaged, or of another format.
         """
         try:
-            values = torch.load(path, map_location="cpu", weights_only=True)
-            checkpoint = cls(**values)
+            checkpoint = cls(**unpickled(path))
         except FileNotFoundError as error:
             raise WeightsError(
                 f"{path}: no such checkpoint.", "Train first, or check --run."
             ) from error
-        except (
-            OSError,
-            RuntimeError,
-            EOFError,
-            TypeError,
-            ValueError,
-            pickle.UnpicklingError,
-        ) as error:
+        except (OSError, TypeError, WeightsError) as error:
             raise WeightsError(
                 f"{path}: damaged, or no checkpoint of sdseg.",
                 "Delete it and run the same `sdseg train` command again.",
@@ -174,7 +166,7 @@ def find_run(workspace: Path, run: Path | None) -> RunDir:
     """
     runs = workspace / "runs"
     if run is not None:
-        return _named_run(runs, run)
+        return _named_run(workspace, run)
     found = [RunDir(path.parent.parent) for path in runs.glob("*/*/checkpoints/best.pt")]
     if not found:
         raise ConfigError(
@@ -189,8 +181,13 @@ def find_run(workspace: Path, run: Path | None) -> RunDir:
     return max(found, key=rank)
 
 
-def _named_run(runs: Path, run: Path) -> RunDir:
-    """The run at a path, at a path below `runs`, or, for a bare word, of that name in any set."""
+def run_folder(workspace: Path, run: Path) -> Path | None:
+    """The run at a path, at a path below `runs`, or, for a bare word, of that name in any set.
+
+    Raises:
+        ConfigError: Several runs have that name.
+    """
+    runs = workspace / "runs"
     there = [path for path in (run, runs / run) if RunDir(path).config_file.is_file()]
     if not there and len(run.parts) == 1:
         there = sorted(p for p in runs.glob(f"*/{run}") if RunDir(p).config_file.is_file())
@@ -199,7 +196,14 @@ def _named_run(runs: Path, run: Path) -> RunDir:
             raise ConfigError(
                 f"several runs are called {run}: {names}.", "Give --run one of these."
             )
-    if not there:
+    return there[0] if there else None
+
+
+def _named_run(workspace: Path, run: Path) -> RunDir:
+    found, runs = run_folder(workspace, run), workspace / "runs"
+    if found is None:
+        if (run / "sdseg.json").is_file():
+            raise ConfigError(f"{run}: a package, no run.", "Give it to predict with --model.")
         made = ", ".join(
             sorted(str(p.parent.relative_to(runs)) for p in runs.glob("*/*/config.toml"))
         )
@@ -207,12 +211,12 @@ def _named_run(runs: Path, run: Path) -> RunDir:
             f"{run}: no run there.",
             f"Runs here: {made}." if made else "Give --run a folder that `sdseg train` made.",
         )
-    if not RunDir(there[0]).best.is_file():
+    if not RunDir(found).best.is_file():
         raise ConfigError(
-            f"run {there[0]} has no checkpoint to predict with yet.",
+            f"run {found} has no checkpoint to predict with yet.",
             "Let it reach its first validation, or run the same `sdseg train` command again.",
         )
-    return RunDir(there[0])
+    return RunDir(found)
 
 
 def truncate_log(path: Path, step: int) -> None:

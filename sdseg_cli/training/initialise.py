@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,14 +11,18 @@ import torch
 from sdseg_cli.config import RunConfig
 from sdseg_cli.config_file import differing_keys, from_dict
 from sdseg_cli.errors import ConfigError
+from sdseg_cli.model.pretrained import official_config
 from sdseg_cli.model.sdseg import SDSeg, as_three_channels, build_sdseg
 from sdseg_cli.model.seeds import seeded_generator
 from sdseg_cli.model.starts import Origin, start_pretrained, start_scratch
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import load_strictly
+from sdseg_cli.presets import PRESETS
 from sdseg_cli.training.batches import PreparedSlices, draw_positions
-from sdseg_cli.training.package import read_trained
+from sdseg_cli.training.checkpoint import RunDir, run_folder
+from sdseg_cli.training.package import is_package, read_trained
 
+KEYWORDS = ("pretrained", "scratch")
 MAY_DIFFER = {
     "model.unet.dropout",
     "model.encoder_dropout",
@@ -75,24 +81,61 @@ def _latent_scale(model: SDSeg, config: RunConfig, slices: PreparedSlices) -> fl
 
 def _start_from_model(model: SDSeg, config: RunConfig, store: WeightStore) -> Origin:
     init = config.train.init
-    entry = store.find(init) if init == Path(init).name else None
-    if entry is not None and entry.kind == "sdseg" and entry.latent_scale is not None:
-        load_strictly(model, store.load(entry), source=init)
+    entry = store.find(init)
+    if entry is not None:
+        if entry.kind != "sdseg" or entry.latent_scale is None:
+            raise ConfigError(
+                f"--init {init}: in the weight store, but of kind {entry.kind}, no whole model.",
+                "`--init pretrained` starts from such parts.",
+            )
+        tensors = store.load(entry)
+        sizes = replace(PRESETS["sd"], model=official_config(tensors, source=init))
+        _require_same_model(sizes, config, init)
+        load_strictly(model, tensors, source=init)
         model.latent_scale = entry.latent_scale
-        return {"model": f"{entry.name}, {entry.source}, sha256 {entry.source_sha256}"}
-    if not Path(init).is_dir():
+        return {"model": f"{entry.source}, sha256 {entry.source_sha256}"}
+    path = Path(init)
+    if not (is_package(path) or RunDir(path).best.is_file()):
         raise ConfigError(
-            f"--init {init}: no run, no package and no SDSeg model in the weight store.",
-            "Give pretrained, scratch, a run, a package, or a name of `sdseg weights list`.",
+            f"--init {init}: no run, no package, and not in the weight store.",
+            "Give pretrained, scratch, a run, a package, or a model of `sdseg weights list`; "
+            "`sdseg weights add` takes a file.",
         )
-    trained = read_trained(Path(init))
-    theirs = from_dict(trained.config, RunConfig(), source=init)
+    trained = read_trained(path)
+    _require_same_model(from_dict(trained.config, RunConfig(), source=init), config, init)
+    load_strictly(model, trained.prediction_weights(), source=init)
+    model.latent_scale = trained.latent_scale
+    before = trained.origin.get("model")
+    story = f"{path.name}, step {trained.step}, trained on {trained.data.get('dataset')}"
+    return {**trained.origin, "model": f"{story}; before that {before}" if before else story}
+
+
+def _require_same_model(theirs: RunConfig, config: RunConfig, init: str) -> None:
     differing = [key for key in differing_keys(theirs, config) if key.startswith("model.")]
     if changed := [key for key in differing if key not in MAY_DIFFER]:
         raise ConfigError(
             f"--init {init}: its model has other settings: {', '.join(changed)}.",
             f"Train with --preset {theirs.preset}, or with the same settings by --set.",
         )
-    load_strictly(model, trained.prediction_weights(), source=init)
-    model.latent_scale = trained.latent_scale
-    return {**trained.origin, "model": f"{init}, step {trained.step}"}
+
+
+def resolved_start(init: str, workspace: Path, store: WeightStore) -> str:
+    """`train.init` so that it means the same from any folder: a run or package by its full path.
+
+    Args:
+        init: As typed: a keyword, a name in the store, a run as `--run` takes it, or a package.
+        workspace: Folder that holds `runs/`.
+        store: The weight store.
+
+    Raises:
+        ConfigError: It is empty, or several runs have that name.
+    """
+    if not init.strip():
+        raise ConfigError("--init is empty.", f"Give {', '.join(KEYWORDS)}, a run or a package.")
+    if init in KEYWORDS or store.find(init) is not None:
+        return init
+    path = Path(init)
+    if not is_package(path) and (run := run_folder(workspace, path)) is not None:
+        path = run
+    # A link stays a link: what it names today is the run, what it points to may change.
+    return os.path.normpath(path.absolute())

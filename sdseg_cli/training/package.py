@@ -2,7 +2,7 @@
 
 PACKAGE/
   model.safetensors   weights of the three networks, float16, the U-Net averaged over the steps
-  package.json        settings, how slices are made, latent scale, origin of the weights, sha256
+  sdseg.json          settings, how slices are made, latent scale, origin of the weights, sha256
   LICENSE.md          what may be done with it
 """
 
@@ -17,11 +17,26 @@ from typing import Any
 
 from sdseg_cli import __version__
 from sdseg_cli.errors import ConfigError, RunError, WeightsError
-from sdseg_cli.model.tensor_files import file_sha256, read_tensors, write_tensors
+from sdseg_cli.model.tensor_files import (
+    file_sha256,
+    positive_scale,
+    read_tensors,
+    write_tensors,
+)
 from sdseg_cli.training.checkpoint import Checkpoint, RunDir, halved
 
 FORMAT_VERSION = 1
-MODEL, DESCRIPTION, LICENSE = "model.safetensors", "package.json", "LICENSE.md"
+MODEL, DESCRIPTION, LICENSE = "model.safetensors", "sdseg.json", "LICENSE.md"
+FILES = {MODEL, DESCRIPTION, LICENSE}
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "sha256": str,
+    "step": int,
+    "best": dict,
+    "latent_scale": (int, float),
+    "origin": dict,
+    "data": dict,
+    "config": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -48,9 +63,10 @@ def write_package(checkpoint: Checkpoint, folder: Path, *, half: bool = True) ->
 
     Raises:
         ConfigError: Something else lies there.
-        RunError: The disk refused.
+        RunError: The disk refused; a package that was there is still there.
     """
-    if folder.exists() and not (folder / DESCRIPTION).is_file():
+    folder = folder.resolve()
+    if folder.exists() and not _holds_only_a_package(folder):
         raise ConfigError(f"{folder}: exists and is no package.", "Give -o another name.")
     building = folder.with_name(f".{os.getpid()}.part.{folder.name}")
     old = folder.with_name(f".{os.getpid()}.old.{folder.name}")
@@ -70,12 +86,15 @@ def write_package(checkpoint: Checkpoint, folder: Path, *, half: bool = True) ->
             "data": checkpoint.data,
             "config": checkpoint.config,
         }
-        _write_text(building / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+        text = json.dumps(description, indent=2, allow_nan=False) + "\n"
+        _write_text(building / DESCRIPTION, text)
         _write_text(building / LICENSE, license_note(checkpoint))
         if folder.exists():
             folder.rename(old)
         building.rename(folder)
     except OSError as error:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
         raise RunError(
             f"{folder}: cannot be written ({error.strerror or error}).",
             "Check the folder's permissions and the space left on the disk.",
@@ -87,44 +106,66 @@ def write_package(checkpoint: Checkpoint, folder: Path, *, half: bool = True) ->
     return Package(folder, sha256, size)
 
 
-def read_package(folder: Path) -> Checkpoint:
-    """A package as the checkpoint it was made from.
+def _holds_only_a_package(folder: Path) -> bool:
+    if not is_package(folder) or {path.name for path in folder.iterdir()} - FILES:
+        return False
+    try:
+        read_description(folder)
+    except WeightsError:
+        return False
+    return True
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """What a package says of itself, of known types.
 
     Raises:
         WeightsError: It is incomplete, damaged, or of another format.
     """
     try:
         text = (folder / DESCRIPTION).read_text(encoding="utf-8")
-        description = json.loads(text)
-        if description["format_version"] != FORMAT_VERSION:
+        description = json.loads(text, parse_constant=_refuse_constant)
+        version, writer = description["format_version"], description["sdseg_version"]
+        if version != FORMAT_VERSION:
             raise WeightsError(
-                f"{folder}: package format {description['format_version']}, not {FORMAT_VERSION}.",
-                f"Use sdseg {description['sdseg_version']}, which wrote it.",
+                f"{folder}: package format {version}, not {FORMAT_VERSION}.",
+                f"Use sdseg {writer}, which wrote it.",
             )
-        expected = description["sha256"]
-        checkpoint = Checkpoint(
-            step=int(description["step"]),
-            config=dict(description["config"]),
-            data=dict(description["data"]),
-            latent_scale=float(description["latent_scale"]),
-            weights={},
-            ema={},
-            best=dict(description["best"]),
-            origin=dict(description["origin"]),
-        )
+        for key, kind in _TYPES.items():
+            if not isinstance(description[key], kind):
+                raise TypeError(key)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(
             f"{folder}: no package of sdseg, or damaged.",
             "Give --model a folder made by `sdseg weights export`.",
         ) from error
+    positive_scale(description["latent_scale"], source=str(folder))
+    return dict(description)
+
+
+def read_package(folder: Path) -> Checkpoint:
+    """A package as the checkpoint it was made from.
+
+    Raises:
+        WeightsError: It is incomplete, damaged, or of another format.
+    """
+    description = read_description(folder)
     model = folder / MODEL
-    if model.is_file() and file_sha256(model) != expected:
+    if model.is_file() and file_sha256(model) != description["sha256"]:
         raise WeightsError(
             f"{model}: is not the file this package was made with (sha256 differs).",
             "Copy the package again, or export it anew.",
         )
-    checkpoint.weights.update(read_tensors(model))
-    return checkpoint
+    return Checkpoint(
+        step=description["step"],
+        config=description["config"],
+        data=description["data"],
+        latent_scale=float(description["latent_scale"]),
+        weights=read_tensors(model),
+        ema={},
+        best=description["best"],
+        origin=description["origin"],
+    )
 
 
 def read_trained(path: Path) -> Checkpoint:
@@ -145,16 +186,16 @@ def is_package(path: Path) -> bool:
 
 def license_note(checkpoint: Checkpoint) -> str:
     """Whose terms apply, in a few lines."""
-    dataset = checkpoint.data.get("dataset", "unknown")
-    lines = [
-        "# Terms of these weights",
-        "",
-        "The software that made them, sdseg, is under Apache-2.0. The weights were trained on the",
-        f'data set "{dataset}", whose owner\'s terms apply to them.',
-        "",
-    ]
+    dataset = checkpoint.data.get("dataset")
+    lines = ["# Terms of these weights", ""]
+    if dataset:
+        lines += [
+            "The software that trained them, sdseg, is under Apache-2.0. They were trained on",
+            f'the data set "{dataset}", whose owner\'s terms apply to them.',
+            "",
+        ]
     if checkpoint.origin:
-        lines += ["They started from weights of others, whose terms apply too:", ""]
+        lines += ["They hold, or started from, weights of others, whose terms apply:", ""]
         lines += [f"- {part}: {where}" for part, where in sorted(checkpoint.origin.items())]
         lines += [""]
     lines.append("For research. No medical device: approved for neither diagnosis nor therapy.")
@@ -166,3 +207,7 @@ def _write_text(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")

@@ -3,13 +3,21 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sdseg_cli.model.naming import below, from_diffusers, official_ema_name, official_name
+from sdseg_cli.model.naming import (
+    below,
+    from_diffusers,
+    official_ema_name,
+    official_name,
+    our_name,
+)
 
 
 def test_official_names_differ_by_their_prefix_and_averaged_ones_lose_their_dots() -> None:
     assert official_name("unet.out.2.bias") == "model.diffusion_model.out.2.bias"
     assert official_name("autoencoder.quant_conv.bias") == "first_stage_model.quant_conv.bias"
     assert official_name("vision_encoder.out.bias") == "cond_stage_model.out.bias"
+    for key in ("unet.out.2.bias", "autoencoder.quant_conv.bias", "vision_encoder.out.bias"):
+        assert our_name(official_name(key)) == key
     assert official_ema_name("unet.out.2.bias") == "model_ema.diffusion_modelout2bias"
 
 

@@ -14,7 +14,7 @@ from sdseg_cli.model.sources import Source, recognise
 from sdseg_cli.model.starts import start_pretrained, start_scratch, start_unet
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.presets import PRESETS
-from tests.parity.fill import tiny_autoencoder, tiny_ldm
+from tests.parity.fill import tiny_autoencoder, tiny_checkpoint, tiny_ldm
 
 SIZES = ModelConfig(autoencoder=AutoencoderConfig(channels=32), unet=UNetConfig(model_channels=32))
 """Of the small official checkpoints."""
@@ -73,6 +73,24 @@ def test_without_kl_f8_the_autoencoder_of_ldm_8_serves(model: SDSeg, tmp_path: P
 def test_kl_f8_is_taken_before_other_autoencoders(model: SDSeg, store: WeightStore) -> None:
     _add(store, "a-vae", recognise(tiny_autoencoder(), source="x"))
     assert start_pretrained(model, store)["autoencoder"].startswith("kl-f8, ")
+
+
+def test_among_several_autoencoders_nobody_guesses(model: SDSeg, tmp_path: Path) -> None:
+    store = WeightStore(tmp_path / "other")
+    _add(store, "ldm-8", recognise(tiny_ldm(), source="x"))
+    _add(store, "model", recognise(tiny_autoencoder(), source="x"))
+    assert start_pretrained(model, store)["autoencoder"].startswith("model, ")
+    _add(store, "sd-vae-ft-mse", recognise(tiny_autoencoder(), source="x"))
+    with pytest.raises(WeightsError, match="several to start from") as caught:
+        start_pretrained(model, store)
+    assert "--name kl-f8" in caught.value.hint
+
+
+def test_a_whole_official_model_is_no_part_to_start_from(model: SDSeg, tmp_path: Path) -> None:
+    store = WeightStore(tmp_path / "other")
+    _add(store, "official", recognise(tiny_checkpoint(), source="x"))
+    with pytest.raises(WeightsError, match=r"kl-f8 .* and ldm-8"):
+        start_pretrained(model, store)
 
 
 def test_all_that_is_missing_is_named(model: SDSeg, tmp_path: Path) -> None:

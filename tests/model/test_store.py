@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def test_a_file_that_changed_in_the_store_is_not_loaded(store: WeightStore) -> N
         store.load(entry)
 
 
-@pytest.mark.parametrize("name", ["", "../a", "a/b", ".hidden", "a b"])
+@pytest.mark.parametrize("name", ["", "../a", "a/b", ".hidden", "a b", "a" * 101])
 def test_a_name_is_a_file_name(store: WeightStore, name: str) -> None:
     with pytest.raises(WeightsError, match="cannot be a name"):
         store.add(name, ONES, original="x", original_sha256="1")
@@ -66,8 +67,14 @@ def test_the_environment_says_where_the_store_is(monkeypatch: pytest.MonkeyPatch
     assert WeightStore.default().folder == Path("/w")
 
 
-def test_a_damaged_description_is_one_clear_error(store: WeightStore) -> None:
-    store.add("a", ONES, original="x", original_sha256="1")
-    (store.folder / "a.json").write_text("{")
+@pytest.mark.parametrize(
+    "change", [{"bytes": None}, {"name": "../../etc/x"}, {"source_sha256": 5}, {"more": 1}]
+)
+def test_a_damaged_description_is_one_clear_error(store: WeightStore, change: dict) -> None:
+    entry = store.add("a", ONES, original="x", original_sha256="1")
+    (store.folder / "a.json").write_text(json.dumps({**entry.to_json(), **change}))
     with pytest.raises(WeightsError, match=r"a\.json: damaged description"):
         store.entries()
+    (store.folder / "a.json").write_text("{")
+    with pytest.raises(WeightsError, match=r"a\.json: damaged description"):
+        store.find("a")

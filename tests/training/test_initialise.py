@@ -12,12 +12,12 @@ from sdseg_cli.errors import ConfigError
 from sdseg_cli.model.sources import recognise
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.train import train
-from sdseg_cli.training.batches import PreparedSlices
+from sdseg_cli.training.batches import PreparedSlices, draw_positions
 from sdseg_cli.training.checkpoint import Checkpoint, RunDir
-from sdseg_cli.training.initialise import initial_model
+from sdseg_cli.training.initialise import initial_model, resolved_start
 from sdseg_cli.training.package import write_package
 from tests.conftest import Workspace, tiny_settings
-from tests.parity.fill import tiny_checkpoint
+from tests.parity.fill import tiny_autoencoder, tiny_checkpoint
 
 SMALL_PAPER = {
     "model": {
@@ -34,6 +34,7 @@ SMALL_PAPER = {
             "attention_levels": [0, 1, 2, 3],
             "heads": 8,
         },
+        "parameterisation": "eps",
     }
 }
 
@@ -64,9 +65,12 @@ def test_the_latent_scale_makes_the_first_batchs_latents_unit_size(
     model, _ = initial_model(_settings("pretrained"), store, slices)
     again, _ = initial_model(_settings("pretrained"), store, slices)
     assert model.latent_scale == again.latent_scale
-    whole = slices.batch(slices.with_foreground).foreground.float() * 2 - 1
-    spread = float(model.encode_mask(whole[:, None].expand(-1, 3, -1, -1)).std())
-    assert 0.5 < spread < 2
+    first = draw_positions(slices, seed=0, step=0, batch_size=2, foreground_fraction=0.75)
+    mask = slices.batch(first).foreground.float() * 2 - 1
+    latent = model.autoencoder.moments(mask[:, None].expand(-1, 3, -1, -1)).chunk(2, dim=1)[0]
+    # The posterior is narrow: its draw, which counts, has nearly the deviation of its mean.
+    assert model.latent_scale == pytest.approx(1 / float(latent.std()), rel=0.02)
+    assert model.latent_scale != 1.0
 
 
 def test_scratch_leaves_the_vision_encoder_random(
@@ -93,7 +97,7 @@ def test_a_run_or_its_package_gives_all_weights_and_the_scale(
         assert model.latent_scale == best.latent_scale
         state = model.state_dict()
         assert all(torch.equal(state[key], value.float()) for key, value in best.weights.items())
-        assert origin["model"] == f"{start}, step {best.step}"
+        assert origin["model"] == f"{start.name}, step {best.step}, trained on tiny"
         assert origin["autoencoder"] == "shipped with sdseg"
 
 
@@ -124,9 +128,49 @@ def test_an_official_model_of_the_store_is_a_start_with_its_own_scale(
     assert model.latent_scale == 0.125
     averaged = tiny_checkpoint()["model_ema.diffusion_modelout2bias"]
     assert torch.equal(model.unet.out[2].bias, averaged)
-    assert origin == {"model": "sdseg-btcv, m.ckpt, sha256 ab"}
+    assert origin == {"model": "m.ckpt, sha256 ab"}
+    wrong = from_dict({"model": {"parameterisation": "z0"}}, config, source="test")
+    with pytest.raises(ConfigError, match=r"other settings: model\.parameterisation\."):
+        initial_model(wrong, store, slices)
 
 
 def test_a_start_that_is_not_there_is_named(slices: PreparedSlices, store: WeightStore) -> None:
     with pytest.raises(ConfigError, match="--init nowhere: no run, no package"):
         initial_model(_settings("nowhere"), store, slices)
+
+
+def test_a_part_in_the_store_is_no_start_of_its_own(
+    slices: PreparedSlices, store: WeightStore
+) -> None:
+    source = recognise(tiny_autoencoder(), source="x")
+    store.add("kl-f8", source, original="m.ckpt", original_sha256="ab")
+    with pytest.raises(ConfigError, match="of kind autoencoder, no whole model"):
+        initial_model(_settings("kl-f8"), store, slices)
+
+
+def test_the_story_of_a_start_is_told_on(
+    slices: PreparedSlices, store: WeightStore, tiny_run: Workspace, tmp_path: Path
+) -> None:
+    best = replace(Checkpoint.load(tiny_run.run.best), origin={"model": "m.ckpt, sha256 ab"})
+    write_package(best, tmp_path / "p")
+    _, origin = initial_model(_settings(str(tmp_path / "p")), store, slices)
+    assert origin == {
+        "model": f"p, step {best.step}, trained on tiny; before that m.ckpt, sha256 ab"
+    }
+
+
+def test_a_start_means_the_same_from_any_folder(
+    tiny_run: Workspace, store: WeightStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scratch").mkdir()
+    source = recognise(tiny_autoencoder(), source="x")
+    store.add("mine", source, original="m.ckpt", original_sha256="ab")
+    for same in ("pretrained", "scratch", "mine"):
+        assert resolved_start(same, tiny_run.root, store) == same
+    run = str(tiny_run.run.path)
+    for typed in ("run", "tiny/run", run, f"{run}/../run"):
+        assert resolved_start(typed, tiny_run.root, store) == run
+    assert resolved_start("gone/p", tiny_run.root, store) == str(tmp_path / "gone" / "p")
+    with pytest.raises(ConfigError, match="--init is empty"):
+        resolved_start(" ", tiny_run.root, store)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from sdseg_cli.errors import ConfigError, WeightsError
+import sdseg_cli.training.package as package_module
+from sdseg_cli.errors import ConfigError, RunError, WeightsError
 from sdseg_cli.imaging.files import read_image
 from sdseg_cli.predict import Predictor, predict_file
 from sdseg_cli.training.checkpoint import Checkpoint, halved
@@ -28,7 +29,7 @@ def test_a_package_holds_half_precision_weights_settings_hash_and_terms(
     assert sorted(p.name for p in package.iterdir()) == [
         "LICENSE.md",
         "model.safetensors",
-        "package.json",
+        "sdseg.json",
     ]
     best, read = Checkpoint.load(tiny_run.run.best), read_package(package)
     assert (read.step, read.latent_scale, read.data) == (best.step, best.latent_scale, best.data)
@@ -56,7 +57,7 @@ def test_run_and_package_predict_the_same_bytes(
 
 def test_a_package_of_a_package_is_the_same(package: Path, tmp_path: Path) -> None:
     again = write_package(read_package(package), tmp_path / "again")
-    assert again.sha256 == json.loads((package / "package.json").read_text())["sha256"]
+    assert again.sha256 == json.loads((package / "sdseg.json").read_text())["sha256"]
 
 
 def test_a_package_replaces_a_package_and_nothing_else(package: Path, tmp_path: Path) -> None:
@@ -65,6 +66,48 @@ def test_a_package_replaces_a_package_and_nothing_else(package: Path, tmp_path: 
     with pytest.raises(ConfigError, match="notes: exists and is no package"):
         write_package(read_package(package), tmp_path / "notes")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.sdseg", "notes"]
+
+
+def test_a_folder_of_other_things_beside_a_package_is_kept(package: Path) -> None:
+    (package / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match="exists and is no package"):
+        write_package(read_package(package), package)
+    assert (package / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("failing", ["write_tensors", "_write_text"])
+def test_a_full_disk_leaves_the_old_package_and_nothing_else(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    before, checkpoint = (package / "sdseg.json").read_text(), read_package(package)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(package_module, failing, full)
+    with pytest.raises(RunError, match="No space left"):
+        write_package(checkpoint, package)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.sdseg"]
+    assert (package / "sdseg.json").read_text() == before
+
+
+@pytest.mark.parametrize("scale", ["NaN", "0", "-1", "Infinity", '"1"'])
+def test_a_latent_scale_that_is_none_is_refused(package: Path, scale: str) -> None:
+    text = (package / "sdseg.json").read_text()
+    found = json.loads(text)["latent_scale"]
+    (package / "sdseg.json").write_text(
+        text.replace(f'"latent_scale": {found}', f'"latent_scale": {scale}')
+    )
+    with pytest.raises(WeightsError):
+        read_package(package)
+
+
+def test_a_package_that_does_not_say_how_slices_are_made_is_refused(package: Path) -> None:
+    description = json.loads((package / "sdseg.json").read_text())
+    description["data"] = {"crop": "none"}
+    (package / "sdseg.json").write_text(json.dumps(description))
+    with pytest.raises(WeightsError, match="does not say how its slices are made"):
+        Predictor(package, device="cpu")
 
 
 def test_changed_weights_are_refused(package: Path) -> None:
@@ -81,15 +124,15 @@ def test_changed_weights_are_refused(package: Path) -> None:
     [("{", "no package of sdseg, or damaged"), ("{}", "no package"), ("[]", "no package")],
 )
 def test_a_damaged_description_is_one_clear_error(package: Path, content: str, named: str) -> None:
-    (package / "package.json").write_text(content)
+    (package / "sdseg.json").write_text(content)
     with pytest.raises(WeightsError, match=named):
         read_package(package)
 
 
 def test_a_package_of_a_later_format_names_the_version_that_wrote_it(package: Path) -> None:
-    description = json.loads((package / "package.json").read_text())
+    description = json.loads((package / "sdseg.json").read_text())
     description |= {"format_version": 2, "sdseg_version": "9.1"}
-    (package / "package.json").write_text(json.dumps(description))
+    (package / "sdseg.json").write_text(json.dumps(description))
     with pytest.raises(WeightsError, match="package format 2") as caught:
         read_package(package)
     assert "9.1" in caught.value.hint

@@ -3,10 +3,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
 
+import sdseg_cli.training.runtime as runtime_module
 from sdseg_cli.config import SampleConfig, UNetConfig
 from sdseg_cli.errors import ConfigError
 from sdseg_cli.model import diffusion
@@ -152,3 +154,19 @@ def test_fresh_noise_changes_the_answer_and_the_seed_repeats_it(lively: SDSeg) -
     still, stirred, again = (_predict(lively, [7, 8, 9], steps=3, eta=eta) for eta in (0, 1, 1))
     assert not torch.allclose(still, stirred, atol=1e-3)
     assert torch.equal(stirred, again)
+
+
+@pytest.mark.parametrize("precision", ["mixed", "float32"])
+def test_prediction_computes_in_the_precision_of_the_model(
+    monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    asked: list[str] = []
+
+    def spied(device: torch.device, chosen: str = "mixed") -> contextlib.nullcontext[None]:
+        asked.append(chosen)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(runtime_module, "reduced_precision", spied)
+    model = build_sdseg(replace(PRESETS["tiny"].model, precision=precision)).eval()
+    predict_planes(model, torch.zeros(1, 64, 64), [0], seed=0, sample=SampleConfig())
+    assert asked == [precision, precision]  # the encoder, then the decoder
