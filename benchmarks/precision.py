@@ -221,7 +221,7 @@ def fastest_safe(rows: dict[str, Row]) -> str:
 
 
 COLUMNS = (
-    ("|z0 error| mean", "z0_error_mean", ".2g"),
+    ("z0 error, mean", "z0_error_mean", ".2g"),
     ("largest", "z0_error_max", ".2g"),
     ("Dice", "dice", ".4f"),
     ("Dice change", "dice_change", "+.5f"),

@@ -23,14 +23,17 @@ def _on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_gpu_suite_loads_on_a_bare_torch_machine() -> None:
-    code = "import gpu_suite, sys, json; print(json.dumps(sorted(sys.modules)))"
+    code = (
+        "import sys, json; sys.path.insert(0, 'benchmarks'); import gpu_suite; "
+        "print(json.dumps(sorted(sys.modules)))"
+    )
     run = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         check=True,
         timeout=60,
-        cwd=ROOT / "benchmarks",
+        cwd=ROOT,
     )
     assert not {"monai", "nibabel", "SimpleITK"} & set(json.loads(run.stdout.splitlines()[-1]))
 
@@ -96,3 +99,13 @@ def test_the_fastest_safe_row_is_timed_and_changes_dice_by_less_than_a_thousandt
         "refused": {"unsupported": "no such kernel"},
     }
     assert fastest_safe(rows) == "fast"
+
+
+def test_every_line_of_the_table_has_as_many_columns() -> None:
+    from precision import table
+
+    measured = {"z0_error_mean": 0.1, "dice": 0.5, "speed_over_float32": 2.0}
+    text = table({"unet/bfloat16": measured, "unet/float16": {"unsupported": "no such kernel"}})
+    assert len({line.count("|") for line in text.splitlines()}) == 1
+    assert "| unet | bfloat16 | 0.1 | - | 0.5000 |" in text
+    assert "| unet | float16 | not computed: no such kernel | - |" in text
