@@ -1,6 +1,6 @@
 """How well the shipped autoencoder returns masks: made-up disks, and the masks of a prepared set.
 
-    python benchmarks/autoencoder.py [--dataset prepared/NAME] [--every 16]
+    python -m benchmarks.autoencoder [--dataset prepared/NAME] [--every 16]
 
 Disks: Dice at 256x256 by radius, 16 positions each. A prepared set: total Dice over every n-th
 slice with foreground, on the model's plane and on the scans' own grids. It bounds every result.
@@ -16,13 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sdseg_cli.config import THRESHOLD, preset
+from sdseg_cli.config import THRESHOLD
 from sdseg_cli.datasets.manifest import Manifest
 from sdseg_cli.imaging.files import read_image, read_labels
 from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.slices import to_stack
 from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.pretrained import load_tiny_autoencoder
+from sdseg_cli.presets import preset
 
 Mask = NDArray[np.bool_]
 

@@ -1,7 +1,7 @@
 """Everything we want to know from a GPU, in one resumable script.
 
-    python benchmarks/gpu_suite.py --out results.json            # the paper's widths, CUDA
-    python benchmarks/gpu_suite.py --preset tiny --device cpu --out results.json
+    python -m benchmarks.gpu_suite --out results.json            # the paper's widths, CUDA
+    python -m benchmarks.gpu_suite --preset tiny --device cpu --out results.json
 
 Each measurement is stored as soon as it is done, and skipped when the same command is run again.
 
@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from precision import run_table
-from results import Results, Row, machine, seconds_per_call
 from torch import Tensor
 
-from sdseg_cli.config import RunConfig, preset
+from benchmarks.precision import run_table
+from benchmarks.results import Results, Row, machine, seconds_per_call
+from sdseg_cli.config import RunConfig
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.sdseg import SDSeg, as_three_channels, build_sdseg
+from sdseg_cli.presets import preset
 from sdseg_cli.training.batches import Batch
 from sdseg_cli.training.checkpoint import Checkpoint, config_values
 from sdseg_cli.training.runtime import choose_device, placed, reduced_precision

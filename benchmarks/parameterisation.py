@@ -1,6 +1,6 @@
 """What the network should predict, and at which t it should train, when it starts from scratch.
 
-    python benchmarks/parameterisation.py --workspace demo --dataset btcv --steps 120
+    python -m benchmarks.parameterisation --workspace demo --dataset btcv --steps 120
 
 Trains the `tiny` preset once per setting on a prepared set, the same seed and number of steps, and
 prints the validation Dice at one reverse step. The run folders stay, so a second call goes on.
@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sdseg_cli.config import preset
 from sdseg_cli.config_file import from_dict
 from sdseg_cli.datasets.manifest import Manifest
+from sdseg_cli.presets import preset
 from sdseg_cli.train import train
 from sdseg_cli.training.checkpoint import RunDir
 

@@ -1,6 +1,6 @@
 """How far each part of a trained model may be lowered: error of z0, Dice and speed by precision.
 
-    python benchmarks/precision.py --run openkbp/tiny --workspace demo --out results.json
+    python -m benchmarks.precision --run openkbp/tiny --workspace demo --out results.json
 
 Slices with foreground, spread over the cases of a split, are predicted in float32 and then with the
 vision encoder, the U-Net, the decoder or several of them lowered. Each row is stored as soon as it
@@ -8,7 +8,8 @@ is done and skipped when the same command is run again. What is not lowered is f
 TF32; Eq. 2 always is. Speed is of the whole prediction, timed in turn with float32.
 
     bfloat16, float16     torch.autocast, as this device has it
-    float16 weights       rounded once, computed in float32: what an exported package holds
+    float16 weights       rounded once, computed in float32: what an exported package holds, and a
+                          run's best checkpoint too (then the row is zero)
     tf32                  CUDA only
     "... as on CUDA"      on a CPU only: CUDA's roundings, computed in float32 (lowering.py); errors
                           without speed
@@ -24,21 +25,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lowering import FLOAT32, Lowering, lowerings, with_float16_weights
-from results import Results, Row, machine, seconds
 from torch import Tensor
 
+from benchmarks.lowering import FLOAT32, Lowering, lowerings, with_float16_weights
+from benchmarks.results import Results, Row, machine, seconds
 from sdseg_cli.config import THRESHOLD, RunConfig
 from sdseg_cli.config_file import from_dict
 from sdseg_cli.datasets.manifest import Manifest
 from sdseg_cli.errors import ConfigError
 from sdseg_cli.metrics.segmentation import dice
 from sdseg_cli.model import diffusion
-from sdseg_cli.model.sdseg import SDSeg, as_three_channels
+from sdseg_cli.model.sdseg import SDSeg, as_three_channels, unfilled_sdseg
+from sdseg_cli.model.tensor_files import load_strictly
 from sdseg_cli.training.batches import PreparedSlices
 from sdseg_cli.training.checkpoint import Checkpoint, RunDir, find_run
-from sdseg_cli.training.runtime import choose_device
-from sdseg_cli.training.trainer import Trainer
+from sdseg_cli.training.runtime import choose_device, placed
 
 SAFE = 0.001
 """A precision whose Dice differs from float32's by less is as good."""
@@ -100,10 +101,10 @@ class Comparison:
         if checkpoint.data != manifest.inference_settings():
             raise ConfigError(f"{manifest.name} was prepared anew since.", "Train again.")
         config = from_dict(checkpoint.config, RunConfig(), source=str(run.path))
-        trainer = Trainer(config, checkpoint, device)
-        self.model = trainer.model
-        self.model.unet = trainer.ema.unet
-        self.model.eval().requires_grad_(False)
+        model = unfilled_sdseg(config.model)
+        load_strictly(model, checkpoint.prediction_weights(), source=str(run.path))
+        model.latent_scale = checkpoint.latent_scale
+        self.model = placed(model.eval().requires_grad_(False), device)
         self.sample = sample_of(manifest, split, limit)
         self.device = device
         count = len(self.sample.numbers)

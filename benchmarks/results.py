@@ -1,8 +1,4 @@
-"""What benchmarks share: a file of measurements that can be taken up again, clocks, the machine.
-
-The benchmarks are scripts, run as `python benchmarks/NAME.py`; Python puts a script's folder first
-on its path, so they import one another by bare name.
-"""
+"""What benchmarks share: a file of measurements that can be taken up again, clocks, the machine."""
 
 from __future__ import annotations
 

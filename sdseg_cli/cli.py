@@ -20,6 +20,7 @@ from sdseg_cli.commands.predict import predict
 from sdseg_cli.commands.prepare import prepare
 from sdseg_cli.commands.stability import stability
 from sdseg_cli.commands.train import train
+from sdseg_cli.commands.weights import weights
 from sdseg_cli.console import show_error
 from sdseg_cli.errors import ConfigError, RunError, SdsegError
 
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 for command in (prepare, train, predict, evaluate, stability, demo):
     app.command()(command)
+app.add_typer(weights)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,7 +1,7 @@
-"""Every setting of a run: frozen dataclasses and presets. `config_file.py` reads and writes them.
+"""Every setting of a run: frozen dataclasses. `presets.py` names whole sets of values,
+`config_file.py` reads and writes them.
 
-This module needs the standard library only, so that the command line can offer the presets for
-free.
+This module needs the standard library only, so that the command line knows the settings for free.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class UNetConfig:
     channel_mult: tuple[int, ...] = (1, 2, 2, 4, 4)
     blocks_per_level: int = 2
     attention_levels: tuple[int, ...] = (0, 1, 2, 3)
-    """Levels with self-attention, 0 being the latent's own size."""
+    """Levels with attention, 0 being the latent's own size."""
     heads: int = 8
     dropout: float = 0.2
 
@@ -88,17 +88,25 @@ class UNetConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The three networks and what the denoiser predicts."""
+    """The three networks, how the image reaches the denoiser, and what that predicts."""
 
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     unet: UNetConfig = field(default_factory=UNetConfig)
+    fusion: str = "concat"
+    """How the U-Net sees the image's latent: "concat" (the paper) or "cross-attention"."""
     parameterisation: str = "eps"
     """What the U-Net's output means: "eps" (the paper), "v" or "z0"."""
     encoder_dropout: float = 0.2
     """Dropout of the vision encoder."""
+    precision: str = "mixed"
+    """On a GPU: "mixed", bfloat16 in the vision encoder and the autoencoder; or "float32" (the
+    paper). The U-Net and Eq. 2 are always float32."""
     train_encoder: bool = True
+    """False: the vision encoder stays as it starts, without dropout."""
 
     def __post_init__(self) -> None:
+        _choice("model.fusion", self.fusion, ("concat", "cross-attention"))
+        _choice("model.precision", self.precision, ("mixed", "float32"))
         _choice("model.parameterisation", self.parameterisation, ("eps", "v", "z0"))
         _within("model.encoder_dropout", self.encoder_dropout, 0, 0.99)
 
@@ -107,6 +115,9 @@ class ModelConfig:
 class TrainConfig:
     """The recipe; the defaults are the paper's."""
 
+    init: str = "pretrained"
+    """Where the weights start: "pretrained" (the paper), "scratch", a run, a package, or a name in
+    the weight store."""
     steps: int = 100_000
     batch_size: int = 4
     learning_rate: float = 4e-5
@@ -157,13 +168,22 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """Prediction."""
+    """Prediction; the defaults are the paper's."""
 
     steps: int = 1
     """Reverse steps: 1 = Eq. 2 from t = 999; more = DDIM."""
+    eta: float = 0.0
+    """Fresh noise between steps: 0 = none (deterministic), 1 = as much as ancestral sampling."""
+    samples: int = 1
+    """Noise draws per slice, whose probabilities are averaged."""
+    noise: str = "slice"
+    """"slice": each slice has its own noise; "shared": all have the same (the official code)."""
 
     def __post_init__(self) -> None:
         _within("sample.steps", self.steps, 1, 1000)
+        _within("sample.eta", self.eta, 0, 1)
+        _within("sample.samples", self.samples, 1, 1000)
+        _choice("sample.noise", self.noise, ("slice", "shared"))
 
 
 @dataclass(frozen=True)
@@ -177,55 +197,3 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
-
-
-_TINY = RunConfig(
-    preset="tiny",
-    model=ModelConfig(
-        autoencoder=AutoencoderConfig(
-            channels=8, channel_mult=(1, 2, 4, 12), blocks_per_level=1, norm_groups=8
-        ),
-        unet=UNetConfig(
-            model_channels=32,
-            channel_mult=(1, 2, 4),
-            blocks_per_level=1,
-            attention_levels=(1, 2),
-            heads=4,
-            dropout=0.0,
-        ),
-        parameterisation="z0",
-        encoder_dropout=0.0,
-    ),
-    train=TrainConfig(
-        steps=1_800,
-        batch_size=4,
-        learning_rate=1e-3,
-        warmup_steps=50,
-        schedule="cosine",
-        clip_norm=1.0,
-        ema_decay=0.99,
-        noise_loss_weight=0.0,
-        latent_loss="l2",
-        foreground_weight=20.0,
-        foreground_fraction=0.75,
-        timesteps="last",
-        flips="h",
-        validate_every=200,
-        validation_slices=48,
-        checkpoint_every=100,
-    ),
-)
-
-PRESETS: dict[str, RunConfig] = {"tiny": _TINY, "sd": RunConfig(preset="sd")}
-"""`tiny` trains on a laptop's CPU in minutes; `sd` is the paper's widths and recipe."""
-
-
-def preset(name: str) -> RunConfig:
-    """The named preset.
-
-    Raises:
-        ConfigError: There is no such preset.
-    """
-    if name not in PRESETS:
-        raise ConfigError(f'there is no preset "{name}".', f"Choose one of {', '.join(PRESETS)}.")
-    return PRESETS[name]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sdseg_cli.config import THRESHOLD
+from sdseg_cli.config import THRESHOLD, SampleConfig
 from sdseg_cli.datasets.manifest import PreparedCase
 from sdseg_cli.errors import ConfigError, DataError
 from sdseg_cli.held_out import CaseProgress, HeldOut, open_held_out
@@ -44,7 +44,7 @@ def evaluate(
     grid: str = "native",
     protocol: str = "standard",
     seed: int = 0,
-    steps: int | None = None,
+    sample: SampleConfig | None = None,
     device: str = "auto",
     batch_size: int | None = None,
     predictor: Predictor | None = None,
@@ -59,8 +59,8 @@ def evaluate(
         grid: "native" scores on each scan's own voxels, "model" on the 256 x 256 planes.
         protocol: "standard", or "official": the official code's rules for empty masks, on the
             model's planes whatever `grid` says.
-        seed: Of the starting noise.
-        steps: Reverse steps; None is the run's setting.
+        seed: Of all noise.
+        sample: Reverse steps and samples; None is the run's setting.
         device: "auto", "cpu", "cuda" or "mps".
         batch_size: Slices at a time; None for what suits the device.
         predictor: The run's model if it is loaded already.
@@ -81,13 +81,13 @@ def evaluate(
     held = open_held_out(
         run, workspace, split, device=device, batch_size=batch_size, predictor=predictor
     )
-    steps = held.run.config().sample.steps if steps is None else steps
+    sample = sample or held.run.config().sample
     masks = KeptMasks(
         held.run.predictions / split,
         sha256_of(held.run.best),
         held.predictor.device.type,
         seed,
-        steps,
+        sample,
     )
     scoring = _Scoring(held, masks, chosen_grid, chosen_protocol, progress)
     report = EvaluateReport(
@@ -97,7 +97,7 @@ def evaluate(
         protocol=chosen_protocol,
         cases=scoring.score_all(),
         seed=seed,
-        steps=steps,
+        sample=sample,
         notes=(OFFICIAL_NOTE,) if chosen_protocol == "official" else (),
     )
     files = (*report.write(scoring.folder), *scoring.draw(report.cases))
@@ -173,7 +173,7 @@ class _Scoring:
             scan,
             case_id=case.id,
             seed=self.masks.seed,
-            steps=self.masks.steps,
+            sample=self.masks.sample,
             progress=progress,
         )
         mask = prediction.mask()

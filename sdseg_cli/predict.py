@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,17 @@ import torch
 from numpy.typing import NDArray
 
 from sdseg_cli.atomic import replacing
-from sdseg_cli.config import THRESHOLD, RunConfig
+from sdseg_cli.config import THRESHOLD, RunConfig, SampleConfig
 from sdseg_cli.config_file import from_dict
 from sdseg_cli.errors import ConfigError
 from sdseg_cli.imaging.files import check_writable, read_image, write_mask, write_probability
 from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.slices import Restore, SliceStack, to_stack
 from sdseg_cli.imaging.volume import Volume
-from sdseg_cli.model.pretrained import load_strictly
-from sdseg_cli.model.sdseg import build_sdseg
+from sdseg_cli.model.sdseg import unfilled_sdseg
+from sdseg_cli.model.tensor_files import load_strictly
 from sdseg_cli.progress import Progress, silent
-from sdseg_cli.training.checkpoint import Checkpoint, RunDir
+from sdseg_cli.training.package import read_trained
 from sdseg_cli.training.runtime import choose_device, placed, predict_planes
 
 DEFAULT_BATCH = {"cpu": 8, "mps": 8, "cuda": 32}
@@ -69,6 +69,7 @@ class PredictReport:
     foreground_voxels: int
     foreground_ml: float
     seconds: float
+    sample: SampleConfig
     probability: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -77,6 +78,7 @@ class PredictReport:
             "output": str(self.output),
             "run": str(self.run),
             "seed": self.seed,
+            "sample": asdict(self.sample),
             "slices": self.slices,
             "foreground_voxels": self.foreground_voxels,
             "foreground_ml": round(self.foreground_ml, 3),
@@ -91,7 +93,7 @@ class Predictor:
     """A trained run, ready to predict.
 
     Args:
-        run: A run folder.
+        run_or_package: A run folder, or a package made by `sdseg weights export`.
         device: "auto", "cpu", "cuda" or "mps".
         batch_size: Slices at a time; by default what suits the device. It changes speed and memory,
         not the mask.
@@ -101,21 +103,22 @@ class Predictor:
         ConfigError: The device is not there, or the batch size is below 1.
     """
 
-    def __init__(self, run: Path, *, device: str = "auto", batch_size: int | None = None) -> None:
-        self.run = run
+    def __init__(
+        self, run_or_package: Path | str, *, device: str = "auto", batch_size: int | None = None
+    ) -> None:
+        self.run = Path(run_or_package)
         self.device = choose_device(device)
         self.batch_size = DEFAULT_BATCH[self.device.type] if batch_size is None else batch_size
         if self.batch_size < 1:
             raise ConfigError(f"--batch-size is {batch_size}.", "Give at least 1.")
-        checkpoint = Checkpoint.load(RunDir(run).best)
-        self.config = from_dict(checkpoint.config, RunConfig(), source=str(run))
+        checkpoint = read_trained(self.run)
+        self.config = from_dict(checkpoint.config, RunConfig(), source=str(self.run))
         self.step, self.data = checkpoint.step, checkpoint.data
         self.normalisation = Normalisation.from_dict(checkpoint.data["normalisation"])
         self.crop: str = checkpoint.data["crop"]
         self.size: int = checkpoint.data["size"]
-        model = build_sdseg(self.config.model)
-        averaged = {f"unet.{name}": value for name, value in checkpoint.ema.items()}
-        load_strictly(model, {**checkpoint.weights, **averaged}, source=str(run))
+        model = unfilled_sdseg(self.config.model)
+        load_strictly(model, checkpoint.prediction_weights(), source=str(self.run))
         model.latent_scale = checkpoint.latent_scale
         model.eval().requires_grad_(False)
         self.model = placed(model, self.device)
@@ -129,7 +132,7 @@ class Predictor:
         stack: SliceStack,
         *,
         seed: int = 0,
-        steps: int | None = None,
+        sample: SampleConfig | None = None,
         progress: Progress = silent,
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Probabilities, batch by batch.
@@ -139,14 +142,14 @@ class Predictor:
 
         Args:
             stack: Of `stack`.
-            seed: Of the starting noise.
-            steps: Reverse steps; 1 is Eq. 2 from t = 999, more is DDIM; None is the run's setting.
+            seed: Of all noise.
+            sample: Reverse steps and samples; None is the run's setting.
             progress: Told after each batch.
 
         Yields:
             Number of the first slice, and (n,256,256) float32 in [0,1].
         """
-        steps = self.config.sample.steps if steps is None else steps
+        sample = sample or self.config.sample
         total = len(stack)
         for start in range(0, total, self.batch_size):
             stop = min(start + self.batch_size, total)
@@ -159,7 +162,7 @@ class Predictor:
                     pixels[slices.start - start : slices.stop - start],
                     slices,
                     seed=seed,
-                    steps=steps,
+                    sample=sample,
                 ).numpy()
                 for slices in groups
             ]
@@ -172,14 +175,14 @@ class Predictor:
         *,
         case_id: str = "scan",
         seed: int = 0,
-        steps: int | None = None,
+        sample: SampleConfig | None = None,
         progress: Progress = silent,
     ) -> Prediction:
         """Predict a scan in memory; see `planes` for the arguments."""
         started = time.monotonic()
         stack = self.stack(volume)
         probability = np.empty((len(stack), self.size, self.size), np.float32)
-        for start, planes in self.planes(stack, seed=seed, steps=steps, progress=progress):
+        for start, planes in self.planes(stack, seed=seed, sample=sample, progress=progress):
             probability[start : start + len(planes)] = planes
         return Prediction(case_id, probability, stack.restore, seed, time.monotonic() - started)
 
@@ -190,7 +193,7 @@ def predict_file(
     predictor: Predictor,
     *,
     seed: int = 0,
-    steps: int | None = None,
+    sample: SampleConfig | None = None,
     probability: Path | None = None,
     probability_dtype: str = "uint8",
     progress: Progress = silent,
@@ -201,8 +204,8 @@ def predict_file(
         scan: The image file.
         output: The mask file; folders are made, an old file is replaced only by a complete one.
         predictor: The trained run.
-        seed: Of the starting noise.
-        steps: Reverse steps; None is the run's setting.
+        seed: Of all noise.
+        sample: Reverse steps and samples; None is the run's setting.
         probability: Where to write the probability on the scan's grid.
         probability_dtype: "uint8" (steps of 1/255) or "float32".
         progress: Told after each batch.
@@ -223,13 +226,14 @@ def predict_file(
             raise ConfigError(f"{path}: is the scan itself.", "Give -o and --prob other names.")
     if len({path.absolute() for path in outputs}) < len(outputs):
         raise ConfigError(f"{output}: is both mask and --prob.", "Give --prob another name.")
+    sample = sample or predictor.config.sample
     volume = read_image(scan)
     stack = predictor.stack(volume)
     shape = volume.geometry.shape
     mask = np.zeros(shape, np.uint8)
     shares = probability_dtype == "uint8"
     kept = None if probability is None else np.zeros(shape, np.uint8 if shares else np.float32)
-    for start, planes in predictor.planes(stack, seed=seed, steps=steps, progress=progress):
+    for start, planes in predictor.planes(stack, seed=seed, sample=sample, progress=progress):
         for k, plane in enumerate(planes, start):
             native = stack.restore.to_native(plane, k)
             _place_mask(mask, stack.restore, native, k)
@@ -245,6 +249,7 @@ def predict_file(
         output=output,
         run=predictor.run,
         seed=seed,
+        sample=sample,
         slices=len(stack),
         foreground_voxels=voxels,
         foreground_ml=voxels * float(np.prod(volume.geometry.spacing_mm)) / 1000,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sdseg_cli.config import THRESHOLD
+from sdseg_cli.config import THRESHOLD, SampleConfig
 from sdseg_cli.datasets.manifest import PreparedCase
 from sdseg_cli.errors import ConfigError, DataError
 from sdseg_cli.held_out import CaseProgress, HeldOut, open_held_out
@@ -53,7 +53,7 @@ def stability(
     runs: int = 5,
     split: str = "test",
     seed: int = 0,
-    steps: int | None = None,
+    sample: SampleConfig | None = None,
     device: str = "auto",
     batch_size: int | None = None,
     lpips_backbone: Path | None = None,
@@ -69,7 +69,7 @@ def stability(
         runs: How often each case is predicted, at least 2; run m starts from seed + m - 1.
         split: "train", "val" or "test".
         seed: Of the first run's noise.
-        steps: Reverse steps; None is the run's setting.
+        sample: Reverse steps and samples; None is the run's setting.
         device: "auto", "cpu", "cuda" or "mps".
         batch_size: Slices at a time; None for what suits the device.
         lpips_backbone: ImageNet AlexNet in torchvision's names, .pth or .safetensors.
@@ -100,8 +100,8 @@ def stability(
     if lpips_backbone is not None and lpips_linear is not None:
         lpips = Lpips.load(lpips_backbone, lpips_linear, device=torch_device)
     seeds = tuple(range(seed, seed + runs))
-    steps = held.run.config().sample.steps if steps is None else steps
-    trial = _Trial(held, seeds, steps, torch_device, lpips)
+    sample = sample or held.run.config().sample
+    trial = _Trial(held, seeds, sample, torch_device, lpips)
     count = CaseProgress(held.cases, progress, repeats=runs)
     for case in held.cases:
         trial.add(case, count)
@@ -114,7 +114,7 @@ class _Trial:
 
     held: HeldOut
     seeds: tuple[int, ...]
-    steps: int
+    sample: SampleConfig
     device: str
     lpips: Lpips | None
     comparisons: list[Comparison] = field(default_factory=list)
@@ -135,7 +135,7 @@ class _Trial:
         compared: list[Comparison] = []
         for number, seed in enumerate(self.seeds, start=1):
             prediction = self.held.predictor.predict(
-                scan, case_id=case.id, seed=seed, steps=self.steps, progress=count.of(case)
+                scan, case_id=case.id, seed=seed, sample=self.sample, progress=count.of(case)
             )
             count.finish(case)
             probability = prediction.probability
@@ -185,7 +185,7 @@ class _Trial:
             run=self.held.run.path,
             split=self.held.split,
             seeds=self.seeds,
-            steps=self.steps,
+            sample=self.sample,
             comparisons=tuple(self.comparisons),
             dice=self.dice,
         )

@@ -11,22 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sdseg_cli.atomic import replacing
 from sdseg_cli.config import RunConfig
 from sdseg_cli.config_file import differing_keys, to_toml
 from sdseg_cli.datasets.manifest import Manifest
-from sdseg_cli.errors import ConfigError, DataError, WeightsError
-from sdseg_cli.model.pretrained import (
-    load_autoencoder,
-    load_tiny_autoencoder,
-    start_vision_encoder,
-)
-from sdseg_cli.model.sdseg import as_three_channels, build_sdseg
+from sdseg_cli.errors import ConfigError, DataError
+from sdseg_cli.model.store import WeightStore
 from sdseg_cli.progress import Progress, silent
-from sdseg_cli.training.batches import PreparedSlices, draw_positions
+from sdseg_cli.training.batches import PreparedSlices
 from sdseg_cli.training.checkpoint import Checkpoint, RunDir, config_values, truncate_log
+from sdseg_cli.training.initialise import initial_model
 from sdseg_cli.training.runtime import choose_device, stop_signals
 from sdseg_cli.training.trainer import Trainer
 
@@ -62,7 +56,7 @@ def train(
     run: RunDir,
     *,
     device: str = "auto",
-    autoencoder: Path | None = None,
+    store: WeightStore | None = None,
     progress: Progress = silent,
 ) -> TrainReport:
     """Train SDSeg on a prepared set, or go on where the run stopped.
@@ -72,8 +66,8 @@ def train(
         manifest: The prepared set; only its train and val cases are read.
         run: Where to write; a run that is there is resumed if it has the same settings.
         device: "auto", "cpu", "cuda" or "mps".
-        autoencoder: Weights of the frozen autoencoder (kl-f8), for presets other than `tiny`. A
-            resumed run has its own.
+        store: Where `train.init` finds pretrained weights; the user's own by default. A resumed run
+            needs none.
         progress: Told after each step.
 
     Returns:
@@ -82,14 +76,16 @@ def train(
     Raises:
         ConfigError: The run folder holds a run with other settings.
         DataError: The prepared set lacks train or val cases, or is damaged.
-        WeightsError: The autoencoder is missing or the checkpoint damaged.
+        WeightsError: Pretrained weights are missing, or the checkpoint is damaged.
         RunError: The loss became NaN or infinite.
     """
     started = time.monotonic()
     target_device = choose_device(device)
     slices = _open_split(manifest, "train")
     fixed = _open_split(manifest, "val")
-    state = _resume(config, manifest, run) or _start(config, manifest, slices, autoencoder)
+    state = _resume(config, manifest, run) or _start(
+        config, manifest, slices, store or WeightStore.default()
+    )
     loop = Trainer(config, state, target_device)
     truncate_log(run.log_file, state.step)
     with replacing(run.config_file) as temporary:
@@ -132,39 +128,18 @@ def _open_split(manifest: Manifest, split: str) -> PreparedSlices:
 
 
 def _start(
-    config: RunConfig, manifest: Manifest, slices: PreparedSlices, autoencoder: Path | None
+    config: RunConfig, manifest: Manifest, slices: PreparedSlices, store: WeightStore
 ) -> Checkpoint:
-    """Step 0: fresh networks around a trained autoencoder, and the latent scale of the first
-    batch.
-    """
-    torch.manual_seed(config.seed)
-    model = build_sdseg(config.model)
-    if autoencoder is not None:
-        load_autoencoder(model.autoencoder, autoencoder)
-    elif config.preset == "tiny":
-        load_tiny_autoencoder(model.autoencoder)
-    else:
-        raise WeightsError(
-            f"preset {config.preset} needs the weights of its autoencoder (kl-f8).",
-            "Give them with --autoencoder FILE (.ckpt or .safetensors), or use --preset tiny.",
-        )
-    start_vision_encoder(model)
-    positions = draw_positions(
-        slices,
-        seed=config.seed,
-        step=0,
-        batch_size=config.train.batch_size,
-        foreground_fraction=config.train.foreground_fraction,
-    )
-    mask = as_three_channels(slices.batch(positions).foreground.float() * 2 - 1)
-    spread_of_latent = float(model.encode_mask(mask).std())
+    """Step 0."""
+    model, origin = initial_model(config, store, slices)
     return Checkpoint(
         step=0,
         config=config_values(config),
         data=manifest.inference_settings(),
-        latent_scale=1 / max(spread_of_latent, 1e-6),
+        latent_scale=model.latent_scale,
         weights=model.state_dict(),
         ema=model.unet.state_dict(),
+        origin=origin,
     )
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from sdseg_cli.config import PRESETS, RunConfig
+from sdseg_cli.config import RunConfig
 from sdseg_cli.config_file import from_dict
 from sdseg_cli.datasets.manifest import Manifest
 from sdseg_cli.imaging.phantom import Phantom, make_phantom, write_phantom_set
 from sdseg_cli.prepare import prepare
+from sdseg_cli.presets import PRESETS
 from sdseg_cli.train import train
 from sdseg_cli.training.checkpoint import RunDir
 from tests.raw_cases import write_cases

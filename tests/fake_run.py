@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 
-from sdseg_cli.config import RunConfig
+from sdseg_cli.config import RunConfig, SampleConfig
 from sdseg_cli.config_file import to_toml
 from sdseg_cli.datasets.manifest import Manifest, PreparedCase
 from sdseg_cli.imaging.slices import Restore
@@ -35,14 +35,14 @@ class FakePredictor:
 
     data: dict
     answers: dict[str, np.ndarray | dict[int, np.ndarray]]
-    calls: list[tuple[str, int, int]] = field(default_factory=list)
+    calls: list[tuple[str, int, SampleConfig]] = field(default_factory=list)
     device: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(type="cpu"))
     certainty: float = 1.0
 
-    def predict(self, volume, *, case_id, seed=0, steps=1, progress=None):
+    def predict(self, volume, *, case_id, seed=0, sample=None, progress=None):
         from sdseg_cli.predict import Prediction
 
-        self.calls.append((case_id, seed, steps))
+        self.calls.append((case_id, seed, sample))
         answer = self.answers[case_id]
         mask = answer[seed] if isinstance(answer, dict) else answer
         restore = Restore.of(volume.geometry)

@@ -24,6 +24,7 @@ VERBS = {
     "stability",
     "demo",
     "held_out",
+    "weights",
 }
 MAY_PREDICT = {"train", "evaluate", "stability", "held_out"}
 SHELVES = {"imaging", "datasets", "model", "training", "metrics", "report"}
@@ -143,6 +144,12 @@ def _loaded(statement: str) -> set[str]:
 
 def test_help_loads_nothing_heavy() -> None:
     assert not _loaded("import sdseg_cli.cli") & set(HEAVY)
+
+
+@pytest.mark.parametrize("name", ["config", "presets"])
+def test_settings_need_the_standard_library_only(name: str) -> None:
+    loaded = _loaded(f"import sdseg_cli.{name}") - _loaded("")
+    assert loaded - set(sys.stdlib_module_names) == {"sdseg_cli"}
 
 
 def test_the_training_path_loads_on_a_bare_torch_machine() -> None:

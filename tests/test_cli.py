@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import sdseg_cli.cli as cli
 from sdseg_cli import __version__
 from sdseg_cli.cli import run_command
+from sdseg_cli.config import SampleConfig
 from sdseg_cli.errors import GeometryError
 from tests.conftest import Workspace, write_case
+from tests.parity.fill import tiny_autoencoder
 
 
 @pytest.fixture
@@ -70,6 +74,26 @@ MISTAKES = {
     "an unknown option": (["train", "--dataste", "x"], "No such option"),
     "a missing option": (["train"], "Missing option"),
     "an unknown command": (["segment", "x"], "No such command"),
+    "no step at all": (["evaluate", "--steps", "0"], "--steps"),
+    "no sample at all": (["stability", "--samples", "0"], "--samples"),
+    "too much noise": (["evaluate", "--eta", "1.5"], "--eta"),
+    "steps of somebody else's masks": (
+        ["evaluate", "--pred", "folder", "--ref", "folder", "--steps", "2"],
+        "--steps does not go with --pred and --ref",
+    ),
+    "weights that are not there": (["weights", "add", "no.ckpt"], "no.ckpt: no such file"),
+    "weights that are a text": (["weights", "add", "notes.txt"], "notes.txt"),
+    "weights that are a folder": (["weights", "add", "folder"], "folder"),
+    "unknown public weights": (["weights", "fetch", "vgg"], 'called "vgg"'),
+    "a run to export that is not there": (["weights", "export", "gone"], "gone: no run there"),
+    "a model that is not there": (
+        ["predict", "scan.nii.gz", "-o", "m.nii.gz", "--model", "gone"],
+        "gone",
+    ),
+    "a run and a model": (
+        ["predict", "scan.nii.gz", "-o", "m.nii.gz", "--model", "a", "--run", "b"],
+        "--run and --model",
+    ),
     "a word for a number": (["stability", "--runs", "many"], "valid integer"),
 }
 
@@ -151,6 +175,62 @@ def test_evaluate_and_stability_speak_the_contracts_json(
     assert values["seg"]["lpips"] is None
     assert any("LPIPS" in note for note in values["notes"])
     assert set(values["dice"]) >= {"mean", "sd"}
+
+
+def test_sampling_options_are_laid_over_the_settings_of_the_run(
+    run_home: Path,
+    tiny_run: Workspace,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reached: list[SampleConfig] = []
+
+    def nothing(model: object, pixels: torch.Tensor, slices: object, **how: Any) -> torch.Tensor:
+        reached.append(how["sample"])
+        return torch.zeros(pixels.shape)
+
+    monkeypatch.setattr("sdseg_cli.predict.predict_planes", nothing)
+    predict = ["predict", str(tiny_run.scan), "-o", "m.nii.gz"]
+    several = ["--steps", "2", "--eta", "0.5", "--samples", "3", "--json", "--device", "cpu"]
+    for command in (predict, ["evaluate"], ["stability", "--runs", "2"]):
+        assert run_command([*command, *several]) == 0
+        sample = json.loads(capsys.readouterr().out)["sample"]
+        assert sample == {"steps": 2, "eta": 0.5, "samples": 3, "noise": "slice"}
+        assert set(reached) == {SampleConfig(**sample)}
+        reached.clear()
+    for command in (predict, ["evaluate"], ["stability"]):
+        assert run_command([*command, "--eta", "1"]) == 2
+        assert "--eta has no effect with one reverse step" in capsys.readouterr().err
+
+
+def test_a_run_is_exported_and_its_package_predicts_the_same_mask(
+    run_home: Path, tiny_run: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["weights", "export", "tiny/run", "-o", "package", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert set(values) == {"package", "sha256", "bytes"}
+    scan, masks = str(tiny_run.scan), []
+    for name, option in (("r", ["--run", "tiny/run"]), ("p", ["--model", "package"])):
+        assert run_command(["predict", scan, "-o", f"{name}.nii.gz", *option, "--quiet"]) == 0
+        masks.append((run_home / f"{name}.nii.gz").read_bytes())
+    assert masks[0] == masks[1]
+
+
+def test_weights_list_shows_the_store_and_what_can_be_fetched(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDSEG_WEIGHTS", str(home / "store"))
+    torch.save(tiny_autoencoder(), home / "model.ckpt")
+    assert run_command(["weights", "add", "model.ckpt", "--name", "kl-f8", "--json"]) == 0
+    added = json.loads(capsys.readouterr().out)
+    assert (added["name"], added["kind"]) == ("kl-f8", "autoencoder")
+    assert Path(added["file"]).is_file()
+    assert run_command(["weights", "list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [entry["name"] for entry in listed["weights"]] == ["kl-f8"]
+    assert [known["name"] for known in listed["known"]] == ["ldm-8", "sd-vae-ft-mse"]
+    assert run_command(["weights", "list"]) == 0
+    assert "kl-f8" in capsys.readouterr().out
 
 
 def test_quiet_prints_nothing(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sdseg_cli.config import PRESETS, RunConfig, TrainConfig, preset
+from sdseg_cli.config import RunConfig, TrainConfig
 from sdseg_cli.config_file import (
     differing_keys,
     from_dict,
@@ -15,6 +15,7 @@ from sdseg_cli.config_file import (
     to_toml,
 )
 from sdseg_cli.errors import ConfigError
+from sdseg_cli.presets import PRESETS, preset
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -31,6 +32,31 @@ def test_the_sd_preset_is_the_papers_recipe() -> None:
     assert (recipe.latent_loss_weight, recipe.noise_loss_weight) == (1.0, 1.0)
     assert (recipe.foreground_weight, recipe.foreground_fraction) == (0.0, 0.0)
     assert (recipe.timesteps, recipe.flips, recipe.ema_decay) == ("uniform", "hv", 0.9999)
+
+
+@pytest.mark.parametrize(
+    ("name", "differs"),
+    [
+        ("baseline", ["model.fusion", "model.train_encoder", "train.latent_loss_weight"]),
+        ("concat", ["model.train_encoder", "train.latent_loss_weight"]),
+        ("encoder", ["train.latent_loss_weight"]),
+        ("full", []),
+    ],
+)
+def test_a_row_of_table_6_differs_from_the_paper_in_its_switches_only(
+    name: str, differs: list[str]
+) -> None:
+    row = preset(f"table6-{name}")
+    assert differing_keys(preset("sd"), row) == ["preset", *differs]
+    if "model.fusion" in differs:
+        assert row.model.fusion == "cross-attention"
+    assert row.model.train_encoder is ("model.train_encoder" not in differs)
+    assert row.train.latent_loss_weight == (0.0 if "train.latent_loss_weight" in differs else 1.0)
+
+
+def test_prediction_as_in_the_paper_is_the_default() -> None:
+    sample = preset("sd").sample
+    assert (sample.steps, sample.eta, sample.samples, sample.noise) == (1, 0.0, 1, "slice")
 
 
 def test_values_are_laid_over_the_preset_and_the_rest_stays() -> None:
@@ -56,7 +82,11 @@ def test_an_unknown_key_names_the_nearest() -> None:
         ("train.timesteps=often", 'train.timesteps is "often"'),
         ("model.parameterisation=x0", 'model.parameterisation is "x0"'),
         ("model.unet.channel_mult=2", "list of whole numbers"),
+        ("model.fusion=sum", 'model.fusion is "sum"'),
         ("sample.steps=1001", "sample.steps is 1001"),
+        ("sample.eta=1.5", "sample.eta is 1.5"),
+        ("sample.samples=0", "sample.samples is 0"),
+        ("sample.noise=none", 'sample.noise is "none"'),
         ("train.foreground_fraction=2", "foreground_fraction is 2"),
         ("train.steps", "has no value"),
         ("train.learning_rate=nan", "train.learning_rate is nan"),
@@ -99,4 +129,6 @@ def test_differing_keys_are_named_with_their_sections() -> None:
 def test_an_unknown_preset_lists_the_known() -> None:
     with pytest.raises(ConfigError) as caught:
         preset("huge")
-    assert caught.value.hint == "Choose one of tiny, sd."
+    assert caught.value.hint == (
+        "Choose one of tiny, sd, table6-baseline, table6-concat, table6-encoder, table6-full."
+    )

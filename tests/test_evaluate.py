@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from sdseg_cli.config import SampleConfig
 from sdseg_cli.datasets.manifest import Manifest
 from sdseg_cli.errors import ConfigError, DataError, GeometryError
 from sdseg_cli.evaluate import evaluate
@@ -57,6 +58,7 @@ def test_scores_are_those_counted_by_hand(workspace):
     assert found["metrics"]["iou"]["mean"] == pytest.approx(4 / 9)
     assert (found["grid"], found["protocol"], found["split"]) == ("native", "standard", "test")
     assert found["run"] == str(workspace.run)
+    assert found["sample"] == {"steps": 1, "eta": 0.0, "samples": 1, "noise": "slice"}
 
 
 def test_a_case_empty_on_both_sides_is_excluded_and_listed(workspace):
@@ -119,13 +121,15 @@ def test_a_second_call_predicts_only_what_it_draws(workspace):
     assert second.to_json()["metrics"]["dice"]["mean"] == 0.5
 
 
-@pytest.mark.parametrize("change", ["seed", "checkpoint", "scan", "mask", "index"])
+@pytest.mark.parametrize("change", ["seed", "sample", "checkpoint", "scan", "mask", "index"])
 def test_a_mask_that_might_come_out_otherwise_is_predicted_anew(workspace, change):
     run(workspace)
     workspace.predictor.calls.clear()
     folder, options = workspace.run / "predictions" / "test", {}
     if change == "seed":
         options["seed"] = 7
+    elif change == "sample":
+        options["sample"] = SampleConfig(samples=2)
     elif change == "checkpoint":
         (workspace.run / "checkpoints" / "best.pt").write_bytes(b"another checkpoint")
     elif change == "scan":
@@ -135,7 +139,8 @@ def test_a_mask_that_might_come_out_otherwise_is_predicted_anew(workspace, chang
     else:
         (folder / "predictions.json").write_text("{damaged", encoding="utf-8")
     report = run(workspace, **options)
-    assert ("nothing", options.get("seed", 0), 1) in workspace.predictor.calls
+    expected = "nothing", options.get("seed", 0), options.get("sample", SampleConfig())
+    assert expected in workspace.predictor.calls
     assert report.excluded == ("nothing",)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from sdseg_cli.config import SampleConfig
 from sdseg_cli.errors import ConfigError, DataError, WeightsError
 from sdseg_cli.imaging.files import read_image
 from sdseg_cli.predict import Predictor, PredictReport, predict_file
@@ -129,9 +130,32 @@ def test_a_map_in_shares_is_written_as_float_where_there_is_no_slope(
 
 def test_more_reverse_steps_give_another_map(predictor: Predictor, tiny_run: Workspace) -> None:
     volume = read_image(tiny_run.scan)
-    one, three = (predictor.predict(volume, steps=steps).probability for steps in (1, 3))
+    one, three = (
+        predictor.predict(volume, sample=SampleConfig(steps=steps)).probability for steps in (1, 3)
+    )
     assert one.shape == three.shape
     assert not np.array_equal(one, three)
+
+
+def test_the_batch_size_changes_no_byte_with_fresh_noise_and_samples(tiny_run: Workspace) -> None:
+    sample, volume = SampleConfig(steps=2, eta=1.0, samples=2), read_image(tiny_run.scan)
+    maps = [
+        _lively(Predictor(tiny_run.run.path, device="cpu", batch_size=size))
+        .predict(volume, sample=sample)
+        .probability
+        for size in (1, 4)
+    ]
+    assert np.array_equal(*maps)
+
+
+def test_the_report_says_how_it_was_sampled(
+    predictor: Predictor, tiny_run: Workspace, tmp_path: Path
+) -> None:
+    out = tmp_path / "m.nii.gz"
+    report = predict_file(tiny_run.scan, out, predictor, sample=SampleConfig(samples=2))
+    expected = {"steps": 1, "eta": 0.0, "samples": 2, "noise": "slice"}
+    assert report.to_json()["sample"] == expected
+    assert predict_file(tiny_run.scan, out, predictor).sample == predictor.config.sample
 
 
 def test_progress_counts_slices(tiny_run: Workspace) -> None:
@@ -174,11 +198,14 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
 
 
 def test_the_report_is_the_contracts_object() -> None:
-    report = PredictReport(Path("m.nii.gz"), Path("run"), 3, 6, 10, 0.45, 1.23456)
+    report = PredictReport(
+        Path("m.nii.gz"), Path("run"), 3, 6, 10, 0.45, 1.23456, SampleConfig(steps=2)
+    )
     assert report.to_json() == {
         "output": "m.nii.gz",
         "run": "run",
         "seed": 3,
+        "sample": {"steps": 2, "eta": 0.0, "samples": 1, "noise": "slice"},
         "slices": 6,
         "foreground_voxels": 10,
         "foreground_ml": 0.45,

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from sdseg_cli.config import SampleConfig
 from sdseg_cli.errors import ConfigError, DataError
 from sdseg_cli.metrics.lpips import backbone_shapes, linear_shapes
 from sdseg_cli.stability import grey, stability
@@ -101,9 +102,11 @@ def test_dice_spreads_over_runs_not_over_cases(workspace):
 
 
 def test_each_run_has_its_own_seed(workspace):
-    report = run(workspace, runs=3, seed=5, steps=10)
-    assert workspace.predictor.calls[:3] == [("a", 5, 10), ("a", 6, 10), ("a", 7, 10)]
-    assert report.to_json()["seeds"] == [5, 6, 7]
+    ten = SampleConfig(steps=10)
+    found = run(workspace, runs=3, seed=5, sample=ten).to_json()
+    assert workspace.predictor.calls[:3] == [("a", 5, ten), ("a", 6, ten), ("a", 7, ten)]
+    assert found["seeds"] == [5, 6, 7]
+    assert found["sample"] == {"steps": 10, "eta": 0.0, "samples": 1, "noise": "slice"}
 
 
 def test_a_case_without_reference_is_left_out_and_named(tmp_path):

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 import sdseg_cli.training.trainer as trainer_module
-from sdseg_cli.config import RunConfig, TrainConfig
+from sdseg_cli.config import TrainConfig
+from sdseg_cli.config_file import from_dict
 from sdseg_cli.errors import ConfigError, DataError, RunError, WeightsError
+from sdseg_cli.model.store import WeightStore
 from sdseg_cli.train import train
 from sdseg_cli.training.checkpoint import Checkpoint, RunDir
 from sdseg_cli.training.trainer import learning_rate
@@ -45,9 +47,13 @@ def test_the_best_checkpoint_holds_what_prediction_needs(tiny_run: Workspace) ->
     assert best.data == tiny_run.manifest.inference_settings()
     assert best.optimizer == {}
     assert best.latent_scale > 0
-    averaged, raw = best.ema["out.2.weight"], best.weights["unet.out.2.weight"]
-    assert averaged.shape == raw.shape
+    assert best.ema == {}
+    last = Checkpoint.load(tiny_run.run.last)
+    averaged, raw = last.ema["out.2.weight"], last.weights["unet.out.2.weight"]
     assert not torch.equal(averaged, raw)
+    trainer = trainer_module.Trainer(tiny_settings(steps=4), last, torch.device("cpu"))
+    kept = trainer.checkpoint(last.data, resumable=False)
+    assert torch.equal(kept.weights["unet.out.2.weight"], averaged.half())
 
 
 def test_a_stopped_and_resumed_run_ends_where_an_uninterrupted_one_does(
@@ -93,11 +99,15 @@ def test_other_settings_in_an_old_run_are_refused_by_name(tiny_run: Workspace) -
         train(changed, tiny_run.manifest, tiny_run.run, device="cpu")
 
 
-def test_the_paper_preset_asks_for_its_autoencoder(tiny_set: Workspace, tmp_path: Path) -> None:
-    config = RunConfig(dataset="tiny", preset="sd", model=tiny_settings().model)
+def test_the_papers_start_names_the_weights_that_are_missing(
+    tiny_set: Workspace, tmp_path: Path
+) -> None:
+    paper = {"autoencoder": {"channels": 32, "channel_mult": [1, 2, 4, 4], "norm_groups": 32}}
+    config = from_dict({"model": paper}, tiny_settings(), source="test")
+    store = WeightStore(tmp_path / "empty")
     with pytest.raises(WeightsError, match="kl-f8") as caught:
-        train(config, tiny_set.manifest, RunDir(tmp_path / "run"), device="cpu")
-    assert "--autoencoder" in caught.value.hint
+        train(config, tiny_set.manifest, RunDir(tmp_path / "run"), device="cpu", store=store)
+    assert "sdseg weights fetch" in caught.value.hint
     assert not (tmp_path / "run").exists()
 
 
@@ -142,8 +152,6 @@ def test_a_set_without_validation_cases_is_refused(tiny_set: Workspace, tmp_path
 def test_every_recipe_takes_a_step(
     tiny_set: Workspace, tmp_path: Path, parameterisation: str, timesteps: str
 ) -> None:
-    from sdseg_cli.config_file import from_dict
-
     config = from_dict(
         {
             "model": {"parameterisation": parameterisation},
@@ -164,6 +172,30 @@ def test_every_recipe_takes_a_step(
     if parameterisation == "eps" and timesteps == "last":
         # The latent loss is the noise loss amplified by 38.66 at t = 999.
         assert row["loss_latent"] / row["loss_noise"] == pytest.approx(38.66, rel=1e-3)
+
+
+def test_the_ablations_baseline_trains_its_unet_alone_and_predicts(
+    tiny_set: Workspace, tmp_path: Path
+) -> None:
+    from sdseg_cli.config_file import from_dict
+    from sdseg_cli.predict import Predictor
+
+    switches = {
+        "model": {"fusion": "cross-attention", "train_encoder": False, "parameterisation": "eps"},
+        "train": {"noise_loss_weight": 1.0, "latent_loss_weight": 0.0},
+    }
+    run = RunDir(tmp_path / "run")
+    config = from_dict(switches, tiny_settings(steps=1, foreground_weight=0.0), source="test")
+    train(config, tiny_set.manifest, run, device="cpu")
+    row = _log(run)[0]
+    assert row["loss"] == row["loss_noise"] != row["loss_latent"]
+    weights = Checkpoint.load(run.last).weights
+    start = "autoencoder.encoder."  # the vision encoder starts as the autoencoder's
+    for name, value in weights.items():
+        if name.startswith(start):
+            assert torch.equal(weights[f"vision_encoder.encoder.{name.removeprefix(start)}"], value)
+    assert weights["unet.out.2.weight"].any(), "starts at zero"
+    assert not Predictor(run.path, device="cpu").model.unet.concat
 
 
 def test_the_learning_rate_warms_up_linearly_and_falls_like_a_cosine() -> None:

@@ -11,13 +11,17 @@ from sdseg_cli.commands.options import (
     BatchSize,
     Debug,
     Device,
+    Eta,
     Json,
     Quiet,
     Run,
+    Samples,
     Seed,
     Split,
+    Steps,
     number,
     open_run,
+    sampling,
     whole_numbers,
     workspace,
 )
@@ -41,6 +45,9 @@ def evaluate(
         str, typer.Option(help="standard, or official (the paper's code).")
     ] = "standard",
     seed: Seed = 0,
+    steps: Steps = None,
+    eta: Eta = None,
+    samples: Samples = None,
     batch_size: BatchSize = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -48,7 +55,8 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Score predictions against references: 3D Dice and IoU per case."""
-    _check_pairing(pred, ref, {"--run": run}, {"--target": target, "--report": report_folder})
+    of_run: dict[str, object] = {"--run": run, "--steps": steps, "--eta": eta, "--samples": samples}
+    _check_pairing(pred, ref, of_run, {"--target": target, "--report": report_folder})
     output = Output(as_json=as_json, quiet=quiet)
     if pred is not None and ref is not None:
         from sdseg_cli.evaluate_folders import evaluate_folders
@@ -67,6 +75,7 @@ def evaluate(
         from sdseg_cli.evaluate import evaluate as run_evaluate
 
         folder = open_run(run, output)
+        sample = sampling(folder.config().sample, steps, eta, samples)
         with output.progress() as progress:
             report = run_evaluate(
                 folder.path,
@@ -75,6 +84,7 @@ def evaluate(
                 grid=grid,
                 protocol=protocol,
                 seed=seed,
+                sample=sample,
                 device=device,
                 batch_size=batch_size,
                 progress=progress,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sdseg_cli.config import SampleConfig
 from sdseg_cli.console import Output
 from sdseg_cli.errors import ConfigError
 
@@ -20,7 +22,15 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 BatchSize = Annotated[int | None, typer.Option(help="Slices at a time; the mask stays the same.")]
 Run = Annotated[Path | None, typer.Option(help="Run folder; default: the newest finished run.")]
-Seed = Annotated[int, typer.Option(help="Seed of the starting noise.")]
+Seed = Annotated[int, typer.Option(help="Seed of all noise.")]
+Steps = Annotated[
+    int | None, typer.Option(min=1, max=1000, help="Reverse steps: 1 = the paper, more = DDIM.")
+]
+Eta = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Fresh noise between steps: 0 = none, 1 = ancestral."),
+]
+Samples = Annotated[int | None, typer.Option(min=1, max=1000, help="Noise draws to average.")]
 Split = Annotated[str, typer.Option(help="train, val or test.")]
 
 
@@ -45,6 +55,23 @@ def open_run(run: Path | None, output: Output) -> RunDir:
     if best["val_dice"] == 0:
         output.say("this run found nothing on its validation cases: expect nothing of it")
     return found
+
+
+def sampling(
+    settings: SampleConfig, steps: int | None, eta: float | None, samples: int | None
+) -> SampleConfig:
+    """A run's `[sample]` settings with the options that were given laid over them.
+
+    Raises:
+        ConfigError: --eta would be ignored, for there is nothing between the steps of one step.
+    """
+    given: dict[str, Any] = {"steps": steps, "eta": eta, "samples": samples}
+    sample = replace(settings, **{key: value for key, value in given.items() if value is not None})
+    if eta and sample.steps == 1:
+        raise ConfigError(
+            "--eta has no effect with one reverse step.", "Give --steps 2 or more, or no --eta."
+        )
+    return sample
 
 
 def number(value: float | None) -> str:

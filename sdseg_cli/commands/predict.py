@@ -7,20 +7,37 @@ from typing import Annotated
 
 import typer
 
-from sdseg_cli.commands.options import BatchSize, Debug, Device, Json, Quiet, Run, Seed, open_run
+from sdseg_cli.commands.options import (
+    BatchSize,
+    Debug,
+    Device,
+    Eta,
+    Json,
+    Quiet,
+    Run,
+    Samples,
+    Seed,
+    Steps,
+    open_run,
+    sampling,
+)
 from sdseg_cli.console import Output
+from sdseg_cli.errors import ConfigError
 
 
 def predict(
     scan: Annotated[Path, typer.Argument(help="A scan: NIfTI, NRRD or MetaImage.")],
     mask: Annotated[Path, typer.Option("--output", "-o", help="The mask to write.")],
     run: Run = None,
+    model: Annotated[
+        Path | None, typer.Option(help="A package of `sdseg weights export`, instead of a run.")
+    ] = None,
     prob: Annotated[Path | None, typer.Option(help="Also write the probability map.")] = None,
     prob_dtype: Annotated[str, typer.Option(help="uint8 (steps of 1/255) or float32.")] = "uint8",
     seed: Seed = 0,
-    steps: Annotated[
-        int | None, typer.Option(min=1, max=1000, help="Reverse steps: 1 = the paper.")
-    ] = None,
+    steps: Steps = None,
+    eta: Eta = None,
+    samples: Samples = None,
     batch_size: BatchSize = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -28,6 +45,13 @@ def predict(
     debug: Debug = False,
 ) -> None:
     """Segment one scan; the mask lies on the scan's own grid."""
+    if run is not None and model is not None:
+        raise ConfigError("--run and --model are both given.", "Give one of them.")
+    if model is not None and not (model / "package.json").is_file():
+        raise ConfigError(
+            f"{model}: no package there.",
+            "Make one: sdseg weights export RUN; a run goes to --run.",
+        )
     from sdseg_cli.imaging.files import check_readable, check_writable
 
     check_readable(scan)  # before torch takes its seconds
@@ -36,15 +60,15 @@ def predict(
     from sdseg_cli.predict import Predictor, predict_file
 
     output = Output(as_json=as_json, quiet=quiet)
-    folder = open_run(run, output)
+    trained = open_run(run, output).path if model is None else model
     with output.progress() as progress:
-        predictor = Predictor(folder.path, device=device, batch_size=batch_size)
+        predictor = Predictor(trained, device=device, batch_size=batch_size)
         report = predict_file(
             scan,
             mask,
             predictor,
             seed=seed,
-            steps=steps,
+            sample=sampling(predictor.config.sample, steps, eta, samples),
             probability=prob,
             probability_dtype=prob_dtype,
             progress=progress,

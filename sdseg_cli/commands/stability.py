@@ -11,13 +11,17 @@ from sdseg_cli.commands.options import (
     BatchSize,
     Debug,
     Device,
+    Eta,
     Json,
     Quiet,
     Run,
+    Samples,
     Seed,
     Split,
+    Steps,
     number,
     open_run,
+    sampling,
     workspace,
 )
 from sdseg_cli.console import Output
@@ -28,6 +32,9 @@ def stability(
     run: Run = None,
     split: Split = "test",
     seed: Seed = 0,
+    steps: Steps = None,
+    eta: Eta = None,
+    samples: Samples = None,
     lpips_backbone: Annotated[
         Path | None, typer.Option(help="AlexNet weights (features.N.weight) for LPIPS.")
     ] = None,
@@ -43,6 +50,7 @@ def stability(
 
     output = Output(as_json=as_json, quiet=quiet)
     folder = open_run(run, output)
+    sample = sampling(folder.config().sample, steps, eta, samples)
     with output.progress() as progress:
         report = run_stability(
             folder.path,
@@ -50,6 +58,7 @@ def stability(
             runs=runs,
             split=split,
             seed=seed,
+            sample=sample,
             device=device,
             batch_size=batch_size,
             lpips_backbone=lpips_backbone,

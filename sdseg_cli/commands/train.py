@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from sdseg_cli.commands.options import Debug, Device, Json, Quiet, number, workspace
-from sdseg_cli.config import PRESETS, RunConfig, preset
+from sdseg_cli.config import RunConfig
 from sdseg_cli.console import Output
+from sdseg_cli.presets import PRESETS, preset
 
 
 def train(
@@ -27,8 +28,9 @@ def train(
     run: Annotated[
         Path | None, typer.Option(help="Run folder, or a name below runs/DATASET/.")
     ] = None,
-    autoencoder: Annotated[
-        Path | None, typer.Option(help="Autoencoder weights (kl-f8) for --preset sd.")
+    init: Annotated[
+        str | None,
+        typer.Option(help="pretrained (default), scratch, or a run, package or stored model."),
     ] = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -38,7 +40,7 @@ def train(
     """Train SDSeg. To resume, run the same command again."""
     from sdseg_cli.datasets.manifest import Manifest
 
-    settings = _settings(preset_name, config, assign or [], dataset, steps, seed)
+    settings = _settings(preset_name, config, assign or [], dataset, steps, seed, init)
     manifest = Manifest.find(workspace(), dataset)
     # The name where it will do, so that "scans" and "scans/" are one data set.
     own = manifest.root == (workspace() / "prepared" / manifest.name).absolute()
@@ -55,9 +57,7 @@ def train(
         + (f", going on from step {begun}" if begun else "")
     )
     with output.progress() as progress:
-        report = run_train(
-            settings, manifest, folder, device=device, autoencoder=autoencoder, progress=progress
-        )
+        report = run_train(settings, manifest, folder, device=device, progress=progress)
     if begun == report.step:
         output.say("it was finished already; to train on, give more --steps.")
     if report.state == "stopped":
@@ -88,6 +88,7 @@ def _settings(
     dataset: str,
     steps: int | None,
     seed: int | None,
+    init: str | None,
 ) -> RunConfig:
     """Defaults < preset < file < --set < the options of their own."""
     from sdseg_cli.config_file import from_dict, parse_assignment, read_toml
@@ -97,12 +98,22 @@ def _settings(
     settings = from_dict({**values, "preset": chosen.preset}, chosen, source=str(config))
     for text in assign:
         settings = from_dict(parse_assignment(text), settings, source="--set")
-    own: dict[str, Any] = {"dataset": dataset}
+    own: dict[str, Any] = {"dataset": dataset, "train": {}}
     if seed is not None:
         own["seed"] = seed
     if steps is not None:
-        own["train"] = {"steps": steps}
+        own["train"]["steps"] = steps
+    if init is not None:
+        own["train"]["init"] = _start(init)
     return from_dict(own, settings, source="options")
+
+
+def _start(init: str) -> str:
+    """A run or package by its full path, so that the same command means the same anywhere."""
+    for place in (Path(init), workspace() / "runs" / init):
+        if place.is_dir():
+            return str(place.absolute())
+    return init
 
 
 def _run_folder(run: Path | None, dataset: str, settings: RunConfig) -> Path:

@@ -13,8 +13,8 @@
     Eq. 3   L = L_noise + lambda L_latent, both mean absolute error                     loss_terms
 
 Prediction is Eq. 2 once, from pure noise at t = 999 (`single_step`); `ddim` is the paper's
-comparison. At t = 999 an error of `noise_pred` reaches `z0_pred` multiplied by 38.66, so both stay
-in float32.
+comparison, with fresh noise between its steps where eta > 0. At t = 999 an error of `noise_pred`
+reaches `z0_pred` multiplied by 38.66, so both stay in float32.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -149,39 +150,74 @@ def single_step(denoise: Denoiser, noise: Tensor, zc: Tensor) -> Tensor:
     return denoise(noise, LAST, zc).z0_pred
 
 
-def ddim(denoise: Denoiser, noise: Tensor, zc: Tensor, steps: int) -> Tensor:
-    """Deterministic DDIM (arXiv 2010.02502, eta = 0) over `steps` evenly spaced timesteps from 999
-    down.
+def ddim_sigma(t: int, t_next: int, eta: float) -> float:
+    """Eq. 16 of arXiv 2010.02502: deviation of the fresh noise on the way from `t` to `t_next`.
+
+    Args:
+        t: Where zt is.
+        t_next: Where it goes, below `t`.
+        eta: 0 = no fresh noise, 1 = that of ancestral sampling (DDPM).
+    """
+    now, after = ALPHA_BAR[t].item(), ALPHA_BAR[t_next].item()
+    return eta * math.sqrt((1 - after) / (1 - now) * (1 - now / after))
+
+
+def ddim(
+    denoise: Denoiser,
+    noise: Tensor,
+    zc: Tensor,
+    steps: int,
+    *,
+    eta: float = 0.0,
+    fresh: Callable[[int], Tensor] | None = None,
+) -> Tensor:
+    """DDIM (Eq. 12 of arXiv 2010.02502) over `steps` evenly spaced timesteps from 999 down.
 
     Args:
         denoise: `SDSeg.denoise`.
         noise: (B,4,h,w) standard normal.
         zc: (B,4,h,w), the condition.
         steps: 1 to 1000; 1 is `single_step`.
+        eta: See `ddim_sigma`; 0 is deterministic.
+        fresh: Gives the noise, as `noise`, of the i-th way between two steps, i from 1; asked only
+            where eta > 0.
 
     Returns:
         `z0_pred` of the last step, (B,4,h,w) float32.
+
+    Raises:
+        ValueError: eta > 0 without fresh noise.
     """
+    if eta > 0 and fresh is None:
+        raise ValueError("eta > 0 needs fresh noise")
     times = [LAST - i * TIMESTEPS // steps for i in range(steps)]
     zt = noise
-    for t, t_next in zip(times, [*times[1:], None], strict=True):
+    for i, (t, t_next) in enumerate(pairwise(times), start=1):
         estimate = denoise(zt, t, zc)
-        if t_next is not None:
-            zt = add_noise(estimate.z0_pred, estimate.noise_pred, t_next)
-    return estimate.z0_pred
+        after, sigma = ALPHA_BAR[t_next].item(), ddim_sigma(t, t_next, eta)
+        kept = math.sqrt(1 - after - sigma**2)
+        zt = math.sqrt(after) * estimate.z0_pred + kept * estimate.noise_pred
+        if eta > 0 and fresh is not None:
+            zt = zt + sigma * fresh(i)
+    return denoise(zt, times[-1], zc).z0_pred
 
 
-def seeded_noise(seed: int, slices: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
-    """Starting noise, one generator per (seed, slice): free of batch size, sharding and neighbours.
+def seeded_noise(
+    seed: int, slices: Sequence[int | str], shape: tuple[int, int, int], *draw: int
+) -> Tensor:
+    """Noise from one generator per (seed, slice, draw): free of batch size, sharding and
+    neighbours.
 
     Args:
         seed: The user's seed.
-        slices: Slice numbers, counted from the feet.
+        slices: Slice numbers, counted from the feet; equal ones get equal noise.
         shape: (4,h,w) of one slice.
+        draw: Nothing where a first sample starts, its number where another one starts, and number
+            and step for the fresh noise of `ddim`.
 
     Returns:
         (len(slices),4,h,w) float32 on the CPU.
     """
     return torch.stack(
-        [torch.randn(shape, generator=seeded_generator("noise", seed, k)) for k in slices]
+        [torch.randn(shape, generator=seeded_generator("noise", seed, k, *draw)) for k in slices]
     )

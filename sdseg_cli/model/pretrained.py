@@ -1,83 +1,106 @@
-"""Weights from files into our networks, always strictly: every name and every shape must match."""
+"""Weights that others trained, in our networks."""
 
 from __future__ import annotations
 
-import pickle
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
-import safetensors
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Size, Tensor
 
+from sdseg_cli.config import ModelConfig
 from sdseg_cli.errors import WeightsError
 from sdseg_cli.model.autoencoder import Autoencoder
-from sdseg_cli.model.sdseg import SDSeg
+from sdseg_cli.model.diffusion import ALPHA_BAR, TIMESTEPS
+from sdseg_cli.model.naming import below, official_ema_name, official_name
+from sdseg_cli.model.sdseg import SDSeg, unfilled_sdseg
+from sdseg_cli.model.sizes import autoencoder_sizes, unet_sizes
+from sdseg_cli.model.tensor_files import (
+    check_tensors,
+    load_strictly,
+    read_tensors,
+    state_dict_of,
+)
 
-NAMED_AT_MOST = 3
-"""So many offending keys are spelled out in a message."""
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a `.safetensors` file or of a checkpoint saved by torch; code in it is never
-    run.
-
-    Raises:
-        WeightsError: Missing, damaged, or holding more than tensors.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise WeightsError(f"{path}: no such file.", "Check the path of the weights.") from error
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        pickle.UnpicklingError,
-        safetensors.SafetensorError,
-    ) as error:
-        raise WeightsError(
-            f"{path}: damaged, or not a file of plain weights.",
-            "Download it again, as .safetensors if offered.",
-        ) from error
-    if isinstance(values, dict) and isinstance(values.get("state_dict"), dict):
-        values = values["state_dict"]
-    if not isinstance(values, dict) or not all(isinstance(v, Tensor) for v in values.values()):
-        raise WeightsError(f"{path}: holds no state_dict.", "Give a checkpoint with a state_dict.")
-    return values
+SCHEDULE_BUFFERS = (
+    "betas",
+    "alphas_cumprod",
+    "alphas_cumprod_prev",
+    "sqrt_alphas_cumprod",
+    "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod",
+    "sqrt_recip_alphas_cumprod",
+    "sqrt_recipm1_alphas_cumprod",
+    "posterior_variance",
+    "posterior_log_variance_clipped",
+    "posterior_mean_coef1",
+    "posterior_mean_coef2",
+)
+"""The schedule as official checkpoints carry it, each (1000,)."""
 
 
-def load_strictly(module: nn.Module, tensors: dict[str, Tensor], *, source: str) -> None:
-    """Copy `tensors` into `module` as float32.
+def load_official(state_dict_or_path: Mapping[str, Any] | str | Path, *, ema: bool = True) -> SDSeg:
+    """The model of an official SDSeg checkpoint, number for number.
+
+    Args:
+        state_dict_or_path: The checkpoint's `state_dict`, a dictionary that holds it, or a `.ckpt`
+            or `.safetensors` file. The widths are worked out from the shapes.
+        ema: Take the averaged U-Net, as the official prediction does; else the raw one.
+
+    Returns:
+        The model, float32, in eval mode, on the CPU.
 
     Raises:
-        WeightsError: A key is missing, unexpected or of another shape, or a value is not finite;
-        nothing is copied.
+        WeightsError: A key is missing, unexpected or of another shape, a value is not finite, or
+            the noise schedule is another one.
     """
-    wanted = module.state_dict()
-    problems = [f"missing {key}" for key in wanted if key not in tensors]
-    problems += [f"unexpected {key}" for key in tensors if key not in wanted]
-    for key, value in tensors.items():
-        if key not in wanted:
-            continue
-        if value.shape != wanted[key].shape:
-            problems.append(f"{key} is {tuple(value.shape)}, not {tuple(wanted[key].shape)}")
-        elif value.is_floating_point() and not torch.isfinite(value).all():
-            problems.append(f"{key} holds NaN or infinity")
-    if problems:
-        named = "; ".join(problems[:NAMED_AT_MOST])
-        more = (
-            f"; and {len(problems) - NAMED_AT_MOST} more" if len(problems) > NAMED_AT_MOST else ""
-        )
+    if isinstance(state_dict_or_path, (str, Path)):
+        source = str(state_dict_or_path)
+        tensors = read_tensors(Path(state_dict_or_path))
+    else:
+        source = "state_dict"
+        tensors = state_dict_of(state_dict_or_path, source=source)
+    # What a GAN loss left behind is no part of the model.
+    tensors = {k: v for k, v in tensors.items() if not k.startswith("first_stage_model.loss.")}
+    config = ModelConfig(
+        autoencoder=autoencoder_sizes(below(tensors, "first_stage_model."), source=source),
+        unet=unet_sizes(below(tensors, "model.diffusion_model."), source=source),
+    )
+    model = unfilled_sdseg(config)
+    check_tensors(tensors, _official_shapes(model, tensors, ema), source=source)
+    _check_schedule(tensors["alphas_cumprod"], source)
+    chosen = {
+        key: tensors[
+            official_ema_name(key) if ema and key.startswith("unet.") else official_name(key)
+        ]
+        for key in model.state_dict()
+    }
+    load_strictly(model, chosen, source=source)
+    model.latent_scale = float(tensors["scale_factor"])
+    return model.eval()
+
+
+def _official_shapes(model: SDSeg, tensors: Mapping[str, Tensor], ema: bool) -> dict[str, Size]:
+    """Every key of an official checkpoint of this model. The average may be left out only where it
+    is not asked for.
+    """
+    ours = {key: value.shape for key, value in model.state_dict().items()}
+    shapes = {official_name(key): shape for key, shape in ours.items()}
+    if ema or any(key.startswith("model_ema.") for key in tensors):
+        shapes |= {official_ema_name(k): s for k, s in ours.items() if k.startswith("unet.")}
+        shapes |= {"model_ema.decay": Size(), "model_ema.num_updates": Size()}
+    shapes |= {name: Size([TIMESTEPS]) for name in SCHEDULE_BUFFERS}
+    return {**shapes, "scale_factor": Size()}
+
+
+def _check_schedule(alpha_bar: Tensor, source: str) -> None:
+    if not torch.allclose(alpha_bar.double(), ALPHA_BAR, rtol=1e-5, atol=0):
         raise WeightsError(
-            f"{source}: weights of another architecture or damaged: {named}{more}.",
-            "Give the weights that belong to this preset.",
+            f"{source}: trained with another noise schedule than SDSeg's.",
+            "Only beta = linspace(sqrt(0.0015), sqrt(0.0155), 1000)^2 is known here.",
         )
-    module.load_state_dict({key: value.float() for key, value in tensors.items()})
 
 
 def load_tiny_autoencoder(autoencoder: Autoencoder) -> None:
@@ -85,21 +108,6 @@ def load_tiny_autoencoder(autoencoder: Autoencoder) -> None:
 
     Made by `scripts/train_tiny_autoencoder.py`; no downloaded weight or image went into it.
     """
-    shipped = resources.files("sdseg_cli") / "weights" / "tiny_autoencoder.safetensors"
+    shipped = resources.files("sdseg_cli") / "shipped" / "tiny_autoencoder.safetensors"
     with resources.as_file(shipped) as path:
         load_strictly(autoencoder, read_tensors(path), source="tiny autoencoder")
-
-
-def load_autoencoder(autoencoder: Autoencoder, path: Path) -> None:
-    """kl-f8 in CompVis naming; the discriminator's `loss.*` keys are left out.
-
-    Raises:
-        WeightsError: As `read_tensors` and `load_strictly`.
-    """
-    tensors = {k: v for k, v in read_tensors(path).items() if not k.startswith("loss.")}
-    load_strictly(autoencoder, tensors, source=str(path))
-
-
-def start_vision_encoder(model: SDSeg) -> None:
-    """Start tau as the autoencoder's encoder; its `out` stays random, as in the paper."""
-    model.vision_encoder.encoder.load_state_dict(model.autoencoder.encoder.state_dict())

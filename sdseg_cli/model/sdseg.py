@@ -20,7 +20,7 @@ from sdseg_cli.model.unet import UNet
 
 
 class VisionEncoder(nn.Module):
-    """tau: the autoencoder's encoder and a 1x1 convolution to the latent's channels; trainable."""
+    """tau: the autoencoder's encoder and a 1x1 convolution to the latent's channels."""
 
     def __init__(self, config: AutoencoderConfig, *, dropout: float) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class SDSeg(nn.Module):
     Args:
         config: Sizes and parameterisation.
         autoencoder: E and D; frozen here.
-        vision_encoder: tau.
+        vision_encoder: tau; frozen here too without `config.train_encoder`.
         unet: f.
         latent_scale: What a mask latent is multiplied by to have about unit size.
     """
@@ -55,15 +55,18 @@ class SDSeg(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.autoencoder = autoencoder.eval().requires_grad_(False)
+        self.autoencoder = autoencoder.requires_grad_(False)
         self.vision_encoder = vision_encoder.requires_grad_(config.train_encoder)
         self.unet = unet
         self.latent_scale = latent_scale
+        self.train()
 
     def train(self, mode: bool = True) -> SDSeg:
-        """As `nn.Module.train`, but the frozen autoencoder stays in eval mode."""
+        """As `nn.Module.train`, but what is frozen stays in eval mode, without dropout."""
         super().train(mode)
         self.autoencoder.eval()
+        if not self.config.train_encoder:
+            self.vision_encoder.eval()
         return self
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
@@ -131,8 +134,17 @@ def build_sdseg(config: ModelConfig) -> SDSeg:
         config,
         autoencoder=Autoencoder(config.autoencoder),
         vision_encoder=VisionEncoder(config.autoencoder, dropout=config.encoder_dropout),
-        unet=UNet(config.unet, config.autoencoder.latent_channels),
+        unet=UNet(config.unet, config.autoencoder.latent_channels, fusion=config.fusion),
     )
+
+
+def unfilled_sdseg(config: ModelConfig) -> SDSeg:
+    """SDSeg whose weights are about to be loaded: the seconds of drawing random ones are saved, and
+    what its tensors hold means nothing.
+    """
+    with torch.device("meta"):
+        model = build_sdseg(config)
+    return model.to_empty(device="cpu")
 
 
 def foreground_weight(foreground: Tensor, factor: int, strength: float) -> Tensor:

@@ -2,7 +2,10 @@
 
     zt (B,4,h,w), condition zc (B,4,h,w), timestep t  ->  output (B,4,h,w)
 
-The names of the sub-modules are those of the public LDM-8 checkpoint, so that it loads strictly.
+Fusion, how the condition comes in: "concat" (the paper) puts zc beside zt before the first
+convolution; "cross-attention" attends to it wherever "concat" attends to the plane alone
+(`transformer.py`). With "concat" the sub-modules have the names of the public LDM-8 checkpoint, so
+that it loads strictly.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdseg_cli.config import UNET_NORM_GROUPS, UNetConfig
+from sdseg_cli.model.transformer import SpatialTransformer
 
 NORM_EPS = 1e-5
 
@@ -113,12 +117,17 @@ class AttentionBlock(nn.Module):
 
 
 class Stage(nn.ModuleList):
-    """Layers in a row; the residual blocks among them also take the timestep embedding."""
+    """Layers in a row: residual blocks also take the timestep embedding, transformers zc."""
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """(B,C,h,w) and (B or 1,embedding) -> (B,C',h',w')."""
+    def forward(self, x: Tensor, embedding: Tensor, zc: Tensor) -> Tensor:
+        """(B,C,h,w), (B or 1,embedding) and the condition -> (B,C',h',w')."""
         for layer in self:
-            x = layer(x, embedding) if isinstance(layer, ResBlock) else layer(x)
+            if isinstance(layer, ResBlock):
+                x = layer(x, embedding)
+            elif isinstance(layer, SpatialTransformer):
+                x = layer(x, zc)
+            else:
+                x = layer(x)
         return x
 
 
@@ -127,20 +136,23 @@ class UNet(nn.Module):
 
     Args:
         config: Sizes.
-        latent_channels: Channels of a latent (4); the network takes noise and condition, and gives
-        one.
+        latent_channels: Channels of a latent (4).
+        fusion: How the condition comes in: "concat" or "cross-attention".
     """
 
-    def __init__(self, config: UNetConfig, latent_channels: int = 4) -> None:
+    def __init__(
+        self, config: UNetConfig, latent_channels: int = 4, *, fusion: str = "concat"
+    ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.latent_channels = config, latent_channels
+        self.concat = fusion == "concat"
         base = config.model_channels
         self.embedding = 4 * base
         self.time_embed = nn.Sequential(
             nn.Linear(base, self.embedding), nn.SiLU(), nn.Linear(self.embedding, self.embedding)
         )
         widths = [base * m for m in config.channel_mult]
-        first = nn.Conv2d(2 * latent_channels, base, 3, padding=1)
+        first = nn.Conv2d((2 if self.concat else 1) * latent_channels, base, 3, padding=1)
         self.input_blocks = nn.ModuleList([Stage([first])])
         skips = [base]
         width = base
@@ -153,7 +165,7 @@ class UNet(nn.Module):
                 self.input_blocks.append(Stage([self._res(width, width, "down")]))
                 skips.append(width)
         self.middle_block = Stage(
-            [self._res(width, width), AttentionBlock(width, config.heads), self._res(width, width)]
+            [self._res(width, width), self._attention(width), self._res(width, width)]
         )
         self.output_blocks = nn.ModuleList()
         for level, out in reversed(list(enumerate(widths))):
@@ -171,10 +183,16 @@ class UNet(nn.Module):
         dropout = self.config.dropout
         return ResBlock(width_in, width_out, self.embedding, dropout=dropout, resample=resample)
 
+    def _attention(self, width: int) -> nn.Module:
+        heads, dropout = self.config.heads, self.config.dropout
+        if self.concat:
+            return AttentionBlock(width, heads)
+        return SpatialTransformer(width, self.latent_channels, heads, dropout=dropout)
+
     def _blocks(self, width_in: int, width_out: int, level: int) -> Iterable[nn.Module]:
         yield self._res(width_in, width_out)
         if level in self.config.attention_levels:
-            yield AttentionBlock(width_out, self.config.heads)
+            yield self._attention(width_out)
 
     def forward(self, zt: Tensor, t: int | Tensor, zc: Tensor) -> Tensor:
         """Denoise, conditioned on the image.
@@ -191,12 +209,12 @@ class UNet(nn.Module):
         # their number.
         steps = torch.as_tensor(t, device=zt.device).reshape(-1)
         embedding = self.time_embed(timestep_embedding(steps, self.config.model_channels))
-        h = torch.cat([zt, zc], dim=1)  # noise first, condition second
+        h = torch.cat([zt, zc], dim=1) if self.concat else zt  # noise first, condition second
         skips = []
         for stage in self.input_blocks:
-            h = stage(h, embedding)
+            h = stage(h, embedding, zc)
             skips.append(h)
-        h = self.middle_block(h, embedding)
+        h = self.middle_block(h, embedding, zc)
         for stage in self.output_blocks:
-            h = stage(torch.cat([h, skips.pop()], dim=1), embedding)
+            h = stage(torch.cat([h, skips.pop()], dim=1), embedding, zc)
         return self.out(h)

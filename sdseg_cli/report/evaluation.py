@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from sdseg_cli.config import SampleConfig
 from sdseg_cli.metrics import Grid, Mask, Protocol, Score, Spacing, mask_metrics
 from sdseg_cli.metrics.statistics import Summary, summarise
 from sdseg_cli.report.tables import Cell, strict, write_csv, write_json
@@ -75,7 +76,7 @@ class EvaluateReport:
     protocol: Protocol
     cases: tuple[CaseResult, ...]
     seed: int | None = None
-    steps: int | None = None
+    sample: SampleConfig | None = None
     files: tuple[Path, ...] = ()
     """Written."""
     notes: tuple[str, ...] = ()
@@ -106,7 +107,7 @@ class EvaluateReport:
             "run": self.run,
             "split": self.split,
             "seed": self.seed,
-            "steps": self.steps,
+            "sample": asdict(self.sample) if self.sample else None,
             "grid": self.grid,
             "protocol": self.protocol,
             "metrics": {name: summary.to_json() for name, summary in self.metrics.items()},

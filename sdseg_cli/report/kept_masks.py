@@ -3,7 +3,7 @@
     predictions/<split>/<id>.nii.gz        the mask, on the scan's own grid
     predictions/<split>/predictions.json   what each was made from
 
-A mask counts if checkpoint, seed, reverse steps and scan are those of its record and the file is
+A mask counts if checkpoint, seed, sampling and scan are those of its record and the file is
 the one that was recorded, byte for byte; so neither a killed run nor a replaced mask is ever scored
 in another's name.
 """
@@ -12,19 +12,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sdseg_cli.config import SampleConfig
 from sdseg_cli.errors import DataError
 from sdseg_cli.imaging.files import read_labels, write_mask
 from sdseg_cli.imaging.volume import Volume
 from sdseg_cli.report.tables import write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def sha256_of(path: Path) -> str:
@@ -35,21 +36,21 @@ def sha256_of(path: Path) -> str:
 
 @dataclass(frozen=True)
 class KeptMasks:
-    """The masks of one split, made with one checkpoint, kind of device, seed and number of steps.
+    """The masks of one split, made with one checkpoint, kind of device, seed and way of sampling.
 
     Attributes:
         folder: `predictions/<split>` of the run.
         checkpoint_sha256: Of the checkpoint file that predicts.
         device: Kind of device: a GPU computes in another precision than a CPU.
-        seed: Of the starting noise.
-        steps: Reverse steps.
+        seed: Of all noise.
+        sample: Reverse steps, samples and their noise.
     """
 
     folder: Path
     checkpoint_sha256: str
     device: str
     seed: int
-    steps: int
+    sample: SampleConfig
 
     def file(self, case_id: str) -> Path:
         """Where the mask of a case lies."""
@@ -116,7 +117,7 @@ class KeptMasks:
             "checkpoint_sha256": self.checkpoint_sha256,
             "device": self.device,
             "seed": self.seed,
-            "steps": self.steps,
+            "sample": asdict(self.sample),
             "scan": str(scan.source.absolute()),
             "scan_bytes": found.st_size,
             "scan_modified_ns": found.st_mtime_ns,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sdseg_cli.config import SampleConfig
 from sdseg_cli.metrics.statistics import mean_and_sd
 from sdseg_cli.report.tables import Cell, strict, write_csv, write_json
 
@@ -47,7 +48,7 @@ class StabilityReport:
     split: str
     seeds: tuple[int, ...]
     """One per run."""
-    steps: int
+    sample: SampleConfig
     comparisons: tuple[Comparison, ...]
     dice: dict[str, tuple[float, ...]]
     """Case -> its Dice in each run; cases with an empty reference are left out."""
@@ -101,7 +102,7 @@ class StabilityReport:
             "split": self.split,
             "runs": len(self.seeds),
             "seeds": self.seeds,
-            "steps": self.steps,
+            "sample": asdict(self.sample),
             **{name: {m: self.mean(name, m) for m in METRICS} for name in MAPS},
             "dice": {"mean": mean, "sd": sd, "by_run": self.dice_by_run},
             "notes": self.notes,

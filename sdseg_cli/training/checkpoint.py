@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,9 @@ class RunDir:
 class Checkpoint:
     """Everything a run is, at one step.
 
-    `optimizer` is empty in `best.pt`. There is no state of random generators and no sampler
-    position: all that is drawn in a step is a function of (seed, step).
+    In `best.pt` there is no optimiser, and the U-Net is the averaged one, all in float16: the very
+    numbers of an exported package, so that both predict the same masks. There is no state of random
+    generators and no sampler position: all that is drawn in a step is a function of (seed, step).
     """
 
     step: int
@@ -94,10 +96,16 @@ class Checkpoint:
     weights: dict[str, torch.Tensor]
     """SDSeg, with the U-Net as trained."""
     ema: dict[str, torch.Tensor]
-    """The averaged U-Net."""
+    """The averaged U-Net, where it is not in `weights`."""
     optimizer: dict[str, Any] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, str] = field(default_factory=dict)
+    """Part of the model -> the weights it started from, with their sha256."""
     format_version: int = FORMAT_VERSION
+
+    def prediction_weights(self) -> dict[str, torch.Tensor]:
+        """The weights of SDSeg as it predicts, with the averaged U-Net."""
+        return {**self.weights, **{f"unet.{name}": value for name, value in self.ema.items()}}
 
     def save(self, path: Path) -> None:
         """Write to a temporary name, then rename."""
@@ -137,6 +145,15 @@ class Checkpoint:
                 "Use the sdseg version that wrote it.",
             )
         return checkpoint
+
+
+def halved(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights as float16; a tensor that float16 cannot hold (beyond 65504) stays as it is."""
+    smaller = {}
+    for name, value in weights.items():
+        half = value.half().contiguous()
+        smaller[name] = half if torch.isfinite(half).all() else value.contiguous()
+    return smaller
 
 
 def config_values(config: RunConfig) -> dict[str, Any]:

@@ -10,11 +10,13 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from types import FrameType
 
 import torch
 from torch import Tensor
 
+from sdseg_cli.config import SampleConfig
 from sdseg_cli.errors import ConfigError
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.sdseg import SDSeg, as_three_channels
@@ -41,13 +43,16 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def reduced_precision(device: torch.device) -> AbstractContextManager[object]:
-    """bfloat16 for the vision encoder and the autoencoder on a GPU; nothing elsewhere.
+def reduced_precision(
+    device: torch.device, precision: str = "mixed"
+) -> AbstractContextManager[object]:
+    """bfloat16 for the vision encoder and the autoencoder on a GPU, where `precision` is "mixed";
+    nothing elsewhere.
 
     The U-Net and Eq. 2 stay outside of it: at t = 999 an error of the noise reaches the latent
     38.66 times larger. bfloat16 needs no loss scaling.
     """
-    if device.type == "cuda":
+    if device.type == "cuda" and precision == "mixed":
         return torch.autocast("cuda", dtype=torch.bfloat16)
     return contextlib.nullcontext()
 
@@ -61,7 +66,7 @@ def placed(model: SDSeg, device: torch.device) -> SDSeg:
 
 @torch.inference_mode()
 def predict_planes(
-    model: SDSeg, pixels: Tensor, slices: Sequence[int], *, seed: int, steps: int
+    model: SDSeg, pixels: Tensor, slices: Sequence[int], *, seed: int, sample: SampleConfig
 ) -> Tensor:
     """From image to probability, each part in its precision: what prediction and validation share.
 
@@ -69,20 +74,29 @@ def predict_planes(
         model: In eval mode, on the device that computes.
         pixels: (B,H,W) float32 in [-1,1].
         slices: B numbers; with the seed they name each slice's own noise.
-        seed: Of the starting noise.
-        steps: Reverse steps; 1 is Eq. 2 from t = 999, more is DDIM.
+        seed: Of all noise.
+        sample: Reverse steps, and how many draws of the noise are averaged.
 
     Returns:
-        (B,H,W) float32 in [0,1], on the CPU.
+        (B,H,W) float32 in [0,1], on the CPU: the mean over the samples.
     """
     device = next(model.parameters()).device
     image = as_three_channels(pixels.to(device))
-    with reduced_precision(device):
+    with reduced_precision(device, model.config.precision):
         zc = model.encode_image(image.contiguous(memory_format=torch.channels_last)).float()
-    noise = diffusion.seeded_noise(seed, slices, model.latent_shape(*pixels.shape[-2:]))
-    z0 = diffusion.ddim(model.denoise, noise.to(device), zc, steps)  # one step: Eq. 2
-    with reduced_precision(device):
-        return model.probability(z0).cpu()
+    shape = model.latent_shape(*pixels.shape[-2:])
+    names = ["shared"] * len(slices) if sample.noise == "shared" else slices
+
+    def noise(*draw: int) -> Tensor:
+        return diffusion.seeded_noise(seed, names, shape, *draw).to(device)
+
+    total = torch.zeros(pixels.shape, device=device)
+    for number in range(sample.samples):
+        start, fresh = noise(number) if number else noise(), partial(noise, number)
+        z0 = diffusion.ddim(model.denoise, start, zc, sample.steps, eta=sample.eta, fresh=fresh)
+        with reduced_precision(device, model.config.precision):
+            total += model.probability(z0)
+    return (total / sample.samples).cpu()
 
 
 class Ema:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdseg_cli.config import THRESHOLD, RunConfig, TrainConfig
+from sdseg_cli.config import THRESHOLD, RunConfig, SampleConfig, TrainConfig
 from sdseg_cli.errors import RunError
 from sdseg_cli.model import diffusion
-from sdseg_cli.model.pretrained import load_strictly
 from sdseg_cli.model.sdseg import as_three_channels, build_sdseg, foreground_weight
 from sdseg_cli.model.seeds import seeded_generator
+from sdseg_cli.model.tensor_files import load_strictly
 from sdseg_cli.training.batches import (
     Batch,
     PreparedSlices,
@@ -21,7 +22,7 @@ from sdseg_cli.training.batches import (
     flipped,
     spread,
 )
-from sdseg_cli.training.checkpoint import Checkpoint, config_values
+from sdseg_cli.training.checkpoint import Checkpoint, config_values, halved
 from sdseg_cli.training.runtime import Ema, placed, predict_planes, reduced_precision
 
 VALIDATION_SEED = 0
@@ -41,7 +42,7 @@ class Trainer:
 
     def __init__(self, config: RunConfig, state: Checkpoint, device: torch.device) -> None:
         self.config, self.device = config, device
-        self.step, self.best = state.step, dict(state.best)
+        self.step, self.best, self.origin = state.step, dict(state.best), state.origin
         self.model = build_sdseg(config.model)
         load_strictly(self.model, state.weights, source="checkpoint")
         self.model.latent_scale = state.latent_scale
@@ -111,7 +112,7 @@ class Trainer:
         image = as_three_channels(batch.image.to(self.device, non_blocking=True))
         foreground = batch.foreground.to(self.device, non_blocking=True)[:, None].float()
         mask = as_three_channels(foreground[:, 0] * 2 - 1)
-        with reduced_precision(self.device):
+        with reduced_precision(self.device, model.config.precision):
             moments = model.mask_moments(mask.contiguous(memory_format=torch.channels_last))
             zc = model.encode_image(image.contiguous(memory_format=torch.channels_last))
         z0 = model.sample_latent(moments.float(), generator)
@@ -129,7 +130,9 @@ class Trainer:
         return diffusion.loss_terms(estimate, noise, z0, weight, squared=squared)
 
     def validate(self, slices: PreparedSlices) -> float:
-        """Mean Dice per case of the averaged model at one reverse step, on the model's plane."""
+        """Mean Dice per case of the averaged model on the model's plane: one reverse step and one
+        sample, whatever `[sample]` says.
+        """
         positions = spread(slices, self.config.train.validation_slices)
         overlap: dict[int, float] = {}
         size: dict[int, float] = {}
@@ -138,7 +141,11 @@ class Trainer:
                 chosen = positions[start : start + self.config.train.batch_size]
                 batch = slices.batch(chosen)
                 probability = predict_planes(
-                    self.model, batch.image, chosen, seed=VALIDATION_SEED, steps=1
+                    self.model,
+                    batch.image,
+                    chosen,
+                    seed=VALIDATION_SEED,
+                    sample=SampleConfig(),
                 )
                 found = probability > THRESHOLD
                 for position, one, truth in zip(chosen, found, batch.foreground, strict=True):
@@ -149,17 +156,21 @@ class Trainer:
         return sum(scored) / len(scored) if scored else 0.0
 
     def checkpoint(self, data: dict[str, Any], *, resumable: bool) -> Checkpoint:
-        """The run as it stands; `resumable` adds the optimiser."""
-        return Checkpoint(
+        """The run as it stands: all of it to resume, or only what prediction needs."""
+        state = Checkpoint(
             step=self.step,
             config=config_values(self.config),
             data=data,
             latent_scale=self.model.latent_scale,
             weights=self.model.state_dict(),
             ema=self.ema.unet.state_dict(),
-            optimizer=self.optimizer.state_dict() if resumable else {},
+            optimizer=self.optimizer.state_dict(),
             best=self.best,
+            origin=self.origin,
         )
+        if resumable:
+            return state
+        return replace(state, weights=halved(state.prediction_weights()), ema={}, optimizer={})
 
     def summary(self) -> str:
         """For the progress bar."""

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -8,88 +7,121 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sdseg_cli.config import PRESETS
 from sdseg_cli.errors import WeightsError
 from sdseg_cli.imaging.files import read_labels
 from sdseg_cli.imaging.slices import Restore
 from sdseg_cli.model.autoencoder import Autoencoder
-from sdseg_cli.model.pretrained import (
-    load_autoencoder,
-    load_strictly,
-    load_tiny_autoencoder,
-    read_tensors,
-    start_vision_encoder,
-)
-from sdseg_cli.model.sdseg import build_sdseg
+from sdseg_cli.model.pretrained import load_official, load_tiny_autoencoder
+from sdseg_cli.presets import PRESETS
+from tests.parity.fill import tiny_checkpoint
 
 TINY = PRESETS["tiny"].model
 
 
-@pytest.fixture
-def layer() -> torch.nn.Linear:
-    return torch.nn.Linear(2, 2)
-
-
-def test_missing_unexpected_and_misshapen_keys_are_named(layer: torch.nn.Linear) -> None:
-    before = layer.weight.clone()
-    with pytest.raises(WeightsError, match=r"missing bias; unexpected more; weight is \(3, 3\)"):
-        load_strictly(layer, {"weight": torch.ones(3, 3), "more": torch.ones(1)}, source="x")
-    assert torch.equal(layer.weight, before)
-
-
-def test_values_that_are_not_finite_are_refused(layer: torch.nn.Linear) -> None:
-    bad = {"weight": torch.full((2, 2), float("nan")), "bias": torch.zeros(2)}
-    with pytest.raises(WeightsError, match="weight holds NaN"):
-        load_strictly(layer, bad, source="x")
-
-
-def test_half_precision_files_load_as_float32(layer: torch.nn.Linear) -> None:
-    load_strictly(layer, {"weight": torch.ones(2, 2).half(), "bias": torch.zeros(2)}, source="x")
-    assert layer.weight.dtype == torch.float32
-    assert layer.weight.tolist() == [[1, 1], [1, 1]]
-
-
-class _Harmful:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return Path.touch, (Path("harm-was-done"),)  # type: ignore[return-value]
-
-
-def test_code_in_a_pickle_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "bad.ckpt").write_bytes(pickle.dumps({"state_dict": _Harmful()}, protocol=2))
-    with pytest.raises(WeightsError):
-        read_tensors(tmp_path / "bad.ckpt")
-    assert not (tmp_path / "harm-was-done").exists()
-
-
-@pytest.mark.parametrize("name", ["cut.safetensors", "cut.ckpt"])
-def test_a_truncated_file_is_one_clear_error(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
-    if name.endswith("ckpt"):
-        torch.save({"a": torch.zeros(1000)}, path)
-    else:
-        save_file({"a": torch.zeros(1000)}, path)
-    path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(WeightsError, match="damaged"):
-        read_tensors(path)
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"nowhere\.safetensors: no such file"):
-        read_tensors(tmp_path / "nowhere.safetensors")
-
-
-def test_a_checkpoint_of_the_public_autoencoder_loads_without_its_discriminator(
+def test_an_official_checkpoint_loads_from_a_dictionary_a_ckpt_and_safetensors(
     tmp_path: Path,
 ) -> None:
-    trained = Autoencoder(TINY.autoencoder)
-    state = {**trained.state_dict(), "loss.discriminator.main.0.weight": torch.zeros(3)}
-    torch.save({"state_dict": state}, tmp_path / "model.ckpt")
-    fresh = Autoencoder(TINY.autoencoder)
-    load_autoencoder(fresh, tmp_path / "model.ckpt")
-    assert all(
-        torch.equal(a, b) for a, b in zip(fresh.parameters(), trained.parameters(), strict=True)
-    )
+    tensors = tiny_checkpoint()
+    torch.save({"state_dict": tensors, "epoch": 3}, tmp_path / "model.ckpt")
+    save_file(tensors, tmp_path / "model.safetensors")
+    models = [
+        load_official(given)
+        for given in (tensors, tmp_path / "model.ckpt", str(tmp_path / "model.safetensors"))
+    ]
+    for model in models:
+        assert model.latent_scale == 0.125
+        assert not model.training
+        assert (model.config.unet.model_channels, model.config.autoencoder.channels) == (32, 32)
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(model.parameters(), models[0].parameters(), strict=True)
+        )
+
+
+def test_the_model_owns_its_weights() -> None:
+    tensors = tiny_checkpoint()
+    key = "model.diffusion_model.out.2.bias"
+    before = tensors[key].clone()
+    model = load_official(tensors, ema=False)
+    model.unet.out[2].bias.data.zero_()
+    assert torch.equal(tensors[key], before)
+
+
+def test_averaged_weights_are_taken_unless_raw_ones_are_asked_for() -> None:
+    tensors = tiny_checkpoint()
+    averaged = load_official(tensors).unet.out[2].bias
+    raw = load_official(tensors, ema=False).unet.out[2].bias
+    assert torch.equal(averaged, tensors["model_ema.diffusion_modelout2bias"])
+    assert torch.equal(raw, tensors["model.diffusion_model.out.2.bias"])
+
+
+def test_a_checkpoint_without_average_loads_only_as_raw() -> None:
+    tensors = {k: v for k, v in tiny_checkpoint().items() if not k.startswith("model_ema.")}
+    load_official(tensors, ema=False)
+    with pytest.raises(WeightsError, match="missing model_ema"):
+        load_official(tensors)
+
+
+BROKEN = [
+    "model.diffusion_model.input_blocks.0.0.weight",
+    "model.diffusion_model.input_blocks.0.0.bias",
+    "model.diffusion_model.time_embed.0.weight",
+    "model.diffusion_model.output_blocks.14.1.proj_out.bias",
+    "model_ema.diffusion_modelout2bias",
+    "first_stage_model.encoder.conv_in.bias",
+    "first_stage_model.post_quant_conv.bias",
+    "first_stage_model.encoder.down.0.block.0.conv1.bias",
+    "cond_stage_model.out.weight",
+    "scale_factor",
+    "alphas_cumprod",
+]
+"""Of every part, and those from which sizes are read."""
+
+
+@pytest.mark.parametrize("key", BROKEN)
+def test_a_missing_key_is_named(key: str) -> None:
+    tensors = tiny_checkpoint()
+    del tensors[key]
+    with pytest.raises(WeightsError, match=f"missing {key.replace('.', '[.]')}"):
+        load_official(tensors)
+
+
+@pytest.mark.parametrize("key", [key for key in BROKEN if key != "scale_factor"])
+def test_a_misshapen_key_is_named(key: str) -> None:
+    tensors = tiny_checkpoint()
+    tensors[key] = torch.cat([tensors[key], tensors[key]])
+    with pytest.raises(WeightsError, match=rf"{key.replace('.', '[.]')} is \("):
+        load_official(tensors)
+
+
+def test_an_unexpected_key_is_named() -> None:
+    with pytest.raises(WeightsError, match=r"unexpected model\.diffusion_model\.more\.weight"):
+        load_official({**tiny_checkpoint(), "model.diffusion_model.more.weight": torch.ones(1)})
+
+
+def test_values_that_are_not_finite_are_named() -> None:
+    tensors = tiny_checkpoint()
+    key = "cond_stage_model.out.bias"
+    tensors[key] = tensors[key] * float("nan")
+    with pytest.raises(WeightsError, match=f"{key} holds NaN"):
+        load_official(tensors)
+
+
+def test_another_noise_schedule_is_refused() -> None:
+    tensors = tiny_checkpoint()
+    tensors["alphas_cumprod"] = tensors["alphas_cumprod"] ** 2
+    with pytest.raises(WeightsError, match="another noise schedule"):
+        load_official(tensors)
+
+
+def test_what_a_gan_loss_left_behind_is_ignored() -> None:
+    more = {"first_stage_model.loss.logvar": torch.zeros(1)}
+    assert load_official({**tiny_checkpoint(), **more}).latent_scale == 0.125
+
+
+def test_weights_of_something_else_are_one_clear_error() -> None:
+    with pytest.raises(WeightsError, match="not the weights of an autoencoder"):
+        load_official({"fc.weight": torch.ones(2, 2)})
 
 
 def _disks(radius: float) -> torch.Tensor:
@@ -112,13 +144,6 @@ def test_the_shipped_autoencoder_returns_disks(radius_px: float, least: float) -
     found = ((decoded + 1) / 2).clamp(0, 1).mean(dim=1) > 0.5
     dice = 2 * (found & disks).sum() / (found.sum() + disks.sum())
     assert dice.item() >= least
-
-
-def test_the_vision_encoder_starts_as_the_autoencoders_encoder() -> None:
-    model = build_sdseg(TINY)
-    start_vision_encoder(model)
-    for name, value in model.autoencoder.encoder.state_dict().items():
-        assert torch.equal(model.vision_encoder.encoder.state_dict()[name], value)
 
 
 @pytest.mark.data

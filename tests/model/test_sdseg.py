@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sdseg_cli.config import PRESETS, ModelConfig, UNetConfig
+from sdseg_cli.config import ModelConfig, UNetConfig
 from sdseg_cli.model.diffusion import ALPHA_BAR, LAST
 from sdseg_cli.model.sdseg import SDSeg, as_three_channels, build_sdseg, foreground_weight
+from sdseg_cli.presets import PRESETS
 
 TINY = PRESETS["tiny"].model
 
@@ -21,9 +22,23 @@ def test_the_autoencoder_is_frozen_and_stays_in_eval_mode() -> None:
     assert model.unet.training
 
 
-def test_the_vision_encoder_can_be_frozen() -> None:
-    model = build_sdseg(dataclasses.replace(TINY, train_encoder=False))
-    assert not any(p.requires_grad for p in model.vision_encoder.parameters())
+def test_a_frozen_vision_encoder_stays_in_eval_mode() -> None:
+    frozen = dataclasses.replace(TINY, train_encoder=False, encoder_dropout=0.5)
+    image = as_three_channels(torch.rand(1, 32, 32, generator=torch.Generator().manual_seed(0)))
+    for config, same in ((frozen, True), (dataclasses.replace(frozen, train_encoder=True), False)):
+        model = build_sdseg(config)
+        for each in (model, model.train()):  # as built, and when told to train
+            assert each.vision_encoder.training is not same
+            assert each.unet.training
+        assert torch.equal(model.encode_image(image), model.encode_image(image)) is same
+        assert any(p.requires_grad for p in model.vision_encoder.parameters()) is not same
+
+
+def test_the_fusion_of_the_settings_is_that_of_the_unet() -> None:
+    model = build_sdseg(dataclasses.replace(TINY, fusion="cross-attention")).eval()
+    assert not model.unet.concat
+    zc = model.encode_image(as_three_channels(torch.zeros(2, 64, 64)))
+    assert model.predict_noise(torch.zeros_like(zc), 999, zc).shape == (2, 4, 8, 8)
 
 
 def test_shapes_from_image_to_probability() -> None:

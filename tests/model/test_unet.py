@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sdseg_cli.config import UNetConfig
+from sdseg_cli.model.transformer import SpatialTransformer
 from sdseg_cli.model.unet import AttentionBlock, ResBlock, UNet, timestep_embedding
 
 SMALL = UNetConfig(
@@ -27,6 +28,55 @@ def test_the_papers_unet_has_the_published_number_of_parameters() -> None:
     assert sum(p.numel() for p in model.parameters()) == 294_973_828
 
 
+def test_concatenation_keeps_the_names_and_sizes_of_the_published_unet() -> None:
+    with torch.device("meta"):
+        found = {name: tuple(v.shape) for name, v in UNet(UNetConfig()).state_dict().items()}
+    assert found["input_blocks.0.0.weight"] == (192, 8, 3, 3)
+    attention = {n.removeprefix("middle_block.1."): s for n, s in found.items() if "block.1." in n}
+    assert attention == {
+        "norm.weight": (768,),
+        "norm.bias": (768,),
+        "qkv.weight": (2304, 768, 1),
+        "qkv.bias": (2304,),
+        "proj_out.weight": (768, 768, 1),
+        "proj_out.bias": (768,),
+    }
+
+
+def test_cross_attention_stands_where_concatenation_has_self_attention() -> None:
+    concat, cross = (UNet(SMALL, fusion=fusion) for fusion in ("concat", "cross-attention"))
+    assert cross.input_blocks[0][0].weight.shape == (32, 4, 3, 3)
+    places = [
+        {name for name, part in model.named_modules() if isinstance(part, kind)}
+        for model, kind in ((concat, AttentionBlock), (cross, SpatialTransformer))
+    ]
+    assert places[0] == places[1]
+    assert "middle_block.1" in places[0] and len(places[0]) == 4
+    # Of width C, self-attention has 4 C^2 + 6 C parameters and the transformer 20 C^2 + 29 C; here
+    # all four are of width 64. The first convolution has 4 input channels less: 4 * 32 * 9 weights.
+    more = 4 * (16 * 64**2 + 23 * 64) - 4 * 32 * 9
+    counts = [sum(p.numel() for p in model.parameters()) for model in (concat, cross)]
+    assert counts[1] - counts[0] == more
+
+
+def test_with_cross_attention_the_answer_depends_on_noise_condition_and_timestep() -> None:
+    model = _random(UNet(SMALL, fusion="cross-attention"))
+    zt, zc = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    base = model(zt, 10, zc)
+    assert base.shape == (1, 4, 8, 8)
+    assert not torch.allclose(base, model(zt, 900, zc))
+    assert not torch.allclose(base, model(zt, 10, -zc))
+    assert not torch.allclose(base, model(-zt, 10, zc))
+
+
+def test_only_concatenation_tells_the_unet_where_in_the_image_it_looks() -> None:
+    zt, zc = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    for fusion, knows in (("concat", True), ("cross-attention", False)):
+        model = _random(UNet(SMALL, fusion=fusion))
+        same = torch.allclose(model(zt, 10, zc), model(zt, 10, zc.flip(-1)), atol=1e-4)
+        assert same is not knows
+
+
 def test_timestep_embedding_has_cosines_before_sines() -> None:
     found = timestep_embedding(torch.tensor([3]), 4)[0].tolist()
     slow = 3 * math.exp(-math.log(10000.0) / 2)  # 0.03
@@ -45,7 +95,14 @@ def test_the_answer_depends_on_noise_condition_and_timestep() -> None:
     assert base.shape == (1, 4, 8, 8)
     assert not torch.allclose(base, model(zt, 900, zc))
     assert not torch.allclose(base, model(zt, 10, -zc))
-    assert not torch.allclose(base, model(zc, 10, zt)), "noise comes first, condition second"
+
+
+def test_the_noise_comes_first_and_the_condition_second() -> None:
+    model = _random(UNet(SMALL))
+    model.input_blocks[0][0].weight.data[:, 4:] = 0  # deaf to the last four channels
+    zt, zc = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(model(zt, 10, zc), model(zt, 10, -zc))
+    assert not torch.allclose(model(zt, 10, zc), model(-zt, 10, zc))
 
 
 def test_one_timestep_for_all_equals_one_each() -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from sdseg_cli.config import SampleConfig
 from sdseg_cli.imaging.files import read_image
 from sdseg_cli.report.kept_masks import KeptMasks, sha256_of
 from tests.fake_run import block, volume, write_nifti
@@ -22,7 +23,9 @@ def scan(tmp_path):
 
 @pytest.fixture
 def masks(tmp_path) -> KeptMasks:
-    return KeptMasks(tmp_path / "predictions" / "test", "c" * 64, "cpu", seed=0, steps=1)
+    return KeptMasks(
+        tmp_path / "predictions" / "test", "c" * 64, "cpu", seed=0, sample=SampleConfig()
+    )
 
 
 def test_sha256_is_that_of_the_bytes(tmp_path):
@@ -39,11 +42,23 @@ def test_a_kept_mask_is_found_again(masks, scan):
     assert np.array_equal(found, MASK != 0)
 
 
-def test_other_cases_seeds_steps_and_checkpoints_do_not_find_it(masks, scan):
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"checkpoint_sha256": "d" * 64},
+        {"device": "cuda"},
+        {"sample": SampleConfig(steps=10)},
+        {"sample": SampleConfig(eta=1.0)},
+        {"sample": SampleConfig(samples=2)},
+        {"sample": SampleConfig(noise="shared")},
+    ],
+)
+def test_a_mask_made_otherwise_is_not_found(masks, scan, change):
     masks.keep("a", MASK, scan)
     assert masks.find("b", scan) is None
-    for change in ({"seed": 1}, {"steps": 10}, {"checkpoint_sha256": "d" * 64}):
-        assert replace(masks, **change).find("a", scan) is None
+    assert replace(masks, **change).find("a", scan) is None
+    assert masks.find("a", scan) is not None
 
 
 def test_a_mask_written_without_its_record_does_not_count(masks, scan, monkeypatch):
@@ -65,7 +80,8 @@ def test_the_index_names_what_each_mask_was_made_from(masks, scan):
     index = json.loads((masks.folder / "predictions.json").read_text())
     assert list(index["cases"]) == ["a", "b"]
     record = index["cases"]["a"]
-    assert (record["checkpoint_sha256"], record["seed"], record["steps"]) == ("c" * 64, 0, 1)
+    assert (record["checkpoint_sha256"], record["seed"]) == ("c" * 64, 0)
+    assert record["sample"] == {"steps": 1, "eta": 0.0, "samples": 1, "noise": "slice"}
     assert record["scan"] == str(scan.source)
 
 

@@ -1,0 +1,103 @@
+"""Public weights from the network, through huggingface_hub: resumable, and its settings hold.
+
+`HF_HUB_OFFLINE=1` forbids the network, `HF_ENDPOINT` names a mirror of the hub.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from sdseg_cli.errors import WeightsError
+from sdseg_cli.model.known_weights import KnownWeights
+from sdseg_cli.progress import Progress
+
+
+def download(known: KnownWeights, folder: Path, progress: Progress) -> Path:
+    """Get a known file.
+
+    Args:
+        known: What to get.
+        folder: Where half a download waits for the next call; made if missing.
+        progress: Told the bytes so far.
+
+    Returns:
+        The file of weights, below `folder` or in the hub's own cache.
+
+    Raises:
+        WeightsError: The network cannot be reached or may not be used; the message names the file
+            to place by hand.
+    """
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.utils.logging import set_verbosity
+
+    set_verbosity(logging.CRITICAL)  # one error, ours, is enough
+    reported = _reporting(progress, known.name)
+    try:
+        if known.repository:
+            return Path(hf_hub_download(known.repository, known.file, tqdm_class=reported))
+        if constants.HF_HUB_OFFLINE:
+            raise ConnectionError("HF_HUB_OFFLINE is set")
+        folder.mkdir(parents=True, exist_ok=True)
+        return _unzipped(_resumed(known, folder, reported), known.file, folder)
+    except Exception as error:
+        raise WeightsError(
+            f"{known.name} could not be fetched from {known.place}: {_reason(error)}.",
+            f"Get {known.file} there on another machine, then: "
+            f"sdseg weights add {known.file} --name {known.name}",
+        ) from error
+
+
+def _resumed(known: KnownWeights, folder: Path, reported: type) -> Path:
+    from huggingface_hub.file_download import http_get
+
+    archive = folder / f"{known.name}.zip"
+    if not archive.is_file():
+        part = archive.with_suffix(".part")
+        try:
+            with part.open("ab") as file:
+                http_get(known.url, file, resume_size=file.tell(), tqdm_class=reported)
+        finally:
+            if part.stat().st_size == 0:
+                part.unlink()
+                folder.rmdir()
+        part.rename(archive)
+    return archive
+
+
+def _unzipped(archive: Path, name: str, folder: Path) -> Path:
+    """The named file of the archive, wherever in it."""
+    target = folder / f"{archive.stem}-{name}"
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            member = next(m for m in opened.namelist() if Path(m).name == name)
+            with opened.open(member) as source, target.open("wb") as file:
+                shutil.copyfileobj(source, file)
+    except (zipfile.BadZipFile, StopIteration) as error:
+        archive.unlink()  # the next call gets it anew
+        raise ValueError(f"the archive holds no {name} or is damaged") from error
+    return target
+
+
+def _reporting(progress: Progress, name: str) -> type:
+    """huggingface_hub's progress bar, silent, telling our callback instead."""
+    from tqdm.auto import tqdm
+
+    class Reporting(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            options.pop("name", None)
+            super().__init__(*args, **{**options, "disable": False})
+
+        def display(self, *args: Any, **options: Any) -> None:
+            progress(int(self.n), int(self.total or 0), f"fetching {name}")
+
+    return Reporting
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what the library says, without its own advice."""
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__).rstrip(".")

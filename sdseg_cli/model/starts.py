@@ -1,0 +1,126 @@
+"""Where training begins: pretrained parts in a fresh model.
+
+The paper's start: kl-f8 is the autoencoder and the vision encoder's trunk, the unconditional LDM-8
+is the U-Net, its first convolution padded with zeros for the condition. The autoencoder is frozen,
+so it is never left random; `out` of the vision encoder always is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from sdseg_cli.errors import WeightsError
+from sdseg_cli.model.naming import below
+from sdseg_cli.model.pretrained import load_tiny_autoencoder
+from sdseg_cli.model.sdseg import SDSeg
+from sdseg_cli.model.sources import FIRST_CONVOLUTION
+from sdseg_cli.model.store import Entry, WeightStore
+from sdseg_cli.model.tensor_files import load_strictly
+from sdseg_cli.model.unet import UNet
+from sdseg_cli.presets import PRESETS
+
+PREFERRED = ("kl-f8", "sd-vae-ft-mse", "ldm-8")
+"""Taken first, in this order, where several entries of the store fit."""
+
+Origin = dict[str, str]
+"""Part of the model -> the weights it started from, with the sha256 of their file."""
+
+
+def start_scratch(model: SDSeg, store: WeightStore) -> Origin:
+    """Only the autoencoder is pretrained; the vision encoder and the U-Net stay random.
+
+    Raises:
+        WeightsError: The store has no autoencoder of these sizes.
+    """
+    if model.config.autoencoder == PRESETS["tiny"].model.autoencoder:
+        load_tiny_autoencoder(model.autoencoder)
+        return {"autoencoder": "shipped with sdseg"}
+    entry = _fitting(store, "autoencoder", model.config.autoencoder.channels)
+    if entry is None:
+        raise _missing(model, store, ["kl-f8 (autoencoder and vision encoder)"])
+    tensors = below(store.load(entry), "autoencoder.")
+    load_strictly(model.autoencoder, tensors, source=entry.name)
+    return {"autoencoder": _named(entry)}
+
+
+def start_pretrained(model: SDSeg, store: WeightStore) -> Origin:
+    """The paper's start. With the autoencoder of the `tiny` preset, which ships with the package,
+    the U-Net stays random: none ships with it.
+
+    Raises:
+        WeightsError: The store lacks a part; all that is missing is named.
+    """
+    sizes = model.config
+    ships = sizes.autoencoder == PRESETS["tiny"].model.autoencoder
+    entry = None if ships else _fitting(store, "unet", sizes.unet.model_channels)
+    if not ships:
+        absent = [] if entry else ["ldm-8 (U-Net)"]
+        if _fitting(store, "autoencoder", sizes.autoencoder.channels) is None:
+            absent.insert(0, "kl-f8 (autoencoder and vision encoder)")
+        if absent:
+            raise _missing(model, store, absent)
+    origin = start_scratch(model, store)
+    model.vision_encoder.encoder.load_state_dict(model.autoencoder.encoder.state_dict())
+    origin["vision_encoder"] = origin["autoencoder"]
+    if entry is not None:
+        start_unet(model.unet, below(store.load(entry), "unet."), source=entry.name)
+        origin["unet"] = _named(entry)
+    return origin
+
+
+def start_unet(unet: UNet, tensors: Mapping[str, Tensor], *, source: str) -> None:
+    """The unconditional LDM-8 U-Net as SDSeg's.
+
+    Args:
+        unet: To be filled.
+        tensors: Of LDM-8, whose first convolution sees 4 channels of noise only. Where `unet`
+            concatenates, zeros are put for the condition, so that at the start the image does not
+            count; where it attends to the condition, its transformers stay random in place of
+            LDM-8's attention blocks.
+        source: The weights' name, for messages.
+
+    Raises:
+        WeightsError: They are of other sizes.
+    """
+    start, fresh = dict(tensors), unet.state_dict()
+    for attention in {key.rsplit(".qkv.", 1)[0] for key in tensors if ".qkv." in key}:
+        if f"{attention}.qkv.weight" not in fresh:
+            start = {k: v for k, v in start.items() if not k.startswith(f"{attention}.")}
+            start |= {k: v for k, v in fresh.items() if k.startswith(f"{attention}.")}
+    first = start.get(FIRST_CONVOLUTION)
+    channels = fresh[FIRST_CONVOLUTION].shape[1]
+    if first is not None and first.ndim == 4 and first.shape[1] < channels:
+        missing = channels - first.shape[1]
+        start[FIRST_CONVOLUTION] = torch.cat([first, torch.zeros_like(first[:, :missing])], dim=1)
+    load_strictly(unet, start, source=source)
+
+
+def _fitting(store: WeightStore, part: str, channels: int) -> Entry | None:
+    """The entry that holds a part of this width; official SDSeg models are starts of their own."""
+    fitting = [
+        entry
+        for entry in store.entries()
+        if entry.kind != "sdseg" and entry.widths.get(part) == channels
+    ]
+
+    def rank(entry: Entry) -> tuple[bool, int, str]:
+        known = PREFERRED.index(entry.name) if entry.name in PREFERRED else len(PREFERRED)
+        return entry.kind == "ldm", known, entry.name
+
+    return min(fitting, key=rank, default=None)
+
+
+def _missing(model: SDSeg, store: WeightStore, absent: list[str]) -> WeightsError:
+    sizes = model.config
+    return WeightsError(
+        f"training starts from {' and '.join(absent)} of widths {sizes.autoencoder.channels} and "
+        f"{sizes.unet.model_channels}, not in the weight store {store.folder}.",
+        "Run `sdseg weights fetch NAME` or `sdseg weights add FILE`; or use --preset tiny.",
+    )
+
+
+def _named(entry: Entry) -> str:
+    return f"{entry.name}, {entry.source}, sha256 {entry.source_sha256}"

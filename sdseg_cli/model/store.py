@@ -1,0 +1,149 @@
+"""The weight store: what `sdseg weights` keeps in the user's cache.
+
+    NAME.safetensors   the tensors, in our names
+    NAME.json          kind, where they came from, sha256 of the original and of the stored file
+
+A name stands in the store only with both; the `.json` is written last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sdseg_cli.atomic import replacing
+from sdseg_cli.errors import WeightsError
+from sdseg_cli.model.sources import Source
+from sdseg_cli.model.tensor_files import file_sha256, write_tensors
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One set of weights in the store."""
+
+    name: str
+    kind: str
+    """"autoencoder", "ldm" or "sdseg"."""
+    widths: dict[str, int]
+    """As in `Source`."""
+    sha256: str
+    """Of the stored file."""
+    source: str
+    """Name of the original file."""
+    source_sha256: str
+    bytes: int
+    added: str
+    """Date, ISO 8601."""
+    latent_scale: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json` and the `.json` beside the weights."""
+        return asdict(self)
+
+
+class WeightStore:
+    """Named weights in one folder.
+
+    Args:
+        folder: Need not exist yet.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def default(cls) -> WeightStore:
+        """`$SDSEG_WEIGHTS`, else `$XDG_CACHE_HOME/sdseg/weights`, else `~/.cache/sdseg/weights`."""
+        if own := os.environ.get("SDSEG_WEIGHTS"):
+            return cls(Path(own))
+        cache = os.environ.get("XDG_CACHE_HOME")
+        return cls((Path(cache) if cache else Path.home() / ".cache") / "sdseg" / "weights")
+
+    def entries(self) -> list[Entry]:
+        """All of them, by name.
+
+        Raises:
+            WeightsError: A description in the store is damaged.
+        """
+        return [self._read(path) for path in sorted(self.folder.glob("*.json"))]
+
+    def find(self, name: str) -> Entry | None:
+        """The entry of that name."""
+        path = self.folder / f"{name}.json"
+        return self._read(path) if path.is_file() else None
+
+    def file(self, entry: Entry) -> Path:
+        """Where its tensors lie."""
+        return self.folder / f"{entry.name}.safetensors"
+
+    def load(self, entry: Entry) -> dict[str, Tensor]:
+        """Its tensors, once the file is known to be the one that was stored.
+
+        Raises:
+            WeightsError: The file is gone or has changed.
+        """
+        path = self.file(entry)
+        if not path.is_file() or file_sha256(path) != entry.sha256:
+            raise WeightsError(
+                f"{path}: is no longer the file that was stored.",
+                f"Add or fetch {entry.name} again.",
+            )
+        return load_file(path)
+
+    def add(self, name: str, source: Source, *, original: str, original_sha256: str) -> Entry:
+        """Keep weights under a name; the same weights again are no error.
+
+        Args:
+            name: Letters, digits, dots, dashes and underscores.
+            source: Recognised, hence checked.
+            original: Name of the file they came from.
+            original_sha256: Of that file.
+
+        Raises:
+            WeightsError: The name is taken by other weights, or cannot be a file's name.
+        """
+        if not name or not all(c.isalnum() or c in "._-" for c in name) or name[0] == ".":
+            raise WeightsError(
+                f'"{name}" cannot be a name in the store.',
+                "Give --name of letters, digits, dots, dashes and underscores.",
+            )
+        before = self.find(name)
+        if before is not None and before.source_sha256 != original_sha256:
+            raise WeightsError(
+                f"{name} is in the store with other weights: sha256 {before.source_sha256[:12]}, "
+                f"not {original_sha256[:12]}.",
+                f"Give another --name, or delete {self.folder / name}.json first.",
+            )
+        path = self.folder / f"{name}.safetensors"
+        with replacing(path) as temporary:
+            write_tensors(source.tensors, temporary)
+        entry = Entry(
+            name=name,
+            kind=source.kind,
+            widths=source.widths,
+            sha256=file_sha256(path),
+            source=original,
+            source_sha256=original_sha256,
+            bytes=path.stat().st_size,
+            added=time.strftime("%Y-%m-%d"),
+            latent_scale=source.latent_scale,
+        )
+        with replacing(self.folder / f"{name}.json") as temporary:
+            temporary.write_text(json.dumps(entry.to_json(), indent=2) + "\n", encoding="utf-8")
+        return entry
+
+    def _read(self, path: Path) -> Entry:
+        try:
+            entry = Entry(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise WeightsError(
+                f"{path}: damaged description of weights.", "Delete it and add the weights again."
+            ) from error
+        return entry

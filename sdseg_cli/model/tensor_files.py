@@ -1,0 +1,145 @@
+"""Files of weights, read without running anything in them, and copied only where every name and
+every shape fits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sdseg_cli.errors import WeightsError
+
+NAMED_AT_MOST = 3
+"""So many offending keys are spelled out in a message."""
+
+
+class _Inert:
+    """Stands for a class of the trainer that wrote a checkpoint; building it does nothing."""
+
+    def __init__(self, *values: object) -> None:
+        """Whatever the file says of it is dropped."""
+
+
+# Checkpoints of the latent-diffusion family were written by Lightning, which keyed a dictionary
+# with its callback classes. The file names them; an inert class of ours takes their place.
+_NAMED_IN_CHECKPOINTS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    (_Inert, f"{package}.callbacks.{module}")
+    for package in ("pytorch_lightning", "lightning.pytorch")
+    for module in (
+        "model_checkpoint.ModelCheckpoint",
+        "early_stopping.EarlyStopping",
+        "lr_monitor.LearningRateMonitor",
+    )
+]
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a `.safetensors` file or of a checkpoint saved by torch; code in it is never
+    run.
+
+    Raises:
+        WeightsError: Missing, damaged, or holding more than tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals(_NAMED_IN_CHECKPOINTS):
+            values = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path}: no such file.", "Check the path of the weights.") from error
+    except IsADirectoryError as error:
+        raise WeightsError(f"{path}: is a folder.", "Give the file of weights in it.") from error
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path}: damaged, or it holds more than plain weights, which is never run.",
+            "Get the file again, as .safetensors if offered.",
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, safetensors.SafetensorError) as error:
+        raise WeightsError(
+            f"{path}: damaged, or not a file of plain weights.",
+            "Get the file again, as .safetensors if offered.",
+        ) from error
+    return state_dict_of(values, source=str(path))
+
+
+def state_dict_of(values: Any, *, source: str) -> dict[str, Tensor]:
+    """The tensors of what `torch.load` gave, be they the whole of it or its `state_dict`.
+
+    Raises:
+        WeightsError: It is no dictionary of tensors.
+    """
+    if isinstance(values, Mapping) and isinstance(values.get("state_dict"), Mapping):
+        values = values["state_dict"]
+    if not isinstance(values, Mapping) or not values:
+        raise WeightsError(f"{source}: holds no state_dict.", "Give a checkpoint of weights.")
+    for key, value in values.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise WeightsError(
+                f"{source}: {key} is no tensor.", "Give a checkpoint with a state_dict."
+            )
+    return dict(values)
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a `.safetensors` file, readable for those the user's umask lets read."""
+    save_file(tensors, path)
+    umask = os.umask(0)  # it can only be read by setting it
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
+def file_sha256(path: Path) -> str:
+    """The file's sha256, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_tensors(
+    tensors: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], *, source: str
+) -> None:
+    """Every wanted name is there in its shape, no other is, and all values are finite.
+
+    Raises:
+        WeightsError: Naming the keys that are wrong.
+    """
+    problems = [f"missing {key}" for key in wanted if key not in tensors]
+    problems += [f"unexpected {key}" for key in tensors if key not in wanted]
+    problems += [
+        f"{key} is {tuple(value.shape)}, not {tuple(wanted[key])}"
+        for key, value in tensors.items()
+        if key in wanted and value.shape != wanted[key]
+    ]
+    # Values last: they take the time.
+    problems = problems or [
+        f"{key} holds NaN or infinity"
+        for key, value in tensors.items()
+        if value.is_floating_point() and not torch.isfinite(value).all()
+    ]
+    if problems:
+        named = "; ".join(problems[:NAMED_AT_MOST])
+        rest = len(problems) - NAMED_AT_MOST
+        more = f"; and {rest} more" if rest > 0 else ""
+        raise WeightsError(
+            f"{source}: weights of another architecture or damaged: {named}{more}.",
+            "Give the weights that belong to this model.",
+        )
+
+
+def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
+    """Copy `tensors` into `module` as float32.
+
+    Raises:
+        WeightsError: As `check_tensors`; nothing is copied then.
+    """
+    wanted = {key: value.shape for key, value in module.state_dict().items()}
+    check_tensors(tensors, wanted, source=source)
+    module.load_state_dict({key: value.float() for key, value in tensors.items()})

@@ -1,0 +1,98 @@
+"""The model a run begins with: `train.init`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from sdseg_cli.config import RunConfig
+from sdseg_cli.config_file import differing_keys, from_dict
+from sdseg_cli.errors import ConfigError
+from sdseg_cli.model.sdseg import SDSeg, as_three_channels, build_sdseg
+from sdseg_cli.model.seeds import seeded_generator
+from sdseg_cli.model.starts import Origin, start_pretrained, start_scratch
+from sdseg_cli.model.store import WeightStore
+from sdseg_cli.model.tensor_files import load_strictly
+from sdseg_cli.training.batches import PreparedSlices, draw_positions
+from sdseg_cli.training.package import read_trained
+
+MAY_DIFFER = {
+    "model.unet.dropout",
+    "model.encoder_dropout",
+    "model.train_encoder",
+    "model.precision",
+}
+"""Settings of the model that change no weight's meaning."""
+
+
+def initial_model(
+    config: RunConfig, store: WeightStore, slices: PreparedSlices
+) -> tuple[SDSeg, Origin]:
+    """The model at step 0, with its latent scale.
+
+    Args:
+        config: `train.init` is "pretrained" (the paper's start), "scratch" (only the frozen
+            autoencoder is pretrained), the folder of a run or package, or the name of an official
+            SDSeg model in the store.
+        store: Where pretrained weights are.
+        slices: The training slices; the first batch gives the latent scale, unless a model brings
+            its own.
+
+    Returns:
+        The model, and where its weights came from.
+
+    Raises:
+        WeightsError: Weights are missing, damaged or of other sizes.
+        ConfigError: The model named by `train.init` has other settings, or there is none.
+    """
+    torch.manual_seed(config.seed)
+    model = build_sdseg(config.model)
+    if config.train.init == "pretrained":
+        origin = start_pretrained(model, store)
+    elif config.train.init == "scratch":
+        origin = start_scratch(model, store)
+    else:
+        return model, _start_from_model(model, config, store)
+    model.latent_scale = _latent_scale(model, config, slices)
+    return model, origin
+
+
+def _latent_scale(model: SDSeg, config: RunConfig, slices: PreparedSlices) -> float:
+    """One over the standard deviation of the first batch's mask latents, as the official code."""
+    positions = draw_positions(
+        slices,
+        seed=config.seed,
+        step=0,
+        batch_size=config.train.batch_size,
+        foreground_fraction=config.train.foreground_fraction,
+    )
+    mask = as_three_channels(slices.batch(positions).foreground.float() * 2 - 1)
+    generator = seeded_generator("latent scale", config.seed)
+    spread_of_latent = float(model.sample_latent(model.mask_moments(mask), generator).std())
+    return 1 / max(spread_of_latent, 1e-6)
+
+
+def _start_from_model(model: SDSeg, config: RunConfig, store: WeightStore) -> Origin:
+    init = config.train.init
+    entry = store.find(init) if init == Path(init).name else None
+    if entry is not None and entry.kind == "sdseg" and entry.latent_scale is not None:
+        load_strictly(model, store.load(entry), source=init)
+        model.latent_scale = entry.latent_scale
+        return {"model": f"{entry.name}, {entry.source}, sha256 {entry.source_sha256}"}
+    if not Path(init).is_dir():
+        raise ConfigError(
+            f"--init {init}: no run, no package and no SDSeg model in the weight store.",
+            "Give pretrained, scratch, a run, a package, or a name of `sdseg weights list`.",
+        )
+    trained = read_trained(Path(init))
+    theirs = from_dict(trained.config, RunConfig(), source=init)
+    differing = [key for key in differing_keys(theirs, config) if key.startswith("model.")]
+    if changed := [key for key in differing if key not in MAY_DIFFER]:
+        raise ConfigError(
+            f"--init {init}: its model has other settings: {', '.join(changed)}.",
+            f"Train with --preset {theirs.preset}, or with the same settings by --set.",
+        )
+    load_strictly(model, trained.prediction_weights(), source=init)
+    model.latent_scale = trained.latent_scale
+    return {**trained.origin, "model": f"{init}, step {trained.step}"}

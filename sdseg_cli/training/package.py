@@ -1,0 +1,168 @@
+"""The inference package: all that prediction needs of a run, small enough to hand on.
+
+PACKAGE/
+  model.safetensors   weights of the three networks, float16, the U-Net averaged over the steps
+  package.json        settings, how slices are made, latent scale, origin of the weights, sha256
+  LICENSE.md          what may be done with it
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdseg_cli import __version__
+from sdseg_cli.errors import ConfigError, RunError, WeightsError
+from sdseg_cli.model.tensor_files import file_sha256, read_tensors, write_tensors
+from sdseg_cli.training.checkpoint import Checkpoint, RunDir, halved
+
+FORMAT_VERSION = 1
+MODEL, DESCRIPTION, LICENSE = "model.safetensors", "package.json", "LICENSE.md"
+
+
+@dataclass(frozen=True)
+class Package:
+    """What `write_package` wrote."""
+
+    folder: Path
+    sha256: str
+    """Of `model.safetensors`."""
+    bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of `--json`."""
+        return {"package": str(self.folder), "sha256": self.sha256, "bytes": self.bytes}
+
+
+def write_package(checkpoint: Checkpoint, folder: Path, *, half: bool = True) -> Package:
+    """Make a package; it appears whole or not at all, and replaces only another package.
+
+    Args:
+        checkpoint: What prediction uses: `best.pt` of a run.
+        folder: Of the package.
+        half: Round the weights to float16; else they stay as they are.
+
+    Raises:
+        ConfigError: Something else lies there.
+        RunError: The disk refused.
+    """
+    if folder.exists() and not (folder / DESCRIPTION).is_file():
+        raise ConfigError(f"{folder}: exists and is no package.", "Give -o another name.")
+    building = folder.with_name(f".{os.getpid()}.part.{folder.name}")
+    old = folder.with_name(f".{os.getpid()}.old.{folder.name}")
+    try:
+        building.mkdir(parents=True)
+        weights = checkpoint.prediction_weights()
+        write_tensors(halved(weights) if half else weights, building / MODEL)
+        sha256 = file_sha256(building / MODEL)
+        description = {
+            "format_version": FORMAT_VERSION,
+            "sdseg_version": __version__,
+            "sha256": sha256,
+            "step": checkpoint.step,
+            "best": checkpoint.best,
+            "latent_scale": checkpoint.latent_scale,
+            "origin": checkpoint.origin,
+            "data": checkpoint.data,
+            "config": checkpoint.config,
+        }
+        _write_text(building / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+        _write_text(building / LICENSE, license_note(checkpoint))
+        if folder.exists():
+            folder.rename(old)
+        building.rename(folder)
+    except OSError as error:
+        raise RunError(
+            f"{folder}: cannot be written ({error.strerror or error}).",
+            "Check the folder's permissions and the space left on the disk.",
+        ) from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    return Package(folder, sha256, size)
+
+
+def read_package(folder: Path) -> Checkpoint:
+    """A package as the checkpoint it was made from.
+
+    Raises:
+        WeightsError: It is incomplete, damaged, or of another format.
+    """
+    try:
+        text = (folder / DESCRIPTION).read_text(encoding="utf-8")
+        description = json.loads(text)
+        if description["format_version"] != FORMAT_VERSION:
+            raise WeightsError(
+                f"{folder}: package format {description['format_version']}, not {FORMAT_VERSION}.",
+                f"Use sdseg {description['sdseg_version']}, which wrote it.",
+            )
+        expected = description["sha256"]
+        checkpoint = Checkpoint(
+            step=int(description["step"]),
+            config=dict(description["config"]),
+            data=dict(description["data"]),
+            latent_scale=float(description["latent_scale"]),
+            weights={},
+            ema={},
+            best=dict(description["best"]),
+            origin=dict(description["origin"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"{folder}: no package of sdseg, or damaged.",
+            "Give --model a folder made by `sdseg weights export`.",
+        ) from error
+    model = folder / MODEL
+    if model.is_file() and file_sha256(model) != expected:
+        raise WeightsError(
+            f"{model}: is not the file this package was made with (sha256 differs).",
+            "Copy the package again, or export it anew.",
+        )
+    checkpoint.weights.update(read_tensors(model))
+    return checkpoint
+
+
+def read_trained(path: Path) -> Checkpoint:
+    """What prediction needs, of a run folder or a package.
+
+    Raises:
+        WeightsError: It is missing or damaged.
+    """
+    if is_package(path):
+        return read_package(path)
+    return Checkpoint.load(RunDir(path).best)
+
+
+def is_package(path: Path) -> bool:
+    """Whether this folder says it is a package."""
+    return (path / DESCRIPTION).is_file()
+
+
+def license_note(checkpoint: Checkpoint) -> str:
+    """Whose terms apply, in a few lines."""
+    dataset = checkpoint.data.get("dataset", "unknown")
+    lines = [
+        "# Terms of these weights",
+        "",
+        "The software that made them, sdseg, is under Apache-2.0. The weights were trained on the",
+        f'data set "{dataset}", whose owner\'s terms apply to them.',
+        "",
+    ]
+    if checkpoint.origin:
+        lines += ["They started from weights of others, whose terms apply too:", ""]
+        lines += [f"- {part}: {where}" for part, where in sorted(checkpoint.origin.items())]
+        lines += [""]
+    lines.append("For research. No medical device: approved for neither diagnosis nor therapy.")
+    return "\n".join(lines) + "\n"
+
+
+def _write_text(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

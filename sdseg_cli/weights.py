@@ -1,0 +1,144 @@
+"""Weights of others in, weights of ours out: the store, its public sources, and packages."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from sdseg_cli.config import ModelConfig
+from sdseg_cli.errors import ConfigError, WeightsError
+from sdseg_cli.imaging.intensity import Normalisation
+from sdseg_cli.model.known_weights import KNOWN
+from sdseg_cli.model.naming import below
+from sdseg_cli.model.sizes import autoencoder_sizes, unet_sizes
+from sdseg_cli.model.sources import recognise
+from sdseg_cli.model.store import Entry, WeightStore
+from sdseg_cli.model.tensor_files import file_sha256, read_tensors
+from sdseg_cli.presets import preset
+from sdseg_cli.progress import Progress, silent
+from sdseg_cli.training.checkpoint import Checkpoint, RunDir, config_values
+from sdseg_cli.training.package import Package, write_package
+
+PLANE_SIZE = 256
+"""Side of the plane official models were trained on, px."""
+
+
+def add_weights(
+    path: Path, store: WeightStore, *, name: str | None = None, kind: str | None = None
+) -> Entry:
+    """Recognise, check and keep a file of weights.
+
+    Args:
+        path: `.safetensors`, or a checkpoint of torch (.ckpt, .pt, .pth, .bin).
+        store: Where to keep them.
+        name: In the store; the file's own without its suffix by default.
+        kind: What it has to be: "autoencoder", "ldm" or "sdseg".
+
+    Raises:
+        WeightsError: The file is missing, damaged, of no known kind or another than `kind`, or the
+            name is taken by others. Nothing is stored, and nothing in the file is run.
+    """
+    tensors = read_tensors(path)
+    source = recognise(tensors, source=str(path))
+    if kind not in (None, source.kind):
+        raise WeightsError(
+            f"{path}: weights of kind {source.kind}, not {kind}.", "Check where they came from."
+        )
+    return store.add(
+        name or re.sub(r"[^\w.-]", "-", path.stem),
+        source,
+        original=path.name,
+        original_sha256=file_sha256(path),
+    )
+
+
+def fetch_weights(name: str, store: WeightStore, *, progress: Progress = silent) -> Entry:
+    """Download public weights into the store; there already, they are left alone.
+
+    Args:
+        name: One of `KNOWN`.
+        store: Where to keep them.
+        progress: Told the bytes so far.
+
+    Raises:
+        ConfigError: The name is unknown.
+        WeightsError: The network cannot be reached, or what came is not what it should be, or has
+            changed since it was first fetched.
+    """
+    from sdseg_cli.model.download import download
+
+    if name not in KNOWN:
+        raise ConfigError(f'no public weights are called "{name}".', f"Known: {', '.join(KNOWN)}.")
+    present = store.find(name)
+    if present is not None and store.file(present).is_file():
+        return present
+    waiting = store.folder / ".downloads"
+    path = download(KNOWN[name], waiting, progress)
+    entry = add_weights(path, store, name=name, kind=KNOWN[name].kind)
+    shutil.rmtree(waiting, ignore_errors=True)
+    return entry
+
+
+def export_run(run: Path, output: Path) -> Package:
+    """Make a package of a run's best weights.
+
+    Args:
+        run: The run folder.
+        output: Folder of the package.
+
+    Raises:
+        WeightsError: The checkpoint is missing or damaged.
+        ConfigError: Something else lies at `output`.
+    """
+    return write_package(Checkpoint.load(RunDir(run).best), output)
+
+
+def export_stored(
+    entry: Entry,
+    store: WeightStore,
+    output: Path,
+    *,
+    normalisation: Normalisation,
+    half: bool = True,
+) -> Package:
+    """Make a package of an official SDSeg model of the store.
+
+    Args:
+        entry: Of kind "sdseg".
+        store: Where it lies.
+        output: Folder of the package.
+        normalisation: How scan values become [-1,1], which an official checkpoint does not say.
+        half: Round the weights to float16; else they stay as the official checkpoint has them.
+
+    Raises:
+        WeightsError: The entry is of another kind, or its file has changed.
+        ConfigError: Something else lies at `output`.
+    """
+    if entry.kind != "sdseg" or entry.latent_scale is None:
+        raise WeightsError(
+            f"{entry.name} is of kind {entry.kind}: no whole SDSeg model.",
+            "Export a run, or a stored model of kind sdseg.",
+        )
+    tensors = store.load(entry)
+    model = ModelConfig(
+        autoencoder=autoencoder_sizes(below(tensors, "autoencoder."), source=entry.name),
+        unet=unet_sizes(below(tensors, "unet."), source=entry.name),
+    )
+    config = replace(preset("sd"), dataset=entry.name, model=model)
+    checkpoint = Checkpoint(
+        step=0,
+        config=config_values(config),
+        data={
+            "dataset": entry.name,
+            "normalisation": normalisation.to_dict(),
+            "crop": "none",
+            "size": PLANE_SIZE,
+        },
+        latent_scale=entry.latent_scale,
+        weights=tensors,
+        ema={},
+        origin={"model": f"{entry.source}, sha256 {entry.source_sha256}"},
+    )
+    return write_package(checkpoint, output, half=half)

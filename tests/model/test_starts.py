@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from sdseg_cli.config import AutoencoderConfig, ModelConfig, UNetConfig
+from sdseg_cli.errors import WeightsError
+from sdseg_cli.model.naming import below
+from sdseg_cli.model.sdseg import SDSeg, build_sdseg
+from sdseg_cli.model.sources import Source, recognise
+from sdseg_cli.model.starts import start_pretrained, start_scratch, start_unet
+from sdseg_cli.model.store import WeightStore
+from sdseg_cli.presets import PRESETS
+from tests.parity.fill import tiny_autoencoder, tiny_ldm
+
+SIZES = ModelConfig(autoencoder=AutoencoderConfig(channels=32), unet=UNetConfig(model_channels=32))
+"""Of the small official checkpoints."""
+
+
+@pytest.fixture
+def model() -> SDSeg:
+    torch.manual_seed(0)
+    return build_sdseg(SIZES)
+
+
+def _add(store: WeightStore, name: str, source: Source) -> None:
+    store.add(name, source, original=f"{name}.ckpt", original_sha256=name.ljust(64, "0"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> WeightStore:
+    """With a small kl-f8 and a small LDM-8."""
+    store = WeightStore(tmp_path)
+    _add(store, "kl-f8", recognise(tiny_autoencoder(), source="x"))
+    _add(store, "ldm-8", recognise(tiny_ldm(), source="x"))
+    return store
+
+
+def test_the_papers_start_takes_kl_f8_twice_and_ldm_8_padded(
+    model: SDSeg, store: WeightStore
+) -> None:
+    out = model.vision_encoder.out.weight.clone()
+    origin = start_pretrained(model, store)
+    kl_f8, ldm = tiny_autoencoder(), tiny_ldm()
+    assert torch.equal(model.autoencoder.quant_conv.bias, kl_f8["quant_conv.bias"])
+    conv_in = kl_f8["encoder.conv_in.weight"]
+    assert torch.equal(model.autoencoder.encoder.conv_in.weight, conv_in)
+    assert torch.equal(model.vision_encoder.encoder.conv_in.weight, conv_in)
+    assert torch.equal(model.vision_encoder.out.weight, out)  # random, as in the paper
+    first = model.unet.input_blocks[0][0].weight
+    assert torch.equal(first[:, :4], ldm["model.diffusion_model.input_blocks.0.0.weight"])
+    assert not first[:, 4:].any()
+    assert origin["unet"] == f"ldm-8, ldm-8.ckpt, sha256 {'ldm-8'.ljust(64, '0')}"
+    assert origin["autoencoder"].startswith("kl-f8, ")
+
+
+def test_scratch_loads_only_the_frozen_autoencoder(model: SDSeg, store: WeightStore) -> None:
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    assert set(start_scratch(model, store)) == {"autoencoder"}
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]) == (not key.startswith("autoencoder.")), key
+
+
+def test_without_kl_f8_the_autoencoder_of_ldm_8_serves(model: SDSeg, tmp_path: Path) -> None:
+    store = WeightStore(tmp_path / "other")
+    _add(store, "churches", recognise(tiny_ldm(), source="x"))
+    assert start_pretrained(model, store)["autoencoder"].startswith("churches, ")
+
+
+def test_kl_f8_is_taken_before_other_autoencoders(model: SDSeg, store: WeightStore) -> None:
+    _add(store, "a-vae", recognise(tiny_autoencoder(), source="x"))
+    assert start_pretrained(model, store)["autoencoder"].startswith("kl-f8, ")
+
+
+def test_all_that_is_missing_is_named(model: SDSeg, tmp_path: Path) -> None:
+    store = WeightStore(tmp_path / "empty")
+    with pytest.raises(WeightsError, match=r"kl-f8 \(.*\) and ldm-8 \(U-Net\)") as caught:
+        start_pretrained(model, store)
+    assert "sdseg weights fetch" in caught.value.hint
+    with pytest.raises(WeightsError, match="kl-f8") as caught:
+        start_scratch(model, store)
+    assert "ldm-8" not in caught.value.message
+
+
+def test_weights_of_other_widths_do_not_count(store: WeightStore) -> None:
+    larger = build_sdseg(ModelConfig(autoencoder=AutoencoderConfig(channels=64), unet=SIZES.unet))
+    with pytest.raises(WeightsError, match=r"starts from kl-f8 .* of widths 64 and 32"):
+        start_pretrained(larger, store)
+
+
+def test_the_tiny_preset_needs_no_store(tmp_path: Path) -> None:
+    model = build_sdseg(PRESETS["tiny"].model)
+    unet = {key: value.clone() for key, value in model.unet.state_dict().items()}
+    origin = start_pretrained(model, WeightStore(tmp_path / "none"))
+    assert origin["autoencoder"] == "shipped with sdseg"
+    for name, value in model.autoencoder.encoder.state_dict().items():
+        assert torch.equal(model.vision_encoder.encoder.state_dict()[name], value)
+    assert all(torch.equal(unet[key], value) for key, value in model.unet.state_dict().items())
+
+
+def test_a_unet_that_attends_takes_all_of_ldm_8_but_its_attention(store: WeightStore) -> None:
+    torch.manual_seed(0)
+    model = build_sdseg(replace(SIZES, fusion="cross-attention"))
+    before = {key: value.clone() for key, value in model.unet.state_dict().items()}
+    start_pretrained(model, store)
+    ldm = below(tiny_ldm(), "model.diffusion_model.")
+    attention = tuple(f"{k.rsplit('.qkv.', 1)[0]}." for k in ldm if ".qkv.weight" in k)
+    assert len(attention) == 21  # 8 on the way down, 1 in the middle, 12 on the way up
+    for key, value in model.unet.state_dict().items():
+        assert torch.equal(value, (before if key.startswith(attention) else ldm)[key]), key
+
+
+def test_a_unet_of_other_sizes_is_refused(model: SDSeg) -> None:
+    with pytest.raises(WeightsError, match=r"ldm: .*missing"):
+        start_unet(model.unet, {}, source="ldm")

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sdseg_cli.errors import WeightsError
+from sdseg_cli.model.sources import Source
+from sdseg_cli.model.store import WeightStore
+
+ONES = Source("autoencoder", {"autoencoder.w": torch.ones(2)}, {"autoencoder": 128})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> WeightStore:
+    return WeightStore(tmp_path / "store")
+
+
+def test_what_is_added_comes_back(store: WeightStore) -> None:
+    entry = store.add("kl-f8", ONES, original="model.ckpt", original_sha256="ab")
+    assert store.entries() == [entry]
+    found = store.find("kl-f8")
+    assert found == entry
+    assert (entry.kind, entry.source, entry.source_sha256) == ("autoencoder", "model.ckpt", "ab")
+    assert entry.bytes == store.file(entry).stat().st_size
+    assert store.load(entry)["autoencoder.w"].tolist() == [1, 1]
+
+
+def test_an_empty_store_holds_nothing(store: WeightStore) -> None:
+    assert store.entries() == []
+    assert store.find("kl-f8") is None
+
+
+def test_the_same_weights_may_be_added_again_but_no_others(store: WeightStore) -> None:
+    store.add("a", ONES, original="x", original_sha256="1" * 64)
+    store.add("a", ONES, original="x", original_sha256="1" * 64)
+    with pytest.raises(WeightsError, match="a is in the store with other weights: sha256 1111"):
+        store.add("a", ONES, original="x", original_sha256="2" * 64)
+
+
+def test_a_file_that_changed_in_the_store_is_not_loaded(store: WeightStore) -> None:
+    entry = store.add("a", ONES, original="x", original_sha256="1")
+    changed = bytearray(store.file(entry).read_bytes())
+    changed[-1] ^= 1
+    store.file(entry).write_bytes(changed)
+    with pytest.raises(WeightsError, match="no longer the file that was stored"):
+        store.load(entry)
+
+
+@pytest.mark.parametrize("name", ["", "../a", "a/b", ".hidden", "a b"])
+def test_a_name_is_a_file_name(store: WeightStore, name: str) -> None:
+    with pytest.raises(WeightsError, match="cannot be a name"):
+        store.add(name, ONES, original="x", original_sha256="1")
+    assert not store.folder.exists()
+
+
+def test_the_environment_says_where_the_store_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.delenv("SDSEG_WEIGHTS", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert WeightStore.default().folder == Path("/home/me/.cache/sdseg/weights")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert WeightStore.default().folder == Path("/cache/sdseg/weights")
+    monkeypatch.setenv("SDSEG_WEIGHTS", "/w")
+    assert WeightStore.default().folder == Path("/w")
+
+
+def test_a_damaged_description_is_one_clear_error(store: WeightStore) -> None:
+    store.add("a", ONES, original="x", original_sha256="1")
+    (store.folder / "a.json").write_text("{")
+    with pytest.raises(WeightsError, match=r"a\.json: damaged description"):
+        store.entries()

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sdseg_cli.errors import WeightsError
+from sdseg_cli.model.tensor_files import (
+    check_tensors,
+    file_sha256,
+    load_strictly,
+    read_tensors,
+    state_dict_of,
+    write_tensors,
+)
+
+
+@pytest.fixture
+def layer() -> torch.nn.Linear:
+    return torch.nn.Linear(2, 2)
+
+
+def test_missing_unexpected_and_misshapen_keys_are_named(layer: torch.nn.Linear) -> None:
+    before = layer.weight.clone()
+    with pytest.raises(WeightsError, match=r"missing bias; unexpected more; weight is \(3, 3\)"):
+        load_strictly(layer, {"weight": torch.ones(3, 3), "more": torch.ones(1)}, source="x")
+    assert torch.equal(layer.weight, before)
+
+
+def test_values_that_are_not_finite_are_refused(layer: torch.nn.Linear) -> None:
+    bad = {"weight": torch.full((2, 2), float("nan")), "bias": torch.zeros(2)}
+    with pytest.raises(WeightsError, match="weight holds NaN"):
+        load_strictly(layer, bad, source="x")
+
+
+def test_half_precision_files_load_as_float32(layer: torch.nn.Linear) -> None:
+    load_strictly(layer, {"weight": torch.ones(2, 2).half(), "bias": torch.zeros(2)}, source="x")
+    assert layer.weight.dtype == torch.float32
+    assert layer.weight.tolist() == [[1, 1], [1, 1]]
+
+
+class _Harmful:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Path.touch, (Path("harm-was-done"),)  # type: ignore[return-value]
+
+
+def test_code_in_a_pickle_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.ckpt").write_bytes(pickle.dumps({"state_dict": _Harmful()}, protocol=2))
+    with pytest.raises(WeightsError):
+        read_tensors(tmp_path / "bad.ckpt")
+    assert not (tmp_path / "harm-was-done").exists()
+
+
+@pytest.mark.parametrize("name", ["cut.safetensors", "cut.ckpt"])
+def test_a_truncated_file_is_one_clear_error(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name.endswith("ckpt"):
+        torch.save({"a": torch.zeros(1000)}, path)
+    else:
+        save_file({"a": torch.zeros(1000)}, path)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(WeightsError, match="damaged"):
+        read_tensors(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"nowhere\.safetensors: no such file"):
+        read_tensors(tmp_path / "nowhere.safetensors")
+
+
+def test_lightnings_callback_classes_in_a_checkpoint_are_read_past(tmp_path: Path) -> None:
+    """Written as Lightning 1.x did: a dictionary keyed by the class itself."""
+    module = types.ModuleType("pytorch_lightning.callbacks.model_checkpoint")
+    written = type("ModelCheckpoint", (), {"__module__": module.__name__})
+    module.ModelCheckpoint = written  # type: ignore[attr-defined]
+    path = tmp_path / "model.ckpt"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("pytorch_lightning", "pytorch_lightning.callbacks", module.__name__):
+            patch.setitem(sys.modules, name, module)
+        torch.save(
+            {"state_dict": {"w": torch.ones(2)}, "callbacks": {written: {"best": 0.5}}}, path
+        )
+    assert "pytorch_lightning" not in sys.modules
+    assert read_tensors(path)["w"].tolist() == [1, 1]
+
+
+def test_a_dictionary_of_other_things_is_no_state_dict() -> None:
+    with pytest.raises(WeightsError, match="x: epoch is no tensor"):
+        state_dict_of({"epoch": 3}, source="x")
+    with pytest.raises(WeightsError, match="x: holds no state_dict"):
+        state_dict_of([torch.ones(1)], source="x")
+
+
+def test_only_the_first_three_problems_are_spelled_out() -> None:
+    wanted = {name: torch.Size([1]) for name in "abcde"}
+    with pytest.raises(WeightsError, match="missing a; missing b; missing c; and 2 more"):
+        check_tensors({}, wanted, source="x")
+
+
+def test_a_written_file_may_be_read_by_whom_the_umask_allows(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        write_tensors({"a": torch.ones(1)}, tmp_path / "a.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o644
+    assert read_tensors(tmp_path / "a.safetensors")["a"].tolist() == [1]
+
+
+def test_the_hash_of_a_file_is_its_sha256(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert file_sha256(tmp_path / "abc").startswith("ba7816bf8f01cfea414140de5dae2223")

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sdseg_cli.errors import ConfigError, WeightsError
+from sdseg_cli.imaging.files import read_image
+from sdseg_cli.predict import Predictor, predict_file
+from sdseg_cli.training.checkpoint import Checkpoint, halved
+from sdseg_cli.training.package import read_package, read_trained, write_package
+from tests.conftest import Workspace
+
+
+@pytest.fixture
+def package(tiny_run: Workspace, tmp_path: Path) -> Path:
+    """Of the tiny run."""
+    write_package(Checkpoint.load(tiny_run.run.best), tmp_path / "model.sdseg")
+    return tmp_path / "model.sdseg"
+
+
+def test_a_package_holds_half_precision_weights_settings_hash_and_terms(
+    package: Path, tiny_run: Workspace
+) -> None:
+    assert sorted(p.name for p in package.iterdir()) == [
+        "LICENSE.md",
+        "model.safetensors",
+        "package.json",
+    ]
+    best, read = Checkpoint.load(tiny_run.run.best), read_package(package)
+    assert (read.step, read.latent_scale, read.data) == (best.step, best.latent_scale, best.data)
+    assert read.config == best.config
+    assert {value.dtype for value in read.weights.values()} == {torch.float16}
+    assert set(read.weights) == set(best.weights)
+    terms = (package / "LICENSE.md").read_text()
+    assert 'data set "tiny"' in terms and "medical device" in terms
+    assert "autoencoder: shipped with sdseg" in terms
+
+
+def test_run_and_package_predict_the_same_bytes(
+    package: Path, tiny_run: Workspace, tmp_path: Path
+) -> None:
+    masks, maps = [], []
+    for number, trained in enumerate((tiny_run.run.path, package)):
+        predictor = Predictor(trained, device="cpu")
+        mask = tmp_path / f"{number}.nii.gz"
+        predict_file(tiny_run.scan, mask, predictor)
+        masks.append(mask.read_bytes())
+        maps.append(predictor.predict(read_image(tiny_run.scan)).probability)
+    assert masks[0] == masks[1]
+    assert np.array_equal(maps[0], maps[1])
+
+
+def test_a_package_of_a_package_is_the_same(package: Path, tmp_path: Path) -> None:
+    again = write_package(read_package(package), tmp_path / "again")
+    assert again.sha256 == json.loads((package / "package.json").read_text())["sha256"]
+
+
+def test_a_package_replaces_a_package_and_nothing_else(package: Path, tmp_path: Path) -> None:
+    write_package(read_package(package), package)
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(ConfigError, match="notes: exists and is no package"):
+        write_package(read_package(package), tmp_path / "notes")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.sdseg", "notes"]
+
+
+def test_changed_weights_are_refused(package: Path) -> None:
+    model = package / "model.safetensors"
+    changed = bytearray(model.read_bytes())
+    changed[-1] ^= 1
+    model.write_bytes(changed)
+    with pytest.raises(WeightsError, match="sha256 differs"):
+        read_package(package)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [("{", "no package of sdseg, or damaged"), ("{}", "no package"), ("[]", "no package")],
+)
+def test_a_damaged_description_is_one_clear_error(package: Path, content: str, named: str) -> None:
+    (package / "package.json").write_text(content)
+    with pytest.raises(WeightsError, match=named):
+        read_package(package)
+
+
+def test_a_package_of_a_later_format_names_the_version_that_wrote_it(package: Path) -> None:
+    description = json.loads((package / "package.json").read_text())
+    description |= {"format_version": 2, "sdseg_version": "9.1"}
+    (package / "package.json").write_text(json.dumps(description))
+    with pytest.raises(WeightsError, match="package format 2") as caught:
+        read_package(package)
+    assert "9.1" in caught.value.hint
+
+
+def test_a_package_without_its_weights_names_the_file(package: Path) -> None:
+    (package / "model.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"model\.safetensors: no such file"):
+        read_package(package)
+
+
+def test_runs_and_packages_are_read_alike(package: Path, tiny_run: Workspace) -> None:
+    ours, theirs = read_trained(package), read_trained(tiny_run.run.path)
+    assert ours.latent_scale == theirs.latent_scale
+    with pytest.raises(WeightsError, match=r"best\.pt: no such checkpoint"):
+        read_trained(package.parent)
+
+
+def test_a_tensor_beyond_half_precision_stays_as_it_is() -> None:
+    smaller = halved({"small": torch.tensor([1.5]), "large": torch.tensor([1e6])})
+    assert (smaller["small"].dtype, smaller["small"].item()) == (torch.float16, 1.5)
+    assert (smaller["large"].dtype, smaller["large"].item()) == (torch.float32, 1e6)
