@@ -1,6 +1,6 @@
 """How well the shipped autoencoder returns masks: made-up disks, and the masks of a prepared set.
 
-    python benchmarks/autoencoder.py [--dataset prepared/NAME] [--every 16]
+    python -m benchmarks.autoencoder [--dataset prepared/NAME] [--every 16]
 
 Disks: Dice at 256x256 by radius, 16 positions each. A prepared set: total Dice over every n-th
 slice with foreground, on the model's plane and on the scans' own grids. It bounds every result.

@@ -1,30 +1,31 @@
 """Everything we want to know from a GPU, in one resumable script.
 
-    python benchmarks/gpu_suite.py --out results.json            # the paper's widths, CUDA
-    python benchmarks/gpu_suite.py --preset tiny --device cpu --out results.json
+    python -m benchmarks.gpu_suite --out results.json            # the paper's widths, CUDA
+    python -m benchmarks.gpu_suite --preset tiny --device cpu --out results.json
 
 Each measurement is stored as soon as it is done, and skipped when the same command is run again.
-Weights are random: speed and memory do not depend on them, and the precision table says so.
 
     train        slices/s and peak memory of a whole training step, per batch size
     predict      slices/s of encoder + U-Net + Eq. 2 + decoder, per batch size, and of each part
-    precision    |z0 error| and flipped pixels against float32, by part and by type
+    precision    error of z0, Dice and speed by part and format: the table of precision.py
+
+Weights are random in the first two: speed and memory do not depend on them. Precision does, so it
+needs a trained run, named with --run and --workspace, and is left out without one.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import time
-from collections.abc import Callable
-from contextlib import nullcontext
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.precision import run_table
+from benchmarks.results import Results, Row, machine, seconds_per_call
 from sdseg_cli.config import RunConfig
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.sdseg import SDSeg, as_three_channels, build_sdseg
@@ -34,49 +35,7 @@ from sdseg_cli.training.checkpoint import Checkpoint, config_values
 from sdseg_cli.training.runtime import choose_device, placed, reduced_precision
 from sdseg_cli.training.trainer import Trainer
 
-Row = dict[str, Any]
 SIZE = 256
-
-
-class Results:
-    """Measurements by name, kept on disk."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows: dict[str, Row] = json.loads(path.read_text()) if path.exists() else {}
-
-    def measure(self, name: str, work: Callable[[], Row]) -> None:
-        """Do `work` unless its result is there; a failure is a result too."""
-        if name in self.rows:
-            print(f"{name}: done before", flush=True)
-            return
-        try:
-            row = work()
-        except torch.OutOfMemoryError as error:
-            row = {"error": str(error).splitlines()[0]}
-        self.rows[name] = row
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.rows, indent=1))
-        temporary.replace(self.path)
-        print(f"{name}: {row}", flush=True)
-
-
-def seconds_per_call(work: Callable[[], object], device: torch.device, budget_s: float) -> float:
-    """Median over as many calls as fit the budget, at least three, after one to warm up."""
-
-    def finished() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    work()
-    finished()
-    taken: list[float] = []
-    while len(taken) < 3 or (sum(taken) < budget_s and len(taken) < 200):
-        start = time.perf_counter()
-        work()
-        finished()
-        taken.append(time.perf_counter() - start)
-    return sorted(taken)[len(taken) // 2]
 
 
 def peak_gib(device: torch.device) -> float | None:
@@ -101,8 +60,6 @@ class _MadeUpSlices:
 
 def training(config: RunConfig, batch_size: int, device: torch.device, budget_s: float) -> Row:
     """One whole step of `Trainer`: slices, encoder, U-Net, loss, backward, AdamW, EMA."""
-    from dataclasses import replace
-
     config = replace(config, train=replace(config.train, batch_size=batch_size))
     torch.manual_seed(0)
     model = build_sdseg(config.model)
@@ -169,54 +126,16 @@ def prediction(model: SDSeg, batch_size: int, device: torch.device, budget_s: fl
     return {**row, "peak_gib": peak_gib(device)}
 
 
-@torch.inference_mode()
-def precision(model: SDSeg, device: torch.device, dtype: torch.dtype, parts: str) -> Row:
-    """Errors against float32 with the named parts in `dtype`: a stress test, weights are random."""
-    image, noise = _inputs(model, 2, device)
-
-    def run(lowered: str) -> tuple[Tensor, Tensor]:
-        def low(part: str) -> Any:
-            return torch.autocast(device.type, dtype) if part in lowered else nullcontext()
-
-        with low("encoder"):
-            zc = model.encode_image(image).float()
-        with low("unet"):
-            z0 = diffusion.single_step(model.denoise, noise, zc)
-        with low("decoder"):
-            return z0, model.probability(z0)
-
-    (exact, exact_map), (z0, found) = run(""), run(parts)
-    error = (z0 - exact).abs()
-    return {
-        "z0_error_mean": error.mean().item(),
-        "z0_error_max": error.max().item(),
-        "z0_std": exact.std().item(),
-        "flipped_pixels": ((found > 0.5) != (exact_map > 0.5)).float().mean().item(),
-    }
-
-
-def machine(device: torch.device) -> Row:
-    """What the figures were measured on."""
-    name = (
-        torch.cuda.get_device_name()
-        if device.type == "cuda"
-        else platform.processor() or platform.machine()
-    )
-    return {
-        "device": name,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
 def main() -> None:
     """Run what is missing in the results file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--preset", default="sd")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--budget", type=float, default=8.0, help="seconds per measurement")
+    parser.add_argument("--run", type=Path, help="a trained run, for the precision table")
+    parser.add_argument("--workspace", type=Path, default=Path(os.environ.get("SDSEG_HOME", ".")))
+    parser.add_argument("--split", default="val", help="whose slices the precision table is of")
+    parser.add_argument("--slices", type=int, default=48, help="how many of them")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     device = choose_device(args.device)
@@ -231,20 +150,15 @@ def main() -> None:
         )
     torch.manual_seed(0)
     model = placed(build_sdseg(config.model).eval().requires_grad_(False), device)
-    for value in model.unet.out[2].parameters():
-        torch.nn.init.normal_(value, std=0.02)  # fresh, it answers zero, and nothing could differ
     for batch in (1, 16, 64, 128) if large else (1, 8):
         results.measure(
             f"{args.preset}/predict/batch{batch}",
             lambda batch=batch: prediction(model, batch, device, args.budget),  # type: ignore[misc]
         )
-    types = (torch.bfloat16, torch.float16) if large else (torch.bfloat16,)
-    for dtype in types:
-        for parts in ("encoder", "unet", "decoder", "encoder+decoder", "encoder+unet+decoder"):
-            results.measure(
-                f"{args.preset}/precision/{parts}/{str(dtype).removeprefix('torch.')}",
-                lambda dtype=dtype, parts=parts: precision(model, device, dtype, parts),  # type: ignore[misc]
-            )
+    if args.run is None:
+        print("precision: left out, it needs a trained model; give --run and --workspace.")
+    else:
+        run_table(results, args.run, args.workspace, args.split, args.slices, args.device)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the network should predict, and at which t it should train, when it starts from scratch.
 
-    python benchmarks/parameterisation.py --workspace demo --dataset btcv --steps 120
+    python -m benchmarks.parameterisation --workspace demo --dataset btcv --steps 120
 
 Trains the `tiny` preset once per setting on a prepared set, the same seed and number of steps, and
 prints the validation Dice at one reverse step. The run folders stay, so a second call goes on.

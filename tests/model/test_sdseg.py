@@ -4,9 +4,11 @@ import dataclasses
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from sdseg_cli.config import ModelConfig, UNetConfig
-from sdseg_cli.model.sdseg import as_three_channels, build_sdseg, foreground_weight
+from sdseg_cli.model.diffusion import ALPHA_BAR, LAST
+from sdseg_cli.model.sdseg import SDSeg, as_three_channels, build_sdseg, foreground_weight
 from sdseg_cli.presets import PRESETS
 
 TINY = PRESETS["tiny"].model
@@ -75,6 +77,50 @@ def test_the_parameterisations_share_one_network_and_differ_in_what_it_means() -
     assert model.denoise(zt, 999, zt).noise_pred.abs().max() == 0  # a fresh U-Net answers zero
     model.config = dataclasses.replace(TINY, parameterisation="z0")
     assert model.denoise(zt, 999, zt).z0_pred.abs().max() == 0
+
+
+class PerfectDenoiser(nn.Module):
+    """Is told z0 as its condition, so it knows the noise: Eq. 1 solved for n, a 1x1 convolution."""
+
+    def __init__(self, error: float = 0.0) -> None:
+        super().__init__()
+        self.error = error
+        self.solve = nn.Conv2d(8, 4, 1, bias=False)
+        a, s = ALPHA_BAR[LAST].sqrt(), (1 - ALPHA_BAR[LAST]).sqrt()
+        with torch.no_grad():
+            self.solve.weight[:, :, 0, 0] = torch.cat([torch.eye(4) / s, -torch.eye(4) * a / s], 1)
+
+    def forward(self, zt: Tensor, t: int | Tensor, zc: Tensor) -> Tensor:
+        noise_pred: Tensor = self.solve(torch.cat([zt, zc], dim=1)) + self.error
+        return noise_pred
+
+
+def perfect_model(error: float = 0.0) -> SDSeg:
+    """Predicts the noise, as in the paper, and knows it but for `error`."""
+    model = build_sdseg(dataclasses.replace(TINY, parameterisation="eps")).eval()
+    model.unet = PerfectDenoiser(error)
+    return model.requires_grad_(False)
+
+
+def test_an_error_of_the_noise_reaches_z0_multiplied_by_38_66() -> None:
+    zt, z0 = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(perfect_model().denoise(zt, LAST, z0).z0_pred, z0, atol=1e-4)
+    error = 2**-9  # bfloat16's rounding of a number just above 1
+    found = perfect_model(error).denoise(zt, LAST, z0).z0_pred
+    assert torch.allclose(z0 - found, torch.tensor(38.659 * error), atol=1e-4)  # 0.0755
+
+
+def test_bfloat16_harms_in_the_unet_what_it_does_not_in_the_encoder() -> None:
+    """Why the U-Net stays out of mixed precision: both see the same rounding, one amplifies it."""
+    model = perfect_model()
+    zt, z0 = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    encoder_low = model.denoise(zt, LAST, z0.bfloat16().float()).z0_pred
+    with torch.autocast("cpu", torch.bfloat16):
+        unet_low = model.denoise(zt, LAST, z0).z0_pred
+    encoder_error, unet_error = (encoder_low - z0).abs(), (unet_low - z0).abs()
+    assert (encoder_error <= 2**-8 * z0.abs() + 1e-4).all()  # half a unit of bfloat16's 8 bits
+    assert unet_error.mean() > 20 * encoder_error.mean()
+    assert unet_error.mean() > 0.03
 
 
 def test_the_paper_sizes_are_the_defaults() -> None:

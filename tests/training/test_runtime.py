@@ -9,12 +9,15 @@ import pytest
 import torch
 
 import sdseg_cli.training.runtime as runtime_module
-from sdseg_cli.config import SampleConfig, UNetConfig
+from sdseg_cli.config import RunConfig, SampleConfig, UNetConfig
 from sdseg_cli.errors import ConfigError
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.sdseg import SDSeg, build_sdseg
 from sdseg_cli.model.unet import UNet
 from sdseg_cli.presets import PRESETS
+from sdseg_cli.training import runtime, trainer
+from sdseg_cli.training.batches import Batch
+from sdseg_cli.training.checkpoint import Checkpoint, config_values
 from sdseg_cli.training.runtime import (
     Ema,
     choose_device,
@@ -42,6 +45,61 @@ def test_the_cpu_computes_in_full_precision() -> None:
 def test_float32_switches_mixed_precision_off_on_a_gpu_too() -> None:
     gpu = torch.device("cuda")
     assert isinstance(reduced_precision(gpu, "float32"), contextlib.nullcontext)
+
+
+def lower_as_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What CUDA gets of `reduced_precision`, on the CPU."""
+
+    def lowered(device: torch.device, precision: str = "mixed") -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16)
+
+    monkeypatch.setattr(runtime, "reduced_precision", lowered)
+    monkeypatch.setattr(trainer, "reduced_precision", lowered)
+
+
+def watch(model: SDSeg) -> dict[str, bool]:
+    """Filled while the model computes: whether each part did so under autocast."""
+    lowered: dict[str, bool] = {}
+    parts = {
+        "mask encoder": model.autoencoder.encoder,
+        "vision encoder": model.vision_encoder,
+        "unet": model.unet,
+        "decoder": model.autoencoder.decoder,
+    }
+    for name, part in parts.items():
+        part.register_forward_pre_hook(
+            lambda *_, name=name: lowered.update({name: torch.is_autocast_enabled("cpu")})
+        )
+    return lowered
+
+
+def test_prediction_lowers_encoder_and_decoder_but_never_the_unet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lower_as_a_gpu(monkeypatch)
+    model = build_sdseg(PRESETS["tiny"].model).eval()
+    lowered = watch(model)
+    predict_planes(model, torch.zeros(1, 32, 32), [0], seed=0, sample=SampleConfig(steps=2))
+    assert lowered == {"vision encoder": True, "unet": False, "decoder": True}
+
+
+def test_training_lowers_both_encoders_but_never_the_unet(monkeypatch: pytest.MonkeyPatch) -> None:
+    lower_as_a_gpu(monkeypatch)
+    config = RunConfig(model=PRESETS["tiny"].model)
+    fresh = build_sdseg(config.model)
+    state = Checkpoint(
+        step=0,
+        config=config_values(config),
+        data={},
+        latent_scale=1.0,
+        weights=fresh.state_dict(),
+        ema=fresh.unet.state_dict(),
+    )
+    loop = trainer.Trainer(config, state, torch.device("cpu"))
+    lowered = watch(loop.model)
+    plane = torch.zeros(1, 32, 32)
+    loop._losses(Batch(plane, plane > 0), torch.Generator())
+    assert lowered == {"mask encoder": True, "vision encoder": True, "unet": False}
 
 
 def test_the_average_follows_the_published_rule() -> None:

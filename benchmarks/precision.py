@@ -1,0 +1,265 @@
+"""How far each part of a trained model may be lowered: error of z0, Dice and speed by precision.
+
+    python -m benchmarks.precision --run openkbp/tiny --workspace demo --out results.json
+
+Slices with foreground, spread over the cases of a split, are predicted in float32 and then with the
+vision encoder, the U-Net, the decoder or several of them lowered. Each row is stored as soon as it
+is done and skipped when the same command is run again. What is not lowered is float32, without
+TF32; Eq. 2 always is. Speed is of the whole prediction, timed in turn with float32.
+
+    bfloat16, float16     torch.autocast, as this device has it
+    float16 weights       rounded once, computed in float32: what an exported package holds, and a
+                          run's best checkpoint too (then the row is zero)
+    tf32                  CUDA only
+    "... as on CUDA"      on a CPU only: CUDA's roundings, computed in float32 (lowering.py); errors
+                          without speed
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.lowering import FLOAT32, Lowering, lowerings, with_float16_weights
+from benchmarks.results import Results, Row, machine, seconds
+from sdseg_cli.config import THRESHOLD, RunConfig
+from sdseg_cli.config_file import from_dict
+from sdseg_cli.datasets.manifest import Manifest
+from sdseg_cli.errors import ConfigError
+from sdseg_cli.metrics.segmentation import dice
+from sdseg_cli.model import diffusion
+from sdseg_cli.model.sdseg import SDSeg, as_three_channels, unfilled_sdseg
+from sdseg_cli.model.tensor_files import load_strictly
+from sdseg_cli.training.batches import PreparedSlices
+from sdseg_cli.training.checkpoint import Checkpoint, RunDir, find_run
+from sdseg_cli.training.runtime import choose_device, placed
+
+SAFE = 0.001
+"""A precision whose Dice differs from float32's by less is as good."""
+CHUNK = {"cpu": 1, "mps": 1, "cuda": 16}
+"""Slices at a time; a CPU predicts them one by one."""
+TIMINGS = 12
+"""Chunks a row is timed on."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The slices that are predicted."""
+
+    pixels: Tensor
+    """(N,H,W) float32 in [-1,1]."""
+    reference: Tensor
+    """(N,H,W) bool."""
+    numbers: list[int]
+    """Slice number within its case: it names the starting noise."""
+    cases: list[int]
+    """Case of each slice."""
+
+
+def sample_of(manifest: Manifest, split: str, limit: int) -> Sample:
+    """About `limit` slices with foreground, as many of each case, evenly spaced within it."""
+    cases = manifest.cases(split)
+    folders = [manifest.root / case.folder for case in cases]
+    foreground = [manifest.foreground_slices(case) for case in cases]
+    slices = PreparedSlices(folders, manifest.is_foreground, foreground)
+    share = max(1, round(limit / len(cases)))
+    chosen: set[tuple[int, int]] = set()
+    for number, found in enumerate(foreground):
+        count = min(share, len(found))
+        chosen |= {(number, found[int((i + 0.5) * len(found) / count)]) for i in range(count)}
+    positions = [i for i, place in enumerate(slices.places) if place in chosen]
+    batch = slices.batch(positions)
+    places = [slices.places[i] for i in positions]
+    return Sample(batch.image, batch.foreground, [k for _, k in places], [c for c, _ in places])
+
+
+class Comparison:
+    """A trained model, a sample, and float32's answer to it.
+
+    Args:
+        run: The run; its averaged U-Net is used, as in prediction.
+        manifest: The prepared set it was trained on.
+        split: Whose slices to predict.
+        limit: About how many.
+        device: Where to compute.
+
+    Raises:
+        ConfigError: The set was prepared anew since.
+    """
+
+    def __init__(
+        self, run: RunDir, manifest: Manifest, split: str, limit: int, device: torch.device
+    ) -> None:
+        checkpoint = Checkpoint.load(run.best)
+        if checkpoint.data != manifest.inference_settings():
+            raise ConfigError(f"{manifest.name} was prepared anew since.", "Train again.")
+        config = from_dict(checkpoint.config, RunConfig(), source=str(run.path))
+        model = unfilled_sdseg(config.model)
+        load_strictly(model, checkpoint.prediction_weights(), source=str(run.path))
+        model.latent_scale = checkpoint.latent_scale
+        self.model = placed(model.eval().requires_grad_(False), device)
+        self.sample = sample_of(manifest, split, limit)
+        self.device = device
+        count = len(self.sample.numbers)
+        self.label = f"{manifest.name}/{run.path.name}@{checkpoint.step}/{split}-{count}"
+        self.parameterisation = config.model.parameterisation
+
+    @cached_property
+    def exact(self) -> tuple[Tensor, Tensor, dict[int, float]]:
+        """float32's z0, mask and Dice per case."""
+        answers = [self.predict(self.model, FLOAT32, chunk) for chunk in self._chunks()]
+        z0, found = (torch.cat(parts) for parts in zip(*answers, strict=True))
+        return z0, found, self._dice(found)
+
+    def _chunks(self) -> list[range]:
+        count, size = len(self.sample.numbers), CHUNK[self.device.type]
+        return [range(i, min(i + size, count)) for i in range(0, count, size)]
+
+    @torch.inference_mode()
+    def predict(self, model: SDSeg, lowering: Lowering, chunk: range) -> tuple[Tensor, Tensor]:
+        """From image to z0 (n,4,h,w) and mask (n,H,W), as `predict_planes`, each part as told."""
+        pixels = self.sample.pixels[chunk.start : chunk.stop].to(self.device)
+        image = as_three_channels(pixels).contiguous(memory_format=torch.channels_last)
+        shape = model.latent_shape(*pixels.shape[-2:])
+        numbers = self.sample.numbers[chunk.start : chunk.stop]
+        zt = diffusion.seeded_noise(0, numbers, shape).to(self.device)
+        with lowering.around("encoder"):
+            zc = model.encode_image(image).float()
+        with lowering.around("unet"):
+            output = model.unet(zt, diffusion.LAST, zc)
+        z0 = diffusion.read_output(output, zt, diffusion.LAST, self.parameterisation).z0_pred
+        with lowering.around("decoder"):
+            probability = model.probability(z0)
+        return z0.cpu(), (probability > THRESHOLD).cpu()
+
+    def _dice(self, found: Tensor) -> dict[int, float]:
+        cases = np.array(self.sample.cases)
+        reference = self.sample.reference.numpy()
+        scores = {c: dice(found.numpy()[cases == c], reference[cases == c]) for c in set(cases)}
+        return {int(c): score for c, score in scores.items() if score is not None}
+
+    def measure(self, lowering: Lowering) -> Row:
+        """One row of the table; a format the device cannot compute in is a result too."""
+        model = with_float16_weights(self.model) if lowering.float16_weights else self.model
+        try:
+            answers = [self.predict(model, lowering, chunk) for chunk in self._chunks()]
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as refusal:
+            return {"unsupported": str(refusal).splitlines()[0]}
+        z0, found = (torch.cat(parts) for parts in zip(*answers, strict=True))
+        exact_z0, exact_found, exact_dice = self.exact
+        error, scores = (z0 - exact_z0).abs(), self._dice(found)
+        changes = [scores[c] - exact_dice[c] for c in exact_dice]
+        finite = bool(error.isfinite().all())
+        row: Row = {
+            "z0_error_mean": error.mean().item() if finite else None,
+            "z0_error_max": error.max().item() if finite else None,
+            "z0_std": exact_z0.std().item(),
+            "dice": float(np.mean(list(scores.values()))),
+            "dice_change": float(np.mean(changes)),
+            "dice_change_worst": max(changes, key=abs),
+            "flipped_pixels": (found != exact_found).float().mean().item(),
+        }
+        return {**row, **self._speed(model, lowering)} if lowering.timed else row
+
+    def _speed(self, model: SDSeg, lowering: Lowering) -> Row:
+        """Chunk by chunk in turn with float32: other work on the machine slows both alike."""
+        chunks = self._chunks()
+        turns = [chunks[i % len(chunks)] for i in range(TIMINGS)]
+        low: list[float] = []
+        exact: list[float] = []
+        for chunk in turns:
+            low.append(seconds(partial(self.predict, model, lowering, chunk), self.device))
+            exact.append(seconds(partial(self.predict, self.model, FLOAT32, chunk), self.device))
+        count = sum(map(len, turns))
+        return {
+            "slices_per_s": count / sum(low),
+            "float32_slices_per_s": count / sum(exact),
+            "speed_over_float32": float(np.median(np.divide(exact, low))),
+        }
+
+
+def run_table(
+    results: Results, run: Path | None, workspace: Path, split: str, limit: int, device: str
+) -> None:
+    """Measure what is missing in the results file, print the table and the fastest safe row."""
+    found = find_run(workspace, run)
+    manifest = Manifest.find(workspace, found.config().dataset)
+    chosen = choose_device(device)
+    comparison = Comparison(found, manifest, split, limit, chosen)
+    prefix = f"precision/{comparison.label}"
+    results.measure(f"{prefix}/machine", lambda: machine(chosen))
+    rows = {
+        lowering.name: results.measure(
+            f"{prefix}/{lowering.name}",
+            lambda lowering=lowering: comparison.measure(lowering),  # type: ignore[misc]
+        )
+        for lowering in (FLOAT32, *lowerings(chosen))
+    }
+    print(f"\n{comparison.label}, {comparison.parameterisation}\n\n{table(rows)}\n")
+    safe = fastest_safe(rows)
+    print(f"Fastest whose mean Dice differs by less than {SAFE} from float32's: {safe}")
+
+
+def fastest_safe(rows: dict[str, Row]) -> str:
+    """Name of the fastest timed row whose mean Dice differs from float32's by less than `SAFE`."""
+    return max(
+        (
+            name
+            for name, row in rows.items()
+            if "speed_over_float32" in row and abs(row["dice_change"]) < SAFE
+        ),
+        key=lambda name: rows[name]["speed_over_float32"],
+    )
+
+
+COLUMNS = (
+    ("z0 error, mean", "z0_error_mean", ".2g"),
+    ("largest", "z0_error_max", ".2g"),
+    ("Dice", "dice", ".4f"),
+    ("Dice change", "dice_change", "+.5f"),
+    ("worst case", "dice_change_worst", "+.5f"),
+    ("pixels flipped", "flipped_pixels", ".2g"),
+    ("slices/s", "slices_per_s", ".2f"),
+    ("speed over float32", "speed_over_float32", ".2f"),
+)
+
+
+def table(rows: dict[str, Row]) -> str:
+    """The rows as a markdown table; a dash where there is nothing to say."""
+    lines = ["| lowered | format | " + " | ".join(head for head, _, _ in COLUMNS) + " |"]
+    lines.append("|---" * (len(COLUMNS) + 2) + "|")
+    for name, row in rows.items():
+        values = [
+            "-" if row.get(key) is None else format(row[key], style) for _, key, style in COLUMNS
+        ]
+        refused = row.get("unsupported") or row.get("error")
+        if refused:
+            values[0] = f"not computed: {refused}"
+        lines.append("| " + " | ".join([*name.split("/"), *values]) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing in the results file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--run", type=Path, help="run folder; the newest finished if absent")
+    parser.add_argument("--workspace", type=Path, default=Path(os.environ.get("SDSEG_HOME", ".")))
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--slices", type=int, default=48)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    run_table(Results(args.out), args.run, args.workspace, args.split, args.slices, args.device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""What benchmarks share: a file of measurements that can be taken up again, clocks, the machine."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Row = dict[str, Any]
+
+
+class Results:
+    """Measurements by name, kept on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: dict[str, Row] = json.loads(path.read_text()) if path.exists() else {}
+
+    def measure(self, name: str, work: Callable[[], Row]) -> Row:
+        """Do `work` unless its result is there; running out of memory is a result too."""
+        if name in self.rows:
+            print(f"{name}: done before", flush=True)
+            return self.rows[name]
+        try:
+            row = work()
+        except torch.OutOfMemoryError as error:
+            row = {"error": str(error).splitlines()[0]}
+        self.rows[name] = row
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.rows, indent=1, allow_nan=False))
+        temporary.replace(self.path)
+        print(f"{name}: {row}", flush=True)
+        return row
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """How long one call takes, until the device has finished it."""
+
+    def finished() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    finished()
+    start = time.perf_counter()
+    work()
+    finished()
+    return time.perf_counter() - start
+
+
+def seconds_per_call(work: Callable[[], object], device: torch.device, budget_s: float) -> float:
+    """Median over as many calls as fit the budget, at least three, after one to warm up."""
+    seconds(work, device)
+    taken: list[float] = []
+    while len(taken) < 3 or (sum(taken) < budget_s and len(taken) < 200):
+        taken.append(seconds(work, device))
+    return sorted(taken)[len(taken) // 2]
+
+
+def machine(device: torch.device) -> Row:
+    """What the figures were measured on."""
+    name = (
+        torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else platform.processor() or platform.machine()
+    )
+    return {
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d"),
+    }

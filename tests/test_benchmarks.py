@@ -1,0 +1,106 @@
+"""What the benchmarks compute; they lie beside the package, in the checkout."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sdseg_cli.training.checkpoint import RunDir
+from tests.conftest import Workspace
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_gpu_suite_loads_on_a_bare_torch_machine() -> None:
+    code = "import benchmarks.gpu_suite, sys, json; print(json.dumps(sorted(sys.modules)))"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        cwd=ROOT,
+    )
+    assert not {"monai", "nibabel", "SimpleITK"} & set(json.loads(run.stdout.splitlines()[-1]))
+
+
+def test_tf32_keeps_ten_bits_of_mantissa() -> None:
+    from benchmarks.lowering import to_tf32
+
+    value = torch.tensor([1 + 2**-10, 1 + 2**-11, 1 + 2**-12, -1 - 2**-11, 0.0])
+    kept = torch.tensor([1 + 2**-10, 1 + 2**-10, 1.0, -1 - 2**-10, 0.0])
+    assert torch.equal(to_tf32(value), kept)
+
+
+def test_cudas_rules_lower_products_and_keep_norms_in_float32() -> None:
+    from benchmarks.lowering import CudaRules
+
+    value, weight = torch.tensor([[1 + 2**-9]]), torch.tensor([[3.0]])
+    with CudaRules("bfloat16"):
+        product = F.linear(value, weight)
+        normed = F.group_norm(torch.randn(1, 4, 2, 2).bfloat16(), 2)
+    assert product.dtype == torch.bfloat16
+    assert product.item() == 3.0  # the summand 2^-9 does not fit bfloat16's 8 bits
+    assert normed.dtype == torch.float32
+    with CudaRules("tf32"):
+        assert F.linear(value, weight).item() == 3 * (1 + 2**-9)
+
+
+def test_a_measurement_is_done_once(tmp_path: Path) -> None:
+    from benchmarks.results import Results
+
+    file = tmp_path / "new" / "results.json"
+    assert Results(file).measure("a", lambda: {"value": 1}) == {"value": 1}
+    assert Results(file).measure("a", lambda: {"value": 2}) == {"value": 1}
+
+
+def test_float32_differs_from_itself_by_nothing_and_rounded_weights_by_little(
+    tiny_run: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import precision
+    from benchmarks.lowering import FLOAT32, lowerings
+
+    monkeypatch.setattr(precision, "TIMINGS", 1)
+    cpu = torch.device("cpu")
+    run = RunDir(tiny_run.run.path)
+    comparison = precision.Comparison(run, tiny_run.manifest, "test", 2, cpu)
+    with torch.no_grad():
+        for value in comparison.model.parameters():
+            value.mul_(1.0003)  # the best checkpoint has been through float16 already
+    assert len(comparison.sample.numbers) == 2
+    assert comparison.sample.reference.flatten(1).any(dim=1).all()
+    itself = comparison.measure(FLOAT32)
+    assert itself["z0_error_max"] == itself["dice_change"] == itself["flipped_pixels"] == 0
+    weights = next(row for row in lowerings(cpu) if row.float16_weights)
+    rounded = comparison.measure(weights)
+    assert 0 < rounded["z0_error_max"] < 0.05
+    assert "speed_over_float32" not in rounded  # its arithmetic is float32's
+
+
+def test_the_fastest_safe_row_is_timed_and_changes_dice_by_less_than_a_thousandth() -> None:
+    from benchmarks.precision import fastest_safe
+
+    rows = {
+        "float32": {"dice_change": 0.0, "speed_over_float32": 1.0},
+        "fast": {"dice_change": -0.0009, "speed_over_float32": 2.0},
+        "unsafe": {"dice_change": 0.001, "speed_over_float32": 3.0},
+        "emulated": {"dice_change": 0.0},
+        "refused": {"unsupported": "no such kernel"},
+    }
+    assert fastest_safe(rows) == "fast"
+
+
+def test_every_line_of_the_table_has_as_many_columns() -> None:
+    from benchmarks.precision import table
+
+    measured = {"z0_error_mean": 0.1, "dice": 0.5, "speed_over_float32": 2.0}
+    text = table({"unet/bfloat16": measured, "unet/float16": {"unsupported": "no such kernel"}})
+    assert len({line.count("|") for line in text.splitlines()}) == 1
+    assert "| unet | bfloat16 | 0.1 | - | 0.5000 |" in text
+    assert "| unet | float16 | not computed: no such kernel | - |" in text
