@@ -149,14 +149,18 @@ def check_readable(path: Path) -> str:
         raise DataError(
             f"{path} is a folder, not a scan.",
             "Give one file; a DICOM series must first be converted, for example with dcm2niix.",
+            "kind",
         )
     if not path.is_file():
-        raise DataError(f"{path} does not exist.", "Check the path; scans end in .nii or .nii.gz.")
+        raise DataError(
+            f"{path} does not exist.", "Check the path; scans end in .nii or .nii.gz.", "missing"
+        )
     suffix = suffix_of(path)
     if suffix is None:
         raise DataError(
             f"{path}: not a kind of file this tool reads.",
             f"It reads {', '.join(VOLUME_SUFFIXES)}; convert DICOM with dcm2niix, for example.",
+            "kind",
         )
     return suffix
 
