@@ -85,6 +85,31 @@ class Output:
         for path in files:
             self._out.print(Text(f"wrote {path}"))
 
+    def findings(
+        self,
+        values: Mapping[str, Any],
+        *,
+        title: str,
+        rows: Sequence[tuple[str, str, str, str, str]],
+    ) -> None:
+        """Findings as JSON, or two lines each: what was measured, then what mends it.
+
+        Args:
+            values: The object of `--json`.
+            title: Last line.
+            rows: Level, code, case, what was measured, what mends it.
+        """
+        if self.as_json:
+            self.object(values)
+        if self.as_json or self.quiet:
+            return
+        for level, code, case, measured, fix in rows:
+            style = "bold red" if level == "error" else "bold yellow"
+            head = Text(f"{level} ", style) + Text(f"{code}  ", "bold") + Text(f"{case}: ")
+            self._out.print(head + Text(" ".join(measured.split())))
+            self._out.print(Text("    Fix: ", "bold cyan") + Text(fix, "default"))
+        self._out.print(Text(title, "bold"))
+
     @contextmanager
     def progress(self) -> Iterator[callback.Progress]:
         """A progress callback: a bar with the time left on a terminal, else a line now and then."""

@@ -1,0 +1,105 @@
+"""Files beside the cases: pictures, masks without a scan, DICOM. Standard library only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from sdseg_cli.datasets.spec import Case, in_order
+from sdseg_cli.filenames import natural_key, suffix_of
+from sdseg_cli.findings import WARNING, Finding
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+_MASK_FOLDERS = ("masks", "mask", "labels", "label")
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a name is a picture's."""
+    return path.suffix.lower() in PICTURE_SUFFIXES
+
+
+def find_pictures(root: Path) -> list[Case]:
+    """Pairs of `images/` and `masks/` (or `labels/`) with equal stems; empty for another layout."""
+    masks = next((root / name for name in _MASK_FOLDERS if (root / name).is_dir()), None)
+    if masks is None or not (root / "images").is_dir():
+        return []
+    by_stem = {path.stem: path for path in _pictures(masks)}
+    images = _pictures(root / "images")
+    return in_order([Case(path.stem, path, by_stem.get(path.stem)) for path in images])
+
+
+def check_strays(root: Path, cases: Collection[Case], label_glob: str | None) -> Iterator[Finding]:
+    """Label maps that no scan belongs to, and DICOM folders that were passed over.
+
+    Args:
+        root: The data set's folder.
+        cases: Those found.
+        label_glob: The pattern of the label maps, when patterns were given.
+    """
+    used = {case.label for case in cases if case.label is not None}
+    if label_glob is not None:
+        labels = [path for path in root.glob(label_glob) if path.is_file()]
+    else:  # a folder of label maps beside the scans' folder; in case folders anything may lie
+        folders = {label.parent for label in used} - {case.image.parent for case in cases}
+        labels = [path for folder in folders for path in folder.iterdir() if _may_be_label(path)]
+    for path in sorted(set(labels) - used, key=lambda path: natural_key(str(path))):
+        yield Finding(
+            "image-missing",
+            WARNING,
+            str(path.relative_to(root)),
+            f"no scan for {path.name}",
+            "Add the scan, take the mask out, or pair files with --image-glob and --label-glob.",
+        )
+    images = {case.image for case in cases}
+    for folder in dicom_folders(root):
+        if folder not in images:
+            yield unread_dicom(folder, str(folder.relative_to(root)))
+
+
+def dicom_folders(root: Path) -> Iterator[Path]:
+    """Folders whose first file that is no volume, picture or text is DICOM."""
+    for name, folders, files in os.walk(root):
+        folders.sort()
+        candidates = (
+            Path(name, file)
+            for file in sorted(files)
+            if Path(file).suffix.lower() in (".dcm", ".ima", "")
+            or Path(file).suffix[1:].isdecimal()
+        )
+        first = next((file for file in candidates if not file.name.startswith(".")), None)
+        if first is not None and is_dicom(first):
+            yield Path(name)
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file has DICOM's mark."""
+    try:
+        with path.open("rb") as file:
+            file.seek(128)
+            return file.read(4) == b"DICM"
+    except OSError:
+        return False
+
+
+def unread_dicom(folder: Path, case: str) -> Finding:
+    """What is said of DICOM that is no case of the set."""
+    return Finding(
+        "dicom-unchecked",
+        WARNING,
+        case,
+        f"{folder.name} holds DICOM, which was not checked",
+        "Convert it, for example with dcm2niix, and check the result.",
+    )
+
+
+def _may_be_label(path: Path) -> bool:
+    return (suffix_of(path) is not None or is_picture(path)) and not path.name.startswith(".")
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if is_picture(path) and not path.name.startswith(".")
+    ]
