@@ -24,7 +24,7 @@ from sdseg_cli.datasets.strays import (
     find_pictures,
     is_dicom,
     is_picture,
-    unread_dicom,
+    unchecked_dicom,
 )
 from sdseg_cli.errors import DataError
 from sdseg_cli.facts import CaseFacts
@@ -88,8 +88,7 @@ def check(
         return _check_file(src)
     spec, cases = _find(src, dataset, image_glob, label_glob)
     if not cases:
-        unread = [unread_dicom(folder, folder.name) for folder in dicom_folders(src)]
-        return CheckReport(tuple(unread), 0)
+        return CheckReport(in_order(_check_dicom(src, ())), 0)
     split = _split(spec, cases, split_file)
     pairs = [Pair(case.id, case.image, case.label) for case in cases]
     measured: list[CaseFacts] = []
@@ -107,6 +106,7 @@ def check(
         *(finding for case in measured for finding in check_case(case, expected)),
         *check_cohort(measured, split, expected),
         *check_strays(src, cases, label_glob),
+        *_check_dicom(src, cases),
     ]
     return CheckReport(in_order(findings), len(cases))
 
@@ -118,10 +118,26 @@ def measure(pair: Pair) -> CaseFacts:
 
 def _check_file(path: Path) -> CheckReport:
     """A file alone: no mask to compare it with, and it may be a mask itself."""
-    if is_dicom(path):
-        return CheckReport((unread_dicom(path, path.name),), 0)
     case = measure(Pair(path.name, path, None))
-    return CheckReport(in_order(_alone(case)), 1)
+    alone = _as_dicom(case) if is_dicom(path) else _alone(case)
+    return CheckReport(in_order(alone), 1)
+
+
+def _check_dicom(src: Path, cases: Sequence[Case]) -> Iterator[Finding]:
+    """Series that are no case of the set, each alone."""
+    used = {case.image for case in cases}
+    for folder in dicom_folders(src):
+        if folder not in used:
+            name = src.name if folder == src else str(folder.relative_to(src))
+            yield from _as_dicom(measure_case(Pair(name, folder, None)))
+
+
+def _as_dicom(case: CaseFacts) -> Iterator[Finding]:
+    """DICOM holds more than scans (plans, contours): what cannot be read is no error."""
+    if case.faults:
+        yield unchecked_dicom(case.id, case.faults[0].message)
+    else:
+        yield from _alone(case)
 
 
 def _alone(case: CaseFacts) -> Iterator[Finding]:

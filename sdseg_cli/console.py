@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,9 @@ from rich.text import Text
 
 from sdseg_cli import progress as callback
 from sdseg_cli.errors import SdsegError
+from sdseg_cli.findings import Finding
 
+SHOWN_WARNINGS = 3
 LOG_EVERY_S = 15.0
 """Without a terminal, progress is a plain line this often."""
 
@@ -57,6 +60,17 @@ class Output:
         """A line on stderr, where there is no JSON or quiet."""
         if not (self.quiet or self.as_json):
             self._log.print(Text(text))
+
+    def warn(self, findings: Sequence[Finding]) -> None:
+        """Findings that stop nothing, on stderr; those of one kind after the third are counted."""
+        told: Counter[str] = Counter()
+        for one in findings:
+            told[one.code] += 1
+            if told[one.code] <= SHOWN_WARNINGS:
+                self.say(f"warning {one.code}, {one.case}: {one.measured}. {one.fix}")
+        for code, count in told.items():
+            if count > SHOWN_WARNINGS:
+                self.say(f"warning {code}: {count - SHOWN_WARNINGS} more, see `sdseg check --json`")
 
     def object(self, values: Mapping[str, Any]) -> None:
         """One JSON object on stdout, strict: no NaN, no infinity."""

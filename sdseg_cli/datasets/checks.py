@@ -64,7 +64,7 @@ def check_scan(id: str, scan: ScanFacts, ct: bool | None) -> Iterator[Finding]:
             ERROR,
             id,
             f"{scan.not_finite} voxels are NaN or infinite",
-            "Replace them, for example by -1000 in CT, or leave the case out (--skip-bad).",
+            "Replace them, for example by -1000 in CT, or leave the case out.",
         )
     if scan.minimum == scan.maximum:
         yield Finding(

@@ -30,7 +30,7 @@ def find_pictures(root: Path) -> list[Case]:
 
 
 def check_strays(root: Path, cases: Collection[Case], label_glob: str | None) -> Iterator[Finding]:
-    """Label maps that no scan belongs to, and DICOM folders that were passed over.
+    """Label maps that no scan belongs to.
 
     Args:
         root: The data set's folder.
@@ -51,10 +51,6 @@ def check_strays(root: Path, cases: Collection[Case], label_glob: str | None) ->
             f"no scan for {path.name}",
             "Add the scan, take the mask out, or pair files with --image-glob and --label-glob.",
         )
-    images = {case.image for case in cases}
-    for folder in dicom_folders(root):
-        if folder not in images:
-            yield unread_dicom(folder, str(folder.relative_to(root)))
 
 
 def dicom_folders(root: Path) -> Iterator[Path]:
@@ -82,14 +78,19 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
-def unread_dicom(folder: Path, case: str) -> Finding:
-    """What is said of DICOM that is no case of the set."""
+def unchecked_dicom(case: str, why: str) -> Finding:
+    """What is said of DICOM that cannot be read as a scan.
+
+    Args:
+        case: Its path inside the data set.
+        why: What the reader said.
+    """
     return Finding(
         "dicom-unchecked",
         WARNING,
         case,
-        f"{folder.name} holds DICOM, which was not checked",
-        "Convert it, for example with dcm2niix, and check the result.",
+        f"DICOM that was not checked ({why.rstrip('.')})",
+        "If a scan is in it, convert it, for example with dcm2niix, and check the result.",
     )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,6 +152,22 @@ def measure_labels(volume: Volume) -> LabelFacts:
             if value
         },
     )
+
+
+def facts_record(scan: ScanFacts, labels: LabelFacts) -> dict[str, Any]:
+    """What a prepared case keeps of its measures, for JSON; `facts_in` undoes it."""
+    return {"scan": scan.to_dict(), "voxels": labels.voxels, "label_voxels": labels.counts}
+
+
+def facts_in(pair: Pair, record: Mapping[str, Any]) -> CaseFacts:
+    """The facts in the record of a prepared case; those of an older version have none."""
+    scan = labels = None
+    if "scan" in record:
+        scan = ScanFacts.from_dict(record["scan"])
+        counts = {int(value): int(count) for value, count in record["label_voxels"].items()}
+        labels = LabelFacts(int(record["voxels"]), counts)
+    content = str(record.get("pixels_sha256", ""))
+    return CaseFacts(pair.id, pair.image, pair.label, None, scan, labels, (), content)
 
 
 def _seen(
