@@ -45,7 +45,7 @@ def check_strays(root: Path, cases: Collection[Case], label_glob: str | None) ->
         labels = [path for folder in folders for path in folder.iterdir() if _may_be_label(path)]
     for path in sorted(set(labels) - used, key=lambda path: natural_key(str(path))):
         yield Finding(
-            "image-missing",
+            "label-without-image",
             WARNING,
             str(path.relative_to(root)),
             f"no scan for {path.name}",

@@ -156,7 +156,8 @@ def measure_labels(volume: Volume) -> LabelFacts:
 
 def facts_record(scan: ScanFacts, labels: LabelFacts) -> dict[str, Any]:
     """What a prepared case keeps of its measures, for JSON; `facts_in` undoes it."""
-    return {"scan": scan.to_dict(), "voxels": labels.voxels, "label_voxels": labels.counts}
+    counts = {str(value): count for value, count in labels.counts.items()}
+    return {"scan": scan.to_dict(), "voxels": labels.voxels, "label_voxels": counts}
 
 
 def facts_in(pair: Pair, record: Mapping[str, Any]) -> CaseFacts:
