@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from sdseg_cli.datasets.strays import (
     find_pictures,
     is_dicom,
     is_picture,
+    sets_in,
     unchecked_dicom,
 )
 from sdseg_cli.errors import DataError
@@ -71,7 +72,8 @@ def check(
     """Check a data set's folder, or one file.
 
     Args:
-        src: Folder of the data set, found as `prepare` does; or a scan, checked alone.
+        src: Folder of the data set, found as `prepare` does; a folder of several, checked one by
+            one; or a scan, checked alone.
         dataset: Adapter; recognised by the layout when absent.
         image_glob: Pattern of the scans relative to `src`; with `label_glob`.
         label_glob: Pattern of the label maps.
@@ -86,6 +88,8 @@ def check(
     """
     if src.is_file():
         return _check_file(src)
+    if src.is_dir() and dataset is image_glob is label_glob is None and (sets := sets_in(src)):
+        return _check_sets(sets, target, split_file, workers, progress)
     spec, cases = _find(src, dataset, image_glob, label_glob)
     if not cases:
         return CheckReport(in_order(_check_dicom(src, ())), 0)
@@ -109,6 +113,28 @@ def check(
         *_check_dicom(src, cases),
     ]
     return CheckReport(in_order(findings), len(cases))
+
+
+def _check_sets(
+    sets: Sequence[Path],
+    target: tuple[int, ...] | None,
+    split_file: Path | None,
+    workers: int | None,
+    progress: Progress,
+) -> CheckReport:
+    """Several data sets, each for itself; cases are named with their set's folder."""
+    findings: list[Finding] = []
+    cases = 0
+    for folder in sets:
+        try:
+            report = check(
+                folder, target=target, split_file=split_file, workers=workers, progress=progress
+            )
+        except DataError:
+            continue  # No data set.
+        cases += report.cases
+        findings += [replace(one, case=f"{folder.name}/{one.case}") for one in report.findings]
+    return CheckReport(in_order(findings), cases)
 
 
 def measure(pair: Pair) -> CaseFacts:

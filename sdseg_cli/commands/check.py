@@ -54,14 +54,19 @@ def check(
             progress=progress,
         )
     warnings = len(report.findings) - report.errors
-    title = f"{report.errors} error(s), {warnings} warning(s) in {report.cases} case(s)"
+    cases = _count(report.cases, "case")
+    found = f"{_count(report.errors, 'error')}, {_count(warnings, 'warning')} in {cases}"
     output.findings(
         report.to_json(),
-        title=title if report.findings else f"nothing found in {report.cases} case(s)",
+        title=found if report.findings else f"nothing found in {cases}",
         rows=list(_rows(report.findings)),
     )
     if report.errors:
         raise typer.Exit(2)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _rows(findings: Sequence[Finding]) -> Iterator[tuple[str, str, str, str, str]]:

@@ -21,12 +21,30 @@ def is_picture(path: Path) -> bool:
 
 def find_pictures(root: Path) -> list[Case]:
     """Pairs of `images/` and `masks/` (or `labels/`) with equal stems; empty for another layout."""
-    masks = next((root / name for name in _MASK_FOLDERS if (root / name).is_dir()), None)
-    if masks is None or not (root / "images").is_dir():
+    masks = _mask_folder(root)
+    if masks is None:
         return []
     by_stem = {path.stem: path for path in _pictures(masks)}
     images = _pictures(root / "images")
     return in_order([Case(path.stem, path, by_stem.get(path.stem)) for path in images])
+
+
+def sets_in(root: Path) -> list[Path]:
+    """The folders of a folder of data sets; empty when it is a data set itself, or none.
+
+    A folder whose subfolders have images/ beside masks/ or labels/ is one of data sets.
+    """
+    if _mask_folder(root) is not None:
+        return []
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+    return folders if any(_mask_folder(folder) for folder in folders) else []
+
+
+def _mask_folder(root: Path) -> Path | None:
+    """The folder of the masks beside images/."""
+    if not (root / "images").is_dir():
+        return None
+    return next((root / name for name in _MASK_FOLDERS if (root / name).is_dir()), None)
 
 
 def check_strays(root: Path, cases: Collection[Case], label_glob: str | None) -> Iterator[Finding]:

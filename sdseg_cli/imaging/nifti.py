@@ -140,6 +140,12 @@ def _read_header(path: Path, stream: BinaryIO) -> tuple[Any, Any]:
             "Give a NIfTI scan; check that the download or export finished.",
             "kind",
         ) from error
+    if offset < len(block):
+        raise DataError(
+            f"{path}: says its voxels begin at byte {offset}, inside its own header.",
+            "It may be damaged, or the .hdr of a pair: export it again as one .nii.gz.",
+            "damaged",
+        )
     stream.read(offset - len(block))
     return checked, stored
 
