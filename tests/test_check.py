@@ -254,7 +254,7 @@ def test_pictures_are_checked_before_they_can_be_prepared(tmp_path: Path) -> Non
     assert [(one.code, one.level, one.case) for one in report.findings] == [
         ("mask-not-binary", "warning", "*")
     ]
-    assert report.findings[0].measured.startswith("3 of 4 mask(s)")
+    assert report.findings[0].measured.startswith("3 of 4 .jpg mask(s)")
 
 
 def test_a_folder_of_data_sets_is_checked_set_by_set(sound: Path, tmp_path: Path) -> None:

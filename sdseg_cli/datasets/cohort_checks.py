@@ -105,11 +105,12 @@ def _check_binary(cases: Sequence[CaseFacts]) -> Iterator[Finding]:
     grey = [(share, case) for share, case in grey if share > 0]
     if grey:
         worst, case = max(grey, key=lambda pair: pair[0])
+        kind = case.label.suffix if case.label else ""
         yield Finding(
             "mask-not-binary",
             WARNING,
             _who([case for _, case in grey]),
-            f"{len(grey)} of {len(masks)} mask(s) hold values between 0 and 255 (JPEG?): "
+            f"{len(grey)} of {len(masks)} {kind} mask(s) hold values between 0 and 255: "
             f"{median(share for share, _ in grey):.1%} of the pixels, at most {worst:.1%} "
             f"({case.id})",
             "Nothing to do: values above 128 are foreground. Lossless PNG masks would be sharper.",

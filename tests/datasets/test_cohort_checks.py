@@ -96,7 +96,7 @@ def test_masks_that_are_not_binary_are_one_finding() -> None:
     ]
     findings = list(check_cohort(grey, {}, Expected()))
     assert [(one.code, one.case) for one in findings] == [("mask-not-binary", "*")]
-    assert findings[0].measured.startswith("3 of 4 mask(s)")
+    assert findings[0].measured.startswith("3 of 4 .nii mask(s)")
     assert "2.0% of the pixels, at most 3.0% (1)" in findings[0].measured
 
 
