@@ -29,11 +29,19 @@ BEYOND_HU = (-32768.0, 20000.0)
 
 @dataclass(frozen=True)
 class Pair:
-    """The two files of a case to measure; the label map may be missing."""
+    """The two files of a case to measure.
+
+    Attributes:
+        id: Case id.
+        image: The scan or picture.
+        label: Its label map, None when none was found.
+        levels: (lowest grey, label) of a picture's mask, ascending; None = it says so itself.
+    """
 
     id: str
     image: Path
     label: Path | None
+    levels: tuple[tuple[int, int], ...] | None = None
 
 
 def measure_case(pair: Pair) -> CaseFacts:

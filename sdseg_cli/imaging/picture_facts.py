@@ -32,7 +32,7 @@ def measure_pictures(pair: Pair) -> CaseFacts:
         role = "label"
         try:
             mask = read_pixels(pair.label, "L")
-            labels = measure_mask(mask)
+            labels = measure_mask(mask, pair.levels)
             role = "grid"
             if grid is not None and mask.shape != grid.plane:
                 raise GeometryError(
@@ -46,24 +46,29 @@ def measure_pictures(pair: Pair) -> CaseFacts:
     return CaseFacts(pair.id, pair.image, pair.label, grid, None, labels, tuple(faults), digest)
 
 
-def measure_mask(mask: NDArray[np.uint8]) -> LabelFacts:
-    """What a grey mask holds, thresholded, and how much of it is neither black nor white.
+def measure_mask(
+    mask: NDArray[np.uint8], levels: tuple[tuple[int, int], ...] | None = None
+) -> LabelFacts:
+    """What a grey mask holds, and how much of it is none of its own greys.
 
     Args:
         mask: (H, W) uint8.
+        levels: As of `Pair`; when absent, values up to 128 are labels and brighter masks are black
+            and white.
     """
-    counts = np.bincount(mask.ravel(), minlength=256)
-    foreground = int(counts[THRESHOLD + 1 :].sum())
-    highest = int(np.flatnonzero(counts)[-1])
-    if highest <= THRESHOLD:  # labels as they are, not black and white
-        present = np.flatnonzero(counts)
-        return LabelFacts(mask.size, {int(value): int(counts[value]) for value in present})
-    both = {0: mask.size - foreground, 255: foreground}
-    return LabelFacts(
-        voxels=mask.size,
-        counts={value: count for value, count in both.items() if count},
-        between_share=float(counts[1:255].sum()) / mask.size,
-    )
+    greys = np.bincount(mask.ravel(), minlength=256)
+    present = [int(grey) for grey in np.flatnonzero(greys)]
+    if levels is None and present[-1] <= THRESHOLD:
+        return LabelFacts(mask.size, {grey: int(greys[grey]) for grey in present})
+    steps = levels or ((0, 0), (THRESHOLD + 1, 255))
+    ends = [*(start for start, _ in steps[1:]), 256]
+    counts: dict[int, int] = {}
+    for (start, label), end in zip(steps, ends, strict=True):
+        if count := int(greys[start:end].sum()):
+            counts[label] = counts.get(label, 0) + count
+    own = (0, 255) if len(steps) < 3 else (0, 128, 255)
+    between = mask.size - int(greys[list(own)].sum())
+    return LabelFacts(mask.size, counts, between_share=between / mask.size)
 
 
 def read_pixels(path: Path, mode: str) -> NDArray[np.uint8]:

@@ -24,6 +24,14 @@ def test_a_mask_of_small_labels_is_taken_as_it_is() -> None:
     assert (facts.counts, facts.between_share) == ({0: 1, 1: 1, 2: 2}, 0)
 
 
+def test_levels_say_what_a_grey_means() -> None:
+    mask = np.array([[0, 63, 64, 128, 192], [193, 200, 255, 255, 255]], np.uint8)
+    cup_and_rim = measure_mask(mask, ((0, 1), (64, 2), (193, 0)))
+    assert cup_and_rim.counts == {1: 2, 2: 3, 0: 5}
+    assert cup_and_rim.between_share == 5 / 10  # 63, 64, 192, 193 and 200
+    assert measure_mask(mask, ((0, 0), (129, 1))).counts == {0: 4, 1: 6}
+
+
 def test_an_empty_mask_has_no_label() -> None:
     assert measure_mask(np.zeros((2, 2), np.uint8)).labels == ()
 
