@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from sdseg_cli import __version__
+from sdseg_cli.commands.check import check
 from sdseg_cli.commands.demo import demo
 from sdseg_cli.commands.evaluate import evaluate
 from sdseg_cli.commands.predict import predict
@@ -34,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (prepare, train, predict, evaluate, stability, demo):
+for command in (prepare, train, predict, evaluate, stability, check, demo):
     app.command()(command)
 app.add_typer(weights)
 
@@ -63,7 +64,7 @@ def run_command(arguments: Sequence[str]) -> int:
     """
     debug = "--debug" in arguments
     try:
-        app(list(arguments), standalone_mode=False)
+        code = app(list(arguments), standalone_mode=False)
     except SdsegError as failure:
         return _failed(failure, debug)
     except UsageError as failure:
@@ -78,7 +79,7 @@ def run_command(arguments: Sequence[str]) -> int:
         return _failed(
             RunError(what, "This is a bug: add --debug and report what it shows."), debug
         )
-    return 0
+    return code if isinstance(code, int) else 0  # a command that found faults says so itself
 
 
 def _failed(failure: SdsegError, debug: bool) -> int:

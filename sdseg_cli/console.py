@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,9 @@ from rich.text import Text
 
 from sdseg_cli import progress as callback
 from sdseg_cli.errors import SdsegError
+from sdseg_cli.findings import Finding
 
+SHOWN_WARNINGS = 3
 LOG_EVERY_S = 15.0
 """Without a terminal, progress is a plain line this often."""
 
@@ -65,6 +68,17 @@ class Output:
         if not (self.quiet or self.as_json):
             self._log.print(Text(text))
 
+    def warn(self, findings: Sequence[Finding]) -> None:
+        """Findings that stop nothing, on stderr; those of one kind after the third are counted."""
+        told: Counter[str] = Counter()
+        for one in findings:
+            told[one.code] += 1
+            if told[one.code] <= SHOWN_WARNINGS:
+                self.say(f"warning {one.code}, {one.case}: {one.measured}. {one.fix}")
+        for code, count in told.items():
+            if count > SHOWN_WARNINGS:
+                self.say(f"warning {code}: {count - SHOWN_WARNINGS} more, see `sdseg check --json`")
+
     def object(self, values: Mapping[str, Any]) -> None:
         """One JSON object on stdout, strict: no NaN, no infinity."""
         sys.stdout.write(json.dumps(values, allow_nan=False) + "\n")
@@ -91,6 +105,31 @@ class Output:
         self._out.print(table)
         for path in files:
             self._out.print(Text(f"wrote {path}"))
+
+    def findings(
+        self,
+        values: Mapping[str, Any],
+        *,
+        title: str,
+        rows: Sequence[tuple[str, str, str, str, str]],
+    ) -> None:
+        """Findings as JSON, or two lines each: what was measured, then what mends it.
+
+        Args:
+            values: The object of `--json`.
+            title: Last line.
+            rows: Level, code, case, what was measured, what mends it.
+        """
+        if self.as_json:
+            self.object(values)
+        if self.as_json or self.quiet:
+            return
+        for level, code, case, measured, fix in rows:
+            style = "bold red" if level == "error" else "bold yellow"
+            head = Text(f"{level} ", style) + Text(f"{code}  ", "bold") + Text(f"{case}: ")
+            self._out.print(head + Text(" ".join(measured.split())))
+            self._out.print(Text("    Fix: ", "bold cyan") + Text(fix, "default"))
+        self._out.print(Text(title, "bold"))
 
     @contextmanager
     def progress(self) -> Iterator[callback.Progress]:

@@ -28,7 +28,7 @@ class SdsegError(Exception):
         self.message = message
         self.hint = hint
 
-    def __reduce__(self) -> tuple[type[SdsegError], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[SdsegError], tuple[str, ...]]:
         # Errors cross process boundaries in `prepare`; the default would lose the hint.
         return type(self), (self.message, self.hint)
 
@@ -40,9 +40,22 @@ class ConfigError(SdsegError):
 
 
 class DataError(SdsegError):
-    """An input file or a data set is missing, unreadable or inconsistent."""
+    """An input file or a data set is missing, unreadable or inconsistent.
+
+    Args:
+        message: As for `SdsegError`.
+        hint: As for `SdsegError`.
+        code: What kind of fault it is, one word for findings, for example "damaged".
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str, hint: str, code: str = "") -> None:
+        super().__init__(message, hint)
+        self.code = code
+
+    def __reduce__(self) -> tuple[type[SdsegError], tuple[str, ...]]:
+        return type(self), (self.message, self.hint, self.code)
 
 
 class GeometryError(DataError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,12 @@ from numpy.typing import NDArray
 from sdseg_cli.atomic import replacing
 from sdseg_cli.config import THRESHOLD, RunConfig, SampleConfig
 from sdseg_cli.config_file import from_dict
+from sdseg_cli.datasets.checks import check_grid, check_scan
 from sdseg_cli.errors import ConfigError, WeightsError
+from sdseg_cli.findings import WARNING, Finding
 from sdseg_cli.imaging.files import check_writable, read_image, write_mask, write_probability
 from sdseg_cli.imaging.intensity import Normalisation
+from sdseg_cli.imaging.measure import measure_grid, measure_scan
 from sdseg_cli.imaging.slices import Restore, SliceStack, to_stack
 from sdseg_cli.imaging.volume import Volume
 from sdseg_cli.model.sdseg import unfilled_sdseg
@@ -71,6 +74,7 @@ class PredictReport:
     seconds: float
     sample: SampleConfig
     probability: Path | None = None
+    warnings: tuple[Finding, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The object of `--json`."""
@@ -83,6 +87,7 @@ class PredictReport:
             "foreground_voxels": self.foreground_voxels,
             "foreground_ml": round(self.foreground_ml, 3),
             "seconds": round(self.seconds, 3),
+            "warnings": [finding.to_json() for finding in self.warnings],
         }
         if self.probability is not None:
             values["probability"] = str(self.probability)
@@ -234,6 +239,7 @@ def predict_file(
         raise ConfigError(f"{output}: is both mask and --prob.", "Give --prob another name.")
     sample = sample or predictor.config.sample
     volume = read_image(scan)
+    warnings = check_volume(volume, predictor.normalisation)
     stack = predictor.stack(volume)
     shape = volume.geometry.shape
     mask = np.zeros(shape, np.uint8)
@@ -261,7 +267,23 @@ def predict_file(
         foreground_ml=voxels * float(np.prod(volume.geometry.spacing_mm)) / 1000,
         seconds=time.monotonic() - started,
         probability=probability,
+        warnings=warnings,
     )
+
+
+def check_volume(volume: Volume, normalisation: Normalisation) -> tuple[Finding, ...]:
+    """What is odd about a scan that is to be predicted: nothing here stops the prediction.
+
+    Args:
+        volume: The scan.
+        normalisation: The run's; a window means that it was trained on CT.
+    """
+    ct = normalisation.kind.startswith("window")
+    found = (
+        *check_grid(volume.name, measure_grid(volume.geometry)),
+        *check_scan(volume.name, measure_scan(volume), ct or None),
+    )
+    return tuple(replace(finding, level=WARNING) for finding in found)
 
 
 def _place_mask(

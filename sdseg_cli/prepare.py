@@ -10,23 +10,27 @@ from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from sdseg_cli.datasets.manifest import (
-    Manifest,
-    PreparedCase,
-    checked_name,
-    checked_target,
-    slices_with,
+from sdseg_cli.datasets.checks import Expected, check_case
+from sdseg_cli.datasets.cohort_checks import check_duplicates
+from sdseg_cli.datasets.manifest import Manifest, checked_name, checked_target
+from sdseg_cli.datasets.outcome import (
+    PrepareReport,
+    Records,
+    check_foreground,
+    entry_of,
+    labels_of,
 )
 from sdseg_cli.datasets.recognise import find_cases
-from sdseg_cli.datasets.spec import SPLITS, Case, DatasetSpec
+from sdseg_cli.datasets.spec import Case, DatasetSpec
 from sdseg_cli.datasets.split import Split, draw_split, read_split
 from sdseg_cli.datasets.staging import Staging
 from sdseg_cli.errors import ConfigError, DataError
-from sdseg_cli.filenames import natural_key, safe_id
+from sdseg_cli.filenames import safe_id
+from sdseg_cli.findings import ERROR, WARNING, Finding, in_order
 from sdseg_cli.imaging.files import read_image
 from sdseg_cli.imaging.intensity import Normalisation, extent, guess_modality
+from sdseg_cli.imaging.measure import Pair, facts_in
 from sdseg_cli.imaging.prepared import BadCase, CaseJob, check_headers, finished
 from sdseg_cli.imaging.slices import CROPS
 from sdseg_cli.imaging.workers import available_cores, prepare_cases
@@ -34,35 +38,6 @@ from sdseg_cli.progress import Progress, silent
 
 SIZE = 256
 """Side of the model's squares in pixels."""
-
-Records = dict[str, dict[str, Any]]
-"""Case id -> what its case.json holds."""
-
-
-@dataclass(frozen=True)
-class PrepareReport:
-    """What `prepare` made.
-
-    Attributes:
-        manifest: The manifest file.
-        cases: Number of cases by split.
-        slices: Number of slices of all cases.
-        skipped: Cases left out: {"case", "code", "why"}.
-    """
-
-    manifest: Path
-    cases: dict[str, int]
-    slices: int
-    skipped: tuple[dict[str, str], ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """For `--json`."""
-        return {
-            "manifest": str(self.manifest),
-            "cases": self.cases,
-            "slices": self.slices,
-            "skipped": list(self.skipped),
-        }
 
 
 @dataclass(frozen=True)
@@ -153,7 +128,13 @@ def _carry_out(
         records, kept, late = _records(jobs, staging, plan, progress)
         usable = _without(usable, late, plan.skip_bad)
         split = _split(plan, ids, [case.id for case in usable])
-        entries = tuple(_entry(case, records[case.id], split, plan.target) for case in usable)
+        while leaks := _leaks(usable, records, split):  # each turn leaves a case out
+            late += leaks
+            usable = _without(usable, leaks, plan.skip_bad)
+            split = _split(plan, ids, [case.id for case in usable])
+        records = {case.id: records[case.id] for case in usable}
+        kept &= set(records)
+        entries = tuple(entry_of(case, records[case.id], split, plan.target) for case in usable)
         manifest = Manifest(
             root=staging.final,
             name=plan.name,
@@ -161,21 +142,24 @@ def _carry_out(
             modality=modality,
             source=plan.source,
             target=plan.target,
-            labels=_labels(records),
+            labels=labels_of(records),
             normalisation=normalisation.to_dict(),
             crop=plan.crop,
             size=SIZE,
             split=split.to_dict(),
             entries=entries,
         )
-        _check_foreground(manifest)
+        check_foreground(manifest)
         if len(kept) < len(entries) or not staging.is_current(manifest.to_text()):
             staging.publish(manifest.to_text(), set(records) - kept, kept)
     except (ConfigError, DataError):
         # After an interrupt or a full disk, finished cases wait for the next run instead.
         staging.discard()
         raise
-    return _report(manifest, [*bad, *late], [id for id in ids if id not in split.of])
+    skipped = [one.to_json() for one in (*bad, *late)]
+    unlisted = [id for id in ids if id not in split.of]
+    warnings = _warnings(plan, modality == "CT", usable, records, split)
+    return PrepareReport.of(manifest, skipped, unlisted, warnings)
 
 
 def _records(
@@ -248,52 +232,22 @@ def _without(cases: list[Case], bad: Sequence[BadCase], skip_bad: bool) -> list[
     return left
 
 
-def _entry(
-    case: Case, record: dict[str, Any], split: Split, target: tuple[int, ...] | None
-) -> PreparedCase:
-    if case.label is None:
-        raise ValueError(f"case {case.id} has no label")
-    across, down, along = record["spacing_mm"]
-    return PreparedCase(
-        id=case.id,
-        split=split.of[case.id],
-        image=case.image.absolute(),
-        label=case.label.absolute(),
-        slices=record["slices"],
-        folder=f"cases/{case.id}",
-        foreground_slices=len(slices_with(record["label_slices"], target)),
-        spacing_mm=(across, down, along),
-        sha256=record["sha256"],
-    )
-
-
-def _labels(records: Records) -> tuple[int, ...]:
-    return tuple(
-        sorted({int(label) for case in records.values() for label in case["label_slices"]})
-    )
-
-
-def _check_foreground(manifest: Manifest) -> None:
-    present = ", ".join(map(str, manifest.labels)) or "none"
-    for split in (None, "train", "val"):
-        if not any(case.foreground_slices for case in manifest.cases(split)):
-            raise DataError(
-                f"{manifest.source}: no {split or ''} case has foreground (labels: {present}).",
-                "Choose labels that occur with --target, or another split with --split-file.",
-            )
-
-
-def _report(manifest: Manifest, bad: Sequence[BadCase], unlisted: Sequence[str]) -> PrepareReport:
-    skipped = [{"case": case.id, "code": case.code, "why": case.error.message} for case in bad]
-    faulty = {case.id for case in bad}
-    skipped += [
-        {"case": id, "code": "split", "why": "not named in the split file"}
-        for id in unlisted
-        if id not in faulty
+def _leaks(cases: Sequence[Case], records: Records, split: Split) -> list[BadCase]:
+    """Cases whose image another split holds too."""
+    contents = {case.id: records[case.id].get("pixels_sha256", "") for case in cases}
+    return [
+        BadCase.of(one.case, "", DataError(f"{one.measured}.", one.fix, one.code))
+        for one in check_duplicates(contents, split.of)
+        if one.level == ERROR
     ]
-    return PrepareReport(
-        manifest=manifest.path,
-        cases={name: len(manifest.cases(name)) for name in SPLITS},
-        slices=sum(case.slices for case in manifest.entries),
-        skipped=tuple(sorted(skipped, key=lambda entry: natural_key(entry["case"]))),
-    )
+
+
+def _warnings(
+    plan: _Plan, ct: bool, cases: Sequence[Case], records: Records, split: Split
+) -> tuple[Finding, ...]:
+    """What is odd about the cases, from what was measured while they were read."""
+    expected = Expected(ct, plan.target, plan.spec.labels)
+    facts = [facts_in(Pair(case.id, case.image, case.label), records[case.id]) for case in cases]
+    alone = [finding for case in facts for finding in check_case(case, expected)]
+    alike = check_duplicates({case.id: case.sha256 for case in facts}, split.of)
+    return in_order(finding for finding in (*alone, *alike) if finding.level == WARNING)

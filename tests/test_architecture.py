@@ -16,6 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [str(path.relative_to(PACKAGE)) for path in FILES]
 
 VERBS = {
+    "check",
     "prepare",
     "train",
     "predict",

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -43,7 +44,7 @@ def _files(folder: Path) -> list[str]:
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["--help"]) == 0
     shown = capsys.readouterr().out
-    for name in ("prepare", "train", "predict", "evaluate", "stability", "demo"):
+    for name in ("prepare", "train", "predict", "evaluate", "stability", "check", "demo"):
         assert name in shown
 
 
@@ -356,3 +357,23 @@ def test_the_run_that_is_used_is_named_with_its_validation_dice(
     best = tiny_run.run.status()["best"]
     wanted = f"validation Dice {best['val_dice']:.3f} at step {best['step']}"
     assert wanted in capsys.readouterr().err
+
+
+def test_odd_values_are_told_on_stderr_and_counted_after_the_third(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(1, 8):
+        write_case(home / "raw", number)
+        label = home / f"raw/case_{number}/label.nii.gz"
+        image = nib.load(label)
+        if number > 3:
+            values = np.asanyarray(image.dataobj) // 3 * 255
+            nib.save(nib.Nifti1Image(values.astype(np.uint8), image.affine), label)
+    assert run_command(["prepare", "raw", "--workers", "1"]) == 0
+    told = capsys.readouterr().err
+    assert told.count("warning label-255, case_") == 3
+    assert "warning label-255: 1 more, see `sdseg check --json`" in told
+    assert run_command(["prepare", "raw", "--workers", "1", "--json"]) == 0
+    captured = capsys.readouterr()
+    cases = [one["case"] for one in json.loads(captured.out)["warnings"]]
+    assert (cases, captured.err) == (["case_4", "case_5", "case_6", "case_7"], "")

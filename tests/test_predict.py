@@ -158,6 +158,31 @@ def test_the_report_says_how_it_was_sampled(
     assert predict_file(tiny_run.scan, out, predictor).sample == predictor.config.sample
 
 
+def test_a_scan_that_is_no_ct_is_predicted_with_a_warning(
+    predictor: Predictor, tiny_run: Workspace, tmp_path: Path
+) -> None:
+    scan = nib.load(tiny_run.scan)
+    lifted = np.asanyarray(scan.dataobj).astype(np.int16) + 1100  # air at 100: nothing negative
+    lifted[0, 0, 0] = 0
+    nib.save(nib.Nifti1Image(lifted, scan.affine), tmp_path / "lifted.nii.gz")
+    broken = np.asanyarray(scan.dataobj).astype(np.float32)
+    broken[3, 3, 3] = np.nan
+    nib.save(nib.Nifti1Image(broken, scan.affine), tmp_path / "broken.nii.gz")
+    label = tiny_run.scan.with_name("label.nii.gz")
+    expected = {
+        tiny_run.scan: [],
+        tmp_path / "lifted.nii.gz": ["hu-offset"],
+        tmp_path / "broken.nii.gz": ["values-not-finite"],
+        label: ["image-looks-like-mask"],
+    }
+    for path, codes in expected.items():
+        report = predict_file(path, tmp_path / "m.nii.gz", predictor)
+        assert [(one.code, one.level) for one in report.warnings] == [
+            (code, "warning") for code in codes
+        ]
+        assert [one["code"] for one in report.to_json()["warnings"]] == codes
+
+
 def test_progress_counts_slices(tiny_run: Workspace) -> None:
     told: list[tuple[int, int]] = []
     predictor = Predictor(tiny_run.run.path, device="cpu", batch_size=4)
@@ -210,4 +235,5 @@ def test_the_report_is_the_contracts_object() -> None:
         "foreground_voxels": 10,
         "foreground_ml": 0.45,
         "seconds": 1.235,
+        "warnings": [],
     }

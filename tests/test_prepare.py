@@ -58,6 +58,7 @@ def test_its_report_is_the_contracts_json(raw: Path, workspace: Path) -> None:
         "cases": {"train": 3, "val": 1, "test": 1},
         "slices": 25,
         "skipped": [],
+        "warnings": [],
     }
     assert [case.foreground_slices for case in Manifest.load(report.manifest).entries] == [1] * 5
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from sdseg_cli.datasets.manifest import Manifest
 from sdseg_cli.errors import ConfigError, DataError, GeometryError, SdsegError
 from sdseg_cli.prepare import prepare
-from tests.raw_cases import AFFINE, SHAPE, contents
+from tests.raw_cases import AFFINE, IDS, SHAPE, contents
 
 
 def break_shape(case: Path) -> None:
@@ -49,13 +51,13 @@ def lose_label(case: Path) -> None:
 
 
 FAULTS: list[tuple[Callable[[Path], None], str, type[SdsegError]]] = [
-    (break_shape, "grid", GeometryError),
-    (break_grid, "grid", GeometryError),
-    (break_values, "values", DataError),
-    (break_text, "image", DataError),
-    (break_cut, "image", DataError),
-    (break_label, "label", DataError),
-    (lose_label, "label", DataError),
+    (break_shape, "grid-shape", GeometryError),
+    (break_grid, "grid-place", GeometryError),
+    (break_values, "values-not-finite", DataError),
+    (break_text, "image-damaged", DataError),
+    (break_cut, "image-damaged", DataError),
+    (break_label, "label-values", DataError),
+    (lose_label, "label-missing", DataError),
 ]
 
 
@@ -133,6 +135,55 @@ def test_options_that_make_no_sense_are_refused_and_write_nothing(
         prepare(raw, workspace, workers=1, **options)  # type: ignore[arg-type]
     assert caught.value.hint
     assert list(workspace.iterdir()) == []
+
+
+def copy_image(case: Path, other: Path) -> None:
+    shutil.copy(case / "image.nii.gz", other / "image.nii.gz")
+
+
+def test_one_image_in_two_splits_stops_it(raw: Path, workspace: Path) -> None:
+    split = workspace.parent / "split.json"
+    split.write_text(json.dumps({"train": ["pt_1", "pt_2"], "val": ["pt_3"], "test": ["pt_10"]}))
+    copy_image(raw / "pt_2", raw / "pt_10")  # with another mask: only the image gives it away
+    with pytest.raises(DataError, match="case pt_10: the same image as case pt_2: one is in train"):
+        prepare(raw, workspace, workers=1, split_file=split)
+    assert list(workspace.iterdir()) == []
+
+
+def test_copies_of_an_image_can_be_left_out(raw: Path, workspace: Path) -> None:
+    for other in ("pt_2", "pt_3"):
+        copy_image(raw / "pt_1", raw / other)
+    report = prepare(raw, workspace, workers=1, skip_bad=True)
+    assert {(entry["case"], entry["code"]) for entry in report.skipped} <= {
+        ("pt_2", "leakage"),
+        ("pt_3", "leakage"),
+    }
+    assert report.skipped
+    folders = {path.name for path in (report.manifest.parent / "cases").iterdir()}
+    assert folders == set(IDS) - {entry["case"] for entry in report.skipped}
+    of = {case.id: case.split for case in Manifest.load(report.manifest).entries}
+    assert len({of[id] for id in ("pt_1", "pt_2", "pt_3") if id in of}) == 1
+
+
+def test_copies_within_a_split_are_a_warning(raw: Path, workspace: Path) -> None:
+    split = workspace.parent / "split.json"
+    split.write_text(json.dumps({"train": ["pt_1", "pt_2"], "val": ["pt_3"], "test": ["pt_10"]}))
+    copy_image(raw / "pt_1", raw / "pt_2")
+    report = prepare(raw, workspace, workers=1, split_file=split)
+    assert [(one.code, one.case) for one in report.warnings] == [("duplicate", "pt_2")]
+
+
+def test_odd_values_are_warnings_that_a_second_run_repeats(raw: Path, workspace: Path) -> None:
+    image = nib.load(raw / "pt_3/image.nii.gz")
+    values = np.asanyarray(image.dataobj) + 1024
+    nib.save(nib.Nifti1Image(values.astype(np.int16), AFFINE), raw / "pt_3/image.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros(SHAPE, np.uint8), AFFINE), raw / "pt_4/label.nii.gz")
+    first = prepare(raw, workspace, workers=1)
+    found = [(one.code, one.case, one.level) for one in first.warnings]
+    assert found == [("hu-offset", "pt_3", "warning"), ("label-empty", "pt_4", "warning")]
+    again = prepare(raw, workspace, workers=1)
+    assert again.warnings == first.warnings
+    assert json.loads(json.dumps(again.to_json()))["warnings"][0]["code"] == "hu-offset"
 
 
 def test_two_cases_are_too_few(raw: Path, workspace: Path) -> None:

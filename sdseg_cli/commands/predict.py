@@ -73,6 +73,7 @@ def predict(
             probability_dtype=prob_dtype,
             progress=progress,
         )
+    output.warn(report.warnings)
     output.result(
         report.to_json(),
         title=f"segmented {scan.name}",

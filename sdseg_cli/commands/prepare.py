@@ -72,6 +72,7 @@ def prepare(
         output.say(f"replaced {made.name}, which was prepared with other settings or data before")
     for skip in report.skipped:
         output.say(f"skipped {skip['case']}: {skip['why']}")
+    output.warn(report.warnings)
     output.result(
         report.to_json(),
         title=f"prepared {report.manifest.parent.name}",

@@ -44,6 +44,7 @@ BTCV = DatasetSpec(
     recognises=recognises,
     modality="CT",
     target=tuple(range(1, 14)),
+    labels=tuple(range(1, 14)),
     window_hu=(-175.0, 250.0),
     test_ids=frozenset(f"{number:04d}" for number in _TEST_CASES),
 )

@@ -17,6 +17,8 @@ _IMAGE_STEM = re.compile(r"(^|.*[_\-. ])(image|img|scan|ct|mr|mri)", re.IGNORECA
 _LABEL_STEM = re.compile(
     r"(^|.*[_\-. ])(labels?|masks?|seg|segmentation|annotation)", re.IGNORECASE
 )
+_LABEL_START = re.compile(r"(labels?|masks?|seg|segmentation)[_\-. ]", re.IGNORECASE)
+"""Only where no name ends so: "seg_v2_117classes" beside "image"."""
 _GLOB_HINT = "Name the files with --image-glob '*/image.nii.gz' --label-glob '*/label.nii.gz'."
 
 
@@ -97,7 +99,9 @@ def _from_case_folders(root: Path) -> list[Case]:
         folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
         volumes = _volumes(folder)
         images = [path for path in volumes if _IMAGE_STEM.fullmatch(stem_of(path))]
-        labels = [path for path in volumes if _LABEL_STEM.fullmatch(stem_of(path))]
+        labels = [path for path in volumes if _LABEL_STEM.fullmatch(stem_of(path))] or [
+            path for path in volumes if _LABEL_START.match(stem_of(path)) and path not in images
+        ]
         if not images:
             continue
         if len(images) > 1 or len(labels) > 1:

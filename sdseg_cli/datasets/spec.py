@@ -41,6 +41,7 @@ class DatasetSpec:
         recognises: Whether a root folder plainly has this layout.
         modality: "CT" or another; None = guessed from the first scan.
         target: Labels that count as foreground; None = every label but 0.
+        labels: Labels the archive declares, whether they count or not; None = not said.
         window_hu: What becomes -1 and +1; None = by modality.
         test_ids: Cases a published split keeps for testing.
     """
@@ -51,6 +52,7 @@ class DatasetSpec:
     recognises: Callable[[Path], bool]
     modality: str | None = None
     target: tuple[int, ...] | None = None
+    labels: tuple[int, ...] | None = None
     window_hu: tuple[float, float] | None = None
     test_ids: frozenset[str] = frozenset()
 

@@ -61,7 +61,8 @@ def read_labels(path: Path) -> Volume:
         if not (low >= 0 and high <= 65535 and (values == np.rint(values)).all()):
             raise DataError(
                 f"{path}: not a label map (values from {low:g} to {high:g}).",
-                "Labels are whole numbers from 0 to 65535; was the image given as the label?",
+                _label_hint(low, high),
+                "values",
             )
         largest = max(largest, high)
     dtype = np.dtype(np.uint8 if largest <= 255 else np.uint16)
@@ -69,6 +70,15 @@ def read_labels(path: Path) -> Volume:
     for k, values in _slabs(volume):
         labels[:, :, k] = values
     return Volume(labels, volume.geometry, header=volume.header, source=volume.source)
+
+
+def _label_hint(low: float, high: float) -> str:
+    """What turns values that are no labels into labels."""
+    if 0 <= low and high <= 1:
+        return "It looks like a probability map: store values > 0.5 as 1, the rest as 0."
+    if -16 <= low < 0 and high <= 255:
+        return f"Labels are 0 or more: store negatives as 0, or add {-low:g} to every value."
+    return "Labels are whole numbers from 0 to 65535; was the image given as the label?"
 
 
 def write_mask(path: Path, mask: NDArray[np.uint8], like: Volume) -> None:
@@ -149,14 +159,18 @@ def check_readable(path: Path) -> str:
         raise DataError(
             f"{path} is a folder, not a scan.",
             "Give one file; a DICOM series must first be converted, for example with dcm2niix.",
+            "kind",
         )
     if not path.is_file():
-        raise DataError(f"{path} does not exist.", "Check the path; scans end in .nii or .nii.gz.")
+        raise DataError(
+            f"{path} does not exist.", "Check the path; scans end in .nii or .nii.gz.", "missing"
+        )
     suffix = suffix_of(path)
     if suffix is None:
         raise DataError(
             f"{path}: not a kind of file this tool reads.",
             f"It reads {', '.join(VOLUME_SUFFIXES)}; convert DICOM with dcm2niix, for example.",
+            "kind",
         )
     return suffix
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from sdseg_cli.atomic import replacing
 from sdseg_cli.errors import DataError
+from sdseg_cli.imaging.shear import geometry_of
 from sdseg_cli.imaging.volume import Array, Geometry, Volume
 
 WRITABLE = (".nrrd", ".mha")
@@ -64,18 +65,20 @@ def read_geometry(path: Path) -> Geometry:
         raise DataError(
             f"{path}: has {axes} axes and {values} value(s) per voxel ({kind}).",
             "Export one 3D volume of grey values.",
+            "dimensions",
         )
     lps = np.eye(4)
     lps[:3, :3] = np.reshape(header.GetDirection(), (3, 3)) * np.asarray(header.GetSpacing())
     lps[:3, 3] = header.GetOrigin()
     width, height, depth = header.GetSize()
-    return Geometry((width, height, depth), _LPS_TO_RAS @ lps)
+    return geometry_of(path, (width, height, depth), _LPS_TO_RAS @ lps)
 
 
 def _unreadable(path: Path) -> DataError:
     return DataError(
         f"{path}: cannot be read.",
         "The file is damaged, or not what its name says; export it again.",
+        "damaged",
     )
 
 
@@ -94,7 +97,8 @@ def write(path: Path, array: Array, like: Volume) -> None:
     else:
         lps = _LPS_TO_RAS @ like.geometry.affine
         directions = lps[:3, :3] / np.asarray(like.geometry.spacing_mm)
-        if not np.allclose(directions.T @ directions, np.eye(3), atol=1e-4):
+        sheared = not np.allclose(directions.T @ directions, np.eye(3), atol=1e-4)
+        if sheared or like.geometry.shear_degrees:
             raise DataError(
                 f"{path}: the scan's grid is sheared, which this format cannot hold.",
                 "Write .nii.gz instead.",

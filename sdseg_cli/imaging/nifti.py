@@ -16,6 +16,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from sdseg_cli.atomic import replacing
 from sdseg_cli.errors import DataError
+from sdseg_cli.imaging.shear import geometry_of
 from sdseg_cli.imaging.volume import Array, Geometry, Volume
 
 _BLOCK_BYTES = 1 << 22
@@ -114,11 +115,13 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         raise DataError(
             f"{path}: not a gzip file, or a damaged one ({_reason(error)}).",
             "Check what the file really is; an uncompressed scan must be named .nii.",
+            "damaged",
         ) from error
     except (EOFError, OSError, zlib.error, MemoryError, HeaderDataError) as error:
         raise DataError(
             f"{path}: cannot be read ({_reason(error)}).",
             "It may be cut short or damaged: copy or export it again.",
+            "damaged",
         ) from error
 
 
@@ -135,7 +138,14 @@ def _read_header(path: Path, stream: BinaryIO) -> tuple[Any, Any]:
         raise DataError(
             f"{path}: not a NIfTI file, whatever its name says.",
             "Give a NIfTI scan; check that the download or export finished.",
+            "kind",
         ) from error
+    if offset < len(block):
+        raise DataError(
+            f"{path}: says its voxels begin at byte {offset}, inside its own header.",
+            "It may be damaged, or the .hdr of a pair: export it again as one .nii.gz.",
+            "damaged",
+        )
     stream.read(offset - len(block))
     return checked, stored
 
@@ -146,21 +156,25 @@ def _geometry(path: Path, header: Any) -> Geometry:
         raise DataError(
             f"{path}: has shape {shape}, not one 3D volume.",
             "Extract one volume of the series first.",
+            "dimensions",
         )
     dtype = np.dtype(header.get_data_dtype())
     if dtype.kind not in "iuf":
         raise DataError(
-            f"{path}: holds {dtype} voxels, not grey values.", "Export the scan as one number each."
+            f"{path}: holds {dtype} voxels, not grey values.",
+            "Export the scan as one number each.",
+            "dimensions",
         )
     rows, columns, slices = (*shape, 1, 1)[:3]
     try:
         affine = np.asarray(header.get_best_affine(), np.float64)
-        return Geometry((rows, columns, slices), affine)
     except ValueError as error:
         raise DataError(
             f"{path}: its header gives no usable orientation ({error}).",
             "Export the scan again, or repair its sform and qform.",
+            "affine",
         ) from error
+    return geometry_of(path, (rows, columns, slices), affine)
 
 
 def _read_array(stream: BinaryIO, shape: tuple[int, int, int], dtype: Any) -> Array:

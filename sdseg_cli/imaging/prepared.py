@@ -16,8 +16,10 @@ import numpy as np
 from numpy.lib.format import write_array_header_1_0
 
 from sdseg_cli.errors import DataError, RunError
+from sdseg_cli.facts import ScanFacts
 from sdseg_cli.imaging.files import read_geometry, read_image, read_labels
-from sdseg_cli.imaging.intensity import Normalisation, extent
+from sdseg_cli.imaging.intensity import Normalisation
+from sdseg_cli.imaging.measure import facts_record, measure_labels, measure_scan
 from sdseg_cli.imaging.slices import to_stack
 from sdseg_cli.imaging.volume import Volume, require_same_grid
 
@@ -58,7 +60,7 @@ class BadCase:
 
     Attributes:
         id: Case id.
-        code: "image", "label", "grid" or "values": what is wrong.
+        code: What is wrong, as in a finding of `sdseg check`: "label-damaged", "grid-shape", ...
         error: What to tell the user.
     """
 
@@ -68,8 +70,20 @@ class BadCase:
 
     @classmethod
     def of(cls, id: str, code: str, error: DataError) -> BadCase:
-        """A finding whose message names the case."""
-        return cls(id, code, type(error)(f"case {id}: {error.message}", error.hint))
+        """A fault whose message names the case; `code` says where, the error what.
+
+        Args:
+            id: Case id.
+            code: "image", "label", "grid", "values", or "" when the error says it all.
+            error: What went wrong.
+        """
+        full = "-".join(part for part in (code, error.code) if part)
+        named = type(error)(f"case {id}: {error.message}", error.hint, error.code)
+        return cls(id, full, named)
+
+    def to_json(self) -> dict[str, str]:
+        """For the list of cases that were left out."""
+        return {"case": self.id, "code": self.code, "why": self.error.message}
 
 
 def finished(job: CaseJob, folder: Path) -> dict[str, Any] | None:
@@ -106,6 +120,7 @@ def check_headers(id: str, image: Path, label: Path | None) -> BadCase | None:
             raise DataError(
                 f"no label map for {image}.",
                 "Add it, take the scan out, or pair files with --image-glob and --label-glob.",
+                "missing",
             )
         mask = read_geometry(label)
         code = "grid"
@@ -142,14 +157,15 @@ def prepare_case(job: CaseJob, folder: Path) -> dict[str, Any] | BadCase:
         names = f"scan {image.name}", f"label {label.name}"
         require_same_grid(image.geometry, label.geometry, *names)
         code = "values"
-        _check_values(image)
+        measured = facts_record(_checked_values(image), measure_labels(label))
     except DataError as error:
         return BadCase.of(job.id, code, error)
     temporary = folder / f".{job.id}.{os.getpid()}.part"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        record = _write_arrays(job, image, label, temporary, fingerprint)
+        measured["fingerprint"] = fingerprint
+        record = _write_arrays(job, image, label, temporary, measured)
         shutil.rmtree(folder / job.id, ignore_errors=True)
         temporary.rename(folder / job.id)
     except OSError as error:
@@ -170,17 +186,19 @@ def _identity(path: Path) -> tuple[str, int, int]:
     return str(path.resolve()), status.st_size, status.st_mtime_ns
 
 
-def _check_values(image: Volume) -> None:
-    found = extent(image)
+def _checked_values(image: Volume) -> ScanFacts:
+    found = measure_scan(image)
     if found.not_finite:
         raise DataError(
             f"scan {image.name} has {found.not_finite} voxels that are NaN or infinite.",
             "Replace them, for example by -1000 in CT, or leave the case out.",
+            "not-finite",
         )
+    return found
 
 
 def _write_arrays(
-    job: CaseJob, image: Volume, label: Volume, folder: Path, fingerprint: str
+    job: CaseJob, image: Volume, label: Volume, folder: Path, measured: dict[str, Any]
 ) -> dict[str, Any]:
     stack = to_stack(image, job.normalisation, size=job.size, crop=job.crop)
     with _npy(folder / "pixels.npy", np.dtype(np.float16), len(stack), job.size) as file:
@@ -196,15 +214,15 @@ def _write_arrays(
             for value in np.unique(square[square > 0]).tolist():
                 label_slices.setdefault(value, []).append(k)
     arrays = ("pixels.npy", "labels.npy")
+    hashes = [_sha256(folder / name) for name in arrays]
     record = {
-        "fingerprint": fingerprint,
+        **measured,
         "slices": len(stack),
         "label_slices": {str(value): label_slices[value] for value in sorted(label_slices)},
         "spacing_mm": [round(length, 6) for length in stack.restore.planes.spacing_mm],
         "bytes": {name: (folder / name).stat().st_size for name in arrays},
-        "sha256": hashlib.sha256(
-            "".join(_sha256(folder / name) for name in arrays).encode()
-        ).hexdigest(),
+        "pixels_sha256": hashes[0],
+        "sha256": hashlib.sha256("".join(hashes).encode()).hexdigest(),
     }
     (folder / "case.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
     return record

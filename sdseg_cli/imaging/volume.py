@@ -32,10 +32,13 @@ class Geometry:
     Attributes:
         shape: Number of voxels (I, J, K) along the stored axes.
         affine: (4, 4) float64, voxel index -> RAS+ mm. Invertible.
+        shear_degrees: How far the file's own axes were off right angles before `shear.py`
+            straightened them; 0 when it did not have to.
     """
 
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
+    shear_degrees: float = 0.0
 
     def __post_init__(self) -> None:
         if len(self.shape) != 3 or min(self.shape) < 1:
@@ -120,6 +123,7 @@ def require_same_grid(first: Geometry, second: Geometry, one: str, other: str) -
         raise GeometryError(
             f"{one} has shape {first.shape}, {other} has shape {second.shape}.",
             "Export both from one series, without resampling either.",
+            "shape",
         )
     if not first.same_grid(second):
         apart = first.corner_distance_voxels(second)
@@ -127,6 +131,7 @@ def require_same_grid(first: Geometry, second: Geometry, one: str, other: str) -
             f"{one} ({first.axis_codes}) and {other} ({second.axis_codes}) lie up to {apart:.2g} "
             f"voxels apart; {GRID_TOLERANCE_VOXELS} is allowed.",
             "Export both from one series; if only the header is wrong, copy the scan's onto it.",
+            "place",
         )
 
 

@@ -1,4 +1,4 @@
-"""Prepare many cases in several processes; the results do not depend on how many."""
+"""Work on many cases in several processes; the results do not depend on how many."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sdseg_cli.errors import RunError
 from sdseg_cli.imaging.prepared import BadCase, CaseJob, prepare_case
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 def prepare_cases(
@@ -21,12 +25,10 @@ def prepare_cases(
 ) -> Generator[dict[str, Any] | BadCase, None, None]:
     """Prepare cases, giving each result in the order of the jobs.
 
-    Closing the iterator early, or an interrupt, lets the cases in work finish and starts no more.
-
     Args:
         jobs: The cases.
         folder: Where case folders go.
-        workers: Processes; 1 = this one.
+        workers: As for `in_processes`.
 
     Yields:
         What `prepare_case` returns.
@@ -34,14 +36,35 @@ def prepare_cases(
     Raises:
         RunError: The disk refused, or a process was killed.
     """
+    yield from in_processes(partial(prepare_case, folder=folder), jobs, workers)
+
+
+def in_processes(
+    work: Callable[[Job], Result], jobs: Sequence[Job], workers: int
+) -> Generator[Result, None, None]:
+    """Do the same work for each job, giving each result in the order of the jobs.
+
+    Closing the iterator early, or an interrupt, lets the jobs in work finish and starts no more.
+
+    Args:
+        work: A function of a module, so that another process can find it.
+        jobs: What to work on.
+        workers: Processes; 1 = this one.
+
+    Yields:
+        What `work` returns.
+
+    Raises:
+        RunError: A process was killed.
+    """
     workers = min(workers, len(jobs))
     if workers <= 1:
-        yield from (prepare_case(job, folder) for job in jobs)
+        yield from (work(job) for job in jobs)
         return
     # "fork" would copy locks held by other threads (progress bars, BLAS) into the children.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin)
     try:
-        for future in [pool.submit(prepare_case, job, folder) for job in jobs]:
+        for future in [pool.submit(work, job) for job in jobs]:
             yield future.result()
     except BrokenProcessPool as error:
         raise RunError(

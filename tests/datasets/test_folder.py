@@ -120,3 +120,14 @@ def test_the_real_case_folders_are_found(real_data: Path) -> None:
     hippocampus = find_cases(real_data / "msd-hippocampus")
     assert (len(openkbp), len(sts), len(hippocampus)) == (30, 8, 40)
     assert all(case.label for case in [*openkbp, *sts, *hippocampus])
+
+
+def test_a_label_map_may_begin_with_its_kind_where_none_ends_so(tmp_path: Path) -> None:
+    for name in ("a/image.nii.gz", "a/seg_v2_117classes.nii.gz", "b/ct.nii", "b/mask.nii"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "b/label_old.nii").touch()  # mask.nii ends so: this one is no label map
+    assert [(case.id, case.label and case.label.name) for case in find_cases(tmp_path)] == [
+        ("a", "seg_v2_117classes.nii.gz"),
+        ("b", "mask.nii"),
+    ]

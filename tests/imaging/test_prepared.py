@@ -69,7 +69,7 @@ def test_headers_tell_a_missing_scan_a_missing_label_and_a_sound_case(job: CaseJ
     no_scan = check_headers("pt_1", job.image.with_name("nothing.nii"), job.label)
     assert no_label is not None
     assert no_scan is not None
-    assert (no_label.code, no_scan.code) == ("label", "image")
+    assert (no_label.code, no_scan.code) == ("label-missing", "image-missing")
 
 
 def test_a_refusing_disk_is_a_run_error_naming_the_case(job: CaseJob, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_results_come_in_the_order_of_the_jobs(job: CaseJob, tmp_path: Path) -> 
     missing = replace(job, id="pt_0", label=tmp_path / "nothing.nii.gz")
     results = list(prepare_cases([missing, job], tmp_path / "cases", workers=1))
     assert isinstance(results[0], BadCase)
-    assert (results[0].id, results[0].code) == ("pt_0", "label")
+    assert (results[0].id, results[0].code) == ("pt_0", "label-missing")
     assert isinstance(results[1], dict)
 
 

@@ -1,0 +1,128 @@
+"""What was measured of a case, in plain numbers. Standard library only.
+
+Shelves ignore each other: `imaging` fills these from arrays, `datasets` judges them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class GridFacts:
+    """Where a volume lies; a picture has two numbers and no place.
+
+    Attributes:
+        shape: Voxels along the stored axes, or rows and columns of a picture.
+        plane: Rows and columns of an axial plane.
+        axis_codes: For example "LPS"; "" for a picture.
+        spacing_mm: Along the stored axes; empty for a picture.
+        shear_degrees: What was straightened on reading.
+    """
+
+    shape: tuple[int, ...]
+    plane: tuple[int, int]
+    axis_codes: str = ""
+    spacing_mm: tuple[float, ...] = ()
+    shear_degrees: float = 0.0
+
+
+@dataclass(frozen=True)
+class ScanFacts:
+    """What the voxels of a scan hold.
+
+    Attributes:
+        minimum: Of the finite values.
+        maximum: Of the finite values.
+        not_finite: Number of voxels that are NaN or infinite.
+        distinct: Number of different values where all are whole numbers in 0..255, else None.
+        zero_share: Share of voxels that are 0, in 0..1.
+        air_share: Share below -200, where in CT only air lies.
+        shifted_share: Of the voxels above 300, those in 850..1150: soft tissue, were 1024 added.
+        wrapped_share: Share in 64512..65535: -1024..-1 as unsigned 16-bit numbers.
+        beyond_share: Share beyond -32768..20000 HU that is not wrapped.
+    """
+
+    minimum: float
+    maximum: float
+    not_finite: int
+    distinct: int | None
+    zero_share: float
+    air_share: float
+    shifted_share: float
+    wrapped_share: float
+    beyond_share: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a case's record."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ScanFacts:
+        """Undo `to_dict`."""
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
+
+
+@dataclass(frozen=True)
+class LabelFacts:
+    """What the voxels of a label map hold.
+
+    Attributes:
+        voxels: Number of voxels.
+        counts: Value -> number of voxels, 0 included where it occurs.
+        centres: Value (not 0) -> mean place as shares of the grid, in 0..1, from the front to the
+            back, the right to the left and the feet to the head.
+        between_share: Share of pixels neither near 0 nor near 255 of a picture mask; 0 for volumes.
+    """
+
+    voxels: int
+    counts: dict[int, int]
+    centres: dict[int, tuple[float, float, float]] = field(default_factory=dict)
+    between_share: float = 0.0
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """Values that occur, ascending, without 0."""
+        return tuple(sorted(value for value, count in self.counts.items() if value and count))
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a file of a case could not be measured.
+
+    Attributes:
+        code: The finding's code, for example "label-damaged".
+        message: What happened.
+        hint: What to do.
+    """
+
+    code: str
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class CaseFacts:
+    """Everything measured of one case; None where a file could not be read.
+
+    Attributes:
+        id: Case id.
+        image: The scan.
+        label: Its label map, if one was found.
+        grid: Of the scan.
+        scan: Values of the scan.
+        labels: Values of the label map.
+        faults: What could not be read, or does not fit together.
+        sha256: Of the decoded image in canonical order: equal = the same pixels; "" = unread.
+    """
+
+    id: str
+    image: Path
+    label: Path | None = None
+    grid: GridFacts | None = None
+    scan: ScanFacts | None = None
+    labels: LabelFacts | None = None
+    faults: tuple[Fault, ...] = ()
+    sha256: str = ""

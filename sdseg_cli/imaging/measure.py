@@ -1,0 +1,218 @@
+"""Measure a scan, a label map or a whole case: from arrays to plain numbers, plane by plane."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdseg_cli.errors import DataError
+from sdseg_cli.facts import CaseFacts, Fault, GridFacts, LabelFacts, ScanFacts
+from sdseg_cli.imaging.files import read_image, read_labels
+from sdseg_cli.imaging.planes import Planes
+from sdseg_cli.imaging.volume import Geometry, Volume, require_same_grid
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Digest
+
+AIR_BELOW_HU = -200.0
+SHIFTED_TISSUE = (850.0, 1150.0)
+ABOVE_SHIFTED_AIR = 300.0
+WRAPPED = (64512.0, 65535.0)
+BEYOND_HU = (-32768.0, 20000.0)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two files of a case to measure.
+
+    Attributes:
+        id: Case id.
+        image: The scan or picture.
+        label: Its label map, None when none was found.
+        levels: (lowest grey, label) of a picture's mask, ascending; None = it says so itself.
+    """
+
+    id: str
+    image: Path
+    label: Path | None
+    levels: tuple[tuple[int, int], ...] | None = None
+
+
+def measure_case(pair: Pair) -> CaseFacts:
+    """Measure one case; what cannot be read becomes a fault. Holds one volume at a time."""
+    faults: list[Fault] = []
+    grid = scan = labels = geometry = None
+    digest = hashlib.sha256()
+    try:
+        volume = read_image(pair.image)
+        geometry = volume.geometry
+        grid, scan = measure_grid(geometry), measure_scan(volume, digest)
+        del volume
+    except DataError as error:
+        faults.append(fault_of("image", error))
+    if pair.label is not None:
+        role = "label"
+        try:
+            mask = read_labels(pair.label)
+            labels = measure_labels(mask)
+            role = "grid"
+            if geometry is not None:
+                names = f"scan {pair.image.name}", f"label {pair.label.name}"
+                require_same_grid(geometry, mask.geometry, *names)
+        except DataError as error:
+            faults.append(fault_of(role, error))
+    content = digest.hexdigest() if scan else ""
+    return CaseFacts(pair.id, pair.image, pair.label, grid, scan, labels, tuple(faults), content)
+
+
+def fault_of(role: str, error: DataError) -> Fault:
+    """An error as a fault; the code is the role and the kind of error, "label-damaged"."""
+    code = f"{role}-{error.code}" if error.code else role
+    return Fault(code, error.message, error.hint)
+
+
+def measure_grid(geometry: Geometry) -> GridFacts:
+    """Where a volume lies."""
+    return GridFacts(
+        shape=geometry.shape,
+        plane=Planes.of(geometry).shape,
+        axis_codes=geometry.axis_codes,
+        spacing_mm=geometry.spacing_mm,
+        shear_degrees=geometry.shear_degrees,
+    )
+
+
+def measure_scan(volume: Volume, digest: Digest | None = None) -> ScanFacts:
+    """What the voxels of a scan hold; see `ScanFacts`. One plane is converted at a time.
+
+    Args:
+        volume: The scan.
+        digest: Fed with the values in canonical order, where someone wants to know them again.
+    """
+    planes = Planes.of(volume.geometry)
+    low, high, not_finite = np.inf, -np.inf, 0
+    counts = np.zeros(6, np.int64)
+    levels: NDArray[np.bool_] | None = np.zeros(256, np.bool_)
+    if digest is not None:
+        digest.update(repr((planes.count, planes.shape)).encode())
+    for k in range(planes.count):
+        plane = volume.values(planes.get(volume.array, k))
+        if digest is not None:
+            digest.update(plane.data)
+        finite = plane.ravel()
+        if not np.isfinite(finite).all():
+            finite = finite[np.isfinite(finite)]
+            not_finite += plane.size - finite.size
+            if not finite.size:
+                continue
+        low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+        levels = _seen(levels, finite, low, high)
+        counts += _shares(finite)
+    if low > high:
+        low = high = 0.0
+    zero, air, shifted, above, wrapped, beyond = (int(count) for count in counts)
+    total = volume.array.size
+    return ScanFacts(
+        minimum=low,
+        maximum=high,
+        not_finite=not_finite,
+        distinct=None if levels is None else int(levels.sum()),
+        zero_share=zero / total,
+        air_share=air / total,
+        shifted_share=shifted / max(above, 1),
+        wrapped_share=wrapped / total,
+        beyond_share=beyond / total,
+    )
+
+
+def measure_labels(volume: Volume) -> LabelFacts:
+    """What the voxels of a label map hold; see `LabelFacts`.
+
+    Args:
+        volume: As `read_labels` gives it: uint8 or uint16.
+    """
+    planes = Planes.of(volume.geometry)
+    size = int(volume.array.max()) + 1
+    counts, sums = np.zeros(size, np.int64), np.zeros((3, size))
+    for k in range(planes.count):
+        plane = planes.get(volume.array, k)
+        rows, columns = np.nonzero(plane)  # little of a label map is foreground
+        values = plane[rows, columns]
+        here = np.bincount(values, minlength=size)
+        counts += here
+        sums[0] += np.bincount(values, rows, size)
+        sums[1] += np.bincount(values, columns, size)
+        sums[2] += here * k
+    counts[0] = volume.array.size - counts.sum()
+    extent = np.maximum([*planes.shape, planes.count], 2) - 1
+    return LabelFacts(
+        voxels=volume.array.size,
+        counts={int(value): int(counts[value]) for value in np.flatnonzero(counts)},
+        centres={
+            int(value): _triple(sums[:, value] / counts[value] / extent)
+            for value in np.flatnonzero(counts)
+            if value
+        },
+    )
+
+
+def facts_record(scan: ScanFacts, labels: LabelFacts) -> dict[str, Any]:
+    """What a prepared case keeps of its measures, for JSON; `facts_in` undoes it."""
+    counts = {str(value): count for value, count in labels.counts.items()}
+    return {"scan": scan.to_dict(), "voxels": labels.voxels, "label_voxels": counts}
+
+
+def facts_in(pair: Pair, record: Mapping[str, Any]) -> CaseFacts:
+    """The facts in the record of a prepared case; those of an older version have none."""
+    scan = labels = None
+    if "scan" in record:
+        scan = ScanFacts.from_dict(record["scan"])
+        counts = {int(value): int(count) for value, count in record["label_voxels"].items()}
+        labels = LabelFacts(int(record["voxels"]), counts)
+    content = str(record.get("pixels_sha256", ""))
+    return CaseFacts(pair.id, pair.image, pair.label, None, scan, labels, (), content)
+
+
+def _seen(
+    levels: NDArray[np.bool_] | None, values: NDArray[np.float32], low: float, high: float
+) -> NDArray[np.bool_] | None:
+    """Mark which of 0..255 occur; None once a value is none of them."""
+    if levels is None or low < 0 or high > 255:
+        return None
+    whole = values.astype(np.uint8)
+    if not np.array_equal(whole, values):
+        return None
+    levels[whole] = True
+    return levels
+
+
+def _shares(values: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Counts: zero, air, shifted tissue, above 300, wrapped, beyond any HU."""
+    wrapped = _within(values, *WRAPPED)
+    inside = _within(values, *BEYOND_HU)
+    return np.array(
+        [
+            np.count_nonzero(values == 0),
+            np.count_nonzero(values < AIR_BELOW_HU),
+            _within(values, *SHIFTED_TISSUE),
+            np.count_nonzero(values > ABOVE_SHIFTED_AIR),
+            wrapped,
+            values.size - inside - wrapped,
+        ],
+        np.int64,
+    )
+
+
+def _within(values: NDArray[np.float32], low: float, high: float) -> int:
+    return int(np.count_nonzero((values >= low) & (values <= high)))
+
+
+def _triple(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    first, second, third = (round(float(value), 4) for value in values)
+    return first, second, third

@@ -1,0 +1,90 @@
+"""Affines whose axes are not at right angles: a little is straightened, much is refused.
+
+Scanners measure along three perpendicular axes. A header that says otherwise by a fraction of a
+degree was rounded; one that says otherwise by many (a tilted gantry) needs resampling, which is not
+ours to do silently.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdseg_cli.errors import DataError
+from sdseg_cli.imaging.volume import Geometry
+
+ROUNDING_DEGREES = 0.01
+"""Less than this is how headers round: the affine is taken as it stands."""
+LARGEST_SHEAR_DEGREES = 5.0
+"""More than this is refused; between the two, the nearest rotation is read instead."""
+
+
+def geometry_of(path: Path, shape: tuple[int, int, int], affine: NDArray[np.float64]) -> Geometry:
+    """The geometry a header describes, with a small shear straightened.
+
+    Args:
+        path: The file, for messages.
+        shape: Number of voxels (I, J, K).
+        affine: (4, 4) float64, voxel index -> RAS+ mm, as the header says.
+
+    Returns:
+        A geometry with axes at right angles (up to `ROUNDING_DEGREES`); its `shear_degrees` is what
+        was taken away. Spacing and the centre of the grid stay where they were.
+
+    Raises:
+        DataError: The affine is no grid at all, or is sheared by more than is allowed.
+    """
+    try:
+        geometry = Geometry(shape, affine)
+    except ValueError as error:
+        raise DataError(
+            f"{path}: its header gives no usable orientation ({error}).",
+            "Export the scan again, or repair its sform and qform.",
+            "affine",
+        ) from error
+    shear = shear_degrees(affine)
+    if shear > LARGEST_SHEAR_DEGREES:
+        raise DataError(
+            f"{path}: its axes are {shear:.1f} degrees off right angles; "
+            f"{LARGEST_SHEAR_DEGREES:g} are allowed.",
+            "Resample it to a straight grid first (a tilted gantry: dcm2niix does it).",
+            "sheared",
+        )
+    if shear <= ROUNDING_DEGREES:
+        return geometry
+    return Geometry(shape, straightened(affine, shape), shear_degrees=shear)
+
+
+def shear_degrees(affine: NDArray[np.float64]) -> float:
+    """By how many degrees the worst pair of axes misses a right angle.
+
+    Args:
+        affine: (4, 4), invertible.
+    """
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    cosines = [
+        abs(directions[:, a] @ directions[:, b]) for a, b in itertools.combinations((0, 1, 2), 2)
+    ]
+    return float(np.degrees(np.arcsin(min(1.0, max(cosines)))))
+
+
+def straightened(affine: NDArray[np.float64], shape: tuple[int, int, int]) -> NDArray[np.float64]:
+    """The affine with its directions replaced by the nearest rotation (polar decomposition).
+
+    Args:
+        affine: (4, 4), invertible.
+        shape: The grid's, whose centre stays where it is.
+
+    Returns:
+        (4, 4) float64 with the same spacing, handedness and centre.
+    """
+    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    left, _, right = np.linalg.svd(affine[:3, :3] / spacing_mm)
+    straight = affine.copy()
+    straight[:3, :3] = (left @ right) * spacing_mm
+    centre = (np.asarray(shape) - 1) / 2
+    straight[:3, 3] += (affine[:3, :3] - straight[:3, :3]) @ centre
+    return straight

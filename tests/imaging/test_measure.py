@@ -1,0 +1,118 @@
+"""What is measured of a case, on arrays small enough to count by hand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from sdseg_cli.imaging.measure import (
+    Pair,
+    facts_in,
+    facts_record,
+    measure_case,
+    measure_grid,
+    measure_labels,
+    measure_scan,
+)
+from sdseg_cli.imaging.volume import Geometry, Volume
+
+LPS = np.diag([-1.0, -2.0, 3.0, 1.0])
+
+
+def volume(array: np.ndarray, affine: np.ndarray = LPS) -> Volume:
+    return Volume(array, Geometry(array.shape, affine))
+
+
+def test_shares_are_counted() -> None:
+    values = [-32769, -201, -200, 0, 0, 300, 301, 850, 1150, 1151, 20000, 20001]
+    wrapped = [64511, 64512, 65535, 65536]
+    scan = measure_scan(volume(np.array([*values, *wrapped], np.float64).reshape(4, 2, 2)))
+    assert (scan.minimum, scan.maximum, scan.not_finite) == (-32769, 65536, 0)
+    assert scan.zero_share == 2 / 16
+    assert scan.air_share == 2 / 16  # -32769 and -201
+    assert scan.shifted_share == 2 / 10  # 850 and 1150, of ten above 300
+    assert scan.wrapped_share == 2 / 16
+    assert scan.beyond_share == 4 / 16  # -32769, 20001, 64511 and 65536
+    assert scan.distinct is None
+
+
+def test_values_that_are_not_finite_are_counted_and_left_out() -> None:
+    array = np.zeros((2, 2, 2), np.float32)
+    array[0, 0, 0], array[1, 1, 0], array[0, 0, 1] = np.nan, np.inf, 7
+    scan = measure_scan(volume(array))
+    assert (scan.not_finite, scan.minimum, scan.maximum, scan.distinct) == (2, 0, 7, 2)
+    nothing = measure_scan(volume(np.full((2, 2, 2), np.nan, np.float32)))
+    assert (nothing.not_finite, nothing.minimum, nothing.maximum) == (8, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "distinct"), [([0, 1, 1, 255], 3), ([0, 1, 1, 256], None), ([0, 0.5, 1, 1], None)]
+)
+def test_distinct_values_are_counted_among_whole_bytes_alone(
+    values: list[float], distinct: int | None
+) -> None:
+    assert measure_scan(volume(np.array(values).reshape(1, 2, 2))).distinct == distinct
+
+
+def test_the_content_is_known_again_in_any_orientation_type_and_slope() -> None:
+    array = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    flipped = Volume(
+        (array[::-1] * 2.0).transpose(2, 0, 1) + 3,
+        Geometry((4, 2, 3), np.diag([1.0, -2, 3, 1])[:, [2, 0, 1, 3]]),
+        slope=0.5,
+        intercept=-1.5,
+    )
+    moved = array.copy()
+    moved[0, 0, 0] += 1
+    hashes = []
+    for one in (volume(array), flipped, volume(moved)):
+        digest = hashlib.sha256()
+        measure_scan(one, digest)
+        hashes.append(digest.hexdigest())
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_label_centres_run_front_to_back_right_to_left_and_feet_to_head() -> None:
+    array = np.zeros((5, 3, 11), np.uint8)  # stored right to left, front to back, feet to head
+    array[4, 0, 10] = 7
+    array[1, 1, 2:5] = 2
+    labels = measure_labels(volume(array))
+    assert labels.counts == {0: 161, 2: 3, 7: 1}
+    assert labels.labels == (2, 7)
+    assert labels.centres == {7: (0, 1, 1), 2: (0.5, 0.25, 0.3)}
+    reversed_array = np.ascontiguousarray(array[::-1])
+    mirrored = measure_labels(volume(reversed_array, np.diag([1.0, -2, 3, 1])))
+    assert mirrored == labels
+
+
+def test_a_grid_is_described() -> None:
+    grid = measure_grid(Geometry((4, 5, 6), LPS))
+    assert (grid.shape, grid.plane, grid.axis_codes) == ((4, 5, 6), (5, 4), "LPS")
+    assert (grid.spacing_mm, grid.shear_degrees) == ((1, 2, 3), 0)
+
+
+def test_a_record_gives_the_facts_back() -> None:
+    array = np.arange(8, dtype=np.uint8).reshape(2, 2, 2)
+    scan, labels = measure_scan(volume(array)), measure_labels(volume(array))
+    record = json.loads(json.dumps(facts_record(scan, labels) | {"pixels_sha256": "ab"}))
+    pair = Pair("x", Path("i.nii"), Path("l.nii"))
+    facts = facts_in(pair, record)
+    assert (facts.scan, facts.sha256) == (scan, "ab")
+    assert facts.labels is not None
+    assert (facts.labels.voxels, facts.labels.counts) == (8, labels.counts)
+    assert facts_in(pair, {}).scan is None  # prepared by an older version
+
+
+def test_faults_of_both_files_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "ct.nii.gz").write_bytes(b"no scan")
+    labels = np.full((2, 2, 2), 0.5, np.float32)
+    nib.save(nib.Nifti1Image(labels, LPS), tmp_path / "mask.nii.gz")
+    case = measure_case(Pair("x", tmp_path / "ct.nii.gz", tmp_path / "mask.nii.gz"))
+    assert [fault.code for fault in case.faults] == ["image-damaged", "label-values"]
+    assert "probability map" in case.faults[1].hint
+    assert (case.grid, case.scan, case.labels, case.sha256) == (None, None, None, "")
