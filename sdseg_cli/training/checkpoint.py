@@ -11,7 +11,6 @@ RunDir/
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -127,14 +126,7 @@ class Checkpoint:
             raise WeightsError(
                 f"{path}: no such checkpoint.", "Train first, or check --run."
             ) from error
-        except (
-            OSError,
-            RuntimeError,
-            EOFError,
-            TypeError,
-            ValueError,
-            pickle.UnpicklingError,
-        ) as error:
+        except Exception as error:  # bytes that are no pickle make the unpickler raise anything
             raise WeightsError(
                 f"{path}: damaged, or no checkpoint of sdseg.",
                 "Delete it and run the same `sdseg train` command again.",
