@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -46,9 +47,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def line_of(row: Row, printed: str, folder: Path) -> str:
-    """The line that says it, free of this machine's folders."""
-    said = next(line for line in printed.splitlines() if row.says in line)
-    return said.removeprefix("Error: ").replace(f"{folder}/", "").replace(str(folder), ".")
+    """The line that says it, free of this machine's folders and of its zlib."""
+    lines = [line for line in printed.splitlines() if row.says in line]
+    said = lines[-1].removeprefix("Error: ").replace(f"{folder}/", "").replace(str(folder), ".")
+    return re.sub(r"at most [\d,]+", "at most N", said)
 
 
 def as_markdown(row: Row, line: str) -> str:
@@ -75,6 +77,7 @@ def test_it_ends_as_the_page_says(
     assert "Traceback" not in err
     assert "This is a bug" not in err
     after = contents(place)
+    error = ""
     if row.code:
         assert out == ""
         error, hint = err.splitlines()[-2:]
@@ -85,7 +88,9 @@ def test_it_ends_as_the_page_says(
     else:
         assert before.items() - {("mask.nii.gz", PRECIOUS)} <= after.items()
         assert not [name for name in after if ".part" in name]
-    _written[row.what] = as_markdown(row, line_of(row, out + err, place))
+    _written[row.what] = as_markdown(
+        row, line_of(row, out + err if row.code == 0 else error, place)
+    )
     if not request.config.getoption("--write-docs"):
         assert _written[row.what] in PAGE.read_text(encoding="utf-8").splitlines()
 
