@@ -14,6 +14,7 @@ from sdseg_cli.arrays import open_array
 from sdseg_cli.datasets.manifest import Manifest, PreparedCase
 from sdseg_cli.datasets.spec import SPLITS
 from sdseg_cli.errors import ConfigError
+from sdseg_cli.imaging.cleaning import Cleaning
 from sdseg_cli.imaging.files import read_image, read_labels
 from sdseg_cli.imaging.volume import Volume, require_same_grid
 from sdseg_cli.progress import Progress
@@ -36,6 +37,8 @@ class HeldOut:
     def read(self, case: PreparedCase) -> tuple[Volume, NDArray[np.bool_]]:
         """A case as it came: scan and reference, both (I,J,K) on the scan's own grid.
 
+        The reference is cleaned as the labels of the prepared set were.
+
         Raises:
             DataError: A file is missing or damaged.
             GeometryError: They do not lie on one grid.
@@ -43,7 +46,8 @@ class HeldOut:
         scan, labels = read_image(case.image), read_labels(case.label)
         names = f"case {case.id}: scan {scan.name}", f"label {labels.name}"
         require_same_grid(scan.geometry, labels.geometry, *names)
-        return scan, self.manifest.is_foreground(labels.array)
+        cleaned = Cleaning.from_dict(self.manifest.cleaning).apply(labels, scan)
+        return scan, self.manifest.is_foreground(cleaned.array)
 
     def reference_planes(self, case: PreparedCase) -> NDArray[np.bool_]:
         """The reference as the model sees it, (S,256,256) bool.

@@ -120,7 +120,7 @@ def _carry_out(
     usable = _without(listed, bad, plan.skip_bad)
     modality, normalisation = _normalisation(plan, usable)
     jobs = [
-        CaseJob(case.id, case.image, case.label, normalisation, plan.crop, SIZE)
+        CaseJob(case.id, case.image, case.label, normalisation, plan.crop, SIZE, plan.spec.cleaning)
         for case in usable
         if case.label
     ]
@@ -148,6 +148,7 @@ def _carry_out(
             size=SIZE,
             split=split.to_dict(),
             entries=entries,
+            cleaning=plan.spec.cleaning,
         )
         check_foreground(manifest)
         if len(kept) < len(entries) or not staging.is_current(manifest.to_text()):
@@ -218,15 +219,15 @@ def _normalisation(plan: _Plan, cases: Sequence[Case]) -> tuple[str, Normalisati
     modality = modality or "MR/other"
     window = plan.window or plan.spec.window_hu
     if window:
-        return modality, Normalisation("window", *window)
+        kind = "window" if plan.window else plan.spec.window_kind
+        return modality, Normalisation(kind, *window)
     return modality, Normalisation.for_modality(modality)
 
 
 def _without(cases: list[Case], bad: Sequence[BadCase], skip_bad: bool) -> list[Case]:
     if bad and not skip_bad:
         raise bad[0].error
-    faulty = {fault.id for fault in bad}
-    left = [case for case in cases if case.id not in faulty]
+    left = [case for case in cases if case.id not in {fault.id for fault in bad}]
     if not left:
         raise DataError("No usable case is left.", bad[0].error.message)
     return left

@@ -145,3 +145,8 @@ def workspace(tmp_path: Path) -> Path:
     """An empty workspace."""
     (tmp_path / "work").mkdir()
     return tmp_path / "work"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--write-docs`: write the tables of docs/RELIABILITY.md instead of comparing them."""
+    parser.addoption("--write-docs", action="store_true", help="write docs/RELIABILITY.md anew")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -31,6 +33,14 @@ def test_a_case_is_read_on_its_own_grid_and_on_the_models_planes(workspace):
     assert (planes.shape, planes.dtype) == ((4, 256, 256), np.bool_)
     assert int(planes.sum()) == 32 * 16 * 16
     assert held.image_plane(case, 0).dtype == np.float32
+
+
+def test_the_reference_loses_what_the_prepared_labels_lost(workspace):
+    held = opened(workspace)
+    cleaned = replace(held.manifest, cleaning={"smallest_voxels": 33, "inside_field": False})
+    case = held.cases[0]
+    assert held.read(case)[1].sum() == 32
+    assert not replace(held, manifest=cleaned).read(case)[1].any()
 
 
 def test_a_run_that_is_not_there_is_refused(tmp_path):

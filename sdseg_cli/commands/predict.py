@@ -52,9 +52,9 @@ def predict(
             f"{model}: no package there.",
             "Make one: sdseg weights export RUN; a run goes to --run.",
         )
-    from sdseg_cli.imaging.files import check_readable, check_writable
+    from sdseg_cli.imaging.files import check_writable, read_geometry
 
-    check_readable(scan)  # before torch takes its seconds
+    read_geometry(scan)  # before torch takes its seconds
     check_writable(mask)
 
     from sdseg_cli.predict import Predictor, predict_file

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from sdseg_cli.datasets.dataset_json import DATASET_JSON, IMAGES
 from sdseg_cli.datasets.spec import Case, DatasetSpec, in_order
 from sdseg_cli.errors import ConfigError, DataError
 from sdseg_cli.filenames import stem_of, suffix_of
@@ -36,7 +37,9 @@ def find_cases(root: Path) -> list[Case]:
 
 
 def recognises(root: Path) -> bool:
-    """Whether either layout is there."""
+    """Whether either layout is there, and no dataset.json that says otherwise."""
+    if (root / DATASET_JSON).is_file() and (root / IMAGES).is_dir():
+        return False
     try:
         return bool(find_cases(root))
     except DataError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +60,8 @@ class Manifest:
         target: Labels that count as foreground; None = every label but 0.
         labels: Labels that occur, ascending, without 0.
         normalisation: As `imaging.intensity.Normalisation.to_dict`.
+        cleaning: What was removed from the label maps, as `imaging.cleaning.Cleaning.to_dict`;
+            a reference read from its file has to lose it too.
         crop: "none" or "body".
         size: Side of the squares in pixels.
         split: Seed, rule and sha256 of the split.
@@ -78,6 +80,7 @@ class Manifest:
     size: int
     split: dict[str, Any]
     entries: tuple[PreparedCase, ...]
+    cleaning: dict[str, Any] = field(default_factory=dict)
 
     @property
     def path(self) -> Path:
@@ -182,6 +185,7 @@ class Manifest:
             crop=content["crop"],
             size=int(content["size"]),
             split=dict(content["split"]),
+            cleaning=dict(content.get("cleaning", {})),
             entries=tuple(sorted(entries, key=lambda case: natural_key(case.id))),
         )
 

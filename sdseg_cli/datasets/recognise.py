@@ -48,14 +48,14 @@ def find_cases(
         raise DataError(f"{src} {what}.", "Give the folder of the data set.")
     if image_glob is not None and label_glob is not None:
         spec = DATASETS[dataset or FOLDER.name]
-        return spec, find_by_globs(src, image_glob, label_glob)
+        return spec.refine(src, spec), find_by_globs(src, image_glob, label_glob)
     spec = DATASETS[dataset] if dataset else _recognised(src)
     cases = spec.find_cases(src)
     if not cases:
         raise DataError(
             f"{src}: no cases in the layout of {spec.name}.", f"Expected: {spec.summary}."
         )
-    return spec, cases
+    return spec.refine(src, spec), cases
 
 
 def _recognised(src: Path) -> DatasetSpec:

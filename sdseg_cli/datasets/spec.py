@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from sdseg_cli.errors import DataError
 from sdseg_cli.filenames import natural_key, safe_id
@@ -43,7 +44,10 @@ class DatasetSpec:
         target: Labels that count as foreground; None = every label but 0.
         labels: Labels the archive declares, whether they count or not; None = not said.
         window_hu: What becomes -1 and +1; None = by modality.
+        window_kind: How the window is used, see `imaging.intensity.Normalisation`.
         test_ids: Cases a published split keeps for testing.
+        cleaning: What is removed from label maps, as `imaging.cleaning.Cleaning.to_dict`.
+        refine: What a data set says of itself: root folder, spec -> spec.
     """
 
     name: str
@@ -54,7 +58,10 @@ class DatasetSpec:
     target: tuple[int, ...] | None = None
     labels: tuple[int, ...] | None = None
     window_hu: tuple[float, float] | None = None
+    window_kind: str = "window"
     test_ids: frozenset[str] = frozenset()
+    cleaning: dict[str, Any] = field(default_factory=dict)
+    refine: Callable[[Path, DatasetSpec], DatasetSpec] = lambda root, spec: spec
 
 
 def in_order(cases: list[Case]) -> list[Case]:

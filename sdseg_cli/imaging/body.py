@@ -38,7 +38,7 @@ def body_boxes(volume: Volume, normalise: Normalisation) -> NDArray[np.int64]:
         (S, 3) int64: first row, first column, side, in pixels of the canonical plane. The whole
         padded plane where a slice shows no body.
     """
-    is_hu = normalise.kind == "window" and normalise.low < 0
+    is_hu = normalise.kind != "percentile" and normalise.low < 0
     threshold = BODY_HU if is_hu else _otsu(volume)
     planes = Planes.of(volume.geometry)
     boxes = np.tile(planes.square, (planes.count, 1))

@@ -140,7 +140,7 @@ def check_writable(path: Path) -> None:
     Raises:
         DataError: The name is a folder or has a suffix that cannot be written.
     """
-    if path.is_dir():
+    if _is_folder(path):
         raise DataError(f"{path} is a folder.", "Name the file to write, such as mask.nii.gz.")
     if suffix_of(path) not in (*NIFTI_SUFFIXES, *metaimage.WRITABLE):
         raise DataError(
@@ -155,7 +155,7 @@ def check_readable(path: Path) -> str:
     Raises:
         DataError: Missing, a folder, or a kind of file that is not read.
     """
-    if path.is_dir():
+    if _is_folder(path):
         raise DataError(
             f"{path} is a folder, not a scan.",
             "Give one file; a DICOM series must first be converted, for example with dcm2niix.",
@@ -173,6 +173,15 @@ def check_readable(path: Path) -> str:
             "kind",
         )
     return suffix
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:  # the system takes no such name, for example one of 300 letters
+        raise DataError(
+            f"{path.name[:20]}...: cannot be a file name ({error.strerror}).", "Give a shorter one."
+        ) from error
 
 
 def _slabs(volume: Volume) -> Iterator[tuple[int, NDArray[np.float32]]]:

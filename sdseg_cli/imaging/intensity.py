@@ -15,6 +15,7 @@ from sdseg_cli.imaging.volume import Volume
 
 CT_WINDOW_HU = (-175.0, 250.0)
 PERCENTILES = (0.5, 99.5)
+KINDS = ("window", "window-range", "percentile")
 CT_MINIMUM_HU = -200.0
 """A scan with values below this is CT: only air lies there, and nothing else has negatives."""
 
@@ -40,7 +41,9 @@ class Normalisation:
 
     Attributes:
         kind: "window": low and high are values (HU for CT), the same for every scan;
-            "percentile": they are percentiles of each scan's foreground (0..100).
+            "window-range": each scan is clipped to that window, then its own lowest and highest
+            clipped values become -1 and +1; "percentile": low and high are percentiles of each
+            scan's foreground (0..100).
         low: Becomes -1.
         high: Becomes +1.
     """
@@ -50,9 +53,9 @@ class Normalisation:
     high: float
 
     def __post_init__(self) -> None:
-        if self.kind not in ("window", "percentile"):
+        if self.kind not in KINDS:
             raise ConfigError(
-                f"normalisation {self.kind!r} is unknown.", "Use window or percentile."
+                f"normalisation {self.kind!r} is unknown.", f"Use one of {', '.join(KINDS)}."
             )
         if not -np.inf < self.low < self.high < np.inf:
             raise ConfigError(
@@ -74,6 +77,11 @@ class Normalisation:
         """
         if self.kind == "window":
             return Limits(self.low, self.high)
+        if self.kind == "window-range":
+            found = extent(volume)
+            ends = np.clip((found.minimum, found.maximum), self.low, self.high)
+            low, high = float(ends[0]), float(ends[1])
+            return Limits(low, high if high > low else low + 1)
         low, high = percentiles(volume, (self.low, self.high))
         return Limits(low, high if high > low else low + 1)
 

@@ -10,12 +10,14 @@ import numpy as np
 
 from sdseg_cli.atomic import replacing
 from sdseg_cli.errors import DataError
+from sdseg_cli.imaging.claims import find_voxels, require_held
 from sdseg_cli.imaging.shear import geometry_of
 from sdseg_cli.imaging.volume import Array, Geometry, Volume
 
 WRITABLE = (".nrrd", ".mha")
 """One file each: an .mhd is two files, which no rename replaces at once."""
 
+_BITS = {"8-bit": 8, "16-bit": 16, "32-bit": 32, "64-bit": 64}
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -53,6 +55,10 @@ def read_geometry(path: Path) -> Geometry:
 
     # Its warnings go straight to the terminal, where they would break a progress bar.
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        voxels = find_voxels(path)
+    except OSError as error:
+        raise _unreadable(path) from error
     header: Any = SimpleITK.ImageFileReader()
     header.SetFileName(str(path))
     try:
@@ -67,10 +73,13 @@ def read_geometry(path: Path) -> Geometry:
             "Export one 3D volume of grey values.",
             "dimensions",
         )
+    width, height, depth = header.GetSize()
+    bits = _BITS.get(kind.split()[0], 8)
+    claimed, held = width * height * depth * bits // 8, voxels.file.stat().st_size
+    require_held(path, claimed, held, packed=voxels.packed)
     lps = np.eye(4)
     lps[:3, :3] = np.reshape(header.GetDirection(), (3, 3)) * np.asarray(header.GetSpacing())
     lps[:3, 3] = header.GetOrigin()
-    width, height, depth = header.GetSize()
     return geometry_of(path, (width, height, depth), _LPS_TO_RAS @ lps)
 
 

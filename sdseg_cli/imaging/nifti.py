@@ -16,6 +16,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from sdseg_cli.atomic import replacing
 from sdseg_cli.errors import DataError
+from sdseg_cli.imaging.claims import require_held
 from sdseg_cli.imaging.shear import geometry_of
 from sdseg_cli.imaging.volume import Array, Geometry, Volume
 
@@ -34,6 +35,8 @@ def read(path: Path) -> Volume:
     with _opened(path) as stream:
         header, stored = _read_header(path, stream)
         geometry = _geometry(path, header)
+        _require_voxels(path, header, stored)
+        _skip(stream, int(header.get_data_offset()) - header.sizeof_hdr)
         array = _read_array(stream, geometry.shape, header.get_data_dtype())
         while stream.read(_BLOCK_BYTES):
             pass
@@ -55,7 +58,10 @@ def read_geometry(path: Path) -> Geometry:
         DataError: Not NIfTI, or not one 3D volume of numbers.
     """
     with _opened(path) as stream:
-        return _geometry(path, _read_header(path, stream)[0])
+        header, stored = _read_header(path, stream)
+        geometry = _geometry(path, header)
+        _require_voxels(path, header, stored)
+        return geometry
 
 
 def write(path: Path, array: Array, like: Volume, slope: float) -> None:
@@ -133,20 +139,19 @@ def _read_header(path: Path, stream: BinaryIO) -> tuple[Any, Any]:
     block = start + stream.read(kind.sizeof_hdr - 4)
     try:
         checked, stored = kind(block), kind(block, check=False)
-        offset = int(checked.get_data_offset())
+        int(checked.get_data_offset())
     except Exception as error:  # nibabel raises its own and numpy's kinds on arbitrary bytes
         raise DataError(
             f"{path}: not a NIfTI file, whatever its name says.",
             "Give a NIfTI scan; check that the download or export finished.",
             "kind",
         ) from error
-    if offset < len(block):
+    if stored["magic"].item()[:3] in (b"ni1", b"ni2"):
         raise DataError(
-            f"{path}: says its voxels begin at byte {offset}, inside its own header.",
-            "It may be damaged, or the .hdr of a pair: export it again as one .nii.gz.",
+            f"{path}: a header without voxels, which lie in an .img file.",
+            "Convert the pair .hdr/.img to one .nii file.",
             "damaged",
         )
-    stream.read(offset - len(block))
     return checked, stored
 
 
@@ -175,6 +180,34 @@ def _geometry(path: Path, header: Any) -> Geometry:
             "affine",
         ) from error
     return geometry_of(path, (rows, columns, slices), affine)
+
+
+def _require_voxels(path: Path, header: Any, stored: Any) -> None:
+    """Refuse a header whose numbers contradict each other or the file's size."""
+    dtype, bits = header.get_data_dtype(), int(stored["bitpix"])
+    if bits != dtype.itemsize * 8:
+        raise DataError(
+            f"{path}: its header says {dtype} voxels of {bits} bits.",
+            "One of the two is wrong: export the scan again.",
+            "damaged",
+        )
+    offset, size = int(header.get_data_offset()), path.stat().st_size
+    if offset < header.sizeof_hdr:
+        raise DataError(
+            f"{path}: its header says the voxels begin at byte {offset}, within the header.",
+            "Export the scan again, or repair vox_offset.",
+            "damaged",
+        )
+    claimed = math.prod(int(n) for n in header.get_data_shape()) * dtype.itemsize
+    if path.name.lower().endswith(".gz"):
+        require_held(path, claimed, size, packed=True)
+    else:
+        require_held(path, claimed, size - offset, packed=False)
+
+
+def _skip(stream: BinaryIO, count: int) -> None:
+    while count > 0 and (block := stream.read(min(count, _BLOCK_BYTES))):
+        count -= len(block)
 
 
 def _read_array(stream: BinaryIO, shape: tuple[int, int, int], dtype: Any) -> Array:

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,13 +17,14 @@ from numpy.lib.format import write_array_header_1_0
 
 from sdseg_cli.errors import DataError, RunError
 from sdseg_cli.facts import ScanFacts
+from sdseg_cli.imaging.cleaning import Cleaning
 from sdseg_cli.imaging.files import read_geometry, read_image, read_labels
 from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.measure import facts_record, measure_labels, measure_scan
 from sdseg_cli.imaging.slices import to_stack
 from sdseg_cli.imaging.volume import Volume, require_same_grid
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _BATCH = 16
 
 
@@ -38,6 +39,7 @@ class CaseJob:
         normalisation: How values become [-1, 1].
         crop: One of `slices.CROPS`.
         size: Side of the squares in pixels.
+        cleaning: What the label map loses, as `Cleaning.to_dict`.
     """
 
     id: str
@@ -46,11 +48,19 @@ class CaseJob:
     normalisation: Normalisation
     crop: str
     size: int
+    cleaning: dict[str, Any] = field(default_factory=dict)
 
     def fingerprint(self) -> str:
         """sha256 over the settings and both files' paths, sizes and times: equal = same arrays."""
         files = [_identity(path) for path in (self.image, self.label)]
-        settings = [FORMAT_VERSION, files, self.normalisation.to_dict(), self.crop, self.size]
+        settings = [
+            FORMAT_VERSION,
+            files,
+            self.normalisation.to_dict(),
+            self.crop,
+            self.size,
+            self.cleaning,
+        ]
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 
@@ -158,6 +168,7 @@ def prepare_case(job: CaseJob, folder: Path) -> dict[str, Any] | BadCase:
         require_same_grid(image.geometry, label.geometry, *names)
         code = "values"
         measured = facts_record(_checked_values(image), measure_labels(label))
+        label = Cleaning.from_dict(job.cleaning).apply(label, image)
     except DataError as error:
         return BadCase.of(job.id, code, error)
     temporary = folder / f".{job.id}.{os.getpid()}.part"

@@ -41,8 +41,8 @@ def geometry_of(path: Path, shape: tuple[int, int, int], affine: NDArray[np.floa
         geometry = Geometry(shape, affine)
     except ValueError as error:
         raise DataError(
-            f"{path}: its header gives no usable orientation ({error}).",
-            "Export the scan again, or repair its sform and qform.",
+            f"{path}: its header gives no usable grid ({error}).",
+            "Export the scan again, or repair its size, spacing and orientation.",
             "affine",
         ) from error
     shear = shear_degrees(affine)

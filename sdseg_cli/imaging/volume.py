@@ -66,8 +66,11 @@ class Geometry:
         def merit(axes: tuple[int, ...]) -> tuple[float, ...]:
             right, front, head = (cosines[:, axis] for axis in axes)
             total = abs(right[0]) + abs(front[1]) + abs(head[2])
-            # At 45 degrees two assignments tie; the rest decides, blind to order and sign.
-            return total, abs(head[2]), right[0] * right[1], right[0] * right[2]
+            # At 45 degrees assignments tie; the rest decides, blind to order and sign.
+            lines = (
+                pair[a] * pair[b] for pair in (right, head) for a, b in ((0, 1), (0, 2), (1, 2))
+            )
+            return total, abs(head[2]), *lines
 
         best = max(itertools.permutations(range(3)), key=merit)
         return best[0], best[1], best[2]

@@ -132,3 +132,10 @@ def test_targets_are_labels_ascending() -> None:
     for target in ((), (0,), (-1, 2)):
         with pytest.raises(ConfigError):
             checked_target(target)
+
+
+def test_a_manifest_from_before_there_was_cleaning_cleans_nothing(tmp_path: Path) -> None:
+    content = json.loads(manifest_in(tmp_path).to_text())
+    del content["cleaning"]
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    assert Manifest.load(tmp_path).cleaning == {}

@@ -81,3 +81,21 @@ def test_defaults_follow_the_modality_and_survive_the_manifest() -> None:
 def test_an_empty_window_or_unknown_kind_is_refused(kind: str, low: float, high: float) -> None:
     with pytest.raises(ConfigError):
         Normalisation(kind, low, high)
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected"),
+    [
+        ((-1000, 3000), (-100, 1100)),  # beyond both ends: the window itself
+        ((-1000, 700), (-100, 700)),
+        ((0, 700), (0, 700)),
+        ((-1000, -500), (-100, -99)),  # all below: nothing to spread
+    ],
+)
+def test_a_window_range_ends_where_the_scan_does(
+    ends: tuple[int, int], expected: tuple[float, float]
+) -> None:
+    array = np.array([ends[0], ends[1]], np.int16).reshape(1, 1, 2)
+    scan = Volume(array, Geometry((1, 1, 2), np.eye(4)))
+    limits = Normalisation("window-range", -100, 1100).limits(scan)
+    assert (limits.low, limits.high) == expected

@@ -1,0 +1,179 @@
+"""Bad and odd files, made by code in the current folder: one function each, or a factory."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import SimpleITK
+
+from tests.archives import write_decathlon, write_nnunet
+from tests.raw_cases import AFFINE, SHAPE, write_cases
+
+Build = Callable[[Path], None]
+SMALL = (12, 10, 2)
+
+
+def nothing(folder: Path) -> None:
+    """No file at all."""
+
+
+def together(*parts: Build) -> Build:
+    def build(folder: Path) -> None:
+        for part in parts:
+            part(folder)
+
+    return build
+
+
+def content(name: str, data: bytes) -> Build:
+    def build(folder: Path) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        put(folder / name, data)
+
+    return build
+
+
+def text(name: str, words: str = "this is no scan\n") -> Build:
+    return content(name, words.encode())
+
+
+def subfolder(name: str) -> Build:
+    return lambda folder: (folder / name).mkdir(parents=True)
+
+
+def hu(shape: tuple[int, ...] = SMALL) -> np.ndarray:
+    return np.random.default_rng(0).integers(-900, 900, shape).astype(np.int16)
+
+
+def scan(
+    name: str = "scan.nii.gz",
+    array: np.ndarray | None = None,
+    kind: type = nib.Nifti1Image,
+    affine: np.ndarray = AFFINE,
+) -> Build:
+    def build(folder: Path) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        lower = (folder / name).with_name(Path(name).name.lower())
+        nib.save(kind(hu() if array is None else array, affine), lower)
+        lower.rename(folder / name)
+
+    return build
+
+
+def header(name: str = "scan.nii", kind: type = nib.Nifti1Header, **fields: Any) -> Build:
+    """480 bytes of voxels behind a header with some fields overwritten."""
+
+    def build(folder: Path) -> None:
+        made = kind()
+        made.set_data_shape(SMALL)
+        made.set_data_dtype(np.int16)
+        made.set_sform(AFFINE, code=1)
+        made["vox_offset"] = made.sizeof_hdr + 4
+        for field, value in fields.items():
+            made[field] = value
+        data = made.binaryblock + bytes(4) + hu().tobytes(order="F")
+        (folder / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+
+    return build
+
+
+def big_endian(folder: Path) -> None:
+    made = nib.Nifti1Header(endianness=">")
+    made.set_data_shape(SMALL)
+    made.set_data_dtype(np.int16)
+    made.set_sform(AFFINE, code=1)
+    made["vox_offset"] = 352
+    data = made.binaryblock + bytes(4) + hu().astype(">i2").tobytes(order="F")
+    (folder / "scan.nii").write_bytes(data)
+
+
+def put(path: Path, data: bytes) -> None:
+    """In place of what is there, which may be a link to another test's file."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(data)
+
+
+def cut(name: str, keep: float) -> Build:
+    """A part of the file that is there."""
+
+    def build(folder: Path) -> None:
+        data = (folder / name).read_bytes()
+        put(folder / name, data[: int(len(data) * keep)])
+
+    return build
+
+
+def flip(name: str, place: int) -> Build:
+    def build(folder: Path) -> None:
+        data = bytearray((folder / name).read_bytes())
+        data[place] ^= 0xFF
+        put(folder / name, bytes(data))
+
+    return build
+
+
+def itk(name: str, array: np.ndarray | None = None, old: bytes = b"", new: bytes = b"") -> Build:
+    """An NRRD or MetaImage file, with a piece of its header replaced."""
+
+    def build(folder: Path) -> None:
+        voxels = hu(SMALL[::-1]) if array is None else array
+        image = SimpleITK.GetImageFromArray(voxels, isVector=voxels.ndim == 4)
+        SimpleITK.WriteImage(image, str(folder / name))
+        data = (folder / name).read_bytes()
+        assert old in data, data[:500]
+        (folder / name).write_bytes(data.replace(old, new, 1))
+
+    return build
+
+
+def raw(*changes: Build) -> Build:
+    """Five small CT cases `raw data/pt_N/{image,label}.nii.gz`, changed."""
+    return together(lambda folder: write_cases(folder) and None, *changes)
+
+
+def label_of(case: str, array: np.ndarray, affine: np.ndarray = AFFINE) -> Build:
+    return scan(f"raw data/{case}/label.nii.gz", array, affine=affine)
+
+
+def image_of(case: str, array: np.ndarray) -> Build:
+    return scan(f"raw data/{case}/image.nii.gz", array)
+
+
+def lost(name: str) -> Build:
+    return lambda folder: (folder / name).unlink()
+
+
+def labels(value: float, dtype: type = np.float32) -> np.ndarray:
+    array = np.zeros(SHAPE, dtype)
+    array[5:9, 5:12, 1:3] = value
+    return array
+
+
+def all_labels_empty(folder: Path) -> None:
+    for path in (folder / "raw data").glob("*/label.nii.gz"):
+        nib.save(nib.Nifti1Image(np.zeros(SHAPE, np.uint8), AFFINE), path)
+
+
+def split(**lists: list[str]) -> Build:
+    return text("split.json", json.dumps(lists))
+
+
+def nnunet(**description: Any) -> Build:
+    return lambda folder: write_nnunet(folder / "data", **description) and None
+
+
+def decathlon(**description: Any) -> Build:
+    return lambda folder: write_decathlon(folder / "data", **description) and None
+
+
+def masks(**arrays: tuple[int, ...]) -> Build:
+    """Folders `pred` and `ref` with a mask `a.nii.gz` of the given shape each."""
+    return together(
+        *(scan(f"{name}/a.nii.gz", np.ones(shape, np.uint8)) for name, shape in arrays.items())
+    )

@@ -1,0 +1,216 @@
+"""The table of docs/RELIABILITY.md: one entry a row; `tests/test_reliability.py` runs them.
+
+A new row is one entry. After a change: `pytest tests/test_reliability.py --write-docs`.
+"""
+
+# ruff: noqa: E501  (a table reads best with one row a line)
+from __future__ import annotations
+
+import gzip
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+
+from tests import odd_files as odd
+from tests.odd_files import Build
+from tests.raw_cases import AFFINE, SHAPE
+
+PREDICT = "predict scan.nii.gz -o mask.nii.gz"
+PREPARE = "prepare 'raw data' --workers 1"
+MOVED = AFFINE + np.array([[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 3], [0, 0, 0, 0]])
+DIM = [3, 12, 10, 2, 1, 1, 1, 1]
+
+
+@dataclass(frozen=True)
+class Row:
+    """An input, and what comes of it.
+
+    Attributes:
+        what: It, in words; every row its own.
+        build: Makes it in a folder, which holds an old mask.nii.gz where it predicts.
+        command: What is typed after `sdseg` in that folder.
+        code: Exit code.
+        says: Part of the error, or of what is printed when all is well.
+        home: "run": the workspace holds a trained run and its prepared set; else it is empty.
+    """
+
+    what: str
+    build: Build
+    command: str
+    code: int
+    says: str
+    home: str = "empty"
+
+
+def bad_scan(what: str, build: Build, says: str, name: str = "scan.nii.gz") -> Row:
+    """Refused by its header: before torch is loaded, and before a run is looked for."""
+    return Row(what, build, f"predict {name} -o mask.nii.gz", 2, says)
+
+
+def bad_set(what: str, build: Build, says: str, command: str = PREPARE, code: int = 2) -> Row:
+    return Row(what, build, command, code, says)
+
+
+def with_run(what: str, build: Build, command: str, says: str, code: int = 2) -> Row:
+    return Row(what, build, command, code, says, home="run")
+
+
+SCANS = [
+    bad_scan("a scan that is not there", odd.nothing, "does not exist"),
+    bad_scan("a folder that is no scan", odd.subfolder("scan"), "scan", "scan"),
+    bad_scan("a text file called .nii.gz", odd.text("scan.nii.gz"), "not a gzip file"),
+    bad_scan("a text file called .nii", odd.text("scan.nii", "no scan\n" * 99), "not a NIfTI file", "scan.nii"),
+    bad_scan("a CSV, gzipped", odd.content("scan.nii.gz", gzip.compress(b"id,volume\n" * 99, mtime=0)), "not a NIfTI file"),
+    bad_scan("an empty .nii.gz", odd.content("scan.nii.gz", b""), "not a NIfTI file"),
+    bad_scan("an empty .nii", odd.content("scan.nii", b""), "not a NIfTI file", "scan.nii"),
+    with_run("a .nii.gz cut short", odd.together(odd.scan(), odd.cut("scan.nii.gz", 0.7)), PREDICT, "cannot be read"),
+    with_run("a .nii.gz with a wrong checksum", odd.together(odd.scan(), odd.flip("scan.nii.gz", -6)), PREDICT, "damaged"),
+    bad_scan("a .nii cut short", odd.together(odd.scan("scan.nii"), odd.cut("scan.nii", 0.9)), "claims", "scan.nii"),
+    bad_scan("a time series", odd.scan(array=odd.hu((4, 4, 2, 3))), "not one 3D volume"),
+    bad_scan("a colour NIfTI", odd.scan(array=np.zeros((4, 4, 2), [("R", "u1"), ("G", "u1"), ("B", "u1")])), "not grey values"),
+    bad_scan("complex voxels", odd.scan(array=np.zeros((4, 4, 2), np.complex64)), "not grey values"),
+    bad_scan("an sform without a third direction", odd.header(srow_z=0), "no usable orientation", "scan.nii"),
+    bad_scan("NaN in the sform", odd.header(srow_x=np.nan), "no usable orientation", "scan.nii"),
+    bad_scan("a header that claims 2 GB in 832 bytes", odd.header(dim=[3, 1024, 1024, 1024, 1, 1, 1, 1]), "its header claims 2,147,483,648 bytes", "scan.nii"),
+    bad_scan("the same, gzipped", odd.header("scan.nii.gz", dim=[3, 1024, 1024, 1024, 1, 1, 1, 1]), "its header claims 2,147,483,648 bytes"),
+    bad_scan("2^31 voxels along each axis", odd.header(kind=nib.Nifti2Header, dim=[3, 2**31, 2**31, 2**31, 1, 1, 1, 1]), "its header claims", "scan.nii"),
+    bad_scan("a negative size", odd.header(dim=[3, 12, -10, 2, 1, 1, 1, 1]), "not one 3D volume", "scan.nii"),
+    bad_scan("a size of zero", odd.header(dim=[3, 12, 0, 2, 1, 1, 1, 1]), "not one 3D volume", "scan.nii"),
+    bad_scan("bits that are not the type's", odd.header(bitpix=32), "int16 voxels of 32 bits", "scan.nii"),
+    bad_scan("voxels that begin beyond the end", odd.header(vox_offset=9e6), "the file holds 0", "scan.nii"),
+    bad_scan("voxels that begin nowhere", odd.header(vox_offset=np.nan), "not a NIfTI file", "scan.nii"),
+    bad_scan("an unknown type of voxel", odd.header(datatype=77), "scan.nii", "scan.nii"),
+    bad_scan("a header whose voxels are in an .img file", odd.header(magic=b"ni1"), ".img", "scan.nii"),
+    bad_scan("a detached header", odd.header("scan.hdr", magic=b"ni1"), "scan.hdr", "scan.hdr"),
+    bad_scan("a kind of file that is no scan", odd.text("notes.docx"), "notes.docx", "notes.docx"),
+    bad_scan("a text file called .nrrd", odd.text("scan.nrrd"), "cannot be read", "scan.nrrd"),
+    bad_scan("an NRRD that claims 240 GB", odd.itk("scan.nrrd", None, b"sizes: 12 10 2", b"sizes: 6000 5000 4000"), "claims 240,000,000,000 bytes", "scan.nrrd"),
+    bad_scan("an NRRD with an axis outside space", odd.itk("scan.nrrd", None, b"(1,0,0)", b"none"), "no direction in space", "scan.nrrd"),
+    bad_scan("an NRRD whose voxels are elsewhere", odd.itk("scan.nrrd", None, b"encoding: raw", b"encoding: raw\ndata file: ../other.raw"), "outside its folder", "scan.nrrd"),
+    bad_scan("a colour NRRD", odd.itk("scan.nrrd", np.zeros((2, 5, 6, 3), np.uint8)), "3 value(s) per voxel", "scan.nrrd"),
+    bad_scan("a MetaImage with a size of zero", odd.itk("scan.mha", None, b"DimSize = 12 10 2", b"DimSize = 12 0 2"), "no usable grid", "scan.mha"),
+    bad_scan("a MetaImage with no distance between slices", odd.itk("scan.mha", None, b"ElementSpacing = 1 1 1", b"ElementSpacing = 1 1 0"), "scan.mha", "scan.mha"),
+    bad_scan("a flat MetaImage", odd.itk("scan.mha", np.zeros((4, 4), np.int16)), "2 axes", "scan.mha"),
+    bad_scan("an .mhd without its .raw", odd.together(odd.itk("scan.mhd"), odd.lost("scan.raw")), "no file beside it", "scan.mhd"),
+    bad_scan("an .mhd that points at /etc/passwd", odd.itk("scan.mhd", None, b"scan.raw", b"/etc/passwd"), "outside its folder", "scan.mhd"),
+    bad_scan("an .mhd that climbs out of its folder", odd.itk("scan.mhd", None, b"scan.raw", b"../scan.raw"), "outside its folder", "scan.mhd"),
+]  # fmt: skip
+
+OUTPUTS = [
+    with_run("an output that is a folder", odd.scan(), "predict scan.nii.gz -o .", "is a folder"),
+    with_run("an output of another kind", odd.scan(), "predict scan.nii.gz -o mask.docx", "cannot write this kind"),
+    with_run("an output without a suffix", odd.scan(), "predict scan.nii.gz -o mask", "cannot write this kind"),
+    with_run("an output of two files", odd.scan(), "predict scan.nii.gz -o mask.mhd", "cannot write this kind"),
+    with_run("the scan as its own output", odd.scan(), "predict scan.nii.gz -o scan.nii.gz", "is the scan itself"),
+    with_run("the scan as its own output, by another path", odd.scan(), "predict scan.nii.gz -o home/../scan.nii.gz", "is the scan itself"),
+    with_run("mask and probability in one file", odd.scan(), f"{PREDICT} --prob mask.nii.gz", "both mask and --prob"),
+    with_run("a probability of another kind", odd.scan(), f"{PREDICT} --prob p.docx", "cannot write this kind"),
+    with_run("an unknown type of probability", odd.scan(), f"{PREDICT} --prob p.nii.gz --prob-dtype half", "half"),
+    with_run("an output below a file", odd.together(odd.scan(), odd.text("notes")), "predict scan.nii.gz -o notes/mask.nii.gz", "cannot be written", 1),
+    with_run("an output name of 300 letters", odd.scan(), f"predict scan.nii.gz -o {'m' * 300}.nii.gz", "cannot be a file name"),
+    with_run("no slice at a time", odd.scan(), f"{PREDICT} --batch-size 0", "--batch-size is 0"),
+    with_run("no reverse step", odd.scan(), f"{PREDICT} --steps 0", "--steps"),
+    with_run("a device that is none", odd.scan(), f"{PREDICT} --device tpu", "tpu"),
+]  # fmt: skip
+
+RUNS = [
+    Row("no run yet", odd.scan(), PREDICT, 2, "no run yet"),
+    with_run("a run that is not there", odd.scan(), f"{PREDICT} --run gone", "gone: no run there"),
+    with_run("a checkpoint cut short", odd.together(odd.scan(), odd.cut("home/runs/tiny/run/checkpoints/best.pt", 0.5)), PREDICT, "best.pt"),
+    with_run("a checkpoint that is a text", odd.together(odd.scan(), odd.text("home/runs/tiny/run/checkpoints/best.pt")), PREDICT, "best.pt"),
+    with_run("a run without settings", odd.together(odd.scan(), odd.lost("home/runs/tiny/run/config.toml")), f"{PREDICT} --run tiny/run", "run"),
+    with_run("settings that are no TOML", odd.text("home/runs/tiny/run/config.toml", "[model"), "evaluate", "config.toml"),
+    with_run("a package that is none", odd.together(odd.scan(), odd.subfolder("model")), f"{PREDICT} --model model", "no package there"),
+    with_run("a package whose description is damaged", odd.together(odd.scan(), odd.text("model/package.json", "{")), f"{PREDICT} --model model", "no package of sdseg, or damaged"),
+    with_run("a run and a package", odd.scan(), f"{PREDICT} --run tiny/run --model model", "--run and --model"),
+    with_run("a run whose set is gone", odd.lost("home/prepared/tiny/manifest.json"), "evaluate", "tiny"),
+    with_run("a manifest cut short", odd.cut("home/prepared/tiny/manifest.json", 0.5), "evaluate", "manifest.json"),
+    Row("weights that are a text", odd.text("notes.ckpt"), "weights add notes.ckpt", 2, "notes.ckpt"),
+    Row("weights nobody publishes", odd.nothing, "weights fetch vgg", 2, "vgg"),
+]  # fmt: skip
+
+SETTINGS = [
+    Row("a set that is not prepared", odd.nothing, "train --dataset sts", 2, "sts"),
+    with_run("an unknown preset", odd.nothing, "train --dataset tiny --preset big", 'no preset "big"'),
+    with_run("an unknown setting", odd.nothing, "train --dataset tiny --set train.lr=1", "lr"),
+    with_run("a word for a number", odd.nothing, "train --dataset tiny --set train.batch_size=many", "batch_size"),
+    with_run("settings that are not there", odd.nothing, "train --dataset tiny --config c.toml", "c.toml"),
+    with_run("a file of settings that is no TOML", odd.text("c.toml", "[train"), "train --dataset tiny --config c.toml", "c.toml"),
+    with_run("other settings for an old run", odd.nothing, "train --dataset tiny --run run --set train.batch_size=3", "batch_size"),
+    with_run("a set that has lost its arrays", odd.lost("home/prepared/tiny/cases/case_1/pixels.npy"), "train --dataset tiny --run new --steps 1", "pixels.npy"),
+]  # fmt: skip
+
+SETS = [
+    bad_set("a data set that is not there", odd.nothing, "does not exist"),
+    bad_set("an empty folder", odd.subfolder("raw data"), "no cases in a layout"),
+    bad_set("a file for a data set", odd.text("raw data"), "is a file, not a folder"),
+    bad_set("an unknown layout", odd.raw(), "Unknown data set adapter 'btvc'", f"{PREPARE} --dataset btvc"),
+    bad_set("another layout than the one named", odd.raw(), "no cases in the layout of sts", f"{PREPARE} --dataset sts"),
+    bad_set("a layout that fits two adapters", odd.raw(odd.scan("raw data/img/img0001.nii.gz"), odd.scan("raw data/label/label0001.nii.gz")), "looks like btcv, folder"),
+    bad_set("a scan without label", odd.raw(odd.lost("raw data/pt_3/label.nii.gz")), "case pt_3: no label map"),
+    bad_set("two scans in one case", odd.raw(odd.scan("raw data/pt_3/ct.nii.gz")), "2 scans and 1 label maps"),
+    bad_set("a label map of another shape", odd.raw(odd.label_of("pt_3", np.ones((20, 24, 4), np.uint8))), "has shape (20, 24, 4)"),
+    bad_set("a label map that lies elsewhere", odd.raw(odd.label_of("pt_3", np.ones(SHAPE, np.uint8), MOVED)), "voxels apart"),
+    bad_set("a label map of shares", odd.raw(odd.label_of("pt_3", odd.labels(0.5))), "not a label map"),
+    bad_set("a label map with negative labels", odd.raw(odd.label_of("pt_3", odd.labels(-1))), "not a label map"),
+    bad_set("labels beyond 65535", odd.raw(odd.label_of("pt_3", odd.labels(70000))), "not a label map"),
+    bad_set("a label map cut short", odd.raw(odd.cut("raw data/pt_3/label.nii.gz", 0.5)), "case pt_3: "),
+    bad_set("NaN in a scan", odd.raw(odd.image_of("pt_3", np.full(SHAPE, np.nan, np.float32))), "NaN or infinite"),
+    bad_set("infinity in a scan", odd.raw(odd.image_of("pt_3", np.full(SHAPE, np.inf, np.float32))), "NaN or infinite"),
+    bad_set("only empty label maps", odd.raw(odd.all_labels_empty), "has foreground"),
+    bad_set("a target that does not occur", odd.raw(), "has foreground (labels: 1, 300)", f"{PREPARE} --target 7"),
+    bad_set("the background as target", odd.raw(), "--target needs labels of 1 or more", f"{PREPARE} --target 0"),
+    bad_set("a target in words", odd.raw(), "no list of whole numbers", f"{PREPARE} --target liver"),
+    bad_set("a window upside down", odd.raw(), "empty or endless", f"{PREPARE} --window 250,-175"),
+    bad_set("an unknown crop", odd.raw(), "--crop head", f"{PREPARE} --crop head"),
+    bad_set("a name that is a path", odd.raw(), "no name for a prepared set", f"{PREPARE} --name ../x"),
+    bad_set("two cases", odd.raw(), "2 case(s) cannot be split", f"{PREPARE} --image-glob 'pt_[12]/image.nii.gz' --label-glob 'pt_[12]/label.nii.gz'"),
+    bad_set("a pattern that matches nothing", odd.raw(), "no file matches", f"{PREPARE} --image-glob '*/ct.nii.gz' --label-glob '*/label.nii.gz'"),
+    bad_set("a pattern that leaves the folder", odd.raw(), "does not stay inside", f"{PREPARE} --image-glob '../*.nii' --label-glob '*/label.nii.gz'"),
+    bad_set("an nnU-Net set of two channels", odd.nnunet(channels=2), "several channels (CT, PET)", "prepare data --workers 1"),
+    bad_set("a Decathlon task of two channels", odd.decathlon(modality={"0": "T2", "1": "ADC"}), "4D, with 2 channels", "prepare data --workers 1"),
+    bad_set("a dataset.json cut short", odd.together(odd.decathlon(), odd.cut("data/dataset.json", 0.5)), "dataset.json", "prepare data --workers 1"),
+    bad_set("a dataset.json without labels", odd.together(odd.nnunet(), odd.text("data/dataset.json", "{}")), "dataset.json", "prepare data --workers 1"),
+    bad_set("a dataset.json that points elsewhere", odd.decathlon(training=[{"image": "../scan.nii.gz", "label": "../mask.nii.gz"}]), "leaves the data set's folder", "prepare data --workers 1"),
+    bad_set("a dataset.json that lists a missing scan", odd.together(odd.decathlon(), odd.lost("data/imagesTr/la_002.nii.gz")), "la_002.nii.gz does not exist", "prepare data --workers 1"),
+    bad_set("a split file that is not there", odd.raw(), "split.json does not exist", f"{PREPARE} --split-file split.json"),
+    bad_set("a split file that is no JSON", odd.raw(odd.text("split.json", "train: pt_1")), "split.json", f"{PREPARE} --split-file split.json"),
+    bad_set("a split file with another split", odd.raw(odd.split(train=["pt_1", "pt_2"], validation=["pt_3"])), "unknown split 'validation'", f"{PREPARE} --split-file split.json"),
+    bad_set("a split file with an unknown case", odd.raw(odd.split(train=["pt_1", "pt_9"], val=["pt_3"])), "such as pt_9", f"{PREPARE} --split-file split.json"),
+    bad_set("a case that trains and tests", odd.raw(odd.split(train=["pt_1", "pt_2"], test=["pt_2"])), "pt_2 is in train and in test", f"{PREPARE} --split-file split.json"),
+    bad_set("a split file without training cases", odd.raw(odd.split(test=["pt_1"])), "too few training cases", f"{PREPARE} --split-file split.json"),
+    Row("masks without references", odd.masks(pred=(3, 3, 2)), "evaluate --pred pred", 2, "--pred and --ref"),
+    Row("a mask of another shape than its reference", odd.masks(pred=(3, 3, 2), ref=(3, 4, 2)), "evaluate --pred pred --ref ref", 2, "has shape (3, 4, 2)"),
+    Row("a reference without mask", odd.together(odd.masks(pred=(3, 3, 2), ref=(3, 3, 2)), odd.scan("ref/b.nii.gz")), "evaluate --pred pred --ref ref", 2, "no mask for 1 of 2 cases: b"),
+]  # fmt: skip
+
+FINE = [
+    with_run("one slice", odd.scan(array=odd.hu((12, 10, 1))), PREDICT, "wrote mask.nii.gz", 0),
+    with_run("a plane as NIfTI keeps one", odd.scan(array=odd.hu((12, 10))), PREDICT, "wrote mask.nii.gz", 0),
+    with_run("a series of one volume", odd.scan(array=odd.hu((12, 10, 1, 1))), PREDICT, "wrote mask.nii.gz", 0),
+    with_run("a single voxel", odd.scan(array=odd.hu((1, 1, 1))), PREDICT, "wrote mask.nii.gz", 0),
+    with_run("a scan 40 times as wide as deep", odd.scan(array=odd.hu((200, 5, 1))), PREDICT, "wrote mask.nii.gz", 0),
+    with_run("a constant scan", odd.scan(array=np.zeros((6, 6, 1), np.int16)), PREDICT, "wrote mask.nii.gz", 0),
+    with_run("big-endian voxels", odd.big_endian, "predict scan.nii -o mask.nii.gz", "wrote mask.nii.gz", 0),
+    with_run("NIfTI-2", odd.scan(kind=nib.Nifti2Image), PREDICT, "wrote mask.nii.gz", 0),
+    with_run("a suffix in capitals", odd.scan("SCAN.NII.GZ"), "predict SCAN.NII.GZ -o MASK.NII.GZ", "wrote MASK.NII.GZ", 0),
+    with_run("spaces and umlauts in every name, a new folder", odd.scan("größe 1/mein scan.nii.gz"), "predict 'größe 1/mein scan.nii.gz' -o 'neu 2/maske ß.nii.gz'", "wrote neu 2/maske ß.nii.gz", 0),
+    with_run("NRRD in, NIfTI out", odd.itk("scan.nrrd"), "predict scan.nrrd -o mask.nii.gz", "wrote mask.nii.gz", 0),
+    with_run("NIfTI in, MetaImage out", odd.scan(), "predict scan.nii.gz -o mask.mha", "wrote mask.mha", 0),
+    bad_set("label maps of whole floats, labels beyond 255", odd.raw(odd.label_of("pt_3", odd.labels(300))), "labels 1, 300", code=0),
+    bad_set("a faulty case with --skip-bad", odd.raw(odd.cut("raw data/pt_3/image.nii.gz", 0.5)), "skipped pt_3: ", f"{PREPARE} --skip-bad", 0),
+    bad_set("macOS's ._ twins beside the scans", odd.raw(odd.text("raw data/pt_1/._image.nii.gz")), "labels 1, 300", code=0),
+    bad_set("an nnU-Net set with an ignore label", odd.nnunet(labels={"background": 0, "crown": 2, "ignore": 1}), "labels 1, 2: 2 count as foreground", "prepare data --workers 1", 0),
+    bad_set("the first of two nnU-Net channels", odd.nnunet(channels=2), "labels 1, 2", "prepare data --workers 1 --image-glob 'imagesTr/*_0000.nii.gz' --label-glob 'labelsTr/*.nii.gz'", 0),
+]  # fmt: skip
+
+ROWS = {
+    "Scans": SCANS,
+    "Outputs and options of predict": OUTPUTS,
+    "Runs and weights": RUNS,
+    "Settings": SETTINGS,
+    "Data sets, splits and masks": SETS,
+    "Odd, but fine": FINE,
+}
+"""Heading -> rows, in the order of the page."""
