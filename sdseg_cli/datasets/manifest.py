@@ -64,7 +64,7 @@ class Manifest:
         size: Side of the squares in pixels.
         split: Seed, rule and sha256 of the split.
         entries: Every case, sorted naturally by id.
-        mask_levels: (lowest grey, label) of the masks of pictures; None where the masks hold labels.
+        mask_levels: (lowest grey, label) of pictures' masks; None where masks hold labels.
     """
 
     root: Path

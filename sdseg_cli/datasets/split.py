@@ -123,13 +123,14 @@ def _sizes(count: int, published: tuple[int, int, int] | None) -> tuple[int, int
 def _taken(
     ids: Sequence[str], count: int, groups: Mapping[str, str]
 ) -> tuple[list[str], list[str]]:
-    """The first `count` ids, each with its whole group, and the others."""
+    """The first ids, each with its whole group, as near to `count` as that comes; the others."""
     chosen: set[str] = set()
     for id in ids:
-        if len(chosen) >= count:
-            break
         group = groups.get(id)
-        chosen |= {id} if group is None else {other for other in ids if groups.get(other) == group}
+        more = {id} if group is None else {other for other in ids if groups.get(other) == group}
+        if chosen and abs(len(chosen | more) - count) >= abs(len(chosen) - count):
+            break
+        chosen |= more
     return [id for id in ids if id in chosen], [id for id in ids if id not in chosen]
 
 

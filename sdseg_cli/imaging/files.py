@@ -1,4 +1,4 @@
-"""Read and write scans: NIfTI with nibabel, NRRD and MetaImage with SimpleITK, pictures with Pillow.
+"""Read and write scans: NIfTI by nibabel, NRRD and MetaImage by SimpleITK, pictures by Pillow.
 
 nibabel leaves a copied header's affine bit-exact, so a NIfTI mask lies exactly on its scan.
 SimpleITK's LPS world and its (z, y, x) arrays are known in `metaimage.py` and nowhere else.
@@ -163,8 +163,9 @@ def check_writable(path: Path, like: Volume | Path | None = None) -> None:
     of_picture = is_picture(like) if isinstance(like, Path) else isinstance(like, Picture)
     suffixes = (".png",) if of_picture else (*NIFTI_SUFFIXES, *metaimage.WRITABLE)
     if not path.name.lower().endswith(suffixes):
+        kind = "picture" if of_picture else "volume"
         raise DataError(
-            f"{path}: cannot write this kind of file for a {'picture' if of_picture else 'volume'}.",
+            f"{path}: cannot write this kind of file for a {kind}.",
             f"End the name in {', '.join(suffixes)}.",
         )
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sdseg_cli.atomic import replacing
 from sdseg_cli.errors import DataError, SdsegError
@@ -189,7 +189,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except SdsegError:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds on arbitrary bytes
-        reason = "not a picture" if isinstance(error, Image.UnidentifiedImageError) else error
+        reason = "not a picture" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(
             f"{path}: cannot be read ({reason}).",
             "Copy or export it again: a whole PNG, JPEG, TIFF or BMP file.",
