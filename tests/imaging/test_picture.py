@@ -217,7 +217,8 @@ def test_a_mask_goes_out_as_a_black_and_white_png(tmp_path):
 def test_a_probability_goes_out_as_grey(tmp_path):
     shares = np.array([[[0], [128], [255]]], np.uint8)
     write_probability(tmp_path / "p.png", shares, Picture.of(np.zeros((1, 3, 3), np.uint8)))
-    assert np.array(Image.open(tmp_path / "p.png")).tolist() == [[0, 128, 255]]
+    with Image.open(tmp_path / "p.png") as image:
+        assert np.array(image).tolist() == [[0, 128, 255]]
 
 
 def test_a_picture_gets_a_png_and_a_volume_a_volume():
