@@ -35,6 +35,8 @@ MaskLevels = tuple[tuple[int, int], ...]
 ABOVE_128: MaskLevels = ((0, 0), (129, 1))
 """How a JPEG mask is read where nothing else is said: it holds no exact values."""
 
+_GREY_WITHIN = 8
+"""A grey picture saved as a colour JPEG has channels that differ by this much at most."""
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _EXIF_ORIENTATION = 0x0112
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
@@ -153,14 +155,14 @@ def _grey(image: Image.Image, path: Path) -> Array:
             return np.array(image)
     if image.mode == "1":
         return np.array(image.convert("L"))
-    colours = np.array(_on_black(image).convert("RGB"))
-    # A JPEG in colour is grey up to rounding.
-    if int(np.ptp(colours.astype(np.int16), axis=2).max()) > 8:
-        raise DataError(
-            f"{path}: a mask in colours says no labels.",
-            "Save it in grey (0 background, 255 or class numbers), or with a palette.",
-        )
-    return np.ascontiguousarray(colours[:, :, 1])
+    red, green, blue = (np.array(band) for band in _on_black(image).convert("RGB").split())
+    for other in (red, blue):
+        if np.abs(green.astype(np.int16) - other).max() > _GREY_WITHIN:
+            raise DataError(
+                f"{path}: a mask in colours says no labels.",
+                "Save it in grey (0 background, 255 or class numbers), or with a palette.",
+            )
+    return green
 
 
 def _on_black(image: Image.Image) -> Image.Image:
