@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from sdseg_cli.datasets.pictures import paired
+from sdseg_cli.datasets.pairs import paired
 from sdseg_cli.datasets.spec import Case, DatasetSpec, in_order
 from sdseg_cli.errors import ConfigError, DataError
 from sdseg_cli.filenames import stem_of, suffix_of

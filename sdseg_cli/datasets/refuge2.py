@@ -10,7 +10,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from sdseg_cli.datasets.pictures import paired, pictures_in
+from sdseg_cli.datasets.pairs import paired, pictures_in
 from sdseg_cli.datasets.spec import SPLITS, Case, DatasetSpec, in_order
 
 _PLACES = ("", "REFUGE2", "REFUGE")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sdseg_cli.datasets.folder import FOLDER
-from sdseg_cli.datasets.pictures import paired, pictures_in
+from sdseg_cli.datasets.pairs import paired, pictures_in
 from sdseg_cli.datasets.recognise import find_cases
 from sdseg_cli.errors import DataError
 from tests.raw_pictures import kvasir_id, touch
