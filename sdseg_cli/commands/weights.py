@@ -142,7 +142,7 @@ def _export_stored(stored: Entry, folder: Path, window: str | None, *, half: boo
     if limits is None:
         raise ConfigError(
             f"{stored.name} does not say which window its scans were given in.",
-            "Give --window LO,HI (the official code tests BTCV with -125,275), or --window pictures.",
+            "Give --window LO,HI (the official code tests BTCV with -125,275) or pictures.",
         )
     normalisation = Normalisation("window", *limits)
     return export_stored(
