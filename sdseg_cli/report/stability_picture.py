@@ -70,10 +70,12 @@ def stability_picture(
 def _draw_planes(part: Any, view: StabilityPlane) -> None:
     part.set_facecolor(PAPER)
     runs = len(view.probability)
-    title = f"least stable case:  {view.case_id}    slice {view.slice_index + 1}    {runs} runs"
+    is_picture = view.image.ndim == 3
+    place = "" if is_picture else f"    slice {view.slice_index + 1}"
+    title = f"least stable case:  {view.case_id}{place}    {runs} runs"
     part.suptitle(title, color=INK, fontsize=12, x=0.012, ha="left")
     scan, outlines, mean, spread = part.subplots(1, 4)
-    bare(scan, "scan with reference", REFERENCE_COLOUR)
+    bare(scan, f"{'picture' if is_picture else 'scan'} with reference", REFERENCE_COLOUR)
     bare(outlines, f"outlines of {runs} runs", PREDICTION_COLOUR)
     bare(mean, "mean probability")
     bare(spread, "standard deviation over runs")
