@@ -148,7 +148,7 @@ class _Scoring:
         if self.grid == "native":
             kept = self.masks.find(case.id, scan)
             mask = self._predict(case, scan, progress)[1] if kept is None else kept
-            return score_case(case.id, mask, reference, scan.geometry.spacing_mm)
+            return score_case(case.id, mask, reference, scan.spacing_mm)
         prediction, _ = self._predict(case, scan, progress)
         planes = self.held.reference_planes(case)
         if planes.shape != prediction.probability.shape:

@@ -7,7 +7,14 @@ from pathlib import Path
 
 from sdseg_cli.datasets.manifest import foreground
 from sdseg_cli.errors import ConfigError, DataError
-from sdseg_cli.filenames import VOLUME_SUFFIXES, natural_key, stem_of, suffix_of
+from sdseg_cli.filenames import (
+    PICTURE_SUFFIXES,
+    VOLUME_SUFFIXES,
+    is_picture,
+    natural_key,
+    stem_of,
+    suffix_of,
+)
 from sdseg_cli.imaging.files import read_labels
 from sdseg_cli.imaging.volume import require_same_grid
 from sdseg_cli.progress import Progress, silent
@@ -54,7 +61,7 @@ def evaluate_folders(
             "--pred and --ref are scored on their own grid, by the standard protocol.",
             "Leave --grid and --protocol out, or evaluate a run.",
         )
-    masks, references = _volumes_below(pred, "--pred"), _volumes_below(ref, "--ref")
+    masks, references = _masks_below(pred, "--pred"), _masks_below(ref, "--ref")
     missing = [name for name in references if name not in masks]
     if missing:
         raise DataError(
@@ -67,7 +74,7 @@ def evaluate_folders(
         names = f"case {name}: prediction {mask.name}", f"reference {label.name}"
         require_same_grid(mask.geometry, label.geometry, *names)
         truth = foreground(label.array, target)
-        results.append(score_case(name, mask.array != 0, truth, label.geometry.spacing_mm))
+        results.append(score_case(name, mask.array != 0, truth, label.spacing_mm))
         progress(done, len(references), f"case {name}")
     extra = [name for name in masks if name not in references]
     notes = (f"not scored, no reference: {_list(extra)}",) if extra else ()
@@ -75,14 +82,17 @@ def evaluate_folders(
     return found if report is None else replace(found, files=found.write(report))
 
 
-def _volumes_below(folder: Path, option: str) -> dict[str, Path]:
-    """Path below the folder without suffix -> volume file, naturally sorted."""
+def _masks_below(folder: Path, option: str) -> dict[str, Path]:
+    """Path below the folder without suffix -> mask, naturally sorted.
+
+    Pictures are masks only where there is no volume: beside volumes they are views of them.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder.", f"Give {option} a folder of masks.")
     found: dict[str, Path] = {}
-    for path in folder.rglob("*"):
-        if not path.is_file() or suffix_of(path) is None or path.name.startswith("."):
-            continue
+    files = [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")]
+    volumes = [path for path in files if suffix_of(path) is not None]
+    for path in volumes or [path for path in files if is_picture(path)]:
         name = path.relative_to(folder).with_name(stem_of(path)).as_posix()
         if name in found:
             raise DataError(
@@ -90,7 +100,10 @@ def _volumes_below(folder: Path, option: str) -> dict[str, Path]:
             )
         found[name] = path
     if not found:
-        raise DataError(f"{folder}: no masks.", f"They end in {', '.join(VOLUME_SUFFIXES)}.")
+        raise DataError(
+            f"{folder}: no masks.",
+            f"They end in {', '.join((*VOLUME_SUFFIXES, *PICTURE_SUFFIXES))}.",
+        )
     return {name: found[name] for name in sorted(found, key=natural_key)}
 
 

@@ -1,4 +1,4 @@
-"""What volume files are called. Standard library only."""
+"""What files of scans and pictures are called. Standard library only."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 METAIMAGE_SUFFIXES = (".nrrd", ".mha", ".mhd")
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, *METAIMAGE_SUFFIXES)
+JPEG_SUFFIXES = (".jpg", ".jpeg")
+PICTURE_SUFFIXES = (".png", *JPEG_SUFFIXES, ".tif", ".tiff", ".bmp")
 
 
 def suffix_of(path: Path) -> str | None:
@@ -16,9 +18,14 @@ def suffix_of(path: Path) -> str | None:
     return next((suffix for suffix in VOLUME_SUFFIXES if name.endswith(suffix)), None)
 
 
+def is_picture(path: Path) -> bool:
+    """Whether the name is that of a picture: PNG, JPEG, TIFF or BMP."""
+    return path.name.lower().endswith(PICTURE_SUFFIXES)
+
+
 def stem_of(path: Path) -> str:
-    """The file's name without its volume suffix: "img0001.nii.gz" -> "img0001"."""
-    suffix = suffix_of(path)
+    """The file's name without its suffix: "img0001.nii.gz" -> "img0001", "7.png" -> "7"."""
+    suffix = path.suffix if is_picture(path) else suffix_of(path)
     return path.name[: -len(suffix)] if suffix else path.name
 
 

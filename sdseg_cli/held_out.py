@@ -43,7 +43,7 @@ class HeldOut:
             DataError: A file is missing or damaged.
             GeometryError: They do not lie on one grid.
         """
-        scan, labels = read_image(case.image), read_labels(case.label)
+        scan, labels = read_image(case.image), read_labels(case.label, self.manifest.mask_levels)
         names = f"case {case.id}: scan {scan.name}", f"label {labels.name}"
         require_same_grid(scan.geometry, labels.geometry, *names)
         cleaned = Cleaning.from_dict(self.manifest.cleaning).apply(labels, scan)
@@ -58,15 +58,13 @@ class HeldOut:
         return self.manifest.is_foreground(open_array(self.manifest.labels_file(case)))
 
     def image_plane(self, case: PreparedCase, k: int) -> NDArray[np.float32]:
-        """One prepared slice, (256,256) float32 in [-1,1].
+        """One prepared slice, (256,256), of a picture (256,256,3), float32 in [-1,1].
 
         Raises:
             DataError: The prepared array is missing or damaged.
         """
-        plane: NDArray[np.float32] = open_array(self.manifest.pixels_file(case))[k].astype(
-            np.float32
-        )
-        return plane
+        plane = open_array(self.manifest.pixels_file(case))[k].astype(np.float32)
+        return np.moveaxis(plane, 0, -1) if plane.ndim == 3 else plane
 
 
 def open_held_out(

@@ -22,11 +22,12 @@ from sdseg_cli.atomic import replacing
 from sdseg_cli.config import THRESHOLD, RunConfig, SampleConfig
 from sdseg_cli.config_file import from_dict
 from sdseg_cli.datasets.checks import check_grid, check_scan
-from sdseg_cli.errors import ConfigError, WeightsError
+from sdseg_cli.errors import ConfigError, DataError, WeightsError
 from sdseg_cli.findings import WARNING, Finding
 from sdseg_cli.imaging.files import check_writable, read_image, write_mask, write_probability
-from sdseg_cli.imaging.intensity import Normalisation
+from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation
 from sdseg_cli.imaging.measure import measure_grid, measure_scan
+from sdseg_cli.imaging.picture import Picture
 from sdseg_cli.imaging.slices import Restore, SliceStack, to_stack
 from sdseg_cli.imaging.volume import Volume
 from sdseg_cli.model.sdseg import unfilled_sdseg
@@ -70,7 +71,8 @@ class PredictReport:
     seed: int
     slices: int
     foreground_voxels: int
-    foreground_ml: float
+    foreground_ml: float | None
+    """None for a picture, which knows no millimetres."""
     seconds: float
     sample: SampleConfig
     probability: Path | None = None
@@ -85,7 +87,7 @@ class PredictReport:
             "sample": asdict(self.sample),
             "slices": self.slices,
             "foreground_voxels": self.foreground_voxels,
-            "foreground_ml": round(self.foreground_ml, 3),
+            "foreground_ml": self.foreground_ml and round(self.foreground_ml, 3),
             "seconds": round(self.seconds, 3),
             "warnings": [finding.to_json() for finding in self.warnings],
         }
@@ -135,7 +137,18 @@ class Predictor:
         self.model = placed(model, self.device)
 
     def stack(self, volume: Volume) -> SliceStack:
-        """The scan's slices, made as those the run was trained on."""
+        """The scan's slices, made as those the run was trained on.
+
+        Raises:
+            DataError: It is a picture and the run was trained on volumes, or the other way round.
+        """
+        is_picture = isinstance(volume, Picture)
+        if is_picture != (self.data.get("modality") == PHOTOGRAPH):
+            kinds = ("a picture", "volumes") if is_picture else ("a volume", "pictures")
+            raise DataError(
+                f"{volume.name} is {kinds[0]}, and {self.run} was trained on {kinds[1]}.",
+                f"Choose a run of {'pictures' if is_picture else 'volumes'} with --run.",
+            )
         return to_stack(volume, self.normalisation, size=self.size, crop=self.crop)
 
     def planes(
@@ -222,7 +235,7 @@ def predict_file(
         progress: Told after each batch.
 
     Raises:
-        DataError: The scan cannot be read.
+        DataError: The scan cannot be read, or is none of the kind the run was trained on.
         ConfigError: The output's name cannot be written to, or is the scan itself.
     """
     started = time.monotonic()
@@ -232,7 +245,7 @@ def predict_file(
         )
     outputs = [path for path in (output, probability) if path is not None]
     for path in outputs:
-        check_writable(path)
+        check_writable(path, scan)
         if path.exists() and scan.exists() and path.samefile(scan):
             raise ConfigError(f"{path}: is the scan itself.", "Give -o and --prob other names.")
     if len({path.absolute() for path in outputs}) < len(outputs):
@@ -240,6 +253,8 @@ def predict_file(
     sample = sample or predictor.config.sample
     volume = read_image(scan)
     warnings = check_volume(volume, predictor.normalisation)
+    if probability is not None and isinstance(volume, Picture) and probability_dtype != "uint8":
+        raise ConfigError(f"{probability}: a PNG holds no {probability_dtype}.", "Use uint8.")
     stack = predictor.stack(volume)
     shape = volume.geometry.shape
     mask = np.zeros(shape, np.uint8)
@@ -256,7 +271,7 @@ def predict_file(
         if probability is not None and kept is not None:
             write_probability(both.enter_context(replacing(probability)), kept, volume)
         write_mask(both.enter_context(replacing(output)), mask, volume)
-    voxels = int(np.count_nonzero(mask))
+    voxels, spacing = int(np.count_nonzero(mask)), volume.spacing_mm
     return PredictReport(
         output=output,
         run=predictor.run,
@@ -264,7 +279,7 @@ def predict_file(
         sample=sample,
         slices=len(stack),
         foreground_voxels=voxels,
-        foreground_ml=voxels * float(np.prod(volume.geometry.spacing_mm)) / 1000,
+        foreground_ml=None if spacing is None else voxels * float(np.prod(spacing)) / 1000,
         seconds=time.monotonic() - started,
         probability=probability,
         warnings=warnings,
@@ -278,6 +293,8 @@ def check_volume(volume: Volume, normalisation: Normalisation) -> tuple[Finding,
         volume: The scan.
         normalisation: The run's; a window means that it was trained on CT.
     """
+    if isinstance(volume, Picture):
+        return ()
     ct = normalisation.kind.startswith("window")
     found = (
         *check_grid(volume.name, measure_grid(volume.geometry)),

@@ -6,7 +6,7 @@ the next one, wrong input leaves nothing.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +23,14 @@ from sdseg_cli.datasets.outcome import (
 )
 from sdseg_cli.datasets.recognise import find_cases
 from sdseg_cli.datasets.spec import Case, DatasetSpec
-from sdseg_cli.datasets.split import Split, draw_split, read_split
+from sdseg_cli.datasets.split import Split, read_split, split_of
 from sdseg_cli.datasets.staging import Staging
 from sdseg_cli.errors import ConfigError, DataError
 from sdseg_cli.filenames import safe_id
 from sdseg_cli.findings import ERROR, WARNING, Finding, in_order
-from sdseg_cli.imaging.files import read_image
-from sdseg_cli.imaging.intensity import Normalisation, extent, guess_modality
+from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation
 from sdseg_cli.imaging.measure import Pair, facts_in
-from sdseg_cli.imaging.prepared import BadCase, CaseJob, check_headers, finished
+from sdseg_cli.imaging.prepared import BadCase, CaseJob, check_headers, finished, modality_of
 from sdseg_cli.imaging.slices import CROPS
 from sdseg_cli.imaging.workers import available_cores, prepare_cases
 from sdseg_cli.progress import Progress, silent
@@ -112,7 +111,7 @@ def _carry_out(
     plan: _Plan, cases: list[Case], staging: Staging, progress: Progress
 ) -> PrepareReport:
     ids = [case.id for case in cases]
-    split = _split(plan, ids, ids)
+    split = _split(plan, cases, cases)
     listed = [case for case in cases if case.id in split.of]
     # Headers first: a mask of another shape is found before minutes of work.
     found = [check_headers(case.id, case.image, case.label) for case in listed]
@@ -120,18 +119,27 @@ def _carry_out(
     usable = _without(listed, bad, plan.skip_bad)
     modality, normalisation = _normalisation(plan, usable)
     jobs = [
-        CaseJob(case.id, case.image, case.label, normalisation, plan.crop, SIZE, plan.spec.cleaning)
+        CaseJob(
+            case.id,
+            case.image,
+            case.label,
+            normalisation,
+            plan.crop,
+            SIZE,
+            plan.spec.cleaning,
+            plan.spec.mask_levels,
+        )
         for case in usable
         if case.label
     ]
     try:
         records, kept, late = _records(jobs, staging, plan, progress)
         usable = _without(usable, late, plan.skip_bad)
-        split = _split(plan, ids, [case.id for case in usable])
+        split = _split(plan, cases, usable)
         while leaks := _leaks(usable, records, split):  # each turn leaves a case out
             late += leaks
             usable = _without(usable, leaks, plan.skip_bad)
-            split = _split(plan, ids, [case.id for case in usable])
+            split = _split(plan, cases, usable)
         records = {case.id: records[case.id] for case in usable}
         kept &= set(records)
         entries = tuple(entry_of(case, records[case.id], split, plan.target) for case in usable)
@@ -149,6 +157,7 @@ def _carry_out(
             split=split.to_dict(),
             entries=entries,
             cleaning=plan.spec.cleaning,
+            mask_levels=plan.spec.mask_levels,
         )
         check_foreground(manifest)
         if len(kept) < len(entries) or not staging.is_current(manifest.to_text()):
@@ -192,11 +201,12 @@ def _records(
     return records, kept, bad
 
 
-def _split(plan: _Plan, ids: Collection[str], left: Collection[str]) -> Split:
-    """The split of the cases that are left of all ids."""
+def _split(plan: _Plan, cases: Sequence[Case], left: Sequence[Case]) -> Split:
+    """The split of the cases that are left of all."""
     if plan.split_file is None:
-        return draw_split(left, plan.seed, plan.spec.test_ids)
-    split = read_split(plan.split_file, ids, plan.seed).among(left)
+        return split_of(left, plan.spec, plan.seed)
+    split = read_split(plan.split_file, [case.id for case in cases], plan.seed)
+    split = split.among([case.id for case in left])
     for name in ("train", "val"):
         if not split.ids(name):
             raise DataError(
@@ -208,15 +218,12 @@ def _split(plan: _Plan, ids: Collection[str], left: Collection[str]) -> Split:
 
 def _normalisation(plan: _Plan, cases: Sequence[Case]) -> tuple[str, Normalisation]:
     """Modality and normalisation, from the options, the adapter, or the first readable scan."""
-    modality = plan.spec.modality
-    for case in cases:
-        if modality:
-            break
-        try:
-            modality = guess_modality(extent(read_image(case.image)))
-        except DataError:
-            continue  # Its own check will name it.
-    modality = modality or "MR/other"
+    modality = plan.spec.modality or modality_of([case.image for case in cases])
+    if modality == PHOTOGRAPH and plan.crop != "none":
+        raise ConfigError(
+            f"--crop {plan.crop} does not go with pictures.",
+            "Leave it out: pictures are kept whole.",
+        )
     window = plan.window or plan.spec.window_hu
     if window:
         kind = "window" if plan.window else plan.spec.window_kind

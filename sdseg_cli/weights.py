@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sdseg_cli.errors import ConfigError, WeightsError
-from sdseg_cli.imaging.intensity import Normalisation
+from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation
 from sdseg_cli.model.known_weights import KNOWN
 from sdseg_cli.model.pretrained import official_config
 from sdseg_cli.model.sources import recognise
@@ -102,6 +102,7 @@ def export_stored(
     output: Path,
     *,
     normalisation: Normalisation,
+    pictures: bool = False,
     half: bool = True,
 ) -> Package:
     """Make a package of an official SDSeg model of the store.
@@ -111,6 +112,7 @@ def export_stored(
         store: Where it lies.
         output: Folder of the package.
         normalisation: How scan values become [-1,1], which an official checkpoint does not say.
+        pictures: Whether it was trained on pictures, which it does not say either.
         half: Round the weights to float16; else they stay as the official checkpoint has them.
 
     Raises:
@@ -132,6 +134,7 @@ def export_stored(
             "normalisation": normalisation.to_dict(),
             "crop": "none",
             "size": PLANE_SIZE,
+            **({"modality": PHOTOGRAPH} if pictures else {}),
         },
         latent_scale=entry.latent_scale,
         weights=tensors,

@@ -5,6 +5,7 @@ import pickle
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -13,6 +14,7 @@ import sdseg_cli.model.download as download_module
 from sdseg_cli.errors import ConfigError, WeightsError
 from sdseg_cli.imaging.files import read_image
 from sdseg_cli.imaging.intensity import Normalisation
+from sdseg_cli.imaging.picture import Picture
 from sdseg_cli.model.pretrained import load_official
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import file_sha256
@@ -271,3 +273,16 @@ def test_only_a_whole_model_of_the_store_is_exported(store: WeightStore, tmp_pat
     window = Normalisation("window", -125, 275)
     with pytest.raises(WeightsError, match="no whole SDSeg model"):
         export_stored(entry, store, tmp_path / "p", normalisation=window)
+
+
+def test_an_official_model_of_pictures_predicts_a_picture(
+    store: WeightStore, tmp_path: Path
+) -> None:
+    torch.save({"state_dict": tiny_checkpoint()}, tmp_path / "official.ckpt")
+    entry = add_weights(tmp_path / "official.ckpt", store)
+    window = Normalisation.for_modality("photograph")
+    export_stored(entry, store, tmp_path / "p", normalisation=window, pictures=True)
+    predictor = Predictor(tmp_path / "p", device="cpu")
+    picture = Picture.of(np.full((8, 8, 3), (255, 0, 51), np.uint8))
+    square = predictor.stack(picture).pixels(0, 1)
+    assert square[0, :, 128, 128] == pytest.approx([1, -1, -0.6], abs=1e-6)

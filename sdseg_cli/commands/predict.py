@@ -26,7 +26,7 @@ from sdseg_cli.errors import ConfigError
 
 
 def predict(
-    scan: Annotated[Path, typer.Argument(help="A scan: NIfTI, NRRD or MetaImage.")],
+    scan: Annotated[Path, typer.Argument(help="A scan: NIfTI, NRRD, MetaImage, or a picture.")],
     mask: Annotated[Path, typer.Option("--output", "-o", help="The mask to write.")],
     run: Run = None,
     model: Annotated[
@@ -55,7 +55,7 @@ def predict(
     from sdseg_cli.imaging.files import check_writable, read_geometry
 
     read_geometry(scan)  # before torch takes its seconds
-    check_writable(mask)
+    check_writable(mask, scan)
 
     from sdseg_cli.predict import Predictor, predict_file
 
@@ -74,6 +74,7 @@ def predict(
             progress=progress,
         )
     output.warn(report.warnings)
+    millilitres = report.foreground_ml
     output.result(
         report.to_json(),
         title=f"segmented {scan.name}",
@@ -81,7 +82,7 @@ def predict(
         rows=[
             ("slices", str(report.slices)),
             ("foreground voxels", f"{report.foreground_voxels:,}"),
-            ("foreground ml", f"{report.foreground_ml:.1f}"),
+            *([] if millilitres is None else [("foreground ml", f"{millilitres:.1f}")]),
             ("seconds", f"{report.seconds:.1f}"),
         ],
         files=[path for path in (report.output, report.probability) if path is not None],

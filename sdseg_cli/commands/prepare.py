@@ -68,6 +68,7 @@ def prepare(
         )
     made = Manifest.load(report.manifest)
     output.say(_what_was_made(made))
+    output.say(f"split: {made.split['rule']}")
     if before.get(made.name) not in (None, made.inference_settings()):
         output.say(f"replaced {made.name}, which was prepared with other settings or data before")
     for skip in report.skipped:

@@ -100,7 +100,8 @@ def export(
         Path | None, typer.Option("--output", "-o", help="Folder to make; default: NAME.sdseg.")
     ] = None,
     window: Annotated[
-        str | None, typer.Option(help="Of an official model: LO,HI in HU, e.g. -125,275.")
+        str | None,
+        typer.Option(help="Of an official model: LO,HI in HU, or pictures."),
     ] = None,
     float32: Annotated[
         bool, typer.Option("--float32", help="Of an official model: keep every bit of its weights.")
@@ -135,17 +136,20 @@ def export(
 
 
 def _export_stored(stored: Entry, folder: Path, window: str | None, *, half: bool) -> Package:
-    from sdseg_cli.imaging.intensity import Normalisation
+    from sdseg_cli.imaging.intensity import PICTURE_WINDOW, Normalisation
     from sdseg_cli.weights import export_stored
 
-    limits = pair("--window", window)
+    pictures = window == "pictures"
+    limits = PICTURE_WINDOW if pictures else pair("--window", window)
     if limits is None:
         raise ConfigError(
             f"{stored.name} does not say which window its scans were given in.",
-            "Give --window LO,HI; the official code tests BTCV with -125,275.",
+            "Give --window LO,HI (the official code tests BTCV with -125,275) or pictures.",
         )
     normalisation = Normalisation("window", *limits)
-    return export_stored(stored, _store(), folder, normalisation=normalisation, half=half)
+    return export_stored(
+        stored, _store(), folder, normalisation=normalisation, pictures=pictures, half=half
+    )
 
 
 def _store() -> WeightStore:

@@ -6,15 +6,18 @@ A data set is one file with a `DatasetSpec`, and one line in `DATASETS`. Standar
 from __future__ import annotations
 
 from sdseg_cli.datasets.btcv import BTCV, BTCV8
+from sdseg_cli.datasets.cvc import CVC
 from sdseg_cli.datasets.decathlon import DECATHLON
 from sdseg_cli.datasets.folder import FOLDER
+from sdseg_cli.datasets.kseg import KSEG
 from sdseg_cli.datasets.nnunet import NNUNET
+from sdseg_cli.datasets.refuge2 import REFUGE2
 from sdseg_cli.datasets.spec import Case, DatasetSpec
 from sdseg_cli.datasets.sts import STS
 
 __all__ = ["DATASETS", "Case", "DatasetSpec"]
 
 DATASETS: dict[str, DatasetSpec] = {
-    spec.name: spec for spec in (BTCV, BTCV8, STS, NNUNET, DECATHLON, FOLDER)
+    spec.name: spec for spec in (BTCV, BTCV8, STS, CVC, KSEG, REFUGE2, NNUNET, DECATHLON, FOLDER)
 }
 """Every adapter `prepare --dataset` knows, by name."""

@@ -1,4 +1,7 @@
-"""One's own data: images/ beside labels/ or masks/, one folder per case, or any two patterns."""
+"""One's own data: images/ beside labels/ or masks/, one folder per case, or any two patterns.
+
+Pictures only beside each other: in a folder per case there may be previews of anything.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 from sdseg_cli.datasets.dataset_json import DATASET_JSON, IMAGES
+from sdseg_cli.datasets.pairs import paired
 from sdseg_cli.datasets.spec import Case, DatasetSpec, in_order
 from sdseg_cli.errors import ConfigError, DataError
 from sdseg_cli.filenames import stem_of, suffix_of
@@ -86,6 +90,8 @@ def _from_twin_folders(root: Path) -> list[Case]:
     labels = _first_folder(root, _LABEL_FOLDERS)
     if images is None or labels is None:
         return []
+    if not _volumes(images):
+        return paired(images, labels)
     by_stem = {stem_of(path): path for path in _volumes(labels)}
     return [Case(stem_of(path), path, by_stem.get(stem_of(path))) for path in _volumes(images)]
 

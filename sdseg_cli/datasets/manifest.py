@@ -32,7 +32,7 @@ class PreparedCase:
         slices: Number of axial slices S.
         folder: Where the arrays lie, relative to the manifest.
         foreground_slices: Slices with at least one foreground pixel.
-        spacing_mm: Distance between rows, columns and slices of the scan in mm.
+        spacing_mm: Distance between rows, columns and slices of the scan in mm; None for pictures.
         sha256: Of the prepared arrays.
     """
 
@@ -43,7 +43,7 @@ class PreparedCase:
     slices: int
     folder: str
     foreground_slices: int
-    spacing_mm: tuple[float, float, float]
+    spacing_mm: tuple[float, float, float] | None
     sha256: str
 
 
@@ -55,7 +55,7 @@ class Manifest:
         root: Folder of the manifest (not part of the file).
         name: Name of the prepared set.
         adapter: Adapter that found the cases.
-        modality: "CT", "MR/other", ...
+        modality: "CT", "MR/other", "photograph", ...
         source: Absolute path of the data set.
         target: Labels that count as foreground; None = every label but 0.
         labels: Labels that occur, ascending, without 0.
@@ -66,6 +66,7 @@ class Manifest:
         size: Side of the squares in pixels.
         split: Seed, rule and sha256 of the split.
         entries: Every case, sorted naturally by id.
+        mask_levels: (lowest grey, label) of pictures' masks; None where masks hold labels.
     """
 
     root: Path
@@ -81,6 +82,7 @@ class Manifest:
     split: dict[str, Any]
     entries: tuple[PreparedCase, ...]
     cleaning: dict[str, Any] = field(default_factory=dict)
+    mask_levels: tuple[tuple[int, int], ...] | None = None
 
     @property
     def path(self) -> Path:
@@ -92,7 +94,7 @@ class Manifest:
         return tuple(case for case in self.entries if split in (None, case.split))
 
     def pixels_file(self, case: PreparedCase) -> Path:
-        """(S, size, size) float16 in [-1, 1]."""
+        """(S, size, size), of pictures (1, 3, size, size), float16 in [-1, 1]."""
         return self.root / case.folder / "pixels.npy"
 
     def labels_file(self, case: PreparedCase) -> Path:
@@ -115,7 +117,10 @@ class Manifest:
 
     def inference_settings(self) -> dict[str, Any]:
         """What prediction must know of this set, and what a resumed run must find unchanged."""
+        # Only pictures say so: runs of volumes keep the settings they were trained with.
+        kind = {"modality": self.modality} if self.modality == "photograph" else {}
         return {
+            **kind,
             "dataset": self.name,
             "normalisation": self.normalisation,
             "crop": self.crop,
@@ -161,14 +166,14 @@ class Manifest:
 
     @classmethod
     def _from_content(cls, root: Path, content: dict[str, Any]) -> Manifest:
-        target = content["target"]
+        target, levels = content["target"], content.get("mask_levels")
         entries = [
             PreparedCase(
                 **{
                     **case,
                     "image": Path(case["image"]),
                     "label": Path(case["label"]),
-                    "spacing_mm": tuple(case["spacing_mm"]),
+                    "spacing_mm": case["spacing_mm"] and tuple(case["spacing_mm"]),
                 }
             )
             for case in content["cases"]
@@ -187,6 +192,8 @@ class Manifest:
             split=dict(content["split"]),
             cleaning=dict(content.get("cleaning", {})),
             entries=tuple(sorted(entries, key=lambda case: natural_key(case.id))),
+            # Absent in sets prepared before pictures were read.
+            mask_levels=levels and tuple((grey, label) for grey, label in levels),
         )
 
     @classmethod

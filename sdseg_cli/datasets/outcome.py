@@ -90,7 +90,6 @@ def entry_of(
     """
     if case.label is None:
         raise ValueError(f"case {case.id} has no label")
-    across, down, along = record["spacing_mm"]
     return PreparedCase(
         id=case.id,
         split=split.of[case.id],
@@ -99,7 +98,7 @@ def entry_of(
         slices=record["slices"],
         folder=f"cases/{case.id}",
         foreground_slices=len(slices_with(record["label_slices"], target)),
-        spacing_mm=(across, down, along),
+        spacing_mm=record["spacing_mm"] and tuple(record["spacing_mm"]),
         sha256=record["sha256"],
     )
 

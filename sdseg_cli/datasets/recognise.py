@@ -60,6 +60,10 @@ def find_cases(
 
 def _recognised(src: Path) -> DatasetSpec:
     fitting = [spec for spec in DATASETS.values() if spec.recognises(src)]
+    # A set of pictures known by its ids also is a plain folder: the name says more.
+    known = [spec for spec in fitting if spec.modality == "photograph"]
+    if len(known) == 1 and fitting in (known, [*known, FOLDER]):
+        return known[0]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:

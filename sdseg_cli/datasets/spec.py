@@ -22,13 +22,15 @@ class Case:
         id: Names the case in files and tables; one plain file name.
         image: The scan.
         label: Its label map, None when none was found.
-        split: "train", "val", "test", or None before the split is drawn.
+        split: "test" where the data set says so; None before the split is drawn.
+        group: Cases of one group (frames of a video) never come into two splits; None = its own.
     """
 
     id: str
     image: Path
     label: Path | None
     split: str | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class DatasetSpec:
         summary: One line for `--help` and error hints: the layout.
         find_cases: Root folder -> cases, in natural order; empty when the layout is another.
         recognises: Whether a root folder plainly has this layout.
-        modality: "CT" or another; None = guessed from the first scan.
+        modality: "CT", "photograph" or another; None = guessed from the first scan.
         target: Labels that count as foreground; None = every label but 0.
         labels: Labels the archive declares, whether they count or not; None = not said.
         window_hu: What becomes -1 and +1; None = by modality.
@@ -48,6 +50,8 @@ class DatasetSpec:
         test_ids: Cases a published split keeps for testing.
         cleaning: What is removed from label maps, as `imaging.cleaning.Cleaning.to_dict`.
         refine: What a data set says of itself: root folder, spec -> spec.
+        mask_levels: (lowest grey, label) of a picture's mask, ascending; None = it holds labels.
+        split_sizes: Cases that train, validate and test in the whole published set.
     """
 
     name: str
@@ -62,6 +66,8 @@ class DatasetSpec:
     test_ids: frozenset[str] = frozenset()
     cleaning: dict[str, Any] = field(default_factory=dict)
     refine: Callable[[Path, DatasetSpec], DatasetSpec] = lambda root, spec: spec
+    mask_levels: tuple[tuple[int, int], ...] | None = None
+    split_sizes: tuple[int, int, int] | None = None
 
 
 def in_order(cases: list[Case]) -> list[Case]:

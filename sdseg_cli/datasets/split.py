@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sdseg_cli.datasets.manifest import read_json
-from sdseg_cli.datasets.spec import SPLITS
+from sdseg_cli.datasets.spec import SPLITS, Case, DatasetSpec
 from sdseg_cli.errors import ConfigError, DataError
 from sdseg_cli.filenames import natural_key, stem_of
 
@@ -48,16 +48,36 @@ class Split:
         return {"seed": self.seed, "rule": self.rule, "sha256": digest}
 
 
-def draw_split(ids: Collection[str], seed: int, test_ids: Collection[str] = ()) -> Split:
+def split_of(cases: Collection[Case], spec: DatasetSpec, seed: int) -> Split:
+    """The split of a data set's cases: what it publishes, else drawn; see `draw_split`."""
+    return draw_split(
+        [case.id for case in cases],
+        seed,
+        spec.test_ids | {case.id for case in cases if case.split == "test"},
+        groups={case.id: case.group for case in cases if case.group},
+        sizes=spec.split_sizes,
+    )
+
+
+def draw_split(
+    ids: Collection[str],
+    seed: int,
+    test_ids: Collection[str] = (),
+    *,
+    groups: Mapping[str, str] | None = None,
+    sizes: tuple[int, int, int] | None = None,
+) -> Split:
     """The default split, or the published one as far as its cases are here.
 
     Args:
         ids: Case ids.
         seed: Shuffles the naturally sorted ids.
         test_ids: Cases that test, if any of them is among `ids`.
+        groups: Case id -> group; the cases of a group come into one split.
+        sizes: Cases that train, validate and test when all published cases are here.
 
     Raises:
-        DataError: Fewer than three cases, or fewer than two beside the test cases.
+        DataError: Fewer than three cases, fewer than two beside the test cases, or none to train.
     """
     if len(ids) < FEWEST_CASES:
         raise DataError(
@@ -66,20 +86,52 @@ def draw_split(ids: Collection[str], seed: int, test_ids: Collection[str] = ()) 
         )
     shuffled = sorted(ids, key=natural_key)
     random.Random(seed).shuffle(shuffled)
+    groups = groups or {}
     test = [id for id in shuffled if id in test_ids]
-    if not test:
-        tenth = _tenth(len(shuffled))
-        return _split(shuffled[tenth:], tenth, shuffled[:tenth], seed, "80/10/10 by case")
-    rest = [id for id in shuffled if id not in test_ids]
-    if len(rest) < 2:
+    if test:
+        rest = [id for id in shuffled if id not in test_ids]
+        if len(rest) < 2:
+            raise DataError(
+                f"{len(test)} of {len(ids)} cases are test cases; too few are left to train on.",
+                "Add cases, or give --split-file.",
+            )
+        val_size = _tenth(len(rest))
+        here = f"{len(test)} of {len(test_ids)} here"
+        rule = f"published test cases ({here}), a tenth of the rest for val"
+    else:
+        val_size, test_size, rule = _sizes(len(shuffled), sizes)
+        test, rest = _taken(shuffled, test_size, groups)
+    val, train = _taken(rest, val_size, groups)
+    if not train:
         raise DataError(
-            f"{len(test)} of {len(ids)} cases are test cases; too few are left to train on.",
-            "Add cases, or give --split-file.",
+            f"{len(ids)} cases in {len(set(groups.values()))} groups: none is left to train on.",
+            "Add cases of other groups, or give --split-file.",
         )
-    rule = (
-        f"published test cases ({len(test)} of {len(test_ids)} here), a tenth of the rest for val"
-    )
-    return _split(rest, _tenth(len(rest)), test, seed, rule)
+    return _split([*val, *train], len(val), test, seed, rule + (", groups whole" if groups else ""))
+
+
+def _sizes(count: int, published: tuple[int, int, int] | None) -> tuple[int, int, str]:
+    """How many cases validate and test, and the rule in words."""
+    rule = "80/10/10 by case"
+    if published is None:
+        return _tenth(count), _tenth(count), rule
+    if count == sum(published):
+        return published[1], published[2], f"{'/'.join(map(str, published))} by case"
+    return _tenth(count), _tenth(count), f"{rule} ({count} of {sum(published)} cases are here)"
+
+
+def _taken(
+    ids: Sequence[str], count: int, groups: Mapping[str, str]
+) -> tuple[list[str], list[str]]:
+    """The first ids, each with its whole group, as near to `count` as that comes; the others."""
+    chosen: set[str] = set()
+    for id in ids:
+        group = groups.get(id)
+        more = {id} if group is None else {other for other in ids if groups.get(other) == group}
+        if chosen and abs(len(chosen | more) - count) >= abs(len(chosen) - count):
+            break
+        chosen |= more
+    return [id for id in ids if id in chosen], [id for id in ids if id not in chosen]
 
 
 def read_split(path: Path, ids: Collection[str], seed: int) -> Split:

@@ -1,4 +1,4 @@
-"""Read and write volumes: NIfTI with nibabel, NRRD and MetaImage with SimpleITK.
+"""Read and write scans: NIfTI by nibabel, NRRD and MetaImage by SimpleITK, pictures by Pillow.
 
 nibabel leaves a copied header's affine bit-exact, so a NIfTI mask lies exactly on its scan.
 SimpleITK's LPS world and its (z, y, x) arrays are known in `metaimage.py` and nowhere else.
@@ -13,8 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdseg_cli.errors import DataError
-from sdseg_cli.filenames import NIFTI_SUFFIXES, VOLUME_SUFFIXES, suffix_of
+from sdseg_cli.filenames import (
+    NIFTI_SUFFIXES,
+    PICTURE_SUFFIXES,
+    VOLUME_SUFFIXES,
+    is_picture,
+    suffix_of,
+)
 from sdseg_cli.imaging import metaimage, nifti
+from sdseg_cli.imaging.picture import (
+    MaskLevels,
+    Picture,
+    read_picture,
+    read_picture_geometry,
+    read_picture_labels,
+    write_png,
+)
 from sdseg_cli.imaging.volume import Array, Geometry, Volume
 
 
@@ -22,12 +36,14 @@ def read_image(path: Path) -> Volume:
     """Read a scan at its stored type.
 
     Args:
-        path: A .nii, .nii.gz, .nrrd, .mha or .mhd file of one 3D volume.
+        path: A .nii, .nii.gz, .nrrd, .mha or .mhd file of one 3D volume, or a picture.
 
     Raises:
         DataError: The file is missing, a folder, damaged, or not one 3D volume of numbers.
     """
     suffix = check_readable(path)
+    if is_picture(path):
+        return read_picture(path)
     return nifti.read(path) if suffix in NIFTI_SUFFIXES else metaimage.read(path)
 
 
@@ -38,15 +54,18 @@ def read_geometry(path: Path) -> Geometry:
         DataError: As for `read_image`, as far as the header tells.
     """
     suffix = check_readable(path)
+    if is_picture(path):
+        return read_picture_geometry(path)
     reader = nifti.read_geometry if suffix in NIFTI_SUFFIXES else metaimage.read_geometry
     return reader(path)
 
 
-def read_labels(path: Path) -> Volume:
+def read_labels(path: Path, levels: MaskLevels | None = None) -> Volume:
     """Read a label map.
 
     Args:
         path: As for `read_image`. Floats are accepted where they are whole numbers.
+        levels: What the grey values of a picture's mask mean, see `read_picture_labels`.
 
     Returns:
         A volume of uint8, or uint16 when a label exceeds 255; slope 1, intercept 0.
@@ -54,6 +73,9 @@ def read_labels(path: Path) -> Volume:
     Raises:
         DataError: As for `read_image`, or a value is no whole number in 0..65535.
     """
+    if is_picture(path):
+        check_readable(path)
+        return read_picture_labels(path, levels)
     volume = read_image(path)
     largest = 0.0
     for _, values in _slabs(volume):
@@ -85,8 +107,8 @@ def write_mask(path: Path, mask: NDArray[np.uint8], like: Volume) -> None:
     """Write a mask on the grid of the scan it belongs to, atomically.
 
     Args:
-        path: Ends in .nii, .nii.gz, .nrrd or .mha; missing folders are made.
-        mask: (I, J, K) uint8 in the scan's own axis order.
+        path: Ends in .nii, .nii.gz, .nrrd or .mha, for a picture in .png; missing folders are made.
+        mask: (I, J, K) uint8, 0 or 1, in the scan's own axis order. A PNG shows 1 as 255, white.
         like: The scan. A NIfTI scan's sform, qform, codes, units and zooms go into a NIfTI mask
             bit for bit.
 
@@ -94,7 +116,7 @@ def write_mask(path: Path, mask: NDArray[np.uint8], like: Volume) -> None:
         DataError: The name has another suffix, or is a folder.
         RunError: The disk refused.
     """
-    _write(path, mask, like, slope=1.0)
+    _write(path, mask * np.uint8(255) if isinstance(like, Picture) else mask, like, slope=1.0)
 
 
 PROBABILITY_SLOPE = float(np.nextafter(np.float32(1 / 255), np.float32(0)))
@@ -109,7 +131,7 @@ def write_probability(
     Args:
         path: As for `write_mask`.
         probability: (I, J, K), float32 in [0, 1], or uint8 with 255 meaning 1. NIfTI stores uint8
-            with scl_slope 1/255; the other formats have no slope and always hold float32.
+            with scl_slope 1/255; a PNG holds uint8; the other formats always hold float32.
         like: The scan.
 
     Raises:
@@ -117,7 +139,7 @@ def write_probability(
         RunError: The disk refused.
     """
     is_shares = probability.dtype == np.uint8
-    if is_shares and suffix_of(path) not in NIFTI_SUFFIXES:
+    if is_shares and suffix_of(path) not in NIFTI_SUFFIXES and not isinstance(like, Picture):
         probability, is_shares = probability.astype(np.float32) / np.float32(255), False
     _write(path, probability, like, slope=PROBABILITY_SLOPE if is_shares else 1.0)
 
@@ -127,25 +149,34 @@ def _write(path: Path, array: Array, like: Volume, slope: float) -> None:
         raise ValueError(
             f"{array.shape} {array.dtype} is no uint8 or float32 array on {like.geometry.shape}"
         )
-    check_writable(path)
-    if suffix_of(path) in NIFTI_SUFFIXES:
+    check_writable(path, like)
+    if isinstance(like, Picture):
+        write_png(path, array)
+    elif suffix_of(path) in NIFTI_SUFFIXES:
         nifti.write(path, array, like, slope)
     else:
         metaimage.write(path, array, like)
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, like: Volume | Path | None = None) -> None:
     """Refuse an output name before any work is spent on it.
 
+    Args:
+        path: What to write.
+        like: The scan, or its name; a volume when absent.
+
     Raises:
-        DataError: The name is a folder or has a suffix that cannot be written.
+        DataError: The name is a folder or has a suffix that cannot be written for this scan.
     """
     if _is_folder(path):
         raise DataError(f"{path} is a folder.", "Name the file to write, such as mask.nii.gz.")
-    if suffix_of(path) not in (*NIFTI_SUFFIXES, *metaimage.WRITABLE):
+    of_picture = is_picture(like) if isinstance(like, Path) else isinstance(like, Picture)
+    suffixes = (".png",) if of_picture else (*NIFTI_SUFFIXES, *metaimage.WRITABLE)
+    if not path.name.lower().endswith(suffixes):
+        kind = "picture" if of_picture else "volume"
         raise DataError(
-            f"{path}: cannot write this kind of file.",
-            f"End the name in {', '.join((*NIFTI_SUFFIXES, *metaimage.WRITABLE))}.",
+            f"{path}: cannot write this kind of file for a {kind}.",
+            f"End the name in {', '.join(suffixes)}.",
         )
 
 
@@ -166,10 +197,13 @@ def check_readable(path: Path) -> str:
             f"{path} does not exist.", "Check the path; scans end in .nii or .nii.gz.", "missing"
         )
     suffix = suffix_of(path)
+    if suffix is None and is_picture(path):
+        return path.suffix.lower()
     if suffix is None:
         raise DataError(
             f"{path}: not a kind of file this tool reads.",
-            f"It reads {', '.join(VOLUME_SUFFIXES)}; convert DICOM with dcm2niix, for example.",
+            f"It reads {', '.join((*VOLUME_SUFFIXES, *PICTURE_SUFFIXES))}; convert DICOM with "
+            "dcm2niix, for example.",
             "kind",
         )
     return suffix

@@ -16,6 +16,9 @@ from sdseg_cli.imaging.volume import Volume
 CT_WINDOW_HU = (-175.0, 250.0)
 PERCENTILES = (0.5, 99.5)
 KINDS = ("window", "window-range", "percentile")
+PHOTOGRAPH = "photograph"
+"""The modality of pictures."""
+PICTURE_WINDOW = (0.0, 255.0)
 CT_MINIMUM_HU = -200.0
 """A scan with values below this is CT: only air lies there, and nothing else has negatives."""
 
@@ -65,7 +68,11 @@ class Normalisation:
 
     @classmethod
     def for_modality(cls, modality: str) -> Normalisation:
-        """The abdominal soft-tissue window for "CT", percentiles for anything else."""
+        """The abdominal soft-tissue window for "CT", all colours (value / 127.5 - 1) for pictures,
+        percentiles for anything else.
+        """
+        if modality == PHOTOGRAPH:
+            return cls("window", *PICTURE_WINDOW)
         if modality == "CT":
             return cls("window", *CT_WINDOW_HU)
         return cls("percentile", *PERCENTILES)

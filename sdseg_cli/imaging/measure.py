@@ -162,10 +162,13 @@ def measure_labels(volume: Volume) -> LabelFacts:
     )
 
 
-def facts_record(scan: ScanFacts, labels: LabelFacts) -> dict[str, Any]:
-    """What a prepared case keeps of its measures, for JSON; `facts_in` undoes it."""
+def facts_record(scan: ScanFacts | None, labels: LabelFacts) -> dict[str, Any]:
+    """What a prepared case keeps of its measures, for JSON; `facts_in` undoes it. Of a picture
+    there is no `scan`.
+    """
     counts = {str(value): count for value, count in labels.counts.items()}
-    return {"scan": scan.to_dict(), "voxels": labels.voxels, "label_voxels": counts}
+    values = {} if scan is None else {"scan": scan.to_dict()}
+    return {**values, "voxels": labels.voxels, "label_voxels": counts}
 
 
 def facts_in(pair: Pair, record: Mapping[str, Any]) -> CaseFacts:
@@ -173,6 +176,7 @@ def facts_in(pair: Pair, record: Mapping[str, Any]) -> CaseFacts:
     scan = labels = None
     if "scan" in record:
         scan = ScanFacts.from_dict(record["scan"])
+    if "voxels" in record:
         counts = {int(value): int(count) for value, count in record["label_voxels"].items()}
         labels = LabelFacts(int(record["voxels"]), counts)
     content = str(record.get("pixels_sha256", ""))

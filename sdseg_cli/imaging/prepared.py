@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +17,12 @@ from numpy.lib.format import write_array_header_1_0
 
 from sdseg_cli.errors import DataError, RunError
 from sdseg_cli.facts import ScanFacts
+from sdseg_cli.filenames import is_picture
 from sdseg_cli.imaging.cleaning import Cleaning
 from sdseg_cli.imaging.files import read_geometry, read_image, read_labels
-from sdseg_cli.imaging.intensity import Normalisation
+from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation, extent, guess_modality
 from sdseg_cli.imaging.measure import facts_record, measure_labels, measure_scan
+from sdseg_cli.imaging.picture import MaskLevels, Picture
 from sdseg_cli.imaging.slices import to_stack
 from sdseg_cli.imaging.volume import Volume, require_same_grid
 
@@ -40,6 +42,7 @@ class CaseJob:
         crop: One of `slices.CROPS`.
         size: Side of the squares in pixels.
         cleaning: What the label map loses, as `Cleaning.to_dict`.
+        levels: What the grey values of a picture's mask mean; None where the mask says it.
     """
 
     id: str
@@ -49,17 +52,19 @@ class CaseJob:
     crop: str
     size: int
     cleaning: dict[str, Any] = field(default_factory=dict)
+    levels: MaskLevels | None = None
 
     def fingerprint(self) -> str:
         """sha256 over the settings and both files' paths, sizes and times: equal = same arrays."""
         files = [_identity(path) for path in (self.image, self.label)]
-        settings = [
+        settings: list[Any] = [
             FORMAT_VERSION,
             files,
             self.normalisation.to_dict(),
             self.crop,
             self.size,
             self.cleaning,
+            *(self.levels or ()),
         ]
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
@@ -114,6 +119,32 @@ def finished(job: CaseJob, folder: Path) -> dict[str, Any] | None:
     return None
 
 
+def modality_of(images: Sequence[Path]) -> str:
+    """The modality of a data set: of pictures by their names, else of its first readable scan.
+
+    Args:
+        images: Its scans.
+
+    Raises:
+        DataError: Some are pictures, others volumes.
+    """
+    pictures = [path for path in images if is_picture(path)]
+    if len(pictures) == len(images):
+        return PHOTOGRAPH
+    if pictures:
+        volume = next(path for path in images if not is_picture(path))
+        raise DataError(
+            f"{pictures[0].name} is a picture, {volume.name} a volume.",
+            "Prepare pictures and volumes as two data sets.",
+        )
+    for path in images:
+        try:
+            return guess_modality(extent(read_image(path)))
+        except DataError:
+            continue  # Its own check will name it.
+    return "MR/other"
+
+
 def check_headers(id: str, image: Path, label: Path | None) -> BadCase | None:
     """Whether a case's files exist, say they are volumes, and lie on one grid: quick.
 
@@ -143,8 +174,8 @@ def check_headers(id: str, image: Path, label: Path | None) -> BadCase | None:
 def prepare_case(job: CaseJob, folder: Path) -> dict[str, Any] | BadCase:
     """Check one case and write its arrays, under a temporary name until complete.
 
-    Writes `pixels.npy` (S, size, size) float16 in [-1, 1], `labels.npy` (S, size, size) uint8 or
-    uint16 with the original labels, and `case.json`, the record.
+    Writes `pixels.npy` (S, size, size), of pictures (1, 3, size, size), float16 in [-1, 1];
+    `labels.npy` (S, size, size) uint8 or uint16 with the original labels; `case.json`, the record.
 
     Args:
         job: The case.
@@ -162,7 +193,7 @@ def prepare_case(job: CaseJob, folder: Path) -> dict[str, Any] | BadCase:
         fingerprint = job.fingerprint()
         image = read_image(job.image)
         code = "label"
-        label = read_labels(job.label)
+        label = read_labels(job.label, job.levels)
         code = "grid"
         names = f"scan {image.name}", f"label {label.name}"
         require_same_grid(image.geometry, label.geometry, *names)
@@ -197,7 +228,9 @@ def _identity(path: Path) -> tuple[str, int, int]:
     return str(path.resolve()), status.st_size, status.st_mtime_ns
 
 
-def _checked_values(image: Volume) -> ScanFacts:
+def _checked_values(image: Volume) -> ScanFacts | None:
+    if isinstance(image, Picture):
+        return None  # Integers are always numbers, and colours no HU.
     found = measure_scan(image)
     if found.not_finite:
         raise DataError(
@@ -212,12 +245,13 @@ def _write_arrays(
     job: CaseJob, image: Volume, label: Volume, folder: Path, measured: dict[str, Any]
 ) -> dict[str, Any]:
     stack = to_stack(image, job.normalisation, size=job.size, crop=job.crop)
-    with _npy(folder / "pixels.npy", np.dtype(np.float16), len(stack), job.size) as file:
+    squares = (len(stack), *stack.square_shape)
+    with _npy(folder / "pixels.npy", np.dtype(np.float16), squares) as file:
         for start in range(0, len(stack), _BATCH):
             batch = stack.pixels(start, min(start + _BATCH, len(stack)))
             file.write(batch.astype(np.float16).tobytes())
     label_slices: dict[int, list[int]] = {}
-    with _npy(folder / "labels.npy", label.array.dtype, len(stack), job.size) as file:
+    with _npy(folder / "labels.npy", label.array.dtype, (len(stack), job.size, job.size)) as file:
         for k in range(len(stack)):
             plane = stack.restore.canonical_plane(label.array, k)
             square = stack.restore.labels_to_model(plane, k)
@@ -230,7 +264,8 @@ def _write_arrays(
         **measured,
         "slices": len(stack),
         "label_slices": {str(value): label_slices[value] for value in sorted(label_slices)},
-        "spacing_mm": [round(length, 6) for length in stack.restore.planes.spacing_mm],
+        "spacing_mm": image.spacing_mm
+        and [round(length, 6) for length in stack.restore.planes.spacing_mm],
         "bytes": {name: (folder / name).stat().st_size for name in arrays},
         "pixels_sha256": hashes[0],
         "sha256": hashlib.sha256("".join(hashes).encode()).hexdigest(),
@@ -245,9 +280,9 @@ def _sha256(path: Path) -> str:
 
 
 @contextmanager
-def _npy(path: Path, dtype: np.dtype[Any], slices: int, size: int) -> Iterator[BinaryIO]:
-    """A .npy file of (slices, size, size) to append to: a full disk raises, a memory map dies."""
+def _npy(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Iterator[BinaryIO]:
+    """A .npy file of this shape to append to: a full disk raises, a memory map dies."""
     with path.open("wb") as file:
-        header = {"descr": dtype.str, "fortran_order": False, "shape": (slices, size, size)}
+        header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
         write_array_header_1_0(file, header)
         yield file

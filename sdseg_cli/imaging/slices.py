@@ -156,18 +156,25 @@ class SliceStack:
     def __len__(self) -> int:
         return self.restore.slices
 
+    @property
+    def square_shape(self) -> tuple[int, ...]:
+        """(size, size), of a picture (3, size, size)."""
+        return (*self.volume.array.shape[3:], self.restore.size, self.restore.size)
+
     def pixels(self, start: int, stop: int) -> NDArray[np.float32]:
         """Slices start..stop-1, feet to head.
 
         Returns:
-            (stop - start, size, size) float32 in [-1, 1]; -1 beyond the scan.
+            (stop - start, size, size) float32 in [-1, 1], of pictures (stop - start, 3, size,
+            size); -1 beyond the scan.
         """
-        size = self.restore.size
-        batch = np.empty((stop - start, size, size), np.float32)
+        batch = np.empty((stop - start, *self.square_shape), np.float32)
         for n, k in enumerate(range(start, stop)):
             stored = self.restore.canonical_plane(self.volume.array, k)
             plane = self.limits.rescale(self.volume.values(stored))
-            batch[n] = self.restore.to_model(plane, k, background=-1.0)
+            for channel in np.ndindex(self.volume.array.shape[3:]):
+                colour = np.ascontiguousarray(plane[(..., *channel)])
+                batch[(n, *channel)] = self.restore.to_model(colour, k, background=-1.0)
         # Weights sum to 1 only up to rounding.
         return np.clip(batch, -1, 1, out=batch)
 

@@ -163,6 +163,11 @@ class Volume:
             raise ValueError(f"array is {self.array.shape}, geometry {self.geometry.shape}")
 
     @property
+    def spacing_mm(self) -> tuple[float, float, float] | None:
+        """Distance between voxels along each stored axis in mm; None where it is unknown."""
+        return self.geometry.spacing_mm
+
+    @property
     def name(self) -> str:
         """The file's name, or "volume" when it was never a file."""
         return self.source.name if self.source else "volume"

@@ -164,5 +164,5 @@ def foreground_weight(foreground: Tensor, factor: int, strength: float) -> Tenso
 
 
 def as_three_channels(plane: Tensor) -> Tensor:
-    """(B,H,W) -> (B,3,H,W), the channel repeated (a view)."""
-    return plane.unsqueeze(1).expand(-1, 3, -1, -1)
+    """(B,H,W) -> (B,3,H,W), the channel repeated (a view); (B,3,H,W) as it is."""
+    return plane if plane.ndim == 4 else plane.unsqueeze(1).expand(-1, 3, -1, -1)

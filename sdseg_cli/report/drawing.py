@@ -76,7 +76,11 @@ def show_plane(
     cmap: str,
     limits: tuple[float, float],
 ) -> AxesImage:
-    """Draw a (rows, columns) plane in millimetres, first row on top."""
+    """Draw a (rows, columns) plane, or (rows, columns, 3) colours, in millimetres, first row on
+    top.
+    """
+    if plane.ndim == 3:
+        plane = np.clip((plane - limits[0]) / (limits[1] - limits[0]), 0, 1)
     height, width = plane.shape[0] * pixel_mm[0], plane.shape[1] * pixel_mm[1]
     return axes.imshow(
         plane,
@@ -190,6 +194,12 @@ def _label(axes: Axes, x: float, y: float, text: str, *, ha: str, va: str) -> No
         va=va,
         path_effects=_halo(2),
     )
+
+
+def not_black(image: Plane, black: float) -> MaskPlane:
+    """(rows, columns) bool: where a plane, or any colour of it, is above black."""
+    brightest = image.max(axis=-1) if image.ndim == 3 else image
+    return np.asarray(brightest > black)
 
 
 def view_mm(structures: NDArray[np.bool_], body: NDArray[np.bool_], pixel_mm: PixelMm) -> View:

@@ -1,6 +1,6 @@
 """Masks a run has already predicted, used again only where predicting would give the same.
 
-    predictions/<split>/<id>.nii.gz        the mask, on the scan's own grid
+    predictions/<split>/<id>.nii.gz        the mask, on the scan's own grid; of a picture <id>.png
     predictions/<split>/predictions.json   what each was made from
 
 A mask counts if checkpoint, seed, sampling and scan are those of its record and the file is
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from sdseg_cli.config import SampleConfig
 from sdseg_cli.errors import DataError
 from sdseg_cli.imaging.files import read_labels, write_mask
+from sdseg_cli.imaging.picture import Picture
 from sdseg_cli.imaging.volume import Volume
 from sdseg_cli.report.tables import write_json
 
@@ -52,9 +53,10 @@ class KeptMasks:
     seed: int
     sample: SampleConfig
 
-    def file(self, case_id: str) -> Path:
+    def file(self, case_id: str, scan: Volume) -> Path:
         """Where the mask of a case lies."""
-        return self.folder / f"{case_id}.nii.gz"
+        suffix = ".png" if isinstance(scan, Picture) else ".nii.gz"
+        return self.folder / f"{case_id}{suffix}"
 
     def find(self, case_id: str, scan: Volume) -> NDArray[np.bool_] | None:
         """The kept mask of a case.
@@ -66,7 +68,7 @@ class KeptMasks:
         Returns:
             (I,J,K) bool on the scan's grid; None if predicting might give another.
         """
-        path, record = self.file(case_id), self._records().get(case_id)
+        path, record = self.file(case_id, scan), self._records().get(case_id)
         if record is None or not path.is_file():
             return None
         if record != {**self._origin(scan), "mask_sha256": sha256_of(path)}:
@@ -88,7 +90,7 @@ class KeptMasks:
         Raises:
             RunError: The disk refused.
         """
-        path = self.file(case_id)
+        path = self.file(case_id, scan)
         write_mask(path, mask, scan)
         records = self._records()
         records[case_id] = {**self._origin(scan), "mask_sha256": sha256_of(path)}

@@ -32,6 +32,7 @@ from sdseg_cli.report.drawing import (
     mark_orientation,
     mark_scale,
     new_figure,
+    not_black,
     save_figure,
     show_contour,
     show_plane,
@@ -54,7 +55,7 @@ class CasePlane:
     """From the feet, 0-based."""
     slices: int
     image: Plane
-    """Values of the scan (HU for CT)."""
+    """Values of the scan (HU for CT); (rows, columns, 3) of a picture."""
     reference: MaskPlane
     prediction: MaskPlane
     probability: Plane
@@ -62,7 +63,12 @@ class CasePlane:
     window: tuple[float, float]
     """The values drawn black and white."""
     pixel_mm: tuple[float, float]
-    """Height and width of a pixel."""
+    """Height and width of a pixel; (1, 1) of a picture."""
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether it is in colour, without millimetres and a patient's right."""
+        return self.image.ndim == 3
 
 
 def case_plane(
@@ -150,14 +156,15 @@ def save_cases(path: Path, rows: Sequence[CasePlane]) -> None:
 def _title(row: CasePlane) -> str:
     dice = "undefined" if row.dice is None else f"{row.dice:.3f}"
     heading = f"{row.heading}:  " if row.heading else ""
-    return f"{heading}{row.case_id}    Dice {dice}    slice {row.slice_index + 1} of {row.slices}"
+    place = "" if row.is_picture else f"    slice {row.slice_index + 1} of {row.slices}"
+    return f"{heading}{row.case_id}    Dice {dice}{place}"
 
 
 def _draw_row(part: Any, row: CasePlane) -> None:
     scan, reference, prediction, probability = part.subplots(1, 4)
-    bare(scan, "scan")
+    bare(scan, "picture" if row.is_picture else "scan")
     bare(reference, "reference", REFERENCE_COLOUR)
-    none = "" if row.prediction.any() else ": none in this slice"
+    none = "" if row.prediction.any() else ": none here"
     bare(prediction, f"prediction (dashed){none}", PREDICTION_COLOUR)
     bare(probability, "probability")
     for axes in (scan, reference, prediction):
@@ -170,11 +177,13 @@ def _draw_row(part: Any, row: CasePlane) -> None:
     )
     show_contour(probability, row.reference, row.pixel_mm, REFERENCE_COLOUR, width=0.9)
     colour_bar(part, drawn, probability)
-    view = view_mm(row.reference | row.prediction, row.image > row.window[0], row.pixel_mm)
+    seen = not_black(row.image, row.window[0])
+    view = view_mm(row.reference | row.prediction, seen, row.pixel_mm)
     for axes in (scan, reference, prediction, probability):
         zoom(axes, view)
-    mark_orientation(scan)
-    mark_scale(scan, view)
+    if not row.is_picture:
+        mark_orientation(scan)
+        mark_scale(scan, view)
 
 
 def training_curve(rows: Iterable[Mapping[str, Any]], path: Path) -> None:

@@ -23,6 +23,7 @@ from sdseg_cli.report.drawing import (
     chart,
     colour_bar,
     new_figure,
+    not_black,
     save_figure,
     show_contour,
     show_plane,
@@ -39,7 +40,7 @@ class StabilityPlane:
     slice_index: int
     """From the feet, 0-based."""
     image: Plane
-    """(H,W) in [-1,1]."""
+    """(H,W), of a picture (H,W,3), in [-1,1]."""
     reference: MaskPlane
     """(H,W)."""
     probability: NDArray[np.floating[Any]]
@@ -69,10 +70,12 @@ def stability_picture(
 def _draw_planes(part: Any, view: StabilityPlane) -> None:
     part.set_facecolor(PAPER)
     runs = len(view.probability)
-    title = f"least stable case:  {view.case_id}    slice {view.slice_index + 1}    {runs} runs"
+    is_picture = view.image.ndim == 3
+    place = "" if is_picture else f"    slice {view.slice_index + 1}"
+    title = f"least stable case:  {view.case_id}{place}    {runs} runs"
     part.suptitle(title, color=INK, fontsize=12, x=0.012, ha="left")
     scan, outlines, mean, spread = part.subplots(1, 4)
-    bare(scan, "scan with reference", REFERENCE_COLOUR)
+    bare(scan, f"{'picture' if is_picture else 'scan'} with reference", REFERENCE_COLOUR)
     bare(outlines, f"outlines of {runs} runs", PREDICTION_COLOUR)
     bare(mean, "mean probability")
     bare(spread, "standard deviation over runs")
@@ -89,7 +92,7 @@ def _draw_planes(part: Any, view: StabilityPlane) -> None:
         drawn = show_plane(axes, plane, square, cmap="inferno", limits=(0.0, high))
         colour_bar(part, drawn, axes)
     union = view.reference | (probability > THRESHOLD).any(axis=0)
-    seen = view_mm(union, view.image > -1, square)
+    seen = view_mm(union, not_black(view.image, -1.0), square)
     for axes in (scan, outlines, mean, spread):
         zoom(axes, seen)
 

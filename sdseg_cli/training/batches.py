@@ -25,7 +25,7 @@ class Batch:
     """One batch on the CPU."""
 
     image: Tensor
-    """(B,H,W) float32 in [-1,1]."""
+    """(B,H,W), of pictures (B,3,H,W), float32 in [-1,1]."""
     foreground: Tensor
     """(B,H,W) bool."""
 
@@ -34,7 +34,8 @@ class PreparedSlices:
     """The slices of some cases, memory-mapped: opening them reads only headers.
 
     Args:
-        folders: One per case: `pixels.npy` (S,H,W) float16, `labels.npy` (S,H,W) integer.
+        folders: One per case: `pixels.npy` (S,H,W) or (S,3,H,W) float16, `labels.npy` (S,H,W)
+            integer.
         is_foreground: Labels -> bool, same shape: the manifest's rule.
         foreground_slices: Per case, the numbers of the slices that have foreground.
 
@@ -108,7 +109,8 @@ def flipped(batch: Batch, directions: str, generator: torch.Generator) -> Batch:
     for letter, axis in (("h", -1), ("v", -2)):
         if letter in directions:
             turn = torch.rand(len(image), generator=generator)[:, None, None] < 0.5
-            image = torch.where(turn, image.flip(axis), image)
+            turned = turn if image.ndim == 3 else turn[:, None]
+            image = torch.where(turned, image.flip(axis), image)
             foreground = torch.where(turn, foreground.flip(axis), foreground)
     return Batch(image, foreground)
 

@@ -72,7 +72,7 @@ def predict_planes(
 
     Args:
         model: In eval mode, on the device that computes.
-        pixels: (B,H,W) float32 in [-1,1].
+        pixels: (B,H,W), of pictures (B,3,H,W), float32 in [-1,1].
         slices: B numbers; with the seed they name each slice's own noise.
         seed: Of all noise.
         sample: Reverse steps, and how many draws of the noise are averaged.
@@ -90,7 +90,7 @@ def predict_planes(
     def noise(*draw: int) -> Tensor:
         return diffusion.seeded_noise(seed, names, shape, *draw).to(device)
 
-    total = torch.zeros(pixels.shape, device=device)
+    total = torch.zeros((len(image), *image.shape[-2:]), device=device)
     for number in range(sample.samples):
         start, fresh = noise(number) if number else noise(), partial(noise, number)
         z0 = diffusion.ddim(model.denoise, start, zc, sample.steps, eta=sample.eta, fresh=fresh)

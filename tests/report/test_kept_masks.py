@@ -12,6 +12,7 @@ from sdseg_cli.config import SampleConfig
 from sdseg_cli.imaging.files import read_image
 from sdseg_cli.report.kept_masks import KeptMasks, sha256_of
 from tests.fake_run import block, volume, write_nifti
+from tests.raw_pictures import save
 
 MASK = block(slice(4, 8))
 
@@ -40,6 +41,16 @@ def test_a_kept_mask_is_found_again(masks, scan):
     found = masks.find("a", scan)
     assert found.dtype == np.bool_
     assert np.array_equal(found, MASK != 0)
+
+
+def test_the_mask_of_a_picture_is_kept_as_png(masks, tmp_path):
+    picture = read_image(save(tmp_path / "a.png", np.zeros((4, 6, 3), np.uint8)))
+    mask = np.zeros((4, 6, 1), np.uint8)
+    mask[1, 2] = 1
+    masks.keep("a", mask, picture)
+    assert masks.file("a", picture).name == "a.png"
+    assert np.array_equal(masks.find("a", picture), mask != 0)
+    assert replace(masks, seed=1).find("a", picture) is None
 
 
 @pytest.mark.parametrize(

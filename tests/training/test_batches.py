@@ -96,3 +96,20 @@ def test_no_flip_letters_mean_no_flip() -> None:
 def test_validation_slices_are_spread_evenly(slices: PreparedSlices) -> None:
     assert spread(slices, 10) == [0, 1, 2, 3, 4]
     assert spread(slices, 2) == [1, 3]
+
+
+def test_colours_are_flipped_with_their_foreground(tmp_path: Path) -> None:
+    pixels = np.zeros((1, 3, 4, 4), np.float16)
+    pixels[0, :, 0, 1] = (0.25, 0.5, 1)
+    np.save(tmp_path / "pixels.npy", pixels)
+    np.save(tmp_path / "labels.npy", (pixels[:, 0] > 0).astype(np.uint8))
+    slices = PreparedSlices([tmp_path], lambda labels: labels != 0, [[0]])
+    batch = slices.batch([0] * 64)
+    assert batch.image.shape == (64, 3, 4, 4)
+    turned = flipped(batch, "hv", seeded_generator("test"))
+    for image, foreground in zip(turned.image, turned.foreground, strict=True):
+        (row, column) = foreground.nonzero()[0].tolist()
+        assert image[:, row, column].tolist() == [0.25, 0.5, 1]
+    # All four of left, right, top and bottom occur among 64 draws.
+    places = {tuple(found.nonzero()[0].tolist()) for found in turned.foreground}
+    assert places == {(0, 1), (0, 2), (3, 1), (3, 2)}

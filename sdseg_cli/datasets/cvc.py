@@ -1,0 +1,76 @@
+"""CVC-ClinicDB, polyps in colonoscopy: 612 frames of 29 video sequences, 384x288.
+
+The archive's own layout is split at random as in the paper, though frames of one video are near
+twins. Where a split.csv names the sequences, they are kept whole, and "held-out" ones test.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from sdseg_cli.datasets.pairs import ABOVE_128, paired
+from sdseg_cli.datasets.spec import Case, DatasetSpec, in_order
+from sdseg_cli.errors import DataError
+
+_PLACES = ("", "PNG", "TIF", "CVC-ClinicDB", "CVC-ClinicDB/PNG", "CVC-ClinicDB/TIF")
+_COLUMNS = ["frame", "sequence", "split"]
+_TEST = ("held-out", "test")
+
+
+def find_cases(root: Path) -> list[Case]:
+    """Pair Original/N with Ground Truth/N, or images/N with masks/N where split.csv is there.
+
+    Raises:
+        DataError: split.csv is damaged, or lacks a frame.
+    """
+    if _has_sequences(root):
+        return in_order(_with_sequences(root))
+    for place in _PLACES:
+        if cases := paired(root / place / "Original", root / place / "Ground Truth"):
+            return in_order(cases)
+    return []
+
+
+def recognises(root: Path) -> bool:
+    """Whether Original/ and Ground Truth/ are there, or split.csv with its three columns."""
+    both = ("Original", "Ground Truth")
+    return _has_sequences(root) or any(
+        all((root / place / folder).is_dir() for folder in both) for place in _PLACES
+    )
+
+
+def _has_sequences(root: Path) -> bool:
+    file = root / "split.csv"
+    if not file.is_file() or not (root / "images").is_dir():
+        return False
+    with file.open(encoding="utf-8", errors="replace", newline="") as stream:
+        return next(csv.reader(stream), []) == _COLUMNS
+
+
+def _with_sequences(root: Path) -> list[Case]:
+    file = root / "split.csv"
+    with file.open(encoding="utf-8", errors="replace", newline="") as stream:
+        rows = {row["frame"]: row for row in csv.DictReader(stream)}
+    cases = []
+    for case in paired(root / "images", root / "masks"):
+        row = rows.get(case.id)
+        if row is None or not row["sequence"]:
+            raise DataError(
+                f"{file}: no sequence for frame {case.id}.",
+                f"Each frame needs a line of {','.join(_COLUMNS)}.",
+            )
+        split = "test" if row["split"] in _TEST else None
+        cases.append(Case(case.id, case.image, case.label, split, f"sequence {row['sequence']}"))
+    return cases
+
+
+CVC = DatasetSpec(
+    name="cvc",
+    summary="CVC-ClinicDB {Original,Ground Truth}/N.png, or {images,masks}/N and split.csv",
+    find_cases=find_cases,
+    recognises=recognises,
+    modality="photograph",
+    mask_levels=ABOVE_128,
+    split_sizes=(488, 62, 62),
+)
