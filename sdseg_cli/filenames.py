@@ -1,4 +1,4 @@
-"""What volume files are called. Standard library only."""
+"""What files of scans and masks are called, and DICOM's mark. Standard library only."""
 
 from __future__ import annotations
 
@@ -8,12 +8,29 @@ from pathlib import Path
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 METAIMAGE_SUFFIXES = (".nrrd", ".mha", ".mhd")
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, *METAIMAGE_SUFFIXES)
+DICOM_SUFFIX = ".dcm"
+ZIP_SUFFIX = ".zip"
 
 
 def suffix_of(path: Path) -> str | None:
     """The volume suffix a name ends in (".nii.gz", ".mha", ...), or None."""
     name = path.name.lower()
     return next((suffix for suffix in VOLUME_SUFFIXES if name.endswith(suffix)), None)
+
+
+def is_dicom_file(path: Path) -> bool:
+    """Whether a file bears DICOM's mark, whatever it is called; False for what is no file."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def may_hold_dicom(path: Path) -> bool:
+    """Whether a path is to be read as DICOM: a folder, a zip, or a file of a series."""
+    return path.is_dir() or suffix_of(path) is None and (
+        path.suffix.lower() == ZIP_SUFFIX or is_dicom_file(path)
+    )
 
 
 def stem_of(path: Path) -> str:

@@ -22,7 +22,13 @@ from sdseg_cli.atomic import replacing
 from sdseg_cli.config import THRESHOLD, RunConfig, SampleConfig
 from sdseg_cli.config_file import from_dict
 from sdseg_cli.errors import ConfigError
-from sdseg_cli.imaging.files import check_writable, read_image, write_mask, write_probability
+from sdseg_cli.imaging.files import (
+    check_mask_writable,
+    check_writable,
+    read_image,
+    write_mask,
+    write_probability,
+)
 from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.slices import Restore, SliceStack, to_stack
 from sdseg_cli.imaging.volume import Volume
@@ -192,6 +198,7 @@ def predict_file(
     output: Path,
     predictor: Predictor,
     *,
+    series: str | None = None,
     seed: int = 0,
     sample: SampleConfig | None = None,
     probability: Path | None = None,
@@ -201,9 +208,10 @@ def predict_file(
     """Predict one scan file and write its mask, and on request its probability.
 
     Args:
-        scan: The image file.
+        scan: The image file, or a DICOM series: its folder, a zip, or one of its files.
         output: The mask file; folders are made, an old file is replaced only by a complete one.
         predictor: The trained run.
+        series: Which DICOM series, where the scan holds several.
         seed: Of all noise.
         sample: Reverse steps and samples; None is the run's setting.
         probability: Where to write the probability on the scan's grid.
@@ -221,13 +229,14 @@ def predict_file(
         )
     outputs = [path for path in (output, probability) if path is not None]
     for path in outputs:
-        check_writable(path)
+        check_writable(path, scan if path == output else None)
         if path.exists() and scan.exists() and path.samefile(scan):
             raise ConfigError(f"{path}: is the scan itself.", "Give -o and --prob other names.")
     if len({path.absolute() for path in outputs}) < len(outputs):
         raise ConfigError(f"{output}: is both mask and --prob.", "Give --prob another name.")
     sample = sample or predictor.config.sample
-    volume = read_image(scan)
+    volume = read_image(scan, series)
+    check_mask_writable(output, volume)
     stack = predictor.stack(volume)
     shape = volume.geometry.shape
     mask = np.zeros(shape, np.uint8)

@@ -26,8 +26,11 @@ from sdseg_cli.errors import ConfigError
 
 
 def predict(
-    scan: Annotated[Path, typer.Argument(help="A scan: NIfTI, NRRD or MetaImage.")],
+    scan: Annotated[Path, typer.Argument(help="A scan: NIfTI, NRRD, MetaImage, or a DICOM series.")],
     mask: Annotated[Path, typer.Option("--output", "-o", help="The mask to write.")],
+    series: Annotated[
+        str | None, typer.Option(help="Which DICOM series: its number, or the end of its UID.")
+    ] = None,
     run: Run = None,
     model: Annotated[
         Path | None, typer.Option(help="A package of `sdseg weights export`, instead of a run.")
@@ -54,8 +57,8 @@ def predict(
         )
     from sdseg_cli.imaging.files import check_readable, check_writable
 
-    check_readable(scan)  # before torch takes its seconds
-    check_writable(mask)
+    check_readable(scan, series)  # before torch takes its seconds
+    check_writable(mask, scan)
 
     from sdseg_cli.predict import Predictor, predict_file
 
@@ -67,6 +70,7 @@ def predict(
             scan,
             mask,
             predictor,
+            series=series,
             seed=seed,
             sample=sampling(predictor.config.sample, steps, eta, samples),
             probability=prob,

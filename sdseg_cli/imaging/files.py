@@ -1,4 +1,4 @@
-"""Read and write volumes: NIfTI with nibabel, NRRD and MetaImage with SimpleITK.
+"""Read and write volumes: NIfTI with nibabel, NRRD and MetaImage with SimpleITK, DICOM series.
 
 nibabel leaves a copied header's affine bit-exact, so a NIfTI mask lies exactly on its scan.
 SimpleITK's LPS world and its (z, y, x) arrays are known in `metaimage.py` and nowhere else.
@@ -12,22 +12,33 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sdseg_cli.errors import DataError
-from sdseg_cli.filenames import NIFTI_SUFFIXES, VOLUME_SUFFIXES, suffix_of
-from sdseg_cli.imaging import metaimage, nifti
+from sdseg_cli.errors import ConfigError, DataError
+from sdseg_cli.filenames import (
+    DICOM_SUFFIX,
+    NIFTI_SUFFIXES,
+    VOLUME_SUFFIXES,
+    may_hold_dicom,
+    suffix_of,
+)
+from sdseg_cli.imaging import dicom, dicom_seg, metaimage, nifti
 from sdseg_cli.imaging.volume import Array, Geometry, Volume
 
 
-def read_image(path: Path) -> Volume:
+def read_image(path: Path, series: str | None = None) -> Volume:
     """Read a scan at its stored type.
 
     Args:
-        path: A .nii, .nii.gz, .nrrd, .mha or .mhd file of one 3D volume.
+        path: A .nii, .nii.gz, .nrrd, .mha or .mhd file of one 3D volume; or a DICOM series: its
+            folder, a .zip, or one of its files.
+        series: Which series, where a DICOM source holds several.
 
     Raises:
-        DataError: The file is missing, a folder, damaged, or not one 3D volume of numbers.
+        DataError: The file is missing, damaged, or not one 3D volume of numbers.
+        ConfigError: The source holds several DICOM series, or not the one that is asked for.
     """
-    suffix = check_readable(path)
+    suffix = check_readable(path, series)
+    if suffix == DICOM_SUFFIX:
+        return dicom.read(path, series)
     return nifti.read(path) if suffix in NIFTI_SUFFIXES else metaimage.read(path)
 
 
@@ -38,6 +49,8 @@ def read_geometry(path: Path) -> Geometry:
         DataError: As for `read_image`, as far as the header tells.
     """
     suffix = check_readable(path)
+    if suffix == DICOM_SUFFIX:
+        return dicom.read_geometry(path)
     reader = nifti.read_geometry if suffix in NIFTI_SUFFIXES else metaimage.read_geometry
     return reader(path)
 
@@ -75,7 +88,8 @@ def write_mask(path: Path, mask: NDArray[np.uint8], like: Volume) -> None:
     """Write a mask on the grid of the scan it belongs to, atomically.
 
     Args:
-        path: Ends in .nii, .nii.gz, .nrrd or .mha; missing folders are made.
+        path: Ends in .nii, .nii.gz, .nrrd or .mha, or in .dcm for a DICOM SEG where the scan is a
+            DICOM series; missing folders are made.
         mask: (I, J, K) uint8 in the scan's own axis order.
         like: The scan. A NIfTI scan's sform, qform, codes, units and zooms go into a NIfTI mask
             bit for bit.
@@ -117,46 +131,75 @@ def _write(path: Path, array: Array, like: Volume, slope: float) -> None:
         raise ValueError(
             f"{array.shape} {array.dtype} is no uint8 or float32 array on {like.geometry.shape}"
         )
-    check_writable(path)
-    if suffix_of(path) in NIFTI_SUFFIXES:
+    check_writable(path, like.source)
+    if path.suffix.lower() == DICOM_SUFFIX:
+        dicom_seg.write(path, array, like)
+    elif suffix_of(path) in NIFTI_SUFFIXES:
         nifti.write(path, array, like, slope)
     else:
         metaimage.write(path, array, like)
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, scan: Path | None = None) -> None:
     """Refuse an output name before any work is spent on it.
+
+    Args:
+        path: The file to write.
+        scan: The scan whose mask it will be; a DICOM SEG needs a DICOM scan.
 
     Raises:
         DataError: The name is a folder or has a suffix that cannot be written.
+        ConfigError: A DICOM SEG is asked for, and highdicom is not installed.
     """
     if path.is_dir():
         raise DataError(f"{path} is a folder.", "Name the file to write, such as mask.nii.gz.")
-    if suffix_of(path) not in (*NIFTI_SUFFIXES, *metaimage.WRITABLE):
+    if path.suffix.lower() == DICOM_SUFFIX:
+        dicom_seg.check_writable(path, scan)
+    elif suffix_of(path) not in (*NIFTI_SUFFIXES, *metaimage.WRITABLE):
         raise DataError(
             f"{path}: cannot write this kind of file.",
             f"End the name in {', '.join((*NIFTI_SUFFIXES, *metaimage.WRITABLE))}.",
         )
 
 
-def check_readable(path: Path) -> str:
-    """Refuse an input name before any work is spent on it; its suffix.
+def check_mask_writable(path: Path, like: Volume) -> None:
+    """Refuse a mask that could not be written once it is predicted.
 
     Raises:
-        DataError: Missing, a folder, or a kind of file that is not read.
+        DataError: As `check_writable`; or a DICOM SEG cannot refer to this series.
     """
-    if path.is_dir():
-        raise DataError(
-            f"{path} is a folder, not a scan.",
-            "Give one file; a DICOM series must first be converted, for example with dcm2niix.",
-        )
-    if not path.is_file():
+    check_writable(path, like.source)
+    if path.suffix.lower() == DICOM_SUFFIX:
+        dicom_seg.check_references(like)
+
+
+def check_readable(path: Path, series: str | None = None) -> str:
+    """Refuse an input name before any work is spent on it.
+
+    Args:
+        path: As for `read_image`.
+        series: As for `read_image`.
+
+    Returns:
+        The suffix that says how it is read; ".dcm" for all that is DICOM.
+
+    Raises:
+        DataError: Missing, or a kind of file that is not read.
+        ConfigError: A series is named where there are none.
+    """
+    if not path.exists():
         raise DataError(f"{path} does not exist.", "Check the path; scans end in .nii or .nii.gz.")
+    if may_hold_dicom(path):
+        return DICOM_SUFFIX
     suffix = suffix_of(path)
     if suffix is None:
         raise DataError(
             f"{path}: not a kind of file this tool reads.",
-            f"It reads {', '.join(VOLUME_SUFFIXES)}; convert DICOM with dcm2niix, for example.",
+            f"It reads {', '.join(VOLUME_SUFFIXES)} and DICOM series (folder, .zip, one file).",
+        )
+    if series is not None:
+        raise ConfigError(
+            f"{path}: holds one volume, so --series has no meaning.", "Leave --series out."
         )
     return suffix
 
