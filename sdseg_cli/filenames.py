@@ -28,8 +28,8 @@ def is_dicom_file(path: Path) -> bool:
 
 def may_hold_dicom(path: Path) -> bool:
     """Whether a path is to be read as DICOM: a folder, a zip, or a file of a series."""
-    return path.is_dir() or suffix_of(path) is None and (
-        path.suffix.lower() == ZIP_SUFFIX or is_dicom_file(path)
+    return path.is_dir() or (
+        suffix_of(path) is None and (path.suffix.lower() == ZIP_SUFFIX or is_dicom_file(path))
     )
 
 

@@ -1,4 +1,4 @@
-"""Small DICOM series, made by code: six oblique CT slices of a patient with a name to keep secret."""
+"""Small DICOM series, made by code: six oblique CT slices of a patient whose name is a secret."""
 
 from __future__ import annotations
 
@@ -44,6 +44,24 @@ def stored_values() -> np.ndarray:
     return np.arange(np.prod(SHAPE), dtype=np.uint16).reshape(SHAPE) + 900
 
 
+def position(k: int) -> np.ndarray:
+    """LPS mm of the first pixel of slice k."""
+    return ORIGIN + np.array([0, 0, k * SPACING[2]])
+
+
+def seg_as_volume(seg: Dataset) -> np.ndarray:
+    """(12, 16, S) uint8: the frames of a SEG, each at the slice where it says it lies."""
+    slices = len(seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence)
+    mask = np.zeros((COLUMNS, ROWS, slices), np.uint8)
+    places = seg.PerFrameFunctionalGroupsSequence
+    for frame, place in zip(seg.pixel_array, places, strict=True):
+        where = place.PlanePositionSequence[0].ImagePositionPatient
+        k = round((where[2] - ORIGIN[2]) / SPACING[2])
+        assert np.allclose(where, position(k))
+        mask[:, :, k] = frame.T
+    return mask
+
+
 def base(sop_class: str, modality: str, series_uid: str) -> Dataset:
     """What every object of the patient has."""
     made = Dataset()
@@ -66,7 +84,7 @@ def ct_slice(values: np.ndarray, k: int, series_uid: str = SERIES_UID) -> Datase
     made = base(CTImageStorage, "CT", series_uid)
     made.FrameOfReferenceUID, made.InstanceNumber = FRAME_UID, k + 1
     made.ImageOrientationPatient = [*ALONG_ROW, *ALONG_COLUMN]
-    made.ImagePositionPatient = (ORIGIN + [0, 0, k * SPACING[2]]).tolist()
+    made.ImagePositionPatient = position(k).tolist()
     made.PixelSpacing, made.SliceThickness = [SPACING[1], SPACING[0]], SPACING[2]
     made.Columns, made.Rows, _ = values.shape
     made.SamplesPerPixel, made.PhotometricInterpretation = 1, "MONOCHROME2"
@@ -108,7 +126,9 @@ def write_series(
         if k not in leave_out:
             made = ct_slice(values, k, series_uid)
             if change is not None:
-                change(made, k)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    change(made, k)
             save(made, folder / f"IM{names[k]}")
     return folder
 

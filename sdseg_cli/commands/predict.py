@@ -26,7 +26,9 @@ from sdseg_cli.errors import ConfigError
 
 
 def predict(
-    scan: Annotated[Path, typer.Argument(help="A scan: NIfTI, NRRD, MetaImage, or a DICOM series.")],
+    scan: Annotated[
+        Path, typer.Argument(help="A scan: NIfTI, NRRD, MetaImage, or a DICOM series.")
+    ],
     mask: Annotated[Path, typer.Option("--output", "-o", help="The mask to write.")],
     series: Annotated[
         str | None, typer.Option(help="Which DICOM series: its number, or the end of its UID.")

@@ -1,7 +1,7 @@
 """Zip files from strangers: unpacked into a folder of our own, within limits, and gone afterwards.
 
-Entries are stored under numbers: an entry's own name is checked, then forgotten, so it can neither
-clash with another, nor reach outside the folder, nor carry a patient's name into a message.
+Entries are stored under numbers: an entry's own name is checked, then forgotten (but for .dcm), so
+it can neither clash with another, nor leave the folder, nor carry a patient's name into a message.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from sdseg_cli.errors import DataError, RunError
+from sdseg_cli.filenames import DICOM_SUFFIX
 
 MAX_EXPANDED_BYTES = 8 << 30
 """What the entries of one archive may unpack to: a whole-body CT of 4000 slices twice over."""
@@ -38,7 +39,7 @@ def extracted(
         max_entries: Refused beyond this.
 
     Yields:
-        A folder that only this user can enter, with the files 1, 2, ... in the archive's order.
+        A folder that only this user can enter, with the files 1, 2.dcm, ... in the archive's order.
 
     Raises:
         DataError: Damaged, encrypted, too large, or an entry is a link or leaves the folder.
@@ -63,9 +64,7 @@ def extracted(
         yield folder
 
 
-def _check(
-    archive: Path, entries: list[zipfile.ZipInfo], max_bytes: int, max_entries: int
-) -> None:
+def _check(archive: Path, entries: list[zipfile.ZipInfo], max_bytes: int, max_entries: int) -> None:
     """Refuse what the directory alone gives away, before anything is written."""
     if len(entries) > max_entries:
         raise DataError(
@@ -100,7 +99,8 @@ def _unpack(archive: Path, opened: zipfile.ZipFile, folder: Path, max_bytes: int
     for number, entry in enumerate(opened.infolist(), start=1):
         if entry.is_dir():
             continue
-        with opened.open(entry) as packed, (folder / str(number)).open("wb") as file:
+        suffix = DICOM_SUFFIX if entry.filename.lower().endswith(DICOM_SUFFIX) else ""
+        with opened.open(entry) as packed, (folder / f"{number}{suffix}").open("wb") as file:
             while block := packed.read(_BLOCK_BYTES):
                 left -= len(block)
                 if left < 0:  # the directory had promised less

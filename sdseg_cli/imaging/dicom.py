@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdseg_cli.errors import DataError
+from sdseg_cli.errors import ConfigError, DataError
+from sdseg_cli.filenames import ZIP_SUFFIX
 from sdseg_cli.imaging.dicom_series import (
     Instance,
     Series,
@@ -81,6 +82,23 @@ def read_geometry(source: Path, series: str | None = None) -> Geometry:
     """Read where a DICOM series lies, from its headers alone; see `read`."""
     with opened(source) as folder:
         return _stack(source, folder, series)[1]
+
+
+def require_no_slice(path: Path, scan: Volume) -> None:
+    """Refuse to write over a file of the series.
+
+    Raises:
+        ConfigError: As said.
+    """
+    if not isinstance(scan.header, DicomHeader) or not path.exists():
+        return
+    source = scan.header.source
+    folder = source if source.is_dir() else source.parent
+    slices = (folder / file for file in scan.header.files)
+    if source.suffix.lower() != ZIP_SUFFIX and any(
+        path.samefile(slice_) for slice_ in slices if slice_.exists()
+    ):
+        raise ConfigError(f"{path}: is a slice of the scan itself.", "Give -o another name.")
 
 
 def _stack(source: Path, folder: Path, name: str | None) -> tuple[list[Instance], Geometry]:

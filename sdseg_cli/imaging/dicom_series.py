@@ -5,6 +5,7 @@ Only the elements named here are read from a file, none of which says who the pa
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -135,9 +136,14 @@ class Series:
 @contextmanager
 def quiet() -> Iterator[None]:
     """No warnings: pydicom quotes the values it finds odd, and they may be a patient's."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    log = logging.getLogger("pydicom")
+    was_disabled, log.disabled = log.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.disabled = was_disabled
 
 
 @contextmanager
@@ -158,6 +164,12 @@ def opened(source: Path) -> Iterator[Path]:
             except DataError as error:  # it names a file that will be gone
                 message = error.message.replace(f"{folder}{os.sep}", f"{source}: entry ")
                 raise type(error)(message, error.hint) from error
+
+
+def any_dicom(folder: Path) -> bool:
+    """Whether a folder holds a DICOM file, at any depth."""
+    paths = (Path(name) / file for name, _, files in os.walk(folder) for file in files)
+    return any(is_dicom_file(path) for path in paths)
 
 
 def find_series(source: Path, folder: Path, wanted: str | None = None) -> Series:

@@ -100,7 +100,7 @@ def _step(stack: list[Instance], places: _Vector, normal: _Vector, pixel_mm: flo
     heights = places @ normal
     gaps = np.diff(heights)
     usual = float(np.median(gaps))
-    for n in np.flatnonzero(gaps <= 0.01 * max(usual, 0.1)):
+    for n in np.flatnonzero(gaps <= 0.01 * max(usual, 0.1)).tolist():
         raise DataError(
             f"{stack[n].path} and {stack[n + 1].path.name} lie at one position.",
             "Keep one copy of each slice, and one phase or echo: move the others away.",

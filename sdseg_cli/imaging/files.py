@@ -20,7 +20,7 @@ from sdseg_cli.filenames import (
     may_hold_dicom,
     suffix_of,
 )
-from sdseg_cli.imaging import dicom, dicom_seg, metaimage, nifti
+from sdseg_cli.imaging import dicom, dicom_seg, dicom_series, metaimage, nifti
 from sdseg_cli.imaging.volume import Array, Geometry, Volume
 
 
@@ -167,8 +167,10 @@ def check_mask_writable(path: Path, like: Volume) -> None:
 
     Raises:
         DataError: As `check_writable`; or a DICOM SEG cannot refer to this series.
+        ConfigError: It would replace a slice of the scan.
     """
     check_writable(path, like.source)
+    dicom.require_no_slice(path, like)
     if path.suffix.lower() == DICOM_SUFFIX:
         dicom_seg.check_references(like)
 
@@ -189,6 +191,11 @@ def check_readable(path: Path, series: str | None = None) -> str:
     """
     if not path.exists():
         raise DataError(f"{path} does not exist.", "Check the path; scans end in .nii or .nii.gz.")
+    if path.is_dir() and not dicom_series.any_dicom(path):
+        raise DataError(
+            f"{path} is a folder without a DICOM file.",
+            "Give one scan file, or the folder of a DICOM series.",
+        )
     if may_hold_dicom(path):
         return DICOM_SUFFIX
     suffix = suffix_of(path)
