@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK
 import torch
 from pydicom import Dataset, dcmread
 
 from sdseg_cli.cli import run_command
 from sdseg_cli.errors import ConfigError
-from sdseg_cli.imaging.files import read_image, write_mask
+from sdseg_cli.evaluate_folders import evaluate_folders
+from sdseg_cli.imaging.files import read_image, read_labels, write_mask
+from sdseg_cli.imaging.volume import Volume
 from sdseg_cli.predict import Predictor, predict_file
 from tests.conftest import Workspace
 from tests.dicom_files import (
@@ -49,7 +53,11 @@ def scan(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run_home(tiny_run: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def run_home(
+    tiny_run: Workspace, predictor: Predictor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Path:
+    """A folder with an empty `out`; the run is loaded already, once for all tests."""
+    monkeypatch.setattr("sdseg_cli.predict.Predictor", lambda *_, **__: predictor)
     monkeypatch.setenv("SDSEG_HOME", str(tiny_run.root))
     (tmp_path / "out").mkdir()
     return tmp_path
@@ -167,8 +175,6 @@ def test_no_patient_is_named_outside_a_dicom_object(
 
 def test_free_texts_of_a_scan_do_not_reach_its_mask(tmp_path: Path) -> None:
     """Converters write names into descrip, and NRRD keeps whatever keys a tool invents."""
-    import SimpleITK
-
     image = nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.eye(4))
     for text in ("descrip", "aux_file", "db_name", "data_type", "intent_name"):
         image.header[text] = b"Zaphod"
@@ -193,3 +199,71 @@ def test_a_series_saved_as_one_multi_frame_file_is_refused(
     file = save(made, run_home / "enhanced.dcm")
     assert run_command(["predict", str(file), "-o", str(run_home / "m.nii.gz")]) == 2
     assert "a multi-frame object of 6 frames" in capsys.readouterr().err
+
+
+def _middle(volume: Volume, path: Path) -> Path:
+    """Slices 20 to 22 of a scan as a file of the kind its name says."""
+    part = slice(20, 23)
+    affine = volume.geometry.affine.copy()
+    affine[:, 3] = affine @ [0, 0, part.start, 1]
+    values = volume.values(volume.array[:, :, part])
+    nib.save(nib.Nifti1Image(values, affine), path.with_suffix(".nii"))
+    if path.suffix == ".nrrd":
+        SimpleITK.WriteImage(SimpleITK.ReadImage(str(path.with_suffix(".nii"))), str(path))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_a_real_series_and_its_nifti_are_one_scan_with_one_mask(
+    predictor: Predictor, real_data: Path, tmp_path: Path
+) -> None:
+    series = read_image(real_data / "ibsi-sts-ct/STS_002_dicom")  # 48 slices and an RTSTRUCT
+    nifti = read_image(real_data / "ibsi-sts-ct/STS_002/CT_image.nii.gz")
+    assert np.array_equal(series.values(), nifti.values())
+    assert series.geometry.same_grid(nifti.geometry, 1e-3)
+    (tmp_path / "part").mkdir()
+    for file in series.header.files[20:23]:
+        shutil.copy(series.source / file, tmp_path / "part")
+    nifti_part = _middle(nifti, tmp_path / "part.nii")
+    predict_file(tmp_path / "part", tmp_path / "a.nii.gz", predictor)
+    predict_file(nifti_part, tmp_path / "b.nii.gz", predictor)
+    one, other = read_image(tmp_path / "a.nii.gz"), read_image(tmp_path / "b.nii.gz")
+    assert 0 < one.array.mean() < 1
+    assert np.array_equal(one.array, other.array)
+    assert one.geometry.same_grid(other.geometry, 1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_a_real_las_reference_scores_a_mask_on_its_lps_series(
+    real_data: Path, tmp_path: Path
+) -> None:
+    folder = real_data / "totalsegmentator-tests/dicom_ct"
+    scan = read_image(folder / "dicom")  # JPEG 2000, identifiers blanked
+    labels = read_labels(folder / "seg_v2_117classes.nii.gz")
+    assert (scan.geometry.axis_codes, labels.geometry.axis_codes) == ("LPS", "LAS")
+    # By hand: LAS -> LPS is the y axis the other way round, and nothing else.
+    liver = (labels.array[:, ::-1, :] == 5).astype(np.uint8)
+    assert 50 < scan.values()[liver > 0].mean() < 150  # HU of an enhanced liver: it lies on it
+    write_mask(tmp_path / "pred" / "ct.nii.gz", liver, scan)
+    (tmp_path / "ref").mkdir()
+    shutil.copy(labels.source, tmp_path / "ref" / "ct.nii.gz")
+    report = evaluate_folders(tmp_path / "pred", tmp_path / "ref", target=(5,))
+    assert report.to_json()["metrics"]["dice"]["mean"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_a_real_nrrd_predicts_to_nrrd_and_nifti_alike(
+    predictor: Predictor, real_data: Path, tmp_path: Path
+) -> None:
+    scan = _middle(
+        read_image(real_data / "pyradiomics-lung1/lung1_image.nrrd"), tmp_path / "s.nrrd"
+    )
+    predict_file(scan, tmp_path / "m.nrrd", predictor)
+    predict_file(scan, tmp_path / "m.nii.gz", predictor)
+    nrrd, nifti = read_image(tmp_path / "m.nrrd"), read_image(tmp_path / "m.nii.gz")
+    assert 0 < nrrd.array.mean() < 1
+    assert np.array_equal(nrrd.array, nifti.array)
+    assert nrrd.geometry.same_grid(nifti.geometry, 1e-3)
