@@ -6,6 +6,7 @@ it can neither clash with another, nor leave the folder, nor carry a patient's n
 
 from __future__ import annotations
 
+import errno
 import lzma
 import stat
 import tempfile
@@ -55,7 +56,7 @@ def extracted(
         except _DAMAGED as error:
             raise _damaged(archive) from error
         except OSError as error:
-            if error.errno is None:  # bz2's word for damaged data
+            if error.errno in (None, errno.EINVAL):  # damaged bz2 data; an offset out of the file
                 raise _damaged(archive) from error
             raise RunError(
                 f"{archive}: cannot be unpacked ({error.strerror}).",

@@ -73,7 +73,7 @@ def read(source: Path, series: str | None = None) -> Volume:
         array = _read_array(stack, geometry.shape, scalings)
         files = tuple(slice_.path.relative_to(folder) for slice_ in stack)
     slope, intercept = (1.0, 0.0) if array.dtype == np.float32 else scalings[0][:2]
-    blank = tuple(name for name in _REFERENCES if not all(slice_.get(name) for slice_ in stack))
+    blank = tuple(name for name in _REFERENCES if not all(slice_.text(name) for slice_ in stack))
     header = DicomHeader(source, files, blank)
     return Volume(array, geometry, slope, intercept, header=header, source=source)
 
@@ -117,7 +117,7 @@ def _scaling(slice_: Instance) -> tuple[float, float, Any]:
             f"{slice_.path}: RescaleSlope is 0, which makes all pixels one grey.",
             "Export the series again; its header is damaged.",
         )
-    stored = slice_.get("BitsAllocated"), slice_.get("PixelRepresentation", 0)
+    stored = slice_.text("BitsAllocated"), slice_.text("PixelRepresentation")
     return float(slope), float(intercept), stored
 
 

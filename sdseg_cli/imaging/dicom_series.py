@@ -49,20 +49,23 @@ class Instance:
 
     Attributes:
         path: Where it is.
-        header: pydicom Dataset of `HEADER_ELEMENTS`.
+        values: Those of `HEADER_ELEMENTS` that are there and not empty.
+        sop_class: What kind of object it is.
+        is_compressed: Whether the pixels are in capsules: JPEG, RLE or a maker's own syntax.
     """
 
     path: Path
-    header: Any
+    values: dict[str, Any]
+    sop_class: str
+    is_compressed: bool
 
     def get(self, name: str, default: Any = None) -> Any:
-        """An element's value; the default where it is absent, empty or nonsense."""
-        try:
-            with quiet():
-                value = self.header.get(name)
-        except (ValueError, TypeError, OverflowError):
-            return default
-        return default if value is None or value == "" else value
+        """An element's value; the default where it is absent or empty."""
+        return self.values.get(name, default)
+
+    def text(self, name: str) -> str:
+        """An element as text, empty where it is absent."""
+        return str(self.get(name, ""))
 
     def numbers(self, name: str, count: int, default: float | None = None) -> NDArray[np.float64]:
         """An element of so many numbers: (count,) float64, finite.
@@ -88,21 +91,9 @@ class Instance:
         return numbers
 
     @property
-    def is_compressed(self) -> bool:
-        """Whether the pixels are in capsules: JPEG, JPEG 2000, RLE or a maker's own syntax."""
-        syntax = self.header.file_meta.TransferSyntaxUID
-        return bool(syntax.is_private or syntax.is_encapsulated)
-
-    @property
-    def sop_class(self) -> str:
-        """What kind of object it is; anonymisers blank it, but leave the file's own preamble."""
-        meta = self.header.file_meta.get("MediaStorageSOPClassUID", "")
-        return str(self.get("SOPClassUID", meta))
-
-    @property
     def is_image(self) -> bool:
         """Whether it is a picture of the patient: no contours, doses, reports, screenshots."""
-        if not (self.get("Rows") and self.get("Columns")) or self.get("Modality") in _NO_IMAGES:
+        if not ({"Rows", "Columns"} <= set(self.values)) or self.text("Modality") in _NO_IMAGES:
             return False
         if _is_below(self.sop_class, _SECONDARY_CAPTURE):
             return self.get("ImagePositionPatient") is not None
@@ -130,7 +121,7 @@ class Series:
         first = self.instances[0]
         ending = f"(UID ...{self.uid.rsplit('.', 1)[-1]}) " if self.uid else ""
         size = f"{first.get('Columns')}x{first.get('Rows')}"
-        return f"{ending}{first.get('Modality', 'image')} {len(self.instances)} slices {size}"
+        return f"{ending}{first.text('Modality')} {len(self.instances)} slices {size}"
 
 
 @contextmanager
@@ -191,15 +182,15 @@ def find_series(source: Path, folder: Path, wanted: str | None = None) -> Series
         asked = read_header(single)
         if not asked.is_image:
             raise DataError(
-                f"{source}: a DICOM object without an image ({asked.get('Modality', '?')}).",
+                f"{source}: a DICOM object without an image ({asked.text('Modality')}).",
                 "Give a file or the folder of the image series.",
             )
-        uid = asked.get("SeriesInstanceUID", "")
-        instances = [one for one in instances if one.get("SeriesInstanceUID", "") == uid]
+        uid = asked.text("SeriesInstanceUID")
+        instances = [one for one in instances if one.text("SeriesInstanceUID") == uid]
     images: dict[str, list[Instance]] = {}
     for one in instances:
         if one.is_image:
-            images.setdefault(str(one.get("SeriesInstanceUID", "")), []).append(one)
+            images.setdefault(one.text("SeriesInstanceUID"), []).append(one)
     if not images:
         raise DataError(
             f"{source}: holds no DICOM images ({len(instances)} other DICOM files).",
@@ -257,24 +248,31 @@ def read_header(path: Path) -> Instance:
     """Read `HEADER_ELEMENTS` of a file.
 
     Raises:
-        DataError: Damaged, or deflated as a whole.
+        DataError: Damaged, also in a single one of them, or deflated as a whole.
     """
     import pydicom
 
     try:
         with quiet():
-            meta = pydicom.filereader.read_file_meta_info(path)
-            if meta.TransferSyntaxUID == _DEFLATED:
+            meta: Any = pydicom.filereader.read_file_meta_info(path)
+            syntax = meta.TransferSyntaxUID
+            if syntax == _DEFLATED:
                 # It would be unpacked whole, without a limit, to read a single element.
                 raise DataError(f"{path}: deflated DICOM is not read.", "Export it uncompressed.")
             header = pydicom.dcmread(
                 path, stop_before_pixels=True, specific_tags=list(HEADER_ELEMENTS)
             )
+            # Here, at once: a damaged slope must not pass for one that is absent.
+            values = {name: header[name].value for name in HEADER_ELEMENTS if name in header}
+            # Anonymisers blank the class, but leave the one in the file's own preamble.
+            sop_class = str(values.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID", ""))
+            is_compressed = bool(syntax.is_private or syntax.is_encapsulated)
     except DataError:
         raise
     except Exception as error:  # pydicom raises many kinds on arbitrary bytes
         raise unreadable(path) from error
-    return Instance(path, header)
+    present = {name: value for name, value in values.items() if value is not None and value != ""}
+    return Instance(path, present, sop_class, is_compressed)
 
 
 def unreadable(path: Path) -> DataError:

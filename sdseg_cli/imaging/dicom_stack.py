@@ -27,9 +27,8 @@ def check_claims(slice_: Instance) -> None:
     Raises:
         DataError: As said.
     """
-    (frames,), (samples,) = (
-        slice_.numbers(name, 1, default=1) for name in ("NumberOfFrames", "SamplesPerPixel")
-    )
+    (frames,) = slice_.numbers("NumberOfFrames", 1, default=1)
+    (samples,) = slice_.numbers("SamplesPerPixel", 1, default=1)
     if frames != 1:
         raise DataError(
             f"{slice_.path}: a multi-frame object of {frames:g} frames, which is not read.",
@@ -42,8 +41,9 @@ def check_claims(slice_: Instance) -> None:
             f"{slice_.path}: its grey values need a lookup table, which is not applied.",
             "Export the series with a rescale slope and intercept.",
         )
-    pixels = int(slice_.get("Rows")) * int(slice_.get("Columns"))
+    (rows,), (columns,) = slice_.numbers("Rows", 1), slice_.numbers("Columns", 1)
     (bits,) = slice_.numbers("BitsAllocated", 1)
+    pixels = int(rows * columns)
     held = slice_.path.stat().st_size
     if pixels > MAX_PLANE_PIXELS or (not slice_.is_compressed and pixels * bits / 8 > held):
         raise DataError(

@@ -219,6 +219,15 @@ def test_a_grid_that_is_none_is_refused(
     assert said in refusal(tmp_path, lambda made, k: setattr(made, name, value))
 
 
+def test_a_damaged_intercept_does_not_pass_for_an_absent_one(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "scan")
+    content = (folder / "IM4").read_bytes()
+    assert content.count(b"-1024") == 1
+    (folder / "IM4").write_bytes(content.replace(b"-1024", b"-10x4"))
+    with pytest.raises(DataError, match="IM4: cannot be read as DICOM"):
+        read_image(folder)
+
+
 def test_a_slice_cut_short_is_named(tmp_path: Path) -> None:
     folder = write_series(tmp_path / "scan")
     cut = folder / "IM2"
