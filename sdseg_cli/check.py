@@ -94,7 +94,8 @@ def check(
     if not cases:
         return CheckReport(in_order(_check_dicom(src, ())), 0)
     split = _split(spec, cases, split_file)
-    pairs = [Pair(case.id, case.image, case.label) for case in cases]
+    levels = spec.mask_levels if spec else None
+    pairs = [Pair(case.id, case.image, case.label, levels) for case in cases]
     measured: list[CaseFacts] = []
     cores = available_cores() if workers is None else max(1, workers)
     with closing(in_processes(measure, pairs, cores)) as results:

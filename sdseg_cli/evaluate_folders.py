@@ -16,6 +16,7 @@ from sdseg_cli.filenames import (
     suffix_of,
 )
 from sdseg_cli.imaging.files import read_labels
+from sdseg_cli.imaging.reorient import stored_like
 from sdseg_cli.imaging.volume import require_same_grid
 from sdseg_cli.progress import Progress, silent
 from sdseg_cli.report.evaluation import EvaluateReport, score_case
@@ -36,7 +37,8 @@ def evaluate_folders(
 ) -> EvaluateReport:
     """Score a folder of masks against a folder of references, wherever they come from.
 
-    Files belong together whose paths below the two folders agree up to the suffix.
+    Files belong together whose paths below the two folders agree up to the suffix. They have to lie
+    on one grid in the world; in which order and direction its axes are stored may differ.
 
     Args:
         pred: Folder of masks; what is not 0 is foreground.
@@ -70,7 +72,8 @@ def evaluate_folders(
         )
     results = []
     for done, (name, file) in enumerate(references.items(), start=1):
-        mask, label = read_labels(masks[name]), read_labels(file)
+        label = read_labels(file)
+        mask = stored_like(read_labels(masks[name]), label.geometry)
         names = f"case {name}: prediction {mask.name}", f"reference {label.name}"
         require_same_grid(mask.geometry, label.geometry, *names)
         truth = foreground(label.array, target)

@@ -1,4 +1,4 @@
-"""What files of scans and pictures are called. Standard library only."""
+"""What files of scans, masks and pictures are called, and DICOM's mark. Standard library only."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ METAIMAGE_SUFFIXES = (".nrrd", ".mha", ".mhd")
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, *METAIMAGE_SUFFIXES)
 JPEG_SUFFIXES = (".jpg", ".jpeg")
 PICTURE_SUFFIXES = (".png", *JPEG_SUFFIXES, ".tif", ".tiff", ".bmp")
+DICOM_SUFFIX = ".dcm"
+ZIP_SUFFIX = ".zip"
 
 
 def suffix_of(path: Path) -> str | None:
@@ -21,6 +23,21 @@ def suffix_of(path: Path) -> str | None:
 def is_picture(path: Path) -> bool:
     """Whether the name is that of a picture: PNG, JPEG, TIFF or BMP."""
     return path.name.lower().endswith(PICTURE_SUFFIXES)
+
+
+def is_dicom_file(path: Path) -> bool:
+    """Whether a file bears DICOM's mark, whatever it is called; False for what is no file."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def may_hold_dicom(path: Path) -> bool:
+    """Whether a path is to be read as DICOM: a folder, a zip, or a file of a series."""
+    return path.is_dir() or (
+        suffix_of(path) is None and (path.suffix.lower() == ZIP_SUFFIX or is_dicom_file(path))
+    )
 
 
 def stem_of(path: Path) -> str:

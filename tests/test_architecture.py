@@ -20,6 +20,7 @@ VERBS = {
     "prepare",
     "train",
     "predict",
+    "predict_file",
     "evaluate",
     "evaluate_folders",
     "stability",
@@ -27,7 +28,7 @@ VERBS = {
     "held_out",
     "weights",
 }
-MAY_PREDICT = {"train", "evaluate", "stability", "held_out"}
+MAY_PREDICT = {"train", "predict_file", "evaluate", "stability", "held_out"}
 SHELVES = {"imaging", "datasets", "model", "training", "metrics", "report"}
 SHELF_EXCEPTIONS = {
     ("training", "model"),

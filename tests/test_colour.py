@@ -20,7 +20,8 @@ from sdseg_cli.evaluate import evaluate
 from sdseg_cli.evaluate_folders import evaluate_folders
 from sdseg_cli.imaging.files import read_image
 from sdseg_cli.imaging.intensity import Normalisation
-from sdseg_cli.predict import Predictor, predict_file
+from sdseg_cli.predict import Predictor
+from sdseg_cli.predict_file import predict_file
 from sdseg_cli.prepare import prepare
 from sdseg_cli.stability import stability
 from sdseg_cli.train import train

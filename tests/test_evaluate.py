@@ -225,6 +225,22 @@ def test_folders_are_scored_by_name(tmp_path):
     assert [file.name for file in only.files] == ["evaluate.csv", "evaluate.json"]
 
 
+def test_a_mask_stored_in_another_order_of_axes_scores_the_same(tmp_path):
+    """A reference in LAS against a mask in LPS: one grid, the y axis the other way round."""
+    turned = AFFINE.copy()
+    turned[:, 1] *= -1
+    turned[:, 3] = AFFINE @ [0, SHAPE[1] - 1, 0, 1]
+    write_nifti(tmp_path / "pred" / "x.nii", MOVED)
+    write_nifti(tmp_path / "ref" / "x.nii", FOUR[:, ::-1], turned)
+    write_nifti(tmp_path / "same" / "x.nii", FOUR)
+    one, other = (evaluate_folders(tmp_path / "pred", tmp_path / ref) for ref in ("ref", "same"))
+    assert one.to_json()["metrics"] == other.to_json()["metrics"]
+    assert 0 < one.to_json()["metrics"]["dice"]["mean"] < 1
+    write_nifti(tmp_path / "wrong" / "x.nii", FOUR, turned @ np.diag([1, -1, -1, 1]))
+    with pytest.raises(GeometryError, match="voxels apart"):
+        evaluate_folders(tmp_path / "pred", tmp_path / "wrong")
+
+
 def test_folders_that_do_not_match_are_refused(tmp_path):
     pred, ref = tmp_path / "pred", tmp_path / "ref"
     with pytest.raises(DataError, match="no such folder"):

@@ -10,7 +10,8 @@ import torch
 from sdseg_cli.config import SampleConfig
 from sdseg_cli.errors import ConfigError, DataError, WeightsError
 from sdseg_cli.imaging.files import read_image
-from sdseg_cli.predict import Predictor, PredictReport, predict_file
+from sdseg_cli.predict import Predictor
+from sdseg_cli.predict_file import PredictReport, predict_file
 from tests.conftest import Workspace
 
 

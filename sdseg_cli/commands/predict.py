@@ -26,8 +26,13 @@ from sdseg_cli.errors import ConfigError
 
 
 def predict(
-    scan: Annotated[Path, typer.Argument(help="A scan: NIfTI, NRRD, MetaImage, or a picture.")],
+    scan: Annotated[
+        Path, typer.Argument(help="NIfTI, NRRD, MetaImage, a DICOM series or a picture.")
+    ],
     mask: Annotated[Path, typer.Option("--output", "-o", help="The mask to write.")],
+    series: Annotated[
+        str | None, typer.Option(help="Which DICOM series: its number, or the end of its UID.")
+    ] = None,
     run: Run = None,
     model: Annotated[
         Path | None, typer.Option(help="A package of `sdseg weights export`, instead of a run.")
@@ -54,10 +59,11 @@ def predict(
         )
     from sdseg_cli.imaging.files import check_writable, read_geometry
 
-    read_geometry(scan)  # before torch takes its seconds
+    read_geometry(scan, series)  # before torch takes its seconds
     check_writable(mask, scan)
 
-    from sdseg_cli.predict import Predictor, predict_file
+    from sdseg_cli.predict import Predictor
+    from sdseg_cli.predict_file import predict_file
 
     output = Output(as_json=as_json, quiet=quiet)
     trained = open_run(run, output).path if model is None else model
@@ -67,6 +73,7 @@ def predict(
             scan,
             mask,
             predictor,
+            series=series,
             seed=seed,
             sample=sampling(predictor.config.sample, steps, eta, samples),
             probability=prob,

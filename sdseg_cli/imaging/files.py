@@ -1,4 +1,5 @@
-"""Read and write scans: NIfTI by nibabel, NRRD and MetaImage by SimpleITK, pictures by Pillow.
+"""Read and write scans: NIfTI by nibabel, NRRD and MetaImage by SimpleITK, pictures by Pillow,
+DICOM series by pydicom.
 
 nibabel leaves a copied header's affine bit-exact, so a NIfTI mask lies exactly on its scan.
 SimpleITK's LPS world and its (z, y, x) arrays are known in `metaimage.py` and nowhere else.
@@ -12,15 +13,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sdseg_cli.errors import DataError
+from sdseg_cli.errors import ConfigError, DataError
 from sdseg_cli.filenames import (
+    DICOM_SUFFIX,
     NIFTI_SUFFIXES,
     PICTURE_SUFFIXES,
     VOLUME_SUFFIXES,
     is_picture,
+    may_hold_dicom,
     suffix_of,
 )
-from sdseg_cli.imaging import metaimage, nifti
+from sdseg_cli.imaging import dicom, dicom_seg, dicom_series, metaimage, nifti
 from sdseg_cli.imaging.picture import (
     MaskLevels,
     Picture,
@@ -32,28 +35,35 @@ from sdseg_cli.imaging.picture import (
 from sdseg_cli.imaging.volume import Array, Geometry, Volume
 
 
-def read_image(path: Path) -> Volume:
+def read_image(path: Path, series: str | None = None) -> Volume:
     """Read a scan at its stored type.
 
     Args:
-        path: A .nii, .nii.gz, .nrrd, .mha or .mhd file of one 3D volume, or a picture.
+        path: A .nii, .nii.gz, .nrrd, .mha or .mhd file of one 3D volume; a DICOM series (its
+            folder, a .zip, or one of its files); or a picture.
+        series: Which series, where a DICOM source holds several.
 
     Raises:
-        DataError: The file is missing, a folder, damaged, or not one 3D volume of numbers.
+        DataError: The file is missing, damaged, or not one 3D volume of numbers.
+        ConfigError: The source holds several DICOM series, or not the one that is asked for.
     """
-    suffix = check_readable(path)
+    suffix = check_readable(path, series)
+    if suffix == DICOM_SUFFIX:
+        return dicom.read(path, series)
     if is_picture(path):
         return read_picture(path)
     return nifti.read(path) if suffix in NIFTI_SUFFIXES else metaimage.read(path)
 
 
-def read_geometry(path: Path) -> Geometry:
+def read_geometry(path: Path, series: str | None = None) -> Geometry:
     """Read where a volume lies, from its header alone.
 
     Raises:
         DataError: As for `read_image`, as far as the header tells.
     """
-    suffix = check_readable(path)
+    suffix = check_readable(path, series)
+    if suffix == DICOM_SUFFIX:
+        return dicom.read_geometry(path, series)
     if is_picture(path):
         return read_picture_geometry(path)
     reader = nifti.read_geometry if suffix in NIFTI_SUFFIXES else metaimage.read_geometry
@@ -107,7 +117,8 @@ def write_mask(path: Path, mask: NDArray[np.uint8], like: Volume) -> None:
     """Write a mask on the grid of the scan it belongs to, atomically.
 
     Args:
-        path: Ends in .nii, .nii.gz, .nrrd or .mha, for a picture in .png; missing folders are made.
+        path: Ends in .nii, .nii.gz, .nrrd or .mha; for a picture in .png; for a DICOM series also
+            in .dcm, a DICOM SEG. Missing folders are made.
         mask: (I, J, K) uint8, 0 or 1, in the scan's own axis order. A PNG shows 1 as 255, white.
         like: The scan. A NIfTI scan's sform, qform, codes, units and zooms go into a NIfTI mask
             bit for bit.
@@ -152,6 +163,8 @@ def _write(path: Path, array: Array, like: Volume, slope: float) -> None:
     check_writable(path, like)
     if isinstance(like, Picture):
         write_png(path, array)
+    elif path.suffix.lower() == DICOM_SUFFIX:
+        dicom_seg.write(path, array, like)
     elif suffix_of(path) in NIFTI_SUFFIXES:
         nifti.write(path, array, like, slope)
     else:
@@ -163,14 +176,18 @@ def check_writable(path: Path, like: Volume | Path | None = None) -> None:
 
     Args:
         path: What to write.
-        like: The scan, or its name; a volume when absent.
+        like: The scan, or its name; a volume when absent. A DICOM SEG needs a DICOM scan.
 
     Raises:
         DataError: The name is a folder or has a suffix that cannot be written for this scan.
+        ConfigError: A DICOM SEG is asked for, and highdicom is not installed.
     """
     if _is_folder(path):
         raise DataError(f"{path} is a folder.", "Name the file to write, such as mask.nii.gz.")
     of_picture = is_picture(like) if isinstance(like, Path) else isinstance(like, Picture)
+    if path.suffix.lower() == DICOM_SUFFIX and not of_picture:
+        dicom_seg.check_writable(path, like.source if isinstance(like, Volume) else like)
+        return
     suffixes = (".png",) if of_picture else (*NIFTI_SUFFIXES, *metaimage.WRITABLE)
     if not path.name.lower().endswith(suffixes):
         kind = "picture" if of_picture else "volume"
@@ -180,31 +197,58 @@ def check_writable(path: Path, like: Volume | Path | None = None) -> None:
         )
 
 
-def check_readable(path: Path) -> str:
-    """Refuse an input name before any work is spent on it; its suffix.
+def check_mask_writable(path: Path, like: Volume) -> None:
+    """Refuse a mask that could not be written once it is predicted.
 
     Raises:
-        DataError: Missing, a folder, or a kind of file that is not read.
+        DataError: As `check_writable`; or a DICOM SEG cannot refer to this series.
+        ConfigError: It would replace a slice of the scan.
     """
-    if _is_folder(path):
+    check_writable(path, like)
+    dicom.require_no_slice(path, like)
+    if path.suffix.lower() == DICOM_SUFFIX:
+        dicom_seg.check_references(like)
+
+
+def check_readable(path: Path, series: str | None = None) -> str:
+    """Refuse an input name before any work is spent on it.
+
+    Args:
+        path: As for `read_image`.
+        series: As for `read_image`.
+
+    Returns:
+        The suffix that says how it is read; ".dcm" for all that is DICOM.
+
+    Raises:
+        DataError: Missing, or a kind of file that is not read.
+        ConfigError: A series is named where there are none.
+    """
+    if _is_folder(path) and not dicom_series.any_dicom(path):
         raise DataError(
-            f"{path} is a folder, not a scan.",
-            "Give one file; a DICOM series must first be converted, for example with dcm2niix.",
+            f"{path} is a folder without a DICOM file.",
+            "Give one scan file, or the folder of a DICOM series.",
             "kind",
         )
-    if not path.is_file():
+    if not path.exists():
         raise DataError(
             f"{path} does not exist.", "Check the path; scans end in .nii or .nii.gz.", "missing"
         )
+    if may_hold_dicom(path):
+        return DICOM_SUFFIX
     suffix = suffix_of(path)
     if suffix is None and is_picture(path):
         return path.suffix.lower()
     if suffix is None:
         raise DataError(
             f"{path}: not a kind of file this tool reads.",
-            f"It reads {', '.join((*VOLUME_SUFFIXES, *PICTURE_SUFFIXES))}; convert DICOM with "
-            "dcm2niix, for example.",
+            f"It reads {', '.join((*VOLUME_SUFFIXES, *PICTURE_SUFFIXES))} and DICOM series "
+            "(folder, .zip, one file).",
             "kind",
+        )
+    if series is not None:
+        raise ConfigError(
+            f"{path}: holds one volume, so --series has no meaning.", "Leave --series out."
         )
     return suffix
 

@@ -21,6 +21,8 @@ from sdseg_cli.imaging.shear import geometry_of
 from sdseg_cli.imaging.volume import Array, Geometry, Volume
 
 _BLOCK_BYTES = 1 << 22
+_FREE_TEXTS = {"descrip", "aux_file", "db_name", "data_type"}
+"""What a scan's header may say about its patient: none of it goes into a mask."""
 
 
 def read(path: Path) -> Volume:
@@ -78,6 +80,8 @@ def write(path: Path, array: Array, like: Volume, slope: float) -> None:
     header.set_slope_inter(slope, 0)
     header["cal_min"], header["cal_max"] = 0, 0
     header.set_intent("none")
+    for text in _FREE_TEXTS & set(header.keys()):
+        header[text] = b""
     # Extensions describe the scan, sometimes the patient: a mask carries none (four zero bytes).
     offset = header.sizeof_hdr + 4
     header["vox_offset"] = offset

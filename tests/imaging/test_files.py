@@ -102,7 +102,7 @@ def test_a_mask_is_plain_uint8_without_the_scans_scaling_or_extensions(tmp_path:
     assert header.get_data_dtype() == np.uint8
     assert header.get_slope_inter() == (1, 0)
     assert (header["cal_min"], header["cal_max"]) == (0, 0)
-    assert header["descrip"] == b"made up"
+    assert header["descrip"] == b""
     assert b"patient" not in raw
     assert np.array_equal(nib.load(tmp_path / "mask.nii").get_fdata(), values)
 

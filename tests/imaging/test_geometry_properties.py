@@ -18,7 +18,8 @@ from sdseg_cli.imaging.files import read_image, write_mask
 from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.slices import Restore, SliceStack, to_stack
 from sdseg_cli.imaging.volume import Geometry, Volume
-from sdseg_cli.predict import Prediction, Predictor, predict_file
+from sdseg_cli.predict import Prediction, Predictor
+from sdseg_cli.predict_file import predict_file
 from tests.conftest import Workspace
 from tests.imaging.test_slices import ORDERS, SIGNS, restored
 from tests.test_predict import _lively

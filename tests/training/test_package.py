@@ -10,7 +10,8 @@ import torch
 import sdseg_cli.training.package as package_module
 from sdseg_cli.errors import ConfigError, RunError, WeightsError
 from sdseg_cli.imaging.files import read_image
-from sdseg_cli.predict import Predictor, predict_file
+from sdseg_cli.predict import Predictor
+from sdseg_cli.predict_file import predict_file
 from sdseg_cli.training.checkpoint import Checkpoint, halved
 from sdseg_cli.training.package import read_package, read_trained, write_package
 from tests.conftest import Workspace

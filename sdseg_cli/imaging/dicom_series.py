@@ -1,0 +1,287 @@
+"""Which files of a folder, a zip or around one file are one DICOM series of images.
+
+Only the elements named here are read from a file, none of which says who the patient is.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdseg_cli.errors import ConfigError, DataError
+from sdseg_cli.filenames import is_dicom_file, natural_key
+from sdseg_cli.imaging.archives import extracted
+
+HEADER_ELEMENTS = (
+    "SOPClassUID", "SOPInstanceUID", "Modality", "SeriesInstanceUID", "ImageOrientationPatient",
+    "ImagePositionPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "Rows",
+    "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated", "PixelRepresentation",
+    "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "StudyInstanceUID",
+    "FrameOfReferenceUID",
+)  # fmt: skip
+"""What is read of each file to group, order and place it."""
+
+_NO_IMAGES = {"SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "RTRECORD", "SR", "PR", "KO", "REG", "RWV"}
+"""Modalities of objects that speak about images; some of them have rows and columns too."""
+_NO_IMAGE_CLASSES = (
+    "1.2.840.10008.5.1.4.1.1.66",  # segmentations, registrations, fiducials
+    "1.2.840.10008.5.1.4.1.1.481.2",  # RT dose
+    "1.2.840.10008.5.1.4.1.1.30",  # parametric maps
+)
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+_LISTED = 12
+"""So many series are listed in a hint."""
+
+
+@dataclass(frozen=True, eq=False)
+class Instance:
+    """One file of a series.
+
+    Attributes:
+        path: Where it is.
+        values: Those of `HEADER_ELEMENTS` that are there and not empty.
+        sop_class: What kind of object it is.
+        is_compressed: Whether the pixels are in capsules: JPEG, RLE or a maker's own syntax.
+    """
+
+    path: Path
+    values: dict[str, Any]
+    sop_class: str
+    is_compressed: bool
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """An element's value; the default where it is absent or empty."""
+        return self.values.get(name, default)
+
+    def text(self, name: str) -> str:
+        """An element as text, empty where it is absent."""
+        return str(self.get(name, ""))
+
+    def numbers(self, name: str, count: int, default: float | None = None) -> NDArray[np.float64]:
+        """An element of so many numbers: (count,) float64, finite.
+
+        Raises:
+            DataError: Absent without a default, or something else.
+        """
+        value = self.get(name, default)
+        if value is None:
+            raise DataError(
+                f"{self.path}: has no {name}, which says where or what its pixels are.",
+                "Give a series of cross sections (CT, MR, PET) with its positions.",
+            )
+        try:
+            numbers = np.atleast_1d(np.asarray(value, np.float64))
+        except (ValueError, TypeError):
+            numbers = np.empty(0)
+        if numbers.shape != (count,) or not np.isfinite(numbers).all():
+            raise DataError(
+                f"{self.path}: its {name} is not {count} number{'s' if count > 1 else ''}.",
+                "The header is damaged: export the series again.",
+            )
+        return numbers
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it is a picture of the patient: no contours, doses, reports, screenshots."""
+        if not ({"Rows", "Columns"} <= set(self.values)) or self.text("Modality") in _NO_IMAGES:
+            return False
+        if _is_below(self.sop_class, _SECONDARY_CAPTURE):
+            return self.get("ImagePositionPatient") is not None
+        return not any(_is_below(self.sop_class, root) for root in _NO_IMAGE_CLASSES)
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """The images of one SeriesInstanceUID, in no order.
+
+    Attributes:
+        uid: SeriesInstanceUID; empty where an anonymiser blanked it.
+        instances: At least one.
+    """
+
+    uid: str
+    instances: tuple[Instance, ...]
+
+    def is_called(self, name: str) -> bool:
+        """Whether a name is its SeriesInstanceUID or the last parts of it."""
+        return bool(self.uid) and f".{self.uid}".endswith(f".{name}")
+
+    def __str__(self) -> str:
+        """For choosing: never a description, which may hold a name."""
+        first = self.instances[0]
+        ending = f"(UID ...{self.uid.rsplit('.', 1)[-1]}) " if self.uid else ""
+        size = f"{first.get('Columns')}x{first.get('Rows')}"
+        return f"{ending}{first.text('Modality')} {len(self.instances)} slices {size}"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings: pydicom quotes the values it finds odd, and they may be a patient's."""
+    log = logging.getLogger("pydicom")
+    was_disabled, log.disabled = log.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.disabled = was_disabled
+
+
+@contextmanager
+def opened(source: Path) -> Iterator[Path]:
+    """The folder in which a source's files lie; a zip's exists only within the block.
+
+    Raises:
+        DataError: A zip that is refused.
+    """
+    if source.is_dir():
+        yield source
+    elif is_dicom_file(source):
+        yield source.parent
+    else:
+        with extracted(source) as folder:
+            try:
+                yield folder
+            except DataError as error:  # it names a file that will be gone
+                message = error.message.replace(f"{folder}{os.sep}", f"{source}: entry ")
+                raise type(error)(message, error.hint) from error
+
+
+def any_dicom(folder: Path) -> bool:
+    """Whether a folder holds a DICOM file, at any depth."""
+    paths = (Path(name) / file for name, _, files in os.walk(folder) for file in files)
+    return any(is_dicom_file(path) for path in paths)
+
+
+def find_series(source: Path, folder: Path, wanted: str | None = None) -> Series:
+    """The one series of a source.
+
+    Args:
+        source: What the user named: a folder, a zip, or one file of the series.
+        folder: Of `opened`.
+        wanted: `--series`: a number of the list that the hint gives, or a SeriesInstanceUID or its
+            last parts. None where there is but one.
+
+    Raises:
+        DataError: No images, or a damaged file.
+        ConfigError: Several series and none was chosen, or there is no such series.
+    """
+    single = source if is_dicom_file(source) else None
+    instances = [read_header(path) for path in _dicom_files(folder, nested=single is None)]
+    if single is not None:
+        asked = read_header(single)
+        if not asked.is_image:
+            raise DataError(
+                f"{source}: a DICOM object without an image ({asked.text('Modality')}).",
+                "Give a file or the folder of the image series.",
+            )
+        uid = asked.text("SeriesInstanceUID")
+        instances = [one for one in instances if one.text("SeriesInstanceUID") == uid]
+    images: dict[str, list[Instance]] = {}
+    for one in instances:
+        if one.is_image:
+            images.setdefault(one.text("SeriesInstanceUID"), []).append(one)
+    if not images:
+        raise DataError(
+            f"{source}: holds no DICOM images ({len(instances)} other DICOM files).",
+            "Give the folder of an image series, or a volume file such as scan.nii.gz.",
+        )
+    found = [Series(uid, tuple(images[uid])) for uid in sorted(images, key=natural_key)]
+    return _chosen(source, found, wanted)
+
+
+def _chosen(source: Path, found: Sequence[Series], wanted: str | None) -> Series:
+    lines = [f"{number} = {series}" for number, series in enumerate(found[:_LISTED], start=1)]
+    more = f"; and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
+    listed = f"{'; '.join(lines)}{more}"
+    if wanted is None:
+        if len(found) == 1:
+            return found[0]
+        raise ConfigError(
+            f"{source}: holds {len(found)} image series.", f"Choose with --series: {listed}."
+        )
+    named = {n for n, series in enumerate(found) if series.is_called(wanted)}
+    if wanted.isdecimal() and 1 <= int(wanted) <= len(found):
+        named.add(int(wanted) - 1)
+    if len(named) != 1:
+        fault = "is ambiguous" if named else "is none of its image series"
+        raise ConfigError(
+            f'{source}: --series "{wanted}" {fault}.',
+            f"Give the number or a longer end of the UID: {listed}.",
+        )
+    return found[named.pop()]
+
+
+def _dicom_files(folder: Path, *, nested: bool) -> Iterator[Path]:
+    """Files with DICOM's mark, naturally sorted; others are passed over, unless they are .dcm."""
+    for name, folders, files in os.walk(folder):
+        folders[:] = sorted(one for one in folders if nested and not one.startswith("."))
+        for file in sorted(files, key=natural_key):
+            path = Path(name) / file
+            if file.startswith(".") or not path.is_file():
+                continue
+            try:
+                is_dicom = is_dicom_file(path)
+            except OSError as error:
+                raise unreadable(path) from error
+            if is_dicom:
+                yield path
+            elif path.suffix.lower() == ".dcm":
+                # Passed over, it might be the missing first or last slice.
+                raise DataError(
+                    f"{path}: not a DICOM file, whatever its name says.",
+                    "Copy or export the series again, or take the file away.",
+                )
+
+
+def read_header(path: Path) -> Instance:
+    """Read `HEADER_ELEMENTS` of a file.
+
+    Raises:
+        DataError: Damaged, also in a single one of them, or deflated as a whole.
+    """
+    import pydicom
+
+    try:
+        with quiet():
+            meta: Any = pydicom.filereader.read_file_meta_info(path)
+            syntax = meta.TransferSyntaxUID
+            if syntax == _DEFLATED:
+                # It would be unpacked whole, without a limit, to read a single element.
+                raise DataError(f"{path}: deflated DICOM is not read.", "Export it uncompressed.")
+            header = pydicom.dcmread(
+                path, stop_before_pixels=True, specific_tags=list(HEADER_ELEMENTS)
+            )
+            # Here, at once: a damaged slope must not pass for one that is absent.
+            values = {name: header[name].value for name in HEADER_ELEMENTS if name in header}
+            # Anonymisers blank the class, but leave the one in the file's own preamble.
+            sop_class = str(values.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID", ""))
+            is_compressed = bool(syntax.is_private or syntax.is_encapsulated)
+    except DataError:
+        raise
+    except Exception as error:  # pydicom raises many kinds on arbitrary bytes
+        raise unreadable(path) from error
+    present = {name: value for name, value in values.items() if value is not None and value != ""}
+    return Instance(path, present, sop_class, is_compressed)
+
+
+def unreadable(path: Path) -> DataError:
+    """The error for a file that is cut short or damaged; it quotes nothing of the file."""
+    return DataError(
+        f"{path}: cannot be read as DICOM.",
+        "It may be cut short or damaged: copy or export the series again.",
+    )
+
+
+def _is_below(uid: str, root: str) -> bool:
+    return uid == root or uid.startswith(f"{root}.")
