@@ -17,18 +17,17 @@ from sdseg_cli.datasets.cohort_checks import check_cohort
 from sdseg_cli.datasets.manifest import checked_target
 from sdseg_cli.datasets.recognise import find_cases
 from sdseg_cli.datasets.spec import Case, DatasetSpec
-from sdseg_cli.datasets.split import FEWEST_CASES, draw_split, read_split
+from sdseg_cli.datasets.split import FEWEST_CASES, read_split, split_of
 from sdseg_cli.datasets.strays import (
     check_strays,
     dicom_folders,
-    find_pictures,
     is_dicom,
-    is_picture,
     sets_in,
     unchecked_dicom,
 )
-from sdseg_cli.errors import DataError
+from sdseg_cli.errors import ConfigError, DataError
 from sdseg_cli.facts import CaseFacts
+from sdseg_cli.filenames import is_picture
 from sdseg_cli.findings import ERROR, Finding, in_order
 from sdseg_cli.imaging.measure import Pair, measure_case
 from sdseg_cli.imaging.picture_facts import measure_pictures
@@ -156,7 +155,10 @@ def _check_dicom(src: Path, cases: Sequence[Case]) -> Iterator[Finding]:
     for folder in dicom_folders(src):
         if folder not in used:
             name = src.name if folder == src else str(folder.relative_to(src))
-            yield from _as_dicom(measure_case(Pair(name, folder, None)))
+            try:
+                yield from _as_dicom(measure_case(Pair(name, folder, None)))
+            except ConfigError as several:
+                yield unchecked_dicom(name, several.message)
 
 
 def _as_dicom(case: CaseFacts) -> Iterator[Finding]:
@@ -179,13 +181,10 @@ def _alone(case: CaseFacts) -> Iterator[Finding]:
 def _find(
     src: Path, dataset: str | None, image_glob: str | None, label_glob: str | None
 ) -> tuple[DatasetSpec | None, list[Case]]:
-    """The cases of a folder; pictures and DICOM are looked for where no adapter finds anything."""
+    """The cases of a folder; DICOM is looked for where no adapter finds anything."""
     try:
         return find_cases(src, dataset, image_glob, label_glob)
     except DataError:
-        pictures = find_pictures(src) if src.is_dir() and dataset is image_glob is None else []
-        if pictures:
-            return None, pictures
         if src.is_dir() and next(dicom_folders(src), None) is not None:
             return None, []
         raise
@@ -198,10 +197,10 @@ def _split(
     ids = [case.id for case in cases]
     if split_file is not None:
         return read_split(split_file, ids, seed=0).of
-    if len(ids) < FEWEST_CASES:
+    if spec is None or len(ids) < FEWEST_CASES:
         return {}
     try:
-        return draw_split(ids, seed=0, test_ids=spec.test_ids if spec else ()).of
+        return split_of(cases, spec, seed=0).of
     except DataError:  # too few to train on: `prepare` will say so
         return {}
 

@@ -16,6 +16,7 @@ from sdseg_cli.datasets.spec import SPLITS
 from sdseg_cli.errors import ConfigError
 from sdseg_cli.imaging.cleaning import Cleaning
 from sdseg_cli.imaging.files import read_image, read_labels
+from sdseg_cli.imaging.reorient import stored_like
 from sdseg_cli.imaging.volume import Volume, require_same_grid
 from sdseg_cli.progress import Progress
 
@@ -43,7 +44,9 @@ class HeldOut:
             DataError: A file is missing or damaged.
             GeometryError: They do not lie on one grid.
         """
-        scan, labels = read_image(case.image), read_labels(case.label, self.manifest.mask_levels)
+        scan = read_image(case.image)
+        labels = read_labels(case.label, self.manifest.mask_levels)
+        labels = stored_like(labels, scan.geometry)
         names = f"case {case.id}: scan {scan.name}", f"label {labels.name}"
         require_same_grid(scan.geometry, labels.geometry, *names)
         cleaned = Cleaning.from_dict(self.manifest.cleaning).apply(labels, scan)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import SimpleITK
+from PIL import Image
+from pydicom import Dataset
 
+from tests import dicom_files, raw_pictures
 from tests.archives import write_decathlon, write_nnunet
 from tests.raw_cases import AFFINE, SHAPE, write_cases
 
@@ -177,3 +182,78 @@ def masks(**arrays: tuple[int, ...]) -> Build:
     return together(
         *(scan(f"{name}/a.nii.gz", np.ones(shape, np.uint8)) for name, shape in arrays.items())
     )
+
+
+def series(leave_out: tuple[int, ...] = (), change: dicom_files.Change | None = None) -> Build:
+    """A small CT series in `ct`."""
+
+    def build(folder: Path) -> None:
+        dicom_files.write_series(folder / "ct", leave_out=leave_out, change=change)
+
+    return build
+
+
+def two_series(folder: Path) -> None:
+    """Two CT series in `ct`."""
+    for number in (1, 2):
+        uid = f"{dicom_files.SERIES_UID}.{number}"
+        dicom_files.write_series(folder / "ct" / str(number), series_uid=uid)
+
+
+def contours(folder: Path) -> None:
+    """An RTSTRUCT in `ct`."""
+    (folder / "ct").mkdir(exist_ok=True)
+    dicom_files.write_contours(folder / "ct" / "RS1")
+
+
+def smaller(slice_: Dataset, k: int) -> None:
+    if k == 1:
+        slice_.Rows -= 1
+        slice_.PixelData = slice_.PixelData[: slice_.Rows * slice_.Columns * 2]
+
+
+def same_place(slice_: Dataset, k: int) -> None:
+    if k == 1:
+        slice_.ImagePositionPatient = list(dicom_files.position(0))
+
+
+def tilted(slice_: Dataset, k: int) -> None:
+    slice_.ImagePositionPatient = list(dicom_files.position(k) + np.array([0, 1.5 * k, 0]))
+
+
+def zipped_series(folder: Path) -> None:
+    """A CT series as `scan.zip`."""
+    source = dicom_files.write_series(folder / "source")
+    dicom_files.zipped(source, folder / "scan.zip")
+    shutil.rmtree(source)
+
+
+def climbing_zip(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "scan.zip", "w") as made:
+        made.writestr("../../evil", b"x")
+
+
+def zip_of_text(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "scan.zip", "w") as made:
+        made.writestr("notes.txt", b"no scan")
+
+
+def picture(name: str) -> Build:
+    """A colour picture."""
+
+    def build(folder: Path) -> None:
+        Image.fromarray(raw_pictures.polyp(1)[0]).save(folder / name)
+
+    return build
+
+
+def two_pages(folder: Path) -> None:
+    page = Image.fromarray(raw_pictures.polyp(1)[0])
+    page.save(folder / "p.tif", save_all=True, append_images=[page])
+
+
+def sheared(folder: Path) -> None:
+    """A scan whose second axis leans by one degree."""
+    affine = AFFINE.copy()
+    affine[:3, 1] += affine[:3, 0] * np.tan(np.deg2rad(1)) * 1.0
+    scan(affine=affine)(folder)

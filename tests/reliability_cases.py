@@ -70,8 +70,8 @@ SCANS = [
     bad_scan("a time series", odd.scan(array=odd.hu((4, 4, 2, 3))), "not one 3D volume"),
     bad_scan("a colour NIfTI", odd.scan(array=np.zeros((4, 4, 2), [("R", "u1"), ("G", "u1"), ("B", "u1")])), "not grey values"),
     bad_scan("complex voxels", odd.scan(array=np.zeros((4, 4, 2), np.complex64)), "not grey values"),
-    bad_scan("an sform without a third direction", odd.header(srow_z=0), "no usable orientation", "scan.nii"),
-    bad_scan("NaN in the sform", odd.header(srow_x=np.nan), "no usable orientation", "scan.nii"),
+    bad_scan("an sform without a third direction", odd.header(srow_z=0), "no usable grid", "scan.nii"),
+    bad_scan("NaN in the sform", odd.header(srow_x=np.nan), "no usable grid", "scan.nii"),
     bad_scan("a header that claims 2 GB in 832 bytes", odd.header(dim=[3, 1024, 1024, 1024, 1, 1, 1, 1]), "its header claims 2,147,483,648 bytes", "scan.nii"),
     bad_scan("the same, gzipped", odd.header("scan.nii.gz", dim=[3, 1024, 1024, 1024, 1, 1, 1, 1]), "its header claims 2,147,483,648 bytes"),
     bad_scan("2^31 voxels along each axis", odd.header(kind=nib.Nifti2Header, dim=[3, 2**31, 2**31, 2**31, 1, 1, 1, 1]), "its header claims", "scan.nii"),
@@ -122,7 +122,7 @@ RUNS = [
     with_run("a run without settings", odd.together(odd.scan(), odd.lost("home/runs/tiny/run/config.toml")), f"{PREDICT} --run tiny/run", "run"),
     with_run("settings that are no TOML", odd.text("home/runs/tiny/run/config.toml", "[model"), "evaluate", "config.toml"),
     with_run("a package that is none", odd.together(odd.scan(), odd.subfolder("model")), f"{PREDICT} --model model", "no package there"),
-    with_run("a package whose description is damaged", odd.together(odd.scan(), odd.text("model/package.json", "{")), f"{PREDICT} --model model", "no package of sdseg, or damaged"),
+    with_run("a package whose description is damaged", odd.together(odd.scan(), odd.text("model/sdseg.json", "{")), f"{PREDICT} --model model", "no package of sdseg, or damaged"),
     with_run("a run and a package", odd.scan(), f"{PREDICT} --run tiny/run --model model", "--run and --model"),
     with_run("a run whose set is gone", odd.lost("home/prepared/tiny/manifest.json"), "evaluate", "tiny"),
     with_run("a manifest cut short", odd.cut("home/prepared/tiny/manifest.json", 0.5), "evaluate", "manifest.json"),
@@ -198,6 +198,11 @@ FINE = [
     with_run("spaces and umlauts in every name, a new folder", odd.scan("größe 1/mein scan.nii.gz"), "predict 'größe 1/mein scan.nii.gz' -o 'neu 2/maske ß.nii.gz'", "wrote neu 2/maske ß.nii.gz", 0),
     with_run("NRRD in, NIfTI out", odd.itk("scan.nrrd"), "predict scan.nrrd -o mask.nii.gz", "wrote mask.nii.gz", 0),
     with_run("NIfTI in, MetaImage out", odd.scan(), "predict scan.nii.gz -o mask.mha", "wrote mask.mha", 0),
+    with_run("a DICOM series, contours beside it", odd.together(odd.series(), odd.contours), "predict ct -o mask.nii.gz", "wrote mask.nii.gz", 0),
+    with_run("a zip of a DICOM series", odd.zipped_series, "predict scan.zip -o mask.nii.gz", "wrote mask.nii.gz", 0),
+    with_run("one of two series, chosen", odd.two_series, "predict ct --series 1 -o mask.nii.gz", "wrote mask.nii.gz", 0),
+    with_run("axes a degree off right angles", odd.sheared, PREDICT, "wrote mask.nii.gz", 0),
+    with_run("a mask given as scan", odd.scan(array=np.eye(12, 10, dtype=np.int16)[:, :, None]), PREDICT, "mask", 0),
     bad_set("label maps of whole floats, labels beyond 255", odd.raw(odd.label_of("pt_3", odd.labels(300))), "labels 1, 300", code=0),
     bad_set("a faulty case with --skip-bad", odd.raw(odd.cut("raw data/pt_3/image.nii.gz", 0.5)), "skipped pt_3: ", f"{PREPARE} --skip-bad", 0),
     bad_set("macOS's ._ twins beside the scans", odd.raw(odd.text("raw data/pt_1/._image.nii.gz")), "labels 1, 300", code=0),
@@ -205,8 +210,33 @@ FINE = [
     bad_set("the first of two nnU-Net channels", odd.nnunet(channels=2), "labels 1, 2", "prepare data --workers 1 --image-glob 'imagesTr/*_0000.nii.gz' --label-glob 'labelsTr/*.nii.gz'", 0),
 ]  # fmt: skip
 
+DICOM = [
+    bad_scan("a series without its third slice", odd.series(leave_out=(2,)), "missing", "ct"),
+    bad_scan("two image series in one folder", odd.two_series, "holds 2 image series", "ct"),
+    bad_scan("a series number that is none", odd.two_series, "is none of its image series", "ct --series 7"),
+    bad_scan("--series for a NIfTI scan", odd.scan(), "--series has no meaning", "scan.nii.gz --series 1"),
+    bad_scan("contours without a scan", odd.contours, "holds no DICOM images", "ct"),
+    bad_scan("slices of two sizes", odd.series(change=odd.smaller), "has another size than", "ct"),
+    bad_scan("two slices at one place", odd.series(change=odd.same_place), "ct", "ct"),
+    bad_scan("a tilted gantry", odd.series(change=odd.tilted), "ct", "ct"),
+    bad_scan("a zip whose entry climbs out", odd.climbing_zip, "scan.zip", "scan.zip"),
+    bad_scan("a zip without DICOM", odd.zip_of_text, "scan.zip", "scan.zip"),
+    bad_scan("a zip cut short", odd.together(odd.zipped_series, odd.cut("scan.zip", 0.5)), "scan.zip", "scan.zip"),
+    Row("a DICOM SEG of a NIfTI scan", odd.scan(), "predict scan.nii.gz -o mask.dcm", 2, "mask.dcm"),
+]  # fmt: skip
+
+PICTURES = [
+    bad_scan("a JPEG cut short", odd.together(odd.picture("p.jpg"), odd.cut("p.jpg", 0.5)), "p.jpg", "p.jpg"),
+    bad_scan("a text file called .png", odd.text("p.png"), "p.png", "p.png"),
+    bad_scan("a TIFF of two pages", odd.two_pages, "p.tif", "p.tif"),
+    Row("a NIfTI mask of a picture", odd.picture("p.png"), "predict p.png -o mask.nii.gz", 2, "for a picture"),
+    with_run("a picture for a run of scans", odd.picture("p.png"), "predict p.png -o m.png", "p.png"),
+]  # fmt: skip
+
 ROWS = {
     "Scans": SCANS,
+    "DICOM series": DICOM,
+    "Pictures": PICTURES,
     "Outputs and options of predict": OUTPUTS,
     "Runs and weights": RUNS,
     "Settings": SETTINGS,

@@ -175,3 +175,19 @@ def test_a_real_set_keeps_its_tumours(real_data: Path, workspace: Path) -> None:
         labels = np.load(manifest.labels_file(case)) > 0
         scale = (256 / max(native.shape[:2])) ** 2
         assert labels.sum() == pytest.approx(native.sum() * scale, rel=0.03)
+
+
+def test_a_label_map_stored_in_another_order_of_axes_gives_the_same_arrays(
+    raw: Path, workspace: Path
+) -> None:
+    prepare(raw, workspace / "before", workers=1)
+    path = raw / "pt_2" / "label.nii.gz"
+    label = nib.load(path)
+    turned = label.as_reoriented([[2, 1], [0, -1], [1, 1]])
+    assert turned.shape != label.shape
+    nib.save(turned, path)
+    prepare(raw, workspace / "after", workers=1)
+    place = "prepared/raw_data/cases/pt_2/labels.npy"
+    before, after = (np.load(workspace / name / place) for name in ("before", "after"))
+    assert before.any()
+    assert np.array_equal(before, after)

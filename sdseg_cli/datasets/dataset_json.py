@@ -67,7 +67,9 @@ def refine(root: Path, spec: DatasetSpec) -> DatasetSpec:
     modality = None if not known else "CT" if known[0].lower() == "ct" else "MR/other"
     # Unlabelled voxels are no foreground; without them every label but 0 counts.
     target = None if said.ignore is None else said.labels
-    return replace(spec, modality=modality, target=target)
+    ignored = () if said.ignore is None else (said.ignore,)
+    declared = (*said.labels, *ignored)
+    return replace(spec, modality=modality, target=target, labels=declared)
 
 
 def _label_numbers(labels: dict[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -6,27 +6,11 @@ import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from sdseg_cli.datasets.spec import Case, in_order
-from sdseg_cli.filenames import natural_key, suffix_of
+from sdseg_cli.datasets.spec import Case
+from sdseg_cli.filenames import is_picture, natural_key, suffix_of
 from sdseg_cli.findings import WARNING, Finding
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 _MASK_FOLDERS = ("masks", "mask", "labels", "label")
-
-
-def is_picture(path: Path) -> bool:
-    """Whether a name is a picture's."""
-    return path.suffix.lower() in PICTURE_SUFFIXES
-
-
-def find_pictures(root: Path) -> list[Case]:
-    """Pairs of `images/` and `masks/` (or `labels/`) with equal stems; empty for another layout."""
-    masks = _mask_folder(root)
-    if masks is None:
-        return []
-    by_stem = {path.stem: path for path in _pictures(masks)}
-    images = _pictures(root / "images")
-    return in_order([Case(path.stem, path, by_stem.get(path.stem)) for path in images])
 
 
 def sets_in(root: Path) -> list[Path]:
@@ -114,11 +98,3 @@ def unchecked_dicom(case: str, why: str) -> Finding:
 
 def _may_be_label(path: Path) -> bool:
     return (suffix_of(path) is not None or is_picture(path)) and not path.name.startswith(".")
-
-
-def _pictures(folder: Path) -> list[Path]:
-    return [
-        path
-        for path in sorted(folder.iterdir())
-        if is_picture(path) and not path.name.startswith(".")
-    ]

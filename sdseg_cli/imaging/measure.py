@@ -15,6 +15,7 @@ from sdseg_cli.errors import DataError
 from sdseg_cli.facts import CaseFacts, Fault, GridFacts, LabelFacts, ScanFacts
 from sdseg_cli.imaging.files import read_image, read_labels
 from sdseg_cli.imaging.planes import Planes
+from sdseg_cli.imaging.reorient import stored_like
 from sdseg_cli.imaging.volume import Geometry, Volume, require_same_grid
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def measure_case(pair: Pair) -> CaseFacts:
             labels = measure_labels(mask)
             role = "grid"
             if geometry is not None:
+                mask = stored_like(mask, geometry)
                 names = f"scan {pair.image.name}", f"label {pair.label.name}"
                 require_same_grid(geometry, mask.geometry, *names)
         except DataError as error:

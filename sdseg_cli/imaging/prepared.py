@@ -23,6 +23,7 @@ from sdseg_cli.imaging.files import read_geometry, read_image, read_labels
 from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation, extent, guess_modality
 from sdseg_cli.imaging.measure import facts_record, measure_labels, measure_scan
 from sdseg_cli.imaging.picture import MaskLevels, Picture
+from sdseg_cli.imaging.reorient import geometry_like, stored_like
 from sdseg_cli.imaging.slices import to_stack
 from sdseg_cli.imaging.volume import Volume, require_same_grid
 
@@ -163,7 +164,7 @@ def check_headers(id: str, image: Path, label: Path | None) -> BadCase | None:
                 "Add it, take the scan out, or pair files with --image-glob and --label-glob.",
                 "missing",
             )
-        mask = read_geometry(label)
+        mask = geometry_like(read_geometry(label), scan)
         code = "grid"
         require_same_grid(scan, mask, f"scan {image.name}", f"label {label.name}")
     except DataError as error:
@@ -193,7 +194,7 @@ def prepare_case(job: CaseJob, folder: Path) -> dict[str, Any] | BadCase:
         fingerprint = job.fingerprint()
         image = read_image(job.image)
         code = "label"
-        label = read_labels(job.label, job.levels)
+        label = stored_like(read_labels(job.label, job.levels), image.geometry)
         code = "grid"
         names = f"scan {image.name}", f"label {label.name}"
         require_same_grid(image.geometry, label.geometry, *names)

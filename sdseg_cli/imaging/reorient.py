@@ -25,18 +25,29 @@ def stored_like(volume: Volume, grid: Geometry) -> Volume:
     own = volume.geometry
     if (own.axes, own.signs) == (grid.axes, grid.signs):
         return volume
-    order = [own.axes[grid.axes.index(axis)] for axis in range(3)]
+    order, steps = _turns(own, grid)
+    turns = tuple(slice(None, None, step) for step in steps)
+    array = volume.array.transpose(order)[turns]
+    return replace(volume, array=array, geometry=geometry_like(own, grid), header=None)
+
+
+def geometry_like(own: Geometry, grid: Geometry) -> Geometry:
+    """As `stored_like`, for a grid alone."""
+    if (own.axes, own.signs) == (grid.axes, grid.signs):
+        return own
+    order, steps = _turns(own, grid)
     turned = np.eye(4)
-    steps = []
-    for axis, source in enumerate(order):
-        world = grid.axes.index(axis)
-        step = own.signs[world] * grid.signs[world]
-        steps.append(slice(None, None, step))
+    for axis, (source, step) in enumerate(zip(order, steps, strict=True)):
         turned[:3, axis] = 0
         turned[source, axis] = step
         if step < 0:
             turned[source, 3] = own.shape[source] - 1
-    array = volume.array.transpose(order)[tuple(steps)]
-    rows, columns, slices = array.shape
-    geometry = Geometry((rows, columns, slices), own.affine @ turned)
-    return replace(volume, array=array, geometry=geometry, header=None)
+    rows, columns, slices = (own.shape[source] for source in order)
+    return Geometry((rows, columns, slices), own.affine @ turned)
+
+
+def _turns(own: Geometry, grid: Geometry) -> tuple[list[int], list[int]]:
+    """For each axis of `grid`: the stored axis of `own` along it, and -1 where it is turned."""
+    worlds = [grid.axes.index(axis) for axis in range(3)]
+    steps = [own.signs[world] * grid.signs[world] for world in worlds]
+    return [own.axes[world] for world in worlds], steps

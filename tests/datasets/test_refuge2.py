@@ -50,8 +50,10 @@ def test_the_cup_is_0_the_rim_128_the_background_255(tmp_path: Path, workspace: 
     grey = np.full((256, 256), 255, np.uint8)
     grey[64:192, 64:192] = 128
     grey[96:160, 96:160] = 0
-    for name in ("train/{}/g0001", "train/{}/n0001", "val/{}/V0001", "test/{}/T0001"):
-        save(tmp_path / "raw" / f"{name.format('images')}.png", np.repeat(grey[..., None], 3, 2))
+    names = ("train/{}/g0001", "train/{}/n0001", "val/{}/V0001", "test/{}/T0001")
+    for number, name in enumerate(names):
+        image = np.full((256, 256, 3), number, np.uint8)  # one image in two splits is refused
+        save(tmp_path / "raw" / f"{name.format('images')}.png", image)
         save(tmp_path / "raw" / f"{name.format('mask')}.bmp", grey)
     manifest = Manifest.load(prepare(tmp_path / "raw", workspace, workers=1).manifest)
     assert (manifest.adapter, manifest.labels, manifest.target) == ("refuge2", (1, 2), (1,))

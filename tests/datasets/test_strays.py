@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sdseg_cli.datasets.folder import find_cases
 from sdseg_cli.datasets.spec import Case
-from sdseg_cli.datasets.strays import check_strays, dicom_folders, find_pictures, is_dicom
+from sdseg_cli.datasets.strays import check_strays, dicom_folders, is_dicom
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -32,16 +32,6 @@ def test_with_patterns_the_pattern_says_what_a_mask_is(tmp_path: Path) -> None:
     case = Case("1", root / "1/ct.nii", root / "1/seg.nii")
     assert strays(root, [case], "*/seg.nii") == [("label-without-image", "2/seg.nii")]
     assert strays(root, [case]) == []  # in case folders anything may lie
-
-
-def test_pictures_are_paired_by_stem(tmp_path: Path) -> None:
-    root = touch(tmp_path, "images/10.jpg", "images/2.jpg", "images/._2.jpg", "masks/2.png")
-    cases = find_pictures(root)
-    assert [(case.id, case.label and case.label.name) for case in cases] == [
-        ("2", "2.png"),
-        ("10", None),
-    ]
-    assert find_pictures(root / "images") == []
 
 
 def test_dicom_is_known_by_its_mark_whatever_the_name(tmp_path: Path) -> None:
