@@ -54,8 +54,8 @@ def predict(
         )
     from sdseg_cli.imaging.files import check_writable, read_geometry
 
-    read_geometry(scan)  # before torch takes its seconds
     check_writable(mask)
+    read_geometry(scan)  # before torch takes its seconds
 
     from sdseg_cli.predict import Predictor, predict_file
 
