@@ -59,8 +59,9 @@ def predict(
         )
     from sdseg_cli.imaging.files import check_writable, read_geometry
 
-    read_geometry(scan, series)  # before torch takes its seconds
+    # The names first, then the scan's header, before torch takes its seconds.
     check_writable(mask, scan)
+    read_geometry(scan, series)
 
     from sdseg_cli.predict import Predictor
     from sdseg_cli.predict_file import predict_file
