@@ -226,9 +226,9 @@ DICOM = [
 ]  # fmt: skip
 
 PICTURES = [
-    bad_scan("a JPEG cut short", odd.together(odd.picture("p.jpg"), odd.cut("p.jpg", 0.5)), "p.jpg", "p.jpg"),
-    bad_scan("a text file called .png", odd.text("p.png"), "p.png", "p.png"),
-    bad_scan("a TIFF of two pages", odd.two_pages, "p.tif", "p.tif"),
+    with_run("a JPEG cut short", odd.together(odd.picture("p.jpg"), odd.cut("p.jpg", 0.5)), "predict p.jpg -o m.png", "p.jpg"),
+    Row("a text file called .png", odd.text("p.png"), "predict p.png -o m.png", 2, "p.png"),
+    Row("a TIFF of two pages", odd.two_pages, "predict p.tif -o m.png", 2, "p.tif"),
     Row("a NIfTI mask of a picture", odd.picture("p.png"), "predict p.png -o mask.nii.gz", 2, "for a picture"),
     with_run("a picture for a run of scans", odd.picture("p.png"), "predict p.png -o m.png", "p.png"),
 ]  # fmt: skip

@@ -178,6 +178,7 @@ def test_evaluate_and_stability_speak_the_contracts_json(
     assert set(values["dice"]) >= {"mean", "sd"}
 
 
+@pytest.mark.slow
 def test_sampling_options_are_laid_over_the_settings_of_the_run(
     run_home: Path,
     tiny_run: Workspace,
@@ -204,6 +205,7 @@ def test_sampling_options_are_laid_over_the_settings_of_the_run(
         assert "--eta has no effect with one reverse step" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_is_exported_and_its_package_predicts_the_same_mask(
     run_home: Path, tiny_run: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -217,6 +219,7 @@ def test_a_run_is_exported_and_its_package_predicts_the_same_mask(
     assert masks[0] == masks[1]
 
 
+@pytest.mark.slow
 def test_an_official_model_becomes_a_package_by_its_window(
     home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,6 +59,7 @@ def test_one_seed_gives_identical_bytes_and_another_seed_other_noise(
     assert not np.array_equal(zero, one)
 
 
+@pytest.mark.slow
 def test_the_batch_size_does_not_change_a_byte(tiny_run: Workspace, tmp_path: Path) -> None:
     made = [
         _bytes(
@@ -138,6 +139,7 @@ def test_more_reverse_steps_give_another_map(predictor: Predictor, tiny_run: Wor
     assert not np.array_equal(one, three)
 
 
+@pytest.mark.slow
 def test_the_batch_size_changes_no_byte_with_fresh_noise_and_samples(tiny_run: Workspace) -> None:
     sample, volume = SampleConfig(steps=2, eta=1.0, samples=2), read_image(tiny_run.scan)
     maps = [

@@ -74,6 +74,7 @@ def test_a_stopped_and_resumed_run_ends_where_an_uninterrupted_one_does(
     assert all(torch.equal(ours.weights[name], theirs.weights[name]) for name in ours.weights)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_checkpoint(
     tiny_set: Workspace, tiny_run: Workspace, tmp_path: Path
 ) -> None:
@@ -174,6 +175,7 @@ def test_every_recipe_takes_a_step(
         assert row["loss_latent"] / row["loss_noise"] == pytest.approx(38.66, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_ablations_baseline_trains_its_unet_alone_and_predicts(
     tiny_set: Workspace, tmp_path: Path
 ) -> None:

@@ -238,6 +238,7 @@ def test_a_run_without_a_checkpoint_is_not_exported(tmp_path: Path) -> None:
     assert not (tmp_path / "p").exists()
 
 
+@pytest.mark.slow
 def test_an_official_model_predicts_a_scan_through_its_package(
     store: WeightStore, tiny_set: Workspace, tmp_path: Path
 ) -> None:

@@ -33,6 +33,7 @@ class StandIn:
     """Instead of a network: a rule on the model's planes that nothing symmetric would survive."""
 
     run = Path("stand-in")
+    normalisation = WINDOW
 
     def __init__(self, size: int = 32, crop: str = "none") -> None:
         self.size, self.crop = size, crop

@@ -18,6 +18,7 @@ from tests.parity.fill import tiny_checkpoint
 TINY = PRESETS["tiny"].model
 
 
+@pytest.mark.slow
 def test_an_official_checkpoint_loads_from_a_dictionary_a_ckpt_and_safetensors(
     tmp_path: Path,
 ) -> None:
@@ -55,6 +56,7 @@ def test_averaged_weights_are_taken_unless_raw_ones_are_asked_for() -> None:
     assert torch.equal(raw, tensors["model.diffusion_model.out.2.bias"])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_average_loads_only_as_raw() -> None:
     tensors = {k: v for k, v in tiny_checkpoint().items() if not k.startswith("model_ema.")}
     load_official(tensors, ema=False)
