@@ -31,7 +31,7 @@ from sdseg_cli.filenames import is_picture
 from sdseg_cli.findings import ERROR, Finding, in_order
 from sdseg_cli.imaging.measure import Pair, measure_case
 from sdseg_cli.imaging.picture_facts import measure_pictures
-from sdseg_cli.imaging.workers import available_cores, in_processes
+from sdseg_cli.processes import available_cores, in_processes
 from sdseg_cli.progress import Progress, silent
 
 

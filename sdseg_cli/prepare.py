@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from sdseg_cli.datasets.checks import Expected, check_case
@@ -30,9 +31,16 @@ from sdseg_cli.filenames import safe_id
 from sdseg_cli.findings import ERROR, WARNING, Finding, in_order
 from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation
 from sdseg_cli.imaging.measure import Pair, facts_in
-from sdseg_cli.imaging.prepared import BadCase, CaseJob, check_headers, finished, modality_of
+from sdseg_cli.imaging.prepared import (
+    BadCase,
+    CaseJob,
+    check_headers,
+    finished,
+    modality_of,
+    prepare_case,
+)
 from sdseg_cli.imaging.slices import CROPS
-from sdseg_cli.imaging.workers import available_cores, prepare_cases
+from sdseg_cli.processes import available_cores, in_processes
 from sdseg_cli.progress import Progress, silent
 
 SIZE = 256
@@ -189,7 +197,8 @@ def _records(
     todo = [job for job in jobs if job.id not in records]
     bad: list[BadCase] = []
     progress(len(records), len(jobs), "done before")
-    with closing(prepare_cases(todo, building, plan.workers)) as results:
+    work = partial(prepare_case, folder=building)
+    with closing(in_processes(work, todo, plan.workers)) as results:
         for done, (job, result) in enumerate(zip(todo, results, strict=True), len(records) + 1):
             if isinstance(result, BadCase):
                 if not plan.skip_bad:

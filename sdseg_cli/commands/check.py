@@ -13,6 +13,7 @@ from sdseg_cli.commands.options import Debug, Json, Quiet, whole_numbers
 from sdseg_cli.console import Output
 from sdseg_cli.datasets import DATASETS
 from sdseg_cli.findings import EVERY_CASE, Finding
+from sdseg_cli.processes import warm_up
 
 SHOWN_CASES = 3
 """More cases than this with one finding share a row; --json names them all."""
@@ -39,6 +40,8 @@ def check(
     debug: Debug = False,
 ) -> None:
     """Look for what is wrong or odd in a data set or a scan, and say what mends it."""
+    if workers != 1 and src.is_dir():
+        warm_up("sdseg_cli.check")
     from sdseg_cli.check import check as run_check
 
     output = Output(as_json=as_json, quiet=quiet)

@@ -13,6 +13,7 @@ from sdseg_cli.console import Output
 from sdseg_cli.datasets import DATASETS
 from sdseg_cli.datasets.manifest import Manifest, prepared_names
 from sdseg_cli.errors import DataError
+from sdseg_cli.processes import warm_up
 
 
 def prepare(
@@ -45,6 +46,8 @@ def prepare(
     debug: Debug = False,
 ) -> None:
     """Slice scans and masks to 256x256 and freeze the split by case."""
+    if workers != 1:
+        warm_up("sdseg_cli.imaging.prepared")
     from sdseg_cli.prepare import prepare as run_prepare
 
     output = Output(as_json=as_json, quiet=quiet)

@@ -12,7 +12,6 @@ import pytest
 from sdseg_cli.errors import RunError
 from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.prepared import BadCase, CaseJob, check_headers, finished, prepare_case
-from sdseg_cli.imaging.workers import prepare_cases
 from tests.raw_cases import write_case
 
 
@@ -80,7 +79,7 @@ def test_a_refusing_disk_is_a_run_error_naming_the_case(job: CaseJob, tmp_path: 
 
 def test_results_come_in_the_order_of_the_jobs(job: CaseJob, tmp_path: Path) -> None:
     missing = replace(job, id="pt_0", label=tmp_path / "nothing.nii.gz")
-    results = list(prepare_cases([missing, job], tmp_path / "cases", workers=1))
+    results = [prepare_case(one, tmp_path / "cases") for one in (missing, job)]
     assert isinstance(results[0], BadCase)
     assert (results[0].id, results[0].code) == ("pt_0", "label-missing")
     assert isinstance(results[1], dict)

@@ -1,42 +1,34 @@
-"""Work on many cases in several processes; the results do not depend on how many."""
+"""Work on many things in several processes; the results do not depend on how many. Standard
+library only, so that a server of processes can load the libraries while its parent does.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sdseg_cli.errors import RunError
-from sdseg_cli.imaging.prepared import BadCase, CaseJob, prepare_case
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
+# "fork" would copy locks held by other threads (progress bars, BLAS) into the children. A server of
+# processes loads the libraries once for all of them; Windows has none, there each loads its own.
+_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
-def prepare_cases(
-    jobs: Sequence[CaseJob], folder: Path, workers: int
-) -> Generator[dict[str, Any] | BadCase, None, None]:
-    """Prepare cases, giving each result in the order of the jobs.
 
-    Args:
-        jobs: The cases.
-        folder: Where case folders go.
-        workers: As for `in_processes`.
-
-    Yields:
-        What `prepare_case` returns.
-
-    Raises:
-        RunError: The disk refused, or a process was killed.
-    """
-    yield from in_processes(partial(prepare_case, folder=folder), jobs, workers)
+def warm_up(module: str) -> None:
+    """Let the server of processes load a module now, while this process does something else."""
+    if _METHOD == "forkserver":
+        multiprocessing.set_forkserver_preload(["__main__", module])
+        multiprocessing.forkserver.ensure_running()
 
 
 def in_processes(
@@ -61,8 +53,7 @@ def in_processes(
     if workers <= 1:
         yield from (work(job) for job in jobs)
         return
-    # "fork" would copy locks held by other threads (progress bars, BLAS) into the children.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(_METHOD), _begin)
     try:
         for future in [pool.submit(work, job) for job in jobs]:
             yield future.result()
