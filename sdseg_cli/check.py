@@ -14,8 +14,9 @@ from typing import Any
 
 from sdseg_cli.datasets.checks import Expected, check_case, check_grid, check_scan
 from sdseg_cli.datasets.cohort_checks import check_cohort
+from sdseg_cli.datasets.folder import FOLDER
 from sdseg_cli.datasets.manifest import checked_target
-from sdseg_cli.datasets.recognise import find_cases
+from sdseg_cli.datasets.recognise import find_cases, fitting
 from sdseg_cli.datasets.spec import Case, DatasetSpec
 from sdseg_cli.datasets.split import FEWEST_CASES, read_split, split_of
 from sdseg_cli.datasets.strays import (
@@ -87,11 +88,14 @@ def check(
     """
     if src.is_file():
         return _check_file(src)
-    if src.is_dir() and dataset is image_glob is label_glob is None and (sets := sets_in(src)):
+    plain = dataset is image_glob is label_glob is None
+    known = src.is_dir() and any(spec is not FOLDER for spec in fitting(src))
+    if src.is_dir() and plain and not known and (sets := sets_in(src)):
         return _check_sets(sets, target, split_file, workers, progress)
     spec, cases = _find(src, dataset, image_glob, label_glob)
     if not cases:
-        return CheckReport(in_order(_check_dicom(src, ())), 0)
+        series = len(list(dicom_folders(src)))
+        return CheckReport(in_order(_check_dicom(src, ())), series)
     split = _split(spec, cases, split_file)
     levels = spec.mask_levels if spec else None
     pairs = [Pair(case.id, case.image, case.label, levels) for case in cases]
@@ -126,12 +130,11 @@ def _check_sets(
     findings: list[Finding] = []
     cases = 0
     for folder in sets:
-        try:
-            report = check(
-                folder, target=target, split_file=split_file, workers=workers, progress=progress
-            )
-        except DataError:
+        if not fitting(folder) and next(dicom_folders(folder), None) is None:
             continue  # No data set.
+        report = check(
+            folder, target=target, split_file=split_file, workers=workers, progress=progress
+        )
         cases += report.cases
         findings += [replace(one, case=f"{folder.name}/{one.case}") for one in report.findings]
     return CheckReport(in_order(findings), cases)
@@ -162,11 +165,14 @@ def _check_dicom(src: Path, cases: Sequence[Case]) -> Iterator[Finding]:
 
 
 def _as_dicom(case: CaseFacts) -> Iterator[Finding]:
-    """DICOM holds more than scans (plans, contours): what cannot be read is no error."""
-    if case.faults:
+    """DICOM holds more than scans (plans, contours): what holds no image is no error."""
+    if any(fault.code == "image-no-image" for fault in case.faults):
         yield unchecked_dicom(case.id, case.faults[0].message)
-    else:
-        yield from _alone(case)
+        return
+    for fault in case.faults:
+        code = "image-series" if fault.code == "image" else fault.code
+        yield Finding(code, ERROR, case.id, fault.message, fault.hint)
+    yield from _alone(replace(case, faults=()))
 
 
 def _alone(case: CaseFacts) -> Iterator[Finding]:

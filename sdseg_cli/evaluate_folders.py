@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from sdseg_cli.datasets.folder import FOLDER
 from sdseg_cli.datasets.manifest import foreground
+from sdseg_cli.datasets.recognise import adapter
 from sdseg_cli.errors import ConfigError, DataError
 from sdseg_cli.filenames import (
     PICTURE_SUFFIXES,
@@ -30,6 +32,7 @@ def evaluate_folders(
     ref: Path,
     *,
     target: tuple[int, ...] | None = None,
+    dataset: str | None = None,
     grid: str = "native",
     protocol: str = "standard",
     report: Path | None = None,
@@ -43,7 +46,8 @@ def evaluate_folders(
     Args:
         pred: Folder of masks; what is not 0 is foreground.
         ref: Folder of label maps.
-        target: Labels of `ref` that count as foreground; None for all but 0.
+        target: Labels of `ref` that count as foreground; None for the data set's, or all but 0.
+        dataset: Adapter whose rules read the references; None for plain label maps.
         grid: "native" only: there are no model planes here.
         protocol: "standard" only, likewise.
         report: Folder for evaluate.csv and evaluate.json; None writes no file.
@@ -63,6 +67,8 @@ def evaluate_folders(
             "--pred and --ref are scored on their own grid, by the standard protocol.",
             "Leave --grid and --protocol out, or evaluate a run.",
         )
+    spec = FOLDER if dataset is None else adapter(dataset)
+    target = spec.target if target is None else target
     masks, references = _masks_below(pred, "--pred"), _masks_below(ref, "--ref")
     missing = [name for name in references if name not in masks]
     if missing:
@@ -72,7 +78,7 @@ def evaluate_folders(
         )
     results = []
     for done, (name, file) in enumerate(references.items(), start=1):
-        label = read_labels(file)
+        label = read_labels(file, spec.mask_levels)
         mask = stored_like(read_labels(masks[name]), label.geometry)
         names = f"case {name}: prediction {mask.name}", f"reference {label.name}"
         require_same_grid(mask.geometry, label.geometry, *names)

@@ -28,6 +28,23 @@ class GridFacts:
     spacing_mm: tuple[float, ...] = ()
     shear_degrees: float = 0.0
 
+    def to_dict(self) -> dict[str, Any]:
+        """For a case's record: what JSON gives back."""
+        values = asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> GridFacts:
+        """Undo `to_dict`."""
+        first, second = values["plane"]
+        return cls(
+            shape=tuple(values["shape"]),
+            plane=(first, second),
+            axis_codes=values["axis_codes"],
+            spacing_mm=tuple(values["spacing_mm"]),
+            shear_degrees=values["shear_degrees"],
+        )
+
 
 @dataclass(frozen=True)
 class ScanFacts:
@@ -74,13 +91,16 @@ class LabelFacts:
         counts: Value -> number of voxels, 0 included where it occurs.
         centres: Value (not 0) -> mean place as shares of the grid, in 0..1, from the front to the
             back, the right to the left and the feet to the head.
-        between_share: Share of pixels neither near 0 nor near 255 of a picture mask; 0 for volumes.
+        between_share: Share of a picture mask's pixels that are none of its own greys, black and
+            white mostly; 0 for volumes and for masks of class numbers.
+        graded: Each of a picture mask's greys is a label of its own.
     """
 
     voxels: int
     counts: dict[int, int]
     centres: dict[int, tuple[float, float, float]] = field(default_factory=dict)
     between_share: float = 0.0
+    graded: bool = False
 
     @property
     def labels(self) -> tuple[int, ...]:

@@ -109,7 +109,8 @@ def predict_file(
         raise ConfigError(f"{output}: is both mask and --prob.", "Give --prob another name.")
     sample = sample or predictor.config.sample
     volume = read_image(scan, series)
-    check_mask_writable(output, volume)
+    for path in outputs:
+        check_mask_writable(path, volume)
     warnings = check_volume(volume, predictor.normalisation)
     if probability is not None and isinstance(volume, Picture) and probability_dtype != "uint8":
         raise ConfigError(f"{probability}: a PNG holds no {probability_dtype}.", "Use uint8.")

@@ -27,7 +27,7 @@ from sdseg_cli.datasets.spec import Case, DatasetSpec
 from sdseg_cli.datasets.split import Split, read_split, split_of
 from sdseg_cli.datasets.staging import Staging
 from sdseg_cli.errors import ConfigError, DataError
-from sdseg_cli.filenames import safe_id
+from sdseg_cli.filenames import is_picture, safe_id
 from sdseg_cli.findings import ERROR, WARNING, Finding, in_order
 from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation
 from sdseg_cli.imaging.measure import Pair, facts_in
@@ -227,7 +227,9 @@ def _split(plan: _Plan, cases: Sequence[Case], left: Sequence[Case]) -> Split:
 
 def _normalisation(plan: _Plan, cases: Sequence[Case]) -> tuple[str, Normalisation]:
     """Modality and normalisation, from the options, the adapter, or the first readable scan."""
-    modality = plan.spec.modality or modality_of([case.image for case in cases])
+    images = [case.image for case in cases]
+    told = None if any(map(is_picture, images)) else plan.spec.modality
+    modality = told or modality_of(images)
     if modality == PHOTOGRAPH and plan.crop != "none":
         raise ConfigError(
             f"--crop {plan.crop} does not go with pictures.",

@@ -17,6 +17,7 @@ from PIL import Image
 from sdseg_cli.check import check
 from sdseg_cli.cli import run_command
 from sdseg_cli.errors import ConfigError, DataError
+from tests.dicom_files import write_contours, write_series
 from tests.raw_cases import AFFINE, IDS, SHAPE
 
 Fault = Callable[[Path], None]
@@ -283,13 +284,19 @@ def test_a_file_alone_is_checked_alone(sound: Path) -> None:
     ]
 
 
-def test_dicom_that_cannot_be_read_is_a_warning(sound: Path, tmp_path: Path) -> None:
-    for folder in (sound / "pt_1/dicom", tmp_path / "series"):
-        folder.mkdir()
-        (folder / "IM0001").write_bytes(bytes(128) + b"DICM")
+def test_dicom_without_an_image_is_a_warning(sound: Path) -> None:
+    (sound / "pt_1/plan").mkdir()
+    write_contours(sound / "pt_1/plan/RS1")
     findings = check(sound, workers=1).findings
-    assert [(one.code, one.case) for one in findings] == [("dicom-unchecked", "pt_1/dicom")]
-    assert [one.code for one in check(tmp_path / "series").findings] == ["dicom-unchecked"]
+    assert [(one.code, one.case) for one in findings] == [("dicom-unchecked", "pt_1/plan")]
+
+
+def test_a_series_that_predict_refuses_is_an_error(tmp_path: Path) -> None:
+    write_series(tmp_path / "ct", leave_out=(2,))
+    report = check(tmp_path / "ct")
+    assert [(one.code, one.level) for one in report.findings] == [("image-series", "error")]
+    assert report.cases == 1
+    assert "1 slice is missing" in report.findings[0].measured
 
 
 def test_options_that_make_no_sense_are_refused(sound: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
 from sdseg_cli.config import SampleConfig
 from sdseg_cli.datasets.manifest import Manifest
@@ -275,3 +276,18 @@ def test_a_case_that_is_best_median_and_worst_is_one_row(tmp_path, drawn):
     run(made)
     (rows,) = [rows for path, rows in drawn.items() if path.name == "cases.png"]
     assert [row.heading for row in rows] == ["best, median, worst"]
+
+
+def test_references_of_pictures_are_read_by_the_rule_of_their_set(tmp_path):
+    mask = np.zeros((20, 20), np.uint8)
+    mask[5:10, 5:10] = 255
+    soft = np.where(mask > 0, mask, 11).astype(np.uint8)  # nearly black, as some cvc masks are
+    for folder, pixels in (("pred", mask), ("ref", soft)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(pixels).save(tmp_path / folder / "1.png")
+    plain = evaluate_folders(tmp_path / "pred", tmp_path / "ref")
+    by_rule = evaluate_folders(tmp_path / "pred", tmp_path / "ref", dataset="cvc")
+    assert by_rule.to_json()["metrics"]["dice"]["mean"] == 1.0
+    assert plain.to_json()["metrics"]["dice"]["mean"] == pytest.approx(2 * 25 / (25 + 400))
+    with pytest.raises(ConfigError, match="Unknown data set adapter 'cvcc'"):
+        evaluate_folders(tmp_path / "pred", tmp_path / "ref", dataset="cvcc")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,9 @@ def evaluate(
     target: Annotated[
         str | None, typer.Option(help="With --ref: labels that count, e.g. 1,2; default: all.")
     ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="With --ref: adapter whose rules read the references.")
+    ] = None,
     report_folder: Annotated[
         Path | None, typer.Option("--report", help="With --ref: folder for CSV and JSON.")
     ] = None,
@@ -56,7 +60,8 @@ def evaluate(
 ) -> None:
     """Score predictions against references: 3D Dice and IoU per case."""
     of_run: dict[str, object] = {"--run": run, "--steps": steps, "--eta": eta, "--samples": samples}
-    _check_pairing(pred, ref, of_run, {"--target": target, "--report": report_folder})
+    of_folders = {"--target": target, "--dataset": dataset, "--report": report_folder}
+    _check_pairing(pred, ref, of_run, of_folders)
     output = Output(as_json=as_json, quiet=quiet)
     if pred is not None and ref is not None:
         from sdseg_cli.evaluate_folders import evaluate_folders
@@ -66,6 +71,7 @@ def evaluate(
                 pred,
                 ref,
                 target=whole_numbers("--target", target),
+                dataset=dataset,
                 grid=grid,
                 protocol=protocol,
                 report=report_folder,
@@ -116,7 +122,10 @@ def _interval(bounds: list[float | None]) -> str:
 
 
 def _check_pairing(
-    pred: Path | None, ref: Path | None, of_run: dict[str, object], of_folders: dict[str, object]
+    pred: Path | None,
+    ref: Path | None,
+    of_run: Mapping[str, object],
+    of_folders: Mapping[str, object],
 ) -> None:
     """Refuse options that would be ignored."""
     if (pred is None) != (ref is None):

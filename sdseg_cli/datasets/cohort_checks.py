@@ -113,7 +113,9 @@ def _check_binary(cases: Sequence[CaseFacts]) -> Iterator[Finding]:
             f"{len(grey)} of {len(masks)} {kind} mask(s) hold values between 0 and 255: "
             f"{median(share for share, _ in grey):.1%} of the pixels, at most {worst:.1%} "
             f"({case.id})",
-            "Nothing to do: values above 128 are foreground. Lossless PNG masks would be sharper.",
+            "Every value but 0 counts as foreground: save the masks as 0 and 255."
+            if any(facts.labels is not None and facts.labels.graded for _, facts in grey)
+            else "Nothing to do: the data set says which values count. PNG masks would be sharper.",
         )
 
 

@@ -31,13 +31,8 @@ def find_cases(
         ConfigError: Unknown adapter, or one pattern without the other.
         DataError: No folder, no cases, or several adapters fit.
     """
-    if dataset is not None and dataset not in DATASETS:
-        near = difflib.get_close_matches(dataset, DATASETS, n=1)
-        raise ConfigError(
-            f"Unknown data set adapter {dataset!r}.",
-            (f"Did you mean {near[0]}? " if near else "")
-            + f"Known: {', '.join(DATASETS)}. For your own data use folder.",
-        )
+    if dataset is not None:
+        adapter(dataset)
     if (image_glob is None) != (label_glob is None):
         raise ConfigError(
             "--image-glob and --label-glob go together.",
@@ -58,16 +53,38 @@ def find_cases(
     return spec.refine(src, spec), cases
 
 
+def adapter(name: str) -> DatasetSpec:
+    """The adapter of that name.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if name not in DATASETS:
+        near = difflib.get_close_matches(name, DATASETS, n=1)
+        raise ConfigError(
+            f"Unknown data set adapter {name!r}.",
+            (f"Did you mean {near[0]}? " if near else "")
+            + f"Known: {', '.join(DATASETS)}. For your own data use folder.",
+        )
+    return DATASETS[name]
+
+
+def fitting(src: Path) -> list[DatasetSpec]:
+    """The adapters whose layout a folder has; the plain folder only where it finds other scans."""
+    found = [spec for spec in DATASETS.values() if spec.recognises(src)]
+    named = [spec for spec in found if spec is not FOLDER]
+    if not named or FOLDER not in found:
+        return found
+    plain, known = ({case.image for case in s.find_cases(src)} for s in (FOLDER, named[0]))
+    return named if plain <= known else found
+
+
 def _recognised(src: Path) -> DatasetSpec:
-    fitting = [spec for spec in DATASETS.values() if spec.recognises(src)]
-    # A set of pictures known by its ids also is a plain folder: the name says more.
-    known = [spec for spec in fitting if spec.modality == "photograph"]
-    if len(known) == 1 and fitting in (known, [*known, FOLDER]):
-        return known[0]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        names = ", ".join(spec.name for spec in fitting)
+    found = fitting(src)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(spec.name for spec in found)
         raise DataError(f"{src} looks like {names}.", "Choose one with --dataset.")
     layouts = "; ".join(f"{spec.name}: {spec.summary}" for spec in DATASETS.values())
     raise DataError(

@@ -68,7 +68,7 @@ def find_voxels(path: Path) -> Voxels:
     name = fields.get("data file", fields.get("datafile", fields.get("elementdatafile", "local")))
     if fields.get("dimension") == "3" and "none" in fields.get("space directions", ""):
         raise DataError(
-            f"{path}: an axis has no direction in space ({fields['space directions']}).",
+            f"{path}: an axis has no direction in space.",
             "Export one 3D volume whose three axes lie in space.",
             "dimensions",
         )
@@ -82,14 +82,14 @@ def find_voxels(path: Path) -> Voxels:
         return Voxels(path, packed)
     if Path(name).name != name or "\\" in name or name in (".", ".."):
         raise DataError(
-            f"{path}: its voxels are said to lie in {name}, outside its folder.",
+            f"{path}: its voxels are said to lie outside its folder.",
             "Put header and voxels into one folder, or export one .nrrd or .mha file.",
             "damaged",
         )
     file = path.with_name(name)
     if name.lower().startswith("list") or "%" in name or not file.is_file():
         raise DataError(
-            f"{path}: its voxels are said to lie in {name}, which is no file beside it.",
+            f"{path}: its voxels are said to lie in what is no file beside it.",
             "Put the one file of voxels beside the header, or export one .nrrd or .mha file.",
             "damaged",
         )

@@ -32,6 +32,10 @@ HEADER_ELEMENTS = (
 
 _NO_IMAGES = {"SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "RTRECORD", "SR", "PR", "KO", "REG", "RWV"}
 """Modalities of objects that speak about images; some of them have rows and columns too."""
+_MODALITIES = (
+    "CR", "CT", "DX", "ES", "MG", "MR", "NM", "OP", "OT", "PT", "RF", "RTDOSE", "RTIMAGE", "RTPLAN",
+    "RTSTRUCT", "SC", "SEG", "SR", "US", "XA",
+)  # fmt: skip
 _NO_IMAGE_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.66",  # segmentations, registrations, fiducials
     "1.2.840.10008.5.1.4.1.1.481.2",  # RT dose
@@ -99,6 +103,12 @@ class Instance:
             return self.get("ImagePositionPatient") is not None
         return not any(_is_below(self.sop_class, root) for root in _NO_IMAGE_CLASSES)
 
+    @property
+    def modality(self) -> str:
+        """As the standard names it; anything else may be a person's words."""
+        said = self.text("Modality")
+        return said if said in _MODALITIES else "other"
+
 
 @dataclass(frozen=True, eq=False)
 class Series:
@@ -119,9 +129,10 @@ class Series:
     def __str__(self) -> str:
         """For choosing: never a description, which may hold a name."""
         first = self.instances[0]
-        ending = f"(UID ...{self.uid.rsplit('.', 1)[-1]}) " if self.uid else ""
+        last = self.uid.rsplit(".", 1)[-1]
+        ending = f"(UID ...{last}) " if last.isdecimal() else ""
         size = f"{first.get('Columns')}x{first.get('Rows')}"
-        return f"{ending}{first.text('Modality')} {len(self.instances)} slices {size}"
+        return f"{ending}{first.modality} {len(self.instances)} slices {size}"
 
 
 @contextmanager
@@ -182,8 +193,9 @@ def find_series(source: Path, folder: Path, wanted: str | None = None) -> Series
         asked = read_header(single)
         if not asked.is_image:
             raise DataError(
-                f"{source}: a DICOM object without an image ({asked.text('Modality')}).",
+                f"{source}: a DICOM object without an image ({asked.modality}).",
                 "Give a file or the folder of the image series.",
+                "no-image",
             )
         uid = asked.text("SeriesInstanceUID")
         instances = [one for one in instances if one.text("SeriesInstanceUID") == uid]
@@ -195,6 +207,7 @@ def find_series(source: Path, folder: Path, wanted: str | None = None) -> Series
         raise DataError(
             f"{source}: holds no DICOM images ({len(instances)} other DICOM files).",
             "Give the folder of an image series, or a volume file such as scan.nii.gz.",
+            "no-image",
         )
     found = [Series(uid, tuple(images[uid])) for uid in sorted(images, key=natural_key)]
     return _chosen(source, found, wanted)

@@ -205,9 +205,30 @@ def check_mask_writable(path: Path, like: Volume) -> None:
         ConfigError: It would replace a slice of the scan.
     """
     check_writable(path, like)
+    _require_place(path, like)
     dicom.require_no_slice(path, like)
     if path.suffix.lower() == DICOM_SUFFIX:
         dicom_seg.check_references(like)
+
+
+def _require_place(path: Path, like: Volume) -> None:
+    """Refuse a format that cannot say where the scan lies, or would say it otherwise."""
+    own, asked = like.source and suffix_of(like.source), suffix_of(path)
+    families = [own in NIFTI_SUFFIXES, asked in NIFTI_SUFFIXES]
+    if own is None or asked is None or families[0] == families[1]:
+        return  # the scan's own header goes out as it came in
+    if like.geometry.shear_degrees:
+        raise DataError(
+            f"{path}: the axes of {like.name} are {like.geometry.shear_degrees:.1f} degrees off "
+            "right angles, and only its own format says so exactly.",
+            f"Write {own} instead.",
+        )
+    if own in NIFTI_SUFFIXES and not nifti.says_orientation(like):
+        raise DataError(
+            f"{path}: {like.name} does not say how it lies (both codes are 0); readers of other "
+            "formats would guess otherwise.",
+            f"Write {own} instead.",
+        )
 
 
 def check_readable(path: Path, series: str | None = None) -> str:

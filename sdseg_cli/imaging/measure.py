@@ -164,25 +164,30 @@ def measure_labels(volume: Volume) -> LabelFacts:
     )
 
 
-def facts_record(scan: ScanFacts | None, labels: LabelFacts) -> dict[str, Any]:
+def facts_record(
+    scan: ScanFacts | None, labels: LabelFacts, grid: GridFacts | None
+) -> dict[str, Any]:
     """What a prepared case keeps of its measures, for JSON; `facts_in` undoes it. Of a picture
     there is no `scan`.
     """
     counts = {str(value): count for value, count in labels.counts.items()}
     values = {} if scan is None else {"scan": scan.to_dict()}
+    if grid is not None:
+        values["grid"] = grid.to_dict()
     return {**values, "voxels": labels.voxels, "label_voxels": counts}
 
 
 def facts_in(pair: Pair, record: Mapping[str, Any]) -> CaseFacts:
     """The facts in the record of a prepared case; those of an older version have none."""
     scan = labels = None
+    grid = GridFacts.from_dict(record["grid"]) if "grid" in record else None
     if "scan" in record:
         scan = ScanFacts.from_dict(record["scan"])
     if "voxels" in record:
         counts = {int(value): int(count) for value, count in record["label_voxels"].items()}
         labels = LabelFacts(int(record["voxels"]), counts)
     content = str(record.get("pixels_sha256", ""))
-    return CaseFacts(pair.id, pair.image, pair.label, None, scan, labels, (), content)
+    return CaseFacts(pair.id, pair.image, pair.label, grid, scan, labels, (), content)
 
 
 def _seen(

@@ -99,6 +99,12 @@ def _write_blocks(stream: BinaryIO, header: Any, array: Array) -> None:
     stream.writelines(array[:, :, k].tobytes(order="F") for k in range(array.shape[2]))
 
 
+def says_orientation(volume: Volume) -> bool:
+    """Whether a NIfTI scan's sform or qform is in use; without either, readers guess."""
+    header: Any = volume.header
+    return bool(int(header["sform_code"]) or int(header["qform_code"]))
+
+
 def _header_for(like: Volume) -> Any:
     if isinstance(like.header, nib.Nifti1Header):
         return like.header.copy()

@@ -17,7 +17,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -117,14 +117,32 @@ def read_picture_labels(path: Path, levels: MaskLevels | None = None) -> Picture
     Raises:
         DataError: As for `read_picture`, or the mask is in colours.
     """
-    if levels is None and path.name.lower().endswith(JPEG_SUFFIXES):
-        levels = ABOVE_128
+    return labels_of(read_picture_greys(path), levels)
+
+
+def read_picture_greys(path: Path) -> Picture:
+    """The values of a mask before they are read as labels: (H, W, 1) uint8 or uint16.
+
+    Raises:
+        DataError: As for `read_picture_labels`.
+    """
     with _opened(path) as image:
-        values = _grey(ImageOps.exif_transpose(image), path)
+        return Picture.of(_grey(ImageOps.exif_transpose(image), path), path)
+
+
+def labels_of(greys: Picture, levels: MaskLevels | None) -> Picture:
+    """What `read_picture_labels` makes of the values of a mask."""
+    levels = levels_of(greys, levels)
     if levels is None:
-        return Picture.of(values, path)
-    grey = values if values.dtype == np.uint8 else (values >> 8).astype(np.uint8)
-    return Picture.of(_table(levels)[grey], path)
+        return greys
+    values = greys.array if greys.array.dtype == np.uint8 else (greys.array >> 8).astype(np.uint8)
+    return replace(greys, array=_table(levels)[values])
+
+
+def levels_of(greys: Picture, levels: MaskLevels | None) -> MaskLevels | None:
+    """The levels a mask is read by: those given, or, for a JPEG, `ABOVE_128`."""
+    is_jpeg = greys.name.lower().endswith(JPEG_SUFFIXES)
+    return ABOVE_128 if levels is None and is_jpeg else levels
 
 
 def write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
@@ -161,6 +179,7 @@ def _grey(image: Image.Image, path: Path) -> Array:
             raise DataError(
                 f"{path}: a mask in colours says no labels.",
                 "Save it in grey (0 background, 255 or class numbers), or with a palette.",
+                "values",
             )
     return green
 
@@ -187,14 +206,19 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise DataError(
             f"{path}: claims more than {Image.MAX_IMAGE_PIXELS:,} pixels.",
             "Cut it into tiles, or make it smaller.",
+            "dimensions",
         ) from error
     except SdsegError:
         raise
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist.", "Check the path.", "missing") from error
     except Exception as error:  # Pillow's decoders raise many kinds on arbitrary bytes
-        reason = "not a picture" if isinstance(error, UnidentifiedImageError) else error
+        strange = isinstance(error, UnidentifiedImageError)
+        reason = "not a picture" if strange else error
         raise DataError(
             f"{path}: cannot be read ({reason}).",
             "Copy or export it again: a whole PNG, JPEG, TIFF or BMP file.",
+            "kind" if strange else "damaged",
         ) from error
 
 
@@ -203,9 +227,11 @@ def _check_kind(image: Image.Image, path: Path) -> None:
         raise DataError(
             f"{path}: holds {getattr(image, 'n_frames', 1)} pages, not one picture.",
             "Save each page as its own file, for example with ImageMagick: convert in.tif p%d.png.",
+            "dimensions",
         )
     if image.mode in ("I", "F"):
         raise DataError(
             f"{path}: holds 32-bit numbers, not grey values or colours.",
             "Save it with 8 or 16 bits a channel, or as a volume (NIfTI).",
+            "values",
         )

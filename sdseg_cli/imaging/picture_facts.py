@@ -1,19 +1,25 @@
-"""Measure a picture and its mask, PNG or JPEG, with Pillow."""
+"""Measure a picture and its mask, read as `prepare` reads them."""
 
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sdseg_cli.errors import DataError, GeometryError
 from sdseg_cli.facts import CaseFacts, Fault, GridFacts, LabelFacts
 from sdseg_cli.imaging.measure import Pair, fault_of
+from sdseg_cli.imaging.picture import (
+    MaskLevels,
+    Picture,
+    labels_of,
+    levels_of,
+    read_picture,
+    read_picture_greys,
+)
 
-THRESHOLD = 128
-"""A mask's pixels above it are foreground."""
+MANY_GREYS = 16
+"""A mask of more values than these, white among them, is a soft edge and no list of classes."""
 
 
 def measure_pictures(pair: Pair) -> CaseFacts:
@@ -22,7 +28,7 @@ def measure_pictures(pair: Pair) -> CaseFacts:
     grid = labels = None
     digest = ""
     try:
-        pixels = read_pixels(pair.image, "RGB")
+        pixels = read_picture(pair.image).array
         rows, columns = pixels.shape[:2]
         grid = GridFacts(shape=(rows, columns), plane=(rows, columns))
         digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
@@ -31,13 +37,14 @@ def measure_pictures(pair: Pair) -> CaseFacts:
     if pair.label is not None:
         role = "label"
         try:
-            mask = read_pixels(pair.label, "L")
+            mask = read_picture_greys(pair.label)
             labels = measure_mask(mask, pair.levels)
             role = "grid"
-            if grid is not None and mask.shape != grid.plane:
+            rows, columns = mask.array.shape[:2]
+            if grid is not None and (rows, columns) != grid.plane:
                 raise GeometryError(
                     f"image {pair.image.name} has {grid.plane[1]}x{grid.plane[0]} pixels, mask "
-                    f"{pair.label.name} has {mask.shape[1]}x{mask.shape[0]}.",
+                    f"{pair.label.name} has {columns}x{rows}.",
                     "Export both at one size, without resizing either.",
                     "shape",
                 )
@@ -46,57 +53,17 @@ def measure_pictures(pair: Pair) -> CaseFacts:
     return CaseFacts(pair.id, pair.image, pair.label, grid, None, labels, tuple(faults), digest)
 
 
-def measure_mask(
-    mask: NDArray[np.uint8], levels: tuple[tuple[int, int], ...] | None = None
-) -> LabelFacts:
-    """What a grey mask holds, and how much of it is none of its own greys.
+def measure_mask(greys: Picture, levels: MaskLevels | None = None) -> LabelFacts:
+    """The labels of a mask, and how much of it is none of its own greys.
 
     Args:
-        mask: (H, W) uint8.
-        levels: As of `Pair`; when absent, values up to 128 are labels and brighter masks are black
-            and white.
+        greys: Of `read_picture_greys`.
+        levels: As of `Pair`.
     """
-    greys = np.bincount(mask.ravel(), minlength=256)
-    present = [int(grey) for grey in np.flatnonzero(greys)]
-    if levels is None and present[-1] <= THRESHOLD:
-        return LabelFacts(mask.size, {grey: int(greys[grey]) for grey in present})
-    steps = levels or ((0, 0), (THRESHOLD + 1, 255))
-    ends = [*(start for start, _ in steps[1:]), 256]
-    counts: dict[int, int] = {}
-    for (start, label), end in zip(steps, ends, strict=True):
-        if count := int(greys[start:end].sum()):
-            counts[label] = counts.get(label, 0) + count
-    own = (0, 255) if len(steps) < 3 else (0, 128, 255)
-    between = mask.size - int(greys[list(own)].sum())
-    return LabelFacts(mask.size, counts, between_share=between / mask.size)
-
-
-def read_pixels(path: Path, mode: str) -> NDArray[np.uint8]:
-    """Decode a picture to its last byte.
-
-    Args:
-        path: PNG, JPEG, ...
-        mode: "RGB" for (H, W, 3) or "L" for (H, W).
-
-    Raises:
-        DataError: Missing, damaged, or no picture.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    if not path.is_file():
-        raise DataError(f"{path} does not exist.", "Check the path.", "missing")
-    try:
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert(mode), np.uint8)
-    except UnidentifiedImageError as error:
-        raise DataError(
-            f"{path}: not a picture, whatever its name says.",
-            "Give a PNG or JPEG; check that the download finished.",
-            "kind",
-        ) from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{path}: cannot be read ({' '.join(str(error).split())}).",
-            "It may be cut short or damaged: copy or export it again.",
-            "damaged",
-        ) from error
+    values, counts = np.unique(labels_of(greys, levels).array, return_counts=True)
+    found = {int(value): int(count) for value, count in zip(values, counts, strict=True)}
+    used = levels_of(greys, levels)
+    own = [0, 255] if used is None or len(used) < 3 else [0, 128, 255]
+    is_soft = used is not None or (len(found) > MANY_GREYS and values[-1] == 255)
+    between = float(np.isin(greys.array, own, invert=True).mean()) if is_soft else 0.0
+    return LabelFacts(greys.array.size, found, between_share=between, graded=used is None)

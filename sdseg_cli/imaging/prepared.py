@@ -17,11 +17,11 @@ from numpy.lib.format import write_array_header_1_0
 
 from sdseg_cli.errors import DataError, RunError
 from sdseg_cli.facts import ScanFacts
-from sdseg_cli.filenames import is_picture
+from sdseg_cli.filenames import is_picture, size_and_time
 from sdseg_cli.imaging.cleaning import Cleaning
 from sdseg_cli.imaging.files import read_geometry, read_image, read_labels
 from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation, extent, guess_modality
-from sdseg_cli.imaging.measure import facts_record, measure_labels, measure_scan
+from sdseg_cli.imaging.measure import facts_record, measure_grid, measure_labels, measure_scan
 from sdseg_cli.imaging.picture import MaskLevels, Picture
 from sdseg_cli.imaging.reorient import geometry_like, stored_like
 from sdseg_cli.imaging.slices import to_stack
@@ -199,7 +199,9 @@ def prepare_case(job: CaseJob, folder: Path) -> dict[str, Any] | BadCase:
         names = f"scan {image.name}", f"label {label.name}"
         require_same_grid(image.geometry, label.geometry, *names)
         code = "values"
-        measured = facts_record(_checked_values(image), measure_labels(label))
+        values = _checked_values(image)
+        grid = None if values is None else measure_grid(image.geometry)
+        measured = facts_record(values, measure_labels(label), grid)
         label = Cleaning.from_dict(job.cleaning).apply(label, image)
     except DataError as error:
         return BadCase.of(job.id, code, error)
@@ -223,10 +225,10 @@ def prepare_case(job: CaseJob, folder: Path) -> dict[str, Any] | BadCase:
 def _identity(path: Path) -> tuple[str, int, int]:
     """What changes when a file does; a missing file has no size and no time."""
     try:
-        status = path.stat()
+        size, changed = size_and_time(path)
     except OSError:
         return str(path.absolute()), -1, -1
-    return str(path.resolve()), status.st_size, status.st_mtime_ns
+    return str(path.resolve()), size, changed
 
 
 def _checked_values(image: Volume) -> ScanFacts | None:

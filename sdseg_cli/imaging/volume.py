@@ -1,7 +1,7 @@
 """Geometry and Volume: an array that knows where its voxels lie in the patient.
 
 One convention everywhere inside: indices (i, j, k) in the order the file stores them, and world
-coordinates in RAS+ millimetres. Only `metaimage.py` knows any other.
+coordinates in RAS+ millimetres. Only the readers of other formats know any other.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from sdseg_cli.config import SampleConfig
 from sdseg_cli.errors import DataError
+from sdseg_cli.filenames import size_and_time
 from sdseg_cli.imaging.files import read_labels, write_mask
 from sdseg_cli.imaging.picture import Picture
 from sdseg_cli.imaging.volume import Volume
@@ -114,13 +115,13 @@ class KeptMasks:
     def _origin(self, scan: Volume) -> dict[str, Any]:
         if scan.source is None:
             raise ValueError("a scan without a file cannot be recognised again")
-        found = scan.source.stat()
+        size, changed = size_and_time(scan.source)
         return {
             "checkpoint_sha256": self.checkpoint_sha256,
             "device": self.device,
             "seed": self.seed,
             "sample": asdict(self.sample),
             "scan": str(scan.source.absolute()),
-            "scan_bytes": found.st_size,
-            "scan_modified_ns": found.st_mtime_ns,
+            "scan_bytes": size,
+            "scan_modified_ns": changed,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from sdseg_cli.datasets.recognise import find_cases
 from sdseg_cli.errors import DataError
 from sdseg_cli.prepare import prepare
 from tests.archives import write_nnunet
+from tests.raw_pictures import save_pair
 
 VERSION_1 = {
     "modality": {"0": "CT"},
@@ -77,3 +79,19 @@ def test_a_damaged_description_is_named(tmp_path: Path, text: str) -> None:
     with pytest.raises(DataError, match=r"dataset\.json") as caught:
         find_cases(tmp_path)
     assert caught.value.hint
+
+
+def test_pictures_are_pictures_whatever_dataset_json_calls_them(
+    tmp_path: Path, workspace: Path
+) -> None:
+    root = tmp_path / "set"
+    for number in range(3):
+        save_pair(root / f"imagesTr/x{number}_0000.png", root / f"labelsTr/x{number}.png", number)
+    said = {
+        "channel_names": {"0": "xray"},
+        "labels": {"background": 0, "polyp": 255},
+        "file_ending": ".png",
+    }
+    (root / "dataset.json").write_text(json.dumps(said))
+    manifest = Manifest.load(prepare(root, workspace, workers=1).manifest)
+    assert (manifest.adapter, manifest.modality) == ("nnunet", "photograph")

@@ -56,6 +56,6 @@ def test_each_picture_layout_is_recognised_as_one(tmp_path: Path) -> None:
 def test_a_folder_two_picture_layouts_fit_is_refused(tmp_path: Path) -> None:
     id = kvasir_id(1)
     touch(tmp_path, f"images/{id}.jpg", f"masks/{id}.jpg", "Original/1.png", "Ground Truth/1.png")
-    with pytest.raises(DataError, match="looks like cvc, kseg, folder") as caught:
+    with pytest.raises(DataError, match="looks like cvc, kseg") as caught:
         find_cases(tmp_path)
     assert "--dataset" in caught.value.hint

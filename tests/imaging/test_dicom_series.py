@@ -12,7 +12,7 @@ from pydicom import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from sdseg_cli.errors import ConfigError, DataError
-from sdseg_cli.imaging.files import check_readable, read_image
+from sdseg_cli.imaging.files import check_readable, read_geometry, read_image
 from tests.dicom_files import (
     SECRETS,
     SERIES_UID,
@@ -175,3 +175,15 @@ def test_deflated_files_are_refused_unread(folder: Path) -> None:
     save(made, folder / "IM9")
     with pytest.raises(DataError, match="deflated DICOM is not read"):
         read_image(folder)
+
+
+def test_a_modality_of_a_persons_words_is_not_repeated(tmp_path: Path) -> None:
+    def named(slice_: Dataset, k: int) -> None:
+        slice_.Modality = "DOE^JOHN"
+
+    for number in (1, 2):
+        write_series(tmp_path / str(number), change=named, series_uid=f"{SERIES_UID}.{number}")
+    with pytest.raises(ConfigError) as caught:
+        read_geometry(tmp_path)
+    assert "DOE" not in caught.value.message + caught.value.hint
+    assert "other 6 slices" in caught.value.hint

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -14,6 +15,7 @@ import SimpleITK
 
 from sdseg_cli.errors import DataError, RunError
 from sdseg_cli.imaging.files import (
+    check_mask_writable,
     check_writable,
     read_geometry,
     read_image,
@@ -283,3 +285,31 @@ def test_the_real_nrrd_and_its_label_lie_on_one_grid(real_data: Path) -> None:
     assert scan.geometry.axis_codes == "LPS"
     assert scan.geometry.same_grid(label.geometry, 1e-3)
     assert label.array.astype(bool).sum() == 837
+
+
+def _sheared_nifti(path: Path) -> Volume:
+    affine = np.diag([2.0, 2.0, 3.0, 1.0])
+    affine[0, 1] = 2 * np.tan(np.deg2rad(2))
+    nib.save(nib.Nifti1Image(np.zeros((4, 5, 6), np.int16), affine), path)
+    return read_image(path)
+
+
+def test_a_sheared_scan_gets_its_mask_only_in_its_own_format(tmp_path: Path) -> None:
+    scan = _sheared_nifti(tmp_path / "ct.nii")
+    assert scan.geometry.shear_degrees > 1
+    check_mask_writable(tmp_path / "m.nii.gz", scan)
+    with pytest.raises(DataError, match=r"m\.nrrd: the axes of ct\.nii are 2\.0 degrees") as caught:
+        check_mask_writable(tmp_path / "m.nrrd", scan)
+    assert ".nii" in caught.value.hint
+    nrrd = replace(scan, source=tmp_path / "ct.nrrd", header=None)
+    with pytest.raises(DataError, match=r"m\.nii: the axes of ct\.nrrd"):
+        check_mask_writable(tmp_path / "m.nii", nrrd)
+
+
+def test_a_scan_that_does_not_say_how_it_lies_gets_its_mask_only_as_nifti(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.zeros((4, 5, 6), np.int16), None)
+    nib.save(image, tmp_path / "ct.nii")
+    scan = read_image(tmp_path / "ct.nii")
+    check_mask_writable(tmp_path / "m.nii.gz", scan)
+    with pytest.raises(DataError, match="does not say how it lies"):
+        check_mask_writable(tmp_path / "m.mha", scan)

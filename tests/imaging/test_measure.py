@@ -99,10 +99,11 @@ def test_a_grid_is_described() -> None:
 def test_a_record_gives_the_facts_back() -> None:
     array = np.arange(8, dtype=np.uint8).reshape(2, 2, 2)
     scan, labels = measure_scan(volume(array)), measure_labels(volume(array))
-    record = json.loads(json.dumps(facts_record(scan, labels) | {"pixels_sha256": "ab"}))
+    grid = measure_grid(volume(array).geometry)
+    record = json.loads(json.dumps(facts_record(scan, labels, grid) | {"pixels_sha256": "ab"}))
     pair = Pair("x", Path("i.nii"), Path("l.nii"))
     facts = facts_in(pair, record)
-    assert (facts.scan, facts.sha256) == (scan, "ab")
+    assert (facts.grid, facts.scan, facts.sha256) == (grid, scan, "ab")
     assert facts.labels is not None
     assert (facts.labels.voxels, facts.labels.counts) == (8, labels.counts)
     assert facts_in(pair, {}).scan is None  # prepared by an older version
