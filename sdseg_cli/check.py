@@ -160,8 +160,8 @@ def _check_dicom(src: Path, cases: Sequence[Case]) -> Iterator[Finding]:
             name = src.name if folder == src else str(folder.relative_to(src))
             try:
                 yield from _as_dicom(measure_case(Pair(name, folder, None)))
-            except ConfigError as several:
-                yield unchecked_dicom(name, several.message)
+            except ConfigError as several:  # which of them is meant is for `predict` to ask
+                yield unchecked_dicom(name, several.message, several.hint)
 
 
 def _as_dicom(case: CaseFacts) -> Iterator[Finding]:

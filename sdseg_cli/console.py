@@ -74,10 +74,16 @@ class Output:
         for one in findings:
             told[one.code] += 1
             if told[one.code] <= SHOWN_WARNINGS:
-                self.say(f"warning {one.code}, {one.case}: {one.measured}. {one.fix}")
+                self._warn(f"warning {one.code}, {one.case}: {one.measured}. {one.fix}")
         for code, count in told.items():
             if count > SHOWN_WARNINGS:
-                self.say(f"warning {code}: {count - SHOWN_WARNINGS} more, see `sdseg check --json`")
+                self._warn(
+                    f"warning {code}: {count - SHOWN_WARNINGS} more, see `sdseg check --json`"
+                )
+
+    def _warn(self, text: str) -> None:
+        if not self.as_json:  # there they are in the object; --quiet silences no warning
+            self._log.print(Text(text))
 
     def object(self, values: Mapping[str, Any]) -> None:
         """One JSON object on stdout, strict: no NaN, no infinity."""

@@ -30,6 +30,15 @@ from sdseg_cli.imaging.volume import Volume
 from sdseg_cli.predict import Predictor, place_mask
 from sdseg_cli.progress import Progress, silent
 
+_OTHER_SCANS = "If the mask looks wrong: predict with a run that was trained on scans like this."
+_FIXES = {
+    "image-looks-like-mask": "Give the scan, not its mask.",
+    "values-not-finite": "They are taken for air.",
+    "values-constant": "There is nothing to see in it: export the scan again.",
+    "image-straightened": "Nothing to do: the mask gets the scan's own header.",
+}
+"""What to do about an odd scan that is predicted all the same."""
+
 
 @dataclass(frozen=True)
 class PredictReport:
@@ -159,4 +168,6 @@ def check_volume(volume: Volume, normalisation: Normalisation) -> tuple[Finding,
         *check_grid(volume.name, measure_grid(volume.geometry)),
         *check_scan(volume.name, measure_scan(volume), ct or None),
     )
-    return tuple(replace(finding, level=WARNING) for finding in found)
+    return tuple(
+        replace(one, level=WARNING, fix=_FIXES.get(one.code, _OTHER_SCANS)) for one in found
+    )

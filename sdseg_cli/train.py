@@ -154,15 +154,15 @@ def _resume(config: RunConfig, manifest: Manifest, run: RunDir) -> Checkpoint | 
     checkpoint = Checkpoint.load(run.last)
     if checkpoint.data != manifest.inference_settings():
         changed.append("the prepared data")
-    if config.train.steps < checkpoint.step:
-        raise ConfigError(
-            f"{run.path} is at step {checkpoint.step}, past the {config.train.steps} asked for.",
-            "Give a new folder with --run, or more --steps.",
-        )
     if changed:
         raise ConfigError(
             f"{run.path} holds a run with other settings: {', '.join(changed)}.",
             "Give a new folder with --run; to go on, train and prepare with the old settings.",
+        )
+    if config.train.steps < checkpoint.step:
+        raise ConfigError(
+            f"{run.path} is at step {checkpoint.step}, past the {config.train.steps} asked for.",
+            "Give a new folder with --run, or more --steps.",
         )
     return checkpoint
 

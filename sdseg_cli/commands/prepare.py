@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -70,10 +71,14 @@ def prepare(
             progress=progress,
         )
     made = Manifest.load(report.manifest)
+    output.say(f"scans below {_common_folder(made)}")
     output.say(_what_was_made(made))
     output.say(f"split: {made.split['rule']}")
     if before.get(made.name) not in (None, made.inference_settings()):
-        output.say(f"replaced {made.name}, which was prepared with other settings or data before")
+        output.say(
+            f"replaced {made.name}, which was prepared with other settings or data before; runs "
+            "that were trained on it can no longer be evaluated or resumed"
+        )
     for skip in report.skipped:
         output.say(f"skipped {skip['case']}: {skip['why']}")
     output.warn(report.warnings)
@@ -84,6 +89,7 @@ def prepare(
         rows=[*((k, str(v)) for k, v in report.cases.items()), ("slices", str(report.slices))],
         files=[report.manifest],
     )
+    output.say(f"next: sdseg train --dataset {made.name}")
 
 
 def _prepared_so_far() -> dict[str, object]:
@@ -93,6 +99,11 @@ def _prepared_so_far() -> dict[str, object]:
         with suppress(DataError):
             found[name] = Manifest.find(workspace(), name).inference_settings()
     return found
+
+
+def _common_folder(manifest: Manifest) -> str:
+    """Where all scans lie: a surprise, where a parent of several sets was given."""
+    return os.path.commonpath([case.image.parent for case in manifest.entries])
 
 
 def _what_was_made(manifest: Manifest) -> str:

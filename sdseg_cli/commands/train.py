@@ -77,7 +77,7 @@ def train(
             ("seconds", f"{report.seconds:.0f}"),
             ("best validation Dice", number(best["val_dice"])),
             ("at step", "-" if best["step"] is None else str(best["step"])),
-            *((f"{part} started from", where) for part, where in sorted(report.origin.items())),
+            *((f"{part} started from", where) for part, where in _starts(report.origin)),
         ],
         files=[
             path
@@ -85,6 +85,11 @@ def train(
             if path.exists()
         ],
     )
+
+
+def _starts(origin: dict[str, str]) -> list[tuple[str, str]]:
+    """A whole model says where its parts come from."""
+    return [("model", origin["model"])] if "model" in origin else sorted(origin.items())
 
 
 def _settings(

@@ -173,7 +173,7 @@ def _check_declared(
             "labels-many",
             WARNING,
             id,
-            f"{len(labels) + 1} label values, 0 to {labels[-1]}, would count as one foreground",
+            f"{len(labels) + 1} label values, 0 to {labels[-1]}; all but 0 would be one foreground",
             f"Choose with --target, for example --target {labels[0]}. Present: {shown}",
         )
 

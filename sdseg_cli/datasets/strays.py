@@ -80,19 +80,22 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
-def unchecked_dicom(case: str, why: str) -> Finding:
+def unchecked_dicom(
+    case: str, why: str, fix: str = "Nothing to do: plans, contours and reports are no scans."
+) -> Finding:
     """What is said of DICOM that cannot be read as a scan.
 
     Args:
         case: Its path inside the data set.
         why: What the reader said.
+        fix: What to do.
     """
     return Finding(
         "dicom-unchecked",
         WARNING,
         case,
         f"DICOM that was not checked ({why.rstrip('.')})",
-        "If a scan is in it, convert it, for example with dcm2niix, and check the result.",
+        fix,
     )
 
 

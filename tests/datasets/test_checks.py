@@ -125,7 +125,7 @@ def test_the_fix_is_an_option_to_type() -> None:
     assert "--target 4" in next(found).fix
     many = LabelFacts(99, dict.fromkeys([*range(15), 20, 21, 22, 44], 1))
     finding = next(check_labels("x", many, Expected(), is_picture=False))
-    assert finding.measured == "19 label values, 0 to 44, would count as one foreground"
+    assert finding.measured == "19 label values, 0 to 44; all but 0 would be one foreground"
     assert finding.fix.endswith("Present: 1..14, 20..22, 44")
 
 

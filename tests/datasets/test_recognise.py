@@ -68,3 +68,11 @@ def test_a_missing_folder_or_a_file_is_refused(tmp_path: Path) -> None:
         find_cases(tmp_path / "file")
     with pytest.raises(DataError, match="does not exist"):
         find_cases(tmp_path / "nothing")
+
+
+def test_a_folder_of_several_data_sets_is_refused_by_name(tmp_path: Path) -> None:
+    for name in ("polyps/images/a.png", "polyps/masks/a.png", "scans/pt_1/image.nii.gz"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match="holds several data sets: polyps, scans"):
+        find_cases(tmp_path)
