@@ -169,10 +169,9 @@ def _as_dicom(case: CaseFacts) -> Iterator[Finding]:
     if any(fault.code == "image-no-image" for fault in case.faults):
         yield unchecked_dicom(case.id, case.faults[0].message)
         return
-    for fault in case.faults:
-        code = "image-series" if fault.code == "image" else fault.code
-        yield Finding(code, ERROR, case.id, fault.message, fault.hint)
-    yield from _alone(replace(case, faults=()))
+    codes = {"image": "image-series"}
+    named = (replace(fault, code=codes.get(fault.code, fault.code)) for fault in case.faults)
+    yield from _alone(replace(case, faults=tuple(named)))
 
 
 def _alone(case: CaseFacts) -> Iterator[Finding]:

@@ -37,6 +37,8 @@ def _divisible(section: str, widths: list[int], by: int) -> None:
 
 UNET_NORM_GROUPS = 32
 """Groups of the U-Net's norms, in every size of it."""
+ABOVE_128 = ((0, 0), (129, 1))
+"""How grey masks are read that hold no exact values: (lowest grey, label), ascending."""
 THRESHOLD = 0.5
 """A voxel whose probability is above this is foreground."""
 

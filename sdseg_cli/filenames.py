@@ -10,6 +10,8 @@ METAIMAGE_SUFFIXES = (".nrrd", ".mha", ".mhd")
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, *METAIMAGE_SUFFIXES)
 JPEG_SUFFIXES = (".jpg", ".jpeg")
 PICTURE_SUFFIXES = (".png", *JPEG_SUFFIXES, ".tif", ".tiff", ".bmp")
+PACKAGE_FILE = "sdseg.json"
+"""What an inference package says of itself."""
 DICOM_SUFFIX = ".dcm"
 ZIP_SUFFIX = ".zip"
 

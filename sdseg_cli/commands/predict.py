@@ -23,6 +23,7 @@ from sdseg_cli.commands.options import (
 )
 from sdseg_cli.console import Output
 from sdseg_cli.errors import ConfigError
+from sdseg_cli.filenames import PACKAGE_FILE
 
 
 def predict(
@@ -52,7 +53,7 @@ def predict(
     """Segment one scan; the mask lies on the scan's own grid."""
     if run is not None and model is not None:
         raise ConfigError("--run and --model are both given.", "Give one of them.")
-    if model is not None and not (model / "sdseg.json").is_file():
+    if model is not None and not (model / PACKAGE_FILE).is_file():
         raise ConfigError(
             f"{model}: no package there.",
             "Make one: sdseg weights export RUN; a run goes to --run.",

@@ -9,7 +9,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from sdseg_cli.datasets.pairs import ABOVE_128, paired
+from sdseg_cli.config import ABOVE_128
+from sdseg_cli.datasets.pairs import paired
 from sdseg_cli.datasets.spec import Case, DatasetSpec, in_order
 from sdseg_cli.errors import DataError
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from sdseg_cli.datasets.pairs import ABOVE_128, paired, pictures_in
+from sdseg_cli.config import ABOVE_128
+from sdseg_cli.datasets.pairs import paired, pictures_in
 from sdseg_cli.datasets.spec import Case, DatasetSpec, in_order
 
 _PLACES = ("", "Kvasir-SEG", "kvasir-seg")

@@ -8,9 +8,6 @@ from sdseg_cli.datasets.spec import Case
 from sdseg_cli.errors import DataError
 from sdseg_cli.filenames import is_picture, stem_of
 
-ABOVE_128 = ((0, 0), (129, 1))
-"""Mask levels of a binary mask, also one saved as JPEG: grey > 128 is foreground."""
-
 
 def pictures_in(folder: Path) -> dict[str, Path]:
     """Stem -> picture; dot files are none, and a folder that is not there has none.

@@ -45,13 +45,6 @@ def find_cases(
     if image_glob is not None and label_glob is not None:
         spec = DATASETS[dataset or FOLDER.name]
         return spec.refine(src, spec), find_by_globs(src, image_glob, label_glob)
-    plainly_one = len(found := fitting(src)) == 1 and found[0] is not FOLDER
-    if dataset is None and not plainly_one and len(several := sets_in(src)) > 1:
-        named = ", ".join(folder.name for folder in several[:5])
-        raise DataError(
-            f"{src}: holds several data sets: {named}{', ...' if len(several) > 5 else ''}.",
-            "Give the folder of one of them.",
-        )
     spec = DATASETS[dataset] if dataset else _recognised(src)
     cases = spec.find_cases(src)
     if not cases:
@@ -89,6 +82,14 @@ def fitting(src: Path) -> list[DatasetSpec]:
 
 def _recognised(src: Path) -> DatasetSpec:
     found = fitting(src)
+    if len(found) == 1 and found[0] is not FOLDER:
+        return found[0]
+    if len(several := sets_in(src)) > 1:
+        named = ", ".join(folder.name for folder in several[:5])
+        raise DataError(
+            f"{src}: holds several data sets: {named}{', ...' if len(several) > 5 else ''}.",
+            "Give the folder of one of them.",
+        )
     if len(found) == 1:
         return found[0]
     if found:

@@ -10,13 +10,12 @@ from numpy.typing import NDArray
 
 from sdseg_cli.errors import DataError
 from sdseg_cli.imaging.dicom_series import Instance
-from sdseg_cli.imaging.volume import GRID_TOLERANCE_VOXELS, Geometry
+from sdseg_cli.imaging.volume import GRID_TOLERANCE_VOXELS, LPS_TO_RAS, Geometry
 
 MAX_PLANE_PIXELS = 1 << 26
 """8192 x 8192: a compressed file that claims more is not believed."""
 _TOLERANCE = 1e-4
 """How far cosines and mm per pixel of one series may differ: 0.05 pixels over a row of 512."""
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 _Vector = NDArray[np.float64]
 
@@ -83,7 +82,7 @@ def sorted_stack(instances: Sequence[Instance]) -> tuple[list[Instance], Geometr
     lps[:3, 0], lps[:3, 1] = along_row * column_mm, along_column * row_mm
     lps[:3, 2], lps[:3, 3] = normal * step, places[0]
     try:
-        return stack, Geometry((columns, rows, len(stack)), _LPS_TO_RAS @ lps)
+        return stack, Geometry((columns, rows, len(stack)), LPS_TO_RAS @ lps)
     except ValueError as error:
         raise DataError(
             f"{first.path}: its pixel spacing or orientation is no number above 0.",

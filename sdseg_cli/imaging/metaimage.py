@@ -12,13 +12,12 @@ from sdseg_cli.atomic import replacing
 from sdseg_cli.errors import DataError
 from sdseg_cli.imaging.claims import find_voxels, require_held
 from sdseg_cli.imaging.shear import geometry_of
-from sdseg_cli.imaging.volume import Array, Geometry, Volume
+from sdseg_cli.imaging.volume import LPS_TO_RAS, Array, Geometry, Volume
 
 WRITABLE = (".nrrd", ".mha")
 """One file each: an .mhd is two files, which no rename replaces at once."""
 
 _BITS = {"8-bit": 8, "16-bit": 16, "32-bit": 32, "64-bit": 64}
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +79,7 @@ def read_geometry(path: Path) -> Geometry:
     lps = np.eye(4)
     lps[:3, :3] = np.reshape(header.GetDirection(), (3, 3)) * np.asarray(header.GetSpacing())
     lps[:3, 3] = header.GetOrigin()
-    return geometry_of(path, (width, height, depth), _LPS_TO_RAS @ lps)
+    return geometry_of(path, (width, height, depth), LPS_TO_RAS @ lps)
 
 
 def _unreadable(path: Path) -> DataError:
@@ -104,7 +103,7 @@ def write(path: Path, array: Array, like: Volume) -> None:
     if isinstance(like.header, ImageHeader):
         image.CopyInformation(like.header.image)
     else:
-        lps = _LPS_TO_RAS @ like.geometry.affine
+        lps = LPS_TO_RAS @ like.geometry.affine
         directions = lps[:3, :3] / np.asarray(like.geometry.spacing_mm)
         sheared = not np.allclose(directions.T @ directions, np.eye(3), atol=1e-4)
         if sheared or like.geometry.shear_degrees:

@@ -25,15 +25,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sdseg_cli.atomic import replacing
+from sdseg_cli.config import ABOVE_128
 from sdseg_cli.errors import DataError, SdsegError
 from sdseg_cli.filenames import JPEG_SUFFIXES
 from sdseg_cli.imaging.volume import Array, Geometry, Volume
 
 MaskLevels = tuple[tuple[int, int], ...]
 """(lowest grey, label), ascending from grey 0: ((0, 0), (129, 1)) reads "grey > 128 is label 1"."""
-
-ABOVE_128: MaskLevels = ((0, 0), (129, 1))
-"""How a JPEG mask is read where nothing else is said: it holds no exact values."""
 
 _GREY_WITHIN = 8
 """A grey picture saved as a colour JPEG has channels that differ by this much at most."""

@@ -19,6 +19,8 @@ from sdseg_cli.errors import GeometryError
 
 Array = NDArray[Any]
 
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""From the world of DICOM and ITK to ours, and back: both turn x and y."""
 GRID_TOLERANCE_VOXELS = 0.1
 """Two grids are one when no corner of theirs lies further apart than this share of a voxel."""
 

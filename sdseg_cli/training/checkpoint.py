@@ -22,6 +22,7 @@ from sdseg_cli.atomic import replacing
 from sdseg_cli.config import RunConfig
 from sdseg_cli.config_file import load_toml
 from sdseg_cli.errors import ConfigError, RunError, WeightsError
+from sdseg_cli.filenames import PACKAGE_FILE
 from sdseg_cli.model.tensor_files import unpickled
 
 FORMAT_VERSION = 1
@@ -202,7 +203,7 @@ def run_folder(workspace: Path, run: Path) -> Path | None:
 def _named_run(workspace: Path, run: Path) -> RunDir:
     found, runs = run_folder(workspace, run), workspace / "runs"
     if found is None:
-        if (run / "sdseg.json").is_file():
+        if (run / PACKAGE_FILE).is_file():
             raise ConfigError(f"{run}: a package, no run.", "Give it to predict with --model.")
         made = ", ".join(
             sorted(str(p.parent.relative_to(runs)) for p in runs.glob("*/*/config.toml"))

@@ -17,6 +17,7 @@ from typing import Any
 
 from sdseg_cli import __version__
 from sdseg_cli.errors import ConfigError, RunError, WeightsError
+from sdseg_cli.filenames import PACKAGE_FILE
 from sdseg_cli.model.tensor_files import (
     file_sha256,
     positive_scale,
@@ -26,7 +27,7 @@ from sdseg_cli.model.tensor_files import (
 from sdseg_cli.training.checkpoint import Checkpoint, RunDir, halved
 
 FORMAT_VERSION = 1
-MODEL, DESCRIPTION, LICENSE = "model.safetensors", "sdseg.json", "LICENSE.md"
+MODEL, DESCRIPTION, LICENSE = "model.safetensors", PACKAGE_FILE, "LICENSE.md"
 FILES = {MODEL, DESCRIPTION, LICENSE}
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "sha256": str,
