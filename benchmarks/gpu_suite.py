@@ -17,25 +17,21 @@ from __future__ import annotations
 
 import argparse
 import os
+import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.made_up import SIZE, made_up_slices, step_zero, stepper
 from benchmarks.precision import run_table
 from benchmarks.results import Results, Row, machine, seconds_per_call
 from sdseg_cli.config import RunConfig
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.sdseg import SDSeg, as_three_channels, build_sdseg
 from sdseg_cli.presets import preset
-from sdseg_cli.training.batches import Batch
-from sdseg_cli.training.checkpoint import Checkpoint, config_values
 from sdseg_cli.training.runtime import choose_device, placed, reduced_precision
-from sdseg_cli.training.trainer import Trainer
-
-SIZE = 256
 
 
 def peak_gib(device: torch.device) -> float | None:
@@ -43,40 +39,19 @@ def peak_gib(device: torch.device) -> float | None:
     return torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
 
 
-class _MadeUpSlices:
-    """In place of prepared slices: one random batch, always."""
-
-    with_foreground: tuple[int, ...] = ()
-
-    def __len__(self) -> int:
-        return 1
-
-    def batch(self, positions: list[int]) -> Batch:
-        """(B,256,256) noise with a square of foreground."""
-        foreground = torch.zeros(len(positions), SIZE, SIZE, dtype=torch.bool)
-        foreground[:, 96:160, 96:160] = True
-        return Batch(torch.rand(len(positions), SIZE, SIZE) * 2 - 1, foreground)
-
-
-def training(config: RunConfig, batch_size: int, device: torch.device, budget_s: float) -> Row:
-    """One whole step of `Trainer`: slices, encoder, U-Net, loss, backward, AdamW, EMA."""
+def training(
+    config: RunConfig, batch_size: int, device: torch.device, budget_s: float, compiled: bool
+) -> Row:
+    """One whole step of `sdseg train`: slices, encoder, U-Net, loss, backward, AdamW, EMA."""
     config = replace(config, train=replace(config.train, batch_size=batch_size))
-    torch.manual_seed(0)
-    model = build_sdseg(config.model)
-    state = Checkpoint(
-        step=0,
-        config=config_values(config),
-        data={},
-        latent_scale=1.0,
-        weights=model.state_dict(),
-        ema=model.unet.state_dict(),
-    )
-    del model
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    trainer = Trainer(config, state, device)
-    slices: Any = _MadeUpSlices()
-    taken = seconds_per_call(lambda: trainer.train_step(slices), device, budget_s)
+    with tempfile.TemporaryDirectory() as name:
+        slices = made_up_slices(Path(name) / "case", 64)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        _, step = stepper(config, slices, Path(name), step_zero(config), device, compiled=compiled)
+        for _ in range(3):
+            step()
+        taken = seconds_per_call(step, device, budget_s)
     return {"slices_per_s": batch_size / taken, "s_per_step": taken, "peak_gib": peak_gib(device)}
 
 
@@ -146,7 +121,7 @@ def main() -> None:
     for batch in (4, 16, 64) if large else (2, 8):
         results.measure(
             f"{args.preset}/train/batch{batch}",
-            lambda batch=batch: training(config, batch, device, args.budget),  # type: ignore[misc]
+            lambda batch=batch: training(config, batch, device, args.budget, False),  # type: ignore[misc]
         )
     torch.manual_seed(0)
     model = placed(build_sdseg(config.model).eval().requires_grad_(False), device)

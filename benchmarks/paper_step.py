@@ -17,42 +17,22 @@ import platform
 import resource
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.made_up import made_up_slices, step_zero, stepper
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.pretrained import load_official
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.presets import preset
-from sdseg_cli.training.batches import Batch
-from sdseg_cli.training.checkpoint import Checkpoint, config_values
 from sdseg_cli.training.initialise import initial_model
-from sdseg_cli.training.trainer import Trainer
 from sdseg_cli.weights import add_weights
 from tests.parity.fill import manifest, state_dict
 from tests.parity.reference import Reference
-
-SIZE = 256
-
-
-class _MadeUpSlices:
-    """In place of prepared slices: discs in noise."""
-
-    with_foreground: tuple[int, ...] = ()
-
-    def __len__(self) -> int:
-        return 4
-
-    def batch(self, positions: list[int]) -> Batch:
-        """(B,256,256): a disc of another radius in each slice."""
-        axis = torch.arange(SIZE) - SIZE / 2
-        distance = (axis[:, None] ** 2 + axis[None] ** 2).sqrt()
-        foreground = torch.stack([distance < 20 + 15 * i for i in positions])
-        noise = torch.rand(foreground.shape, generator=torch.Generator().manual_seed(0))
-        return Batch((foreground * 0.5 + noise).clamp(-1, 1), foreground)
 
 
 def fill_store(folder: Path) -> None:
@@ -72,23 +52,15 @@ def peak_gib() -> float:
 
 def one_step(folder: Path) -> dict[str, Any]:
     """The step: seconds, loss terms, peak memory."""
-    config, slices = preset("sd"), _MadeUpSlices()
+    config = preset("sd")
+    slices = made_up_slices(folder / "case", 4)
     started = time.perf_counter()
-    made_up: Any = slices
-    model, origin = initial_model(config, WeightStore(folder / "store"), made_up)
-    state = Checkpoint(
-        step=0,
-        config=config_values(config),
-        data={},
-        latent_scale=model.latent_scale,
-        weights=model.state_dict(),
-        ema=model.unet.state_dict(),
-        origin=origin,
-    )
+    model, origin = initial_model(config, WeightStore(folder / "store"), slices)
+    state = replace(step_zero(config, model), origin=origin)
     loaded = time.perf_counter()
-    trainer = Trainer(config, state, torch.device("cpu"))
+    trainer, step = stepper(config, slices, folder, state, torch.device("cpu"), steps=1)
     del model, state
-    row = trainer.train_step(made_up)
+    row = step().row()
     return {
         **row,
         "latent_scale": trainer.model.latent_scale,

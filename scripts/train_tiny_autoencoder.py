@@ -53,7 +53,7 @@ def losses(
     x = torch.cat([mask, texture]).contiguous(memory_format=torch.channels_last)
     moments = model.moments(x)
     mean, logvar = moments.chunk(2, dim=1)
-    z = sample_posterior(moments)
+    z = sample_posterior(moments, torch.randn_like(mean))
     decoded = model.decode(z + noise * torch.randn_like(z))
     cut = len(mask)
     return {

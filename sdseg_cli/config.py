@@ -101,14 +101,17 @@ class ModelConfig:
     encoder_dropout: float = 0.2
     """Dropout of the vision encoder."""
     precision: str = "mixed"
-    """On a GPU: "mixed", bfloat16 in the vision encoder and the autoencoder; or "float32" (the
-    paper). The U-Net and Eq. 2 are always float32."""
+    """On a GPU, of the vision encoder and the autoencoder: "mixed", bfloat16; "mixed-float16",
+    with a loss scale in training; or "float32" (the paper). The U-Net and Eq. 2 are always
+    float32."""
+    tf32: bool = False
+    """On a GPU the U-Net's products round their operands to TF32's 11 bits; Eq. 2 never does."""
     train_encoder: bool = True
     """False: the vision encoder stays as it starts, without dropout."""
 
     def __post_init__(self) -> None:
         _choice("model.fusion", self.fusion, ("concat", "cross-attention"))
-        _choice("model.precision", self.precision, ("mixed", "float32"))
+        _choice("model.precision", self.precision, ("mixed", "mixed-float16", "float32"))
         _choice("model.parameterisation", self.parameterisation, ("eps", "v", "z0"))
         _within("model.encoder_dropout", self.encoder_dropout, 0, 0.99)
 
@@ -122,6 +125,9 @@ class TrainConfig:
     the weight store."""
     steps: int = 100_000
     batch_size: int = 4
+    """Slices per optimiser step, over all processes."""
+    accumulate: int = 1
+    """Parts a batch is computed in, one after the other: less memory, the same step."""
     learning_rate: float = 4e-5
     """Effective: the paper's base rate 1e-5 times batch 4 on one GPU."""
     warmup_steps: int = 10_000
@@ -142,24 +148,33 @@ class TrainConfig:
     foreground_fraction: float = 0.0
     """Share of each batch drawn from slices with foreground; 0 = every slice once per epoch."""
     timesteps: str = "uniform"
-    """How t is drawn: "uniform" on 0..999 (the paper) or "last" (always 999)."""
+    """How t is drawn: "uniform" on 0..999 (the paper); "latent-weighted", as often as Eq. 3 weighs
+    it, and that weight divided out: the same mean loss with less noise; or "last", always 999."""
     flips: str = "hv"
     """Random flips: any of the letters h (left-right) and v (up-down)."""
     validate_every: int = 2_500
     validation_slices: int = 256
     """At most so many slices, spread evenly over the validation cases."""
     checkpoint_every: int = 1_000
+    patience: int = 0
+    """Stop after so many validations without a better Dice; 0 = never."""
 
     def __post_init__(self) -> None:
-        _choice("train.timesteps", self.timesteps, ("uniform", "last"))
+        _choice("train.timesteps", self.timesteps, ("uniform", "latent-weighted", "last"))
         _choice("train.latent_loss", self.latent_loss, ("l1", "l2"))
         _choice("train.schedule", self.schedule, ("constant", "cosine"))
         _choice("train.flips", self.flips, ("", "h", "v", "hv"))
         counts = ("steps", "batch_size", "validate_every", "validation_slices", "checkpoint_every")
         for name in counts:
             _within(f"train.{name}", getattr(self, name), 1, ENDLESS)
+        _within("train.accumulate", self.accumulate, 1, self.batch_size)
+        if self.batch_size % self.accumulate:
+            raise ConfigError(
+                f"train.batch_size {self.batch_size} does not split into {self.accumulate} parts.",
+                "Choose train.accumulate so that it divides the batch.",
+            )
         weights = ("noise_loss_weight", "latent_loss_weight", "foreground_weight", "weight_decay")
-        for name in (*weights, "warmup_steps", "clip_norm"):
+        for name in (*weights, "warmup_steps", "clip_norm", "patience"):
             _within(f"train.{name}", getattr(self, name), 0, ENDLESS)
         for name in ("foreground_fraction", "ema_decay"):
             _within(f"train.{name}", getattr(self, name), 0, 1)

@@ -210,17 +210,15 @@ class Autoencoder(nn.Module):
         return self.decoder(self.post_quant_conv(latent))
 
 
-def sample_posterior(moments: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def sample_posterior(moments: Tensor, noise: Tensor) -> Tensor:
     """One draw `mean + std * noise` from the posterior.
 
     Args:
         moments: (B,8,h,w) of `Autoencoder.moments`.
-        generator: Source of the noise, on the CPU whatever the device: one seed, one draw.
+        noise: (B,4,h,w) standard normal.
 
     Returns:
         (B,4,h,w), unscaled latent.
     """
     mean, logvar = moments.chunk(2, dim=1)
-    std = torch.exp(0.5 * logvar.clamp(*LOGVAR_RANGE))
-    noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
-    return mean + std * noise.to(mean.device)
+    return mean + torch.exp(0.5 * logvar.clamp(*LOGVAR_RANGE)) * noise

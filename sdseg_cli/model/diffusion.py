@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
 import torch
@@ -56,6 +57,12 @@ def _alpha_bar() -> Tensor:
 ALPHA_BAR = _alpha_bar()
 
 
+@cache
+def _roots(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Both roots of every t, float32, on the device: looking one up there waits for nothing."""
+    return ALPHA_BAR.sqrt().float().to(device), (1 - ALPHA_BAR).sqrt().float().to(device)
+
+
 def coefficients(t: int | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     """`sqrt(alpha_bar_t)` and `sqrt(1 - alpha_bar_t)`, shaped to multiply `like`.
 
@@ -66,10 +73,9 @@ def coefficients(t: int | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Two float32 tensors, (1,1,1,1) or (B,1,1,1).
     """
-    index = torch.as_tensor(t, device="cpu").reshape(-1, 1, 1, 1)
-    alpha_bar = ALPHA_BAR[index]
-    signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-    return signal.float().to(like.device), noise.float().to(like.device)
+    signal, noise = _roots(like.device)
+    index = torch.as_tensor(t, device=like.device).reshape(-1, 1, 1, 1)
+    return signal[index], noise[index]
 
 
 def add_noise(z0: Tensor, noise: Tensor, t: int | Tensor) -> Tensor:
@@ -114,6 +120,8 @@ def loss_terms(
     z0: Tensor,
     weight: Tensor | None = None,
     *,
+    mean_weight: Tensor | None = None,
+    importance: Tensor | None = None,
     squared: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """L_noise and L_latent of Eq. 3: mean absolute errors, unless `squared`.
@@ -122,18 +130,51 @@ def loss_terms(
         estimate: The network's answer.
         noise: (B,4,h,w), the noise of Eq. 1.
         z0: (B,4,h,w), the clean latent.
-        weight: Optional (B,1,h,w) >= 0, where L_latent looks harder; normalised by its sum.
+        weight: Optional (B,1,h,w) >= 0, where L_latent looks harder; normalised by its mean.
+        mean_weight: The mean to normalise by, a scalar, where this is one part of a larger batch.
+        importance: Optional (B,), what each sample counts (`timestep_weights`).
         squared: L_latent is the mean squared error instead.
 
     Returns:
         Two scalars.
     """
-    loss_noise = (estimate.noise_pred - noise).abs().mean()
-    error = estimate.z0_pred - z0
-    error = error.square() if squared else error.abs()
-    if weight is None:
-        return loss_noise, error.mean()
-    return loss_noise, (weight * error).sum() / (weight.sum() * error.shape[1])
+    noise_error = (estimate.noise_pred - noise).abs()
+    latent_error = estimate.z0_pred - z0
+    latent_error = latent_error.square() if squared else latent_error.abs()
+    if weight is not None:
+        latent_error = (
+            latent_error * weight / (weight.mean() if mean_weight is None else mean_weight)
+        )
+    if importance is not None:
+        counts = importance.view(-1, 1, 1, 1)
+        noise_error, latent_error = noise_error * counts, latent_error * counts
+    return noise_error.mean(), latent_error.mean()
+
+
+def timestep_weights(
+    parameterisation: str, noise_loss_weight: float, latent_loss_weight: float
+) -> Tensor:
+    """How much Eq. 3 weighs an error of the network's output at each t.
+
+    The two errors of one answer are tied by Eq. 1, sample by sample: with s = sqrt(1 - alpha_bar)
+    and a = sqrt(alpha_bar), an error e of the noise is one of s/a e in z0, and an error e of v is
+    one of a e in the noise and of s e in z0.
+
+    Args:
+        parameterisation: "eps", "v" or "z0".
+        noise_loss_weight: Of L_noise.
+        latent_loss_weight: Lambda, of L_latent.
+
+    Returns:
+        (1000,) float64; for the paper's loss `1 + sqrt(1 / alpha_bar - 1)`, from 1.04 to 39.66.
+    """
+    a, s = ALPHA_BAR.sqrt(), (1 - ALPHA_BAR).sqrt()
+    noise, latent = {
+        "eps": (torch.ones_like(a), s / a),
+        "z0": (a / s, torch.ones_like(a)),
+        "v": (a, s),
+    }[parameterisation]
+    return noise_loss_weight * noise + latent_loss_weight * latent
 
 
 def single_step(denoise: Denoiser, noise: Tensor, zc: Tensor) -> Tensor:

@@ -88,13 +88,15 @@ class SDSeg(nn.Module):
         """(B,3,H,W), -1 or +1 -> z0 (B,4,h,w): the posterior's mean times `latent_scale`."""
         return self.mask_moments(mask).chunk(2, dim=1)[0] * self.latent_scale
 
-    def sample_latent(self, moments: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """(B,8,h,w) of `mask_moments` -> z0 (B,4,h,w): a posterior draw times `latent_scale`."""
-        return sample_posterior(moments, generator) * self.latent_scale
+    def sample_latent(self, moments: Tensor, noise: Tensor) -> Tensor:
+        """(B,8,h,w) of `mask_moments` and (B,4,h,w) standard normal -> z0 (B,4,h,w): a posterior
+        draw times `latent_scale`.
+        """
+        return sample_posterior(moments, noise) * self.latent_scale
 
     def denoise(self, zt: Tensor, t: int | Tensor, zc: Tensor) -> Estimate:
         """The network's answer to (B,4,h,w) `zt` at `t`, as noise and as clean latent, float32."""
-        with full_precision():
+        with full_precision(tf32=self.config.tf32):
             output = self.unet(zt, t, zc)
         return diffusion.read_output(output, zt, t, self.config.parameterisation)
 
@@ -118,10 +120,10 @@ class SDSeg(nn.Module):
 
 
 @contextmanager
-def full_precision() -> Iterator[None]:
-    """No TF32 within: for the U-Net and Eq. 2, until it is measured to be harmless there."""
+def full_precision(*, tf32: bool = False) -> Iterator[None]:
+    """float32 within, without TF32 unless asked for."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     try:
         yield
     finally:

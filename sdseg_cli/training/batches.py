@@ -18,6 +18,8 @@ from sdseg_cli.errors import DataError
 from sdseg_cli.model.seeds import seeded_generator
 
 ForegroundRule = Callable[[NDArray[np.integer]], NDArray[np.bool_]]
+FLIPS = (("h", 1, -1), ("v", 2, -2))
+"""Letter of `train.flips`, its code, and the axis it turns."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class PreparedSlices:
     ) -> None:
         if not folders:
             raise DataError("no case to read slices from.", "Check the split in the manifest.")
+        self._names = [folder.name for folder in folders]
         self._is_foreground = is_foreground
         self._pixels = [open_array(folder / "pixels.npy") for folder in folders]
         self._labels = [open_array(folder / "labels.npy") for folder in folders]
@@ -62,6 +65,23 @@ class PreparedSlices:
 
     def __len__(self) -> int:
         return len(self.places)
+
+    @property
+    def cases(self) -> int:
+        """Number of cases."""
+        return len(self._pixels)
+
+    @property
+    def plane(self) -> tuple[int, int]:
+        """(H,W) of every slice."""
+        height, width = self._pixels[0].shape[-2:]
+        return height, width
+
+    def names(self, positions: Sequence[int]) -> str:
+        """For people: which slices these are."""
+        return ", ".join(
+            f"{self._names[case]} slice {k}" for case, k in (self.places[i] for i in positions)
+        )
 
     def batch(self, positions: Sequence[int]) -> Batch:
         """The slices at these positions."""
@@ -103,12 +123,30 @@ def _epoch_positions(count: int, seed: int, step: int, batch_size: int) -> list[
     return chosen
 
 
-def flipped(batch: Batch, directions: str, generator: torch.Generator) -> Batch:
-    """Each slice flipped with probability 1/2 per letter: h left-right, v up-down."""
-    image, foreground = batch.image, batch.foreground
-    for letter, axis in (("h", -1), ("v", -2)):
+def flip_codes(count: int, directions: str, generator: torch.Generator) -> Tensor:
+    """For each of `count` slices, which way it is flipped, each letter with probability 1/2.
+
+    Args:
+        count: Number of slices.
+        directions: Letters of "hv": h left-right, v up-down.
+        generator: Source of the draw.
+
+    Returns:
+        (count,) int64: 1 for h, plus 2 for v.
+    """
+    codes = torch.zeros(count, dtype=torch.int64)
+    for letter, code, _ in FLIPS:
         if letter in directions:
-            turn = torch.rand(len(image), generator=generator)[:, None, None] < 0.5
+            codes += code * (torch.rand(count, generator=generator) < 0.5)
+    return codes
+
+
+def flipped(batch: Batch, codes: Tensor) -> Batch:
+    """Each slice flipped as its code of `flip_codes` says."""
+    image, foreground = batch.image, batch.foreground
+    for _, code, axis in FLIPS:
+        turn = (codes & code).bool()[:, None, None]
+        if turn.any():
             turned = turn if image.ndim == 3 else turn[:, None]
             image = torch.where(turned, image.flip(axis), image)
             foreground = torch.where(turn, foreground.flip(axis), foreground)

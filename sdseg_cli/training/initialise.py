@@ -75,7 +75,8 @@ def _latent_scale(model: SDSeg, config: RunConfig, slices: PreparedSlices) -> fl
     )
     mask = as_three_channels(slices.batch(positions).foreground.float() * 2 - 1)
     generator = seeded_generator("latent scale", config.seed)
-    spread_of_latent = float(model.sample_latent(model.mask_moments(mask), generator).std())
+    noise = torch.randn(len(mask), *model.latent_shape(*mask.shape[-2:]), generator=generator)
+    spread_of_latent = float(model.sample_latent(model.mask_moments(mask), noise).std())
     return 1 / max(spread_of_latent, 1e-6)
 
 

@@ -22,6 +22,9 @@ from sdseg_cli.model import diffusion
 from sdseg_cli.model.sdseg import SDSeg, as_three_channels
 from sdseg_cli.model.unet import UNet
 
+LOWERED = {"mixed": torch.bfloat16, "mixed-float16": torch.float16}
+"""`model.precision` -> the format of the encoder and the autoencoder on a GPU."""
+
 
 def choose_device(name: str) -> torch.device:
     """The device called "auto", "cpu", "cuda" or "mps"; "auto" takes the fastest there is.
@@ -46,15 +49,27 @@ def choose_device(name: str) -> torch.device:
 def reduced_precision(
     device: torch.device, precision: str = "mixed"
 ) -> AbstractContextManager[object]:
-    """bfloat16 for the vision encoder and the autoencoder on a GPU, where `precision` is "mixed";
-    nothing elsewhere.
+    """On a GPU bfloat16 ("mixed") or float16 ("mixed-float16") for the vision encoder and the
+    autoencoder; nothing elsewhere.
 
     The U-Net and Eq. 2 stay outside of it: at t = 999 an error of the noise reaches the latent
-    38.66 times larger. bfloat16 needs no loss scaling.
+    38.66 times larger. bfloat16 needs no loss scaling; float16 does (`needs_loss_scale`), and suits
+    GPUs that compute no bfloat16.
     """
-    if device.type == "cuda" and precision == "mixed":
-        return torch.autocast("cuda", dtype=torch.bfloat16)
+    if device.type == "cuda" and precision in LOWERED:
+        return torch.autocast("cuda", dtype=LOWERED[precision])
     return contextlib.nullcontext()
+
+
+def needs_loss_scale(device: torch.device, precision: str) -> bool:
+    """Whether gradients would vanish in float16 without a loss scale."""
+    return device.type == "cuda" and LOWERED.get(precision) == torch.float16
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a GPU or this computer had no memory left."""
+    full = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return full or "can't allocate memory" in str(error)
 
 
 def placed(model: SDSeg, device: torch.device) -> SDSeg:
@@ -115,8 +130,8 @@ class Ema:
     def update(self, unet: UNet, step: int) -> None:
         """Move towards `unet` after optimiser step number `step` (from 1)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for mean, value in zip(self.unet.parameters(), unet.parameters(), strict=True):
-            mean.lerp_(value, 1 - decay)
+        # All tensors in a few kernels, where a GPU has them.
+        torch._foreach_lerp_(list(self.unet.parameters()), list(unet.parameters()), 1 - decay)
 
     @contextmanager
     def in_place_of(self, model: SDSeg) -> Iterator[None]:

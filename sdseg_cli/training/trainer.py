@@ -3,29 +3,64 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from sdseg_cli.config import THRESHOLD, RunConfig, SampleConfig, TrainConfig
-from sdseg_cli.errors import RunError
-from sdseg_cli.model import diffusion
-from sdseg_cli.model.sdseg import as_three_channels, build_sdseg, foreground_weight
+from sdseg_cli.errors import ConfigError, RunError
+from sdseg_cli.model.sdseg import build_sdseg
 from sdseg_cli.model.seeds import seeded_generator
 from sdseg_cli.model.tensor_files import load_strictly
-from sdseg_cli.training.batches import (
-    Batch,
-    PreparedSlices,
-    draw_positions,
-    flipped,
-    spread,
-)
+from sdseg_cli.training.batches import PreparedSlices, spread
 from sdseg_cli.training.checkpoint import Checkpoint, config_values, halved
-from sdseg_cli.training.runtime import Ema, placed, predict_planes, reduced_precision
+from sdseg_cli.training.distributed import Ranks
+from sdseg_cli.training.latents import MaskLatents, encode_masks
+from sdseg_cli.training.objective import Objective
+from sdseg_cli.training.runtime import (
+    Ema,
+    needs_loss_scale,
+    placed,
+    predict_planes,
+    ran_out_of_memory,
+)
+from sdseg_cli.training.steps import StepInputs
 
 VALIDATION_SEED = 0
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step came to, perhaps still being computed by a GPU."""
+
+    step: int
+    """From 1."""
+    positions: list[int]
+    """The slices of this process."""
+    rate: float
+    values: Tensor
+    """(4,): loss, L_noise, L_latent, and how many processes were asked to stop."""
+
+    @property
+    def asked_to_stop(self) -> bool:
+        """Whether any process was; waits for the GPU."""
+        return self.values[3].item() > 0
+
+    def row(self) -> dict[str, float]:
+        """Its line of the log; waits for the GPU."""
+        loss, loss_noise, loss_latent = self.values[:3].tolist()
+        return {
+            "step": self.step,
+            "loss": loss,
+            "loss_noise": loss_noise,
+            "loss_latent": loss_latent,
+            "lr": self.rate,
+        }
 
 
 class Trainer:
@@ -35,14 +70,29 @@ class Trainer:
         config: Every setting.
         state: Where to begin: step 0, or a resumed checkpoint.
         device: Where to compute.
+        ranks: Who trains together.
+        compiled: Compile the U-Net and the vision encoder: slow to start, then faster on a GPU.
+        adapts: Where memory runs out, go on with batches in smaller parts.
 
     Raises:
+        ConfigError: The batch cannot be shared evenly.
         WeightsError: The state does not fit the configured networks.
     """
 
-    def __init__(self, config: RunConfig, state: Checkpoint, device: torch.device) -> None:
-        self.config, self.device = config, device
+    def __init__(
+        self,
+        config: RunConfig,
+        state: Checkpoint,
+        device: torch.device,
+        *,
+        ranks: Ranks | None = None,
+        compiled: bool = False,
+        adapts: bool = False,
+    ) -> None:
+        self.config, self.device, self.ranks = config, device, ranks or Ranks()
+        _require_even_shares(config.train, self.ranks)
         self.step, self.best, self.origin = state.step, dict(state.best), state.origin
+        self.accumulate, self.adapts = config.train.accumulate, adapts
         self.model = build_sdseg(config.model)
         load_strictly(self.model, state.weights, source="checkpoint")
         self.model.latent_scale = state.latent_scale
@@ -52,108 +102,144 @@ class Trainer:
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         recipe = config.train
         self.optimizer = torch.optim.AdamW(
-            self.trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+            self.trained,
+            lr=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            fused=device.type in ("cpu", "cuda"),
+        )
+        self.scaler = torch.amp.GradScaler(
+            device.type, enabled=needs_loss_scale(device, config.model.precision)
         )
         if state.optimizer:
             self.optimizer.load_state_dict(state.optimizer)
-        self.row: dict[str, float] = {}
+        if compiled:
+            self.model.unet.compile()
+            self.model.vision_encoder.compile()
+        self.objective = Objective(self.model, recipe)
+        self._shared: Objective | DistributedDataParallel = self.objective
+        if self.ranks.world > 1:
+            self._shared = DistributedDataParallel(self.objective, gradient_as_bucket_view=True)
 
-    def train_step(self, slices: PreparedSlices) -> dict[str, float]:
+    def train_step(
+        self, inputs: StepInputs, latents: MaskLatents, *, asked_to_stop: bool = False
+    ) -> StepResult:
         """One optimiser step.
 
         Args:
-            slices: The training slices.
-
-        Returns:
-            Its line of the log: step, loss, loss_noise, loss_latent, lr.
-
-        Raises:
-            RunError: The loss is not finite.
+            inputs: Of this step, this process's share; on the CPU.
+            latents: Where the moments of masks are kept; what is not known yet is computed.
+            asked_to_stop: Told to all processes by the result.
         """
-        recipe, seed = self.config.train, self.config.seed
-        positions = draw_positions(
-            slices,
-            seed=seed,
-            step=self.step,
-            batch_size=recipe.batch_size,
-            foreground_fraction=recipe.foreground_fraction,
-        )
-        generator = seeded_generator("step", seed, self.step)
-        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))  # dropout
-        batch = flipped(slices.batch(positions), recipe.flips, generator)
+        recipe = self.config.train
+        generator = seeded_generator("dropout", self.config.seed, self.step, self.ranks.rank)
+        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
         rate = learning_rate(recipe, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss_noise, loss_latent = self._losses(batch, generator)
-        loss = recipe.noise_loss_weight * loss_noise + recipe.latent_loss_weight * loss_latent
-        if not math.isfinite(loss.item()):
-            raise RunError(
-                f"the loss is {loss.item()} at step {self.step + 1}.",
-                "Lower train.learning_rate; the last checkpoint is kept.",
-            )
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        values = torch.zeros(4, device=self.device)
+        values[3] = float(asked_to_stop)
+        values[:3] = self._gradients(self._known(inputs.to(self.device), latents))
         if recipe.clip_norm:
+            self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.trained, recipe.clip_norm)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.step += 1
         self.ema.update(self.model.unet, self.step)
-        self.row = {
-            "step": self.step,
-            "loss": loss.item(),
-            "loss_noise": loss_noise.item(),
-            "loss_latent": loss_latent.item(),
-            "lr": rate,
-        }
-        return self.row
+        return StepResult(self.step, inputs.positions, rate, self.ranks.mean(values))
 
-    def _losses(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        recipe, model, count = self.config.train, self.model, len(batch.image)
-        image = as_three_channels(batch.image.to(self.device, non_blocking=True))
-        foreground = batch.foreground.to(self.device, non_blocking=True)[:, None].float()
-        mask = as_three_channels(foreground[:, 0] * 2 - 1)
-        with reduced_precision(self.device, model.config.precision):
-            moments = model.mask_moments(mask.contiguous(memory_format=torch.channels_last))
-            zc = model.encode_image(image.contiguous(memory_format=torch.channels_last))
-        z0 = model.sample_latent(moments.float(), generator)
-        noise = torch.randn(z0.shape, generator=generator).to(self.device)
-        if recipe.timesteps == "uniform":
-            t = torch.randint(diffusion.TIMESTEPS, (count,), generator=generator).to(self.device)
-        else:
-            t = torch.full((count,), diffusion.LAST, device=self.device)
-        estimate = model.denoise(diffusion.add_noise(z0, noise, t), t, zc.float())
-        weight = None
-        if recipe.foreground_weight:
-            factor = self.config.model.autoencoder.factor
-            weight = foreground_weight(foreground, factor, recipe.foreground_weight)
-        squared = recipe.latent_loss == "l2"
-        return diffusion.loss_terms(estimate, noise, z0, weight, squared=squared)
+    def _known(self, inputs: StepInputs, latents: MaskLatents) -> StepInputs:
+        """The inputs with the moments of all masks."""
+        new = [i for i, known in enumerate(inputs.known.tolist()) if not known]
+        if not new:
+            return inputs
+        computed = encode_masks(self.model, inputs.foreground[new])
+        latents.write([inputs.rows[i] for i in new], computed)
+        moments = inputs.moments.clone()
+        moments[new] = computed
+        return replace(inputs, moments=moments)
+
+    def _backward(self, inputs: StepInputs) -> Tensor:
+        """Gradients of the whole batch, part by part.
+
+        Returns:
+            (3,): loss, L_noise and L_latent of this process's share.
+        """
+        weight = self.objective.weight(inputs)
+        mean_weight = None if weight is None else self.ranks.mean(weight.mean())
+        parts = inputs.parts(self.accumulate)
+        weights = [None] * len(parts) if weight is None else weight.chunk(len(parts))
+        total = torch.zeros(3, device=self.device)
+        for number, (part, here) in enumerate(zip(parts, weights, strict=True), start=1):
+            with self._exchanging(number == len(parts)):
+                terms = self._shared(part, here, mean_weight) / len(parts)
+                self.scaler.scale(terms[0]).backward()
+            total += terms.detach()
+        return total
+
+    def _exchanging(self, last: bool) -> AbstractContextManager[None]:
+        """Processes exchange gradients once per batch, with its last part."""
+        if isinstance(self._shared, DistributedDataParallel) and not last:
+            return self._shared.no_sync()
+        return nullcontext()
+
+    def _gradients(self, inputs: StepInputs) -> Tensor:
+        """As `_backward`; where memory runs out, in smaller parts if that is allowed.
+
+        Raises:
+            RunError: Out of memory.
+        """
+        while True:
+            try:
+                return self._backward(inputs)
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out_of_memory(error):
+                    raise
+                self.optimizer.zero_grad(set_to_none=True)
+                size = self.config.train.batch_size
+                pieces = 2 * self.accumulate * self.ranks.world
+                alone = self.ranks.world == 1  # others would wait for this one
+                if not (self.adapts and alone) or size % pieces:
+                    raise RunError(
+                        f"out of memory at step {self.step + 1} with batch size {size}"
+                        + (f" in {self.accumulate} parts." if self.accumulate > 1 else "."),
+                        f"Try --batch-size {max(1, size // 2)} or auto; or the same steps in less "
+                        f"memory: --set train.accumulate={2 * self.accumulate}.",
+                    ) from error
+            self.accumulate *= 2
+            torch.cuda.empty_cache()
 
     def validate(self, slices: PreparedSlices) -> float:
         """Mean Dice per case of the averaged model on the model's plane: one reverse step and one
         sample, whatever `[sample]` says.
         """
         positions = spread(slices, self.config.train.validation_slices)
-        overlap: dict[int, float] = {}
-        size: dict[int, float] = {}
+        positions = positions[self.ranks.rank :: self.ranks.world]
+        size = self.config.train.batch_size
+        counts = torch.zeros(slices.cases, 2, dtype=torch.float64)
         with self.ema.in_place_of(self.model):
-            for start in range(0, len(positions), self.config.train.batch_size):
-                chosen = positions[start : start + self.config.train.batch_size]
-                batch = slices.batch(chosen)
-                probability = predict_planes(
-                    self.model,
-                    batch.image,
-                    chosen,
-                    seed=VALIDATION_SEED,
-                    sample=SampleConfig(),
-                )
-                found = probability > THRESHOLD
-                for position, one, truth in zip(chosen, found, batch.foreground, strict=True):
-                    case = slices.places[position][0]
-                    overlap[case] = overlap.get(case, 0.0) + 2 * float((one & truth).sum())
-                    size[case] = size.get(case, 0.0) + float(one.sum() + truth.sum())
-        scored = [overlap[case] / size[case] for case in size if size[case] > 0]
-        return sum(scored) / len(scored) if scored else 0.0
+            for start in range(0, len(positions), size):
+                counts += self._overlaps(slices, positions[start : start + size])
+        if self.ranks.world > 1:
+            counts = self.ranks.sum(counts.to(self.device)).cpu()
+        overlap, both = counts.T
+        scored = both > 0
+        return float((2 * overlap[scored] / both[scored]).mean()) if scored.any() else 0.0
+
+    def _overlaps(self, slices: PreparedSlices, positions: Sequence[int]) -> Tensor:
+        """(cases,2): pixels in both prediction and reference; the sum of their sizes."""
+        batch = slices.batch(positions)
+        probability = predict_planes(
+            self.model, batch.image, positions, seed=VALIDATION_SEED, sample=SampleConfig()
+        )
+        counts = torch.zeros(slices.cases, 2, dtype=torch.float64)
+        found = probability > THRESHOLD
+        for position, one, truth in zip(positions, found, batch.foreground, strict=True):
+            case = slices.places[position][0]
+            counts[case, 0] += (one & truth).sum()
+            counts[case, 1] += one.sum() + truth.sum()
+        return counts
 
     def checkpoint(self, data: dict[str, Any], *, resumable: bool) -> Checkpoint:
         """The run as it stands: all of it to resume, or only what prediction needs."""
@@ -172,10 +258,29 @@ class Trainer:
             return state
         return replace(state, weights=halved(state.prediction_weights()), ema={}, optimizer={})
 
-    def summary(self) -> str:
+    @property
+    def exhausted(self) -> bool:
+        """Whether Dice has not risen for `train.patience` validations."""
+        recipe = self.config.train
+        if not recipe.patience or not self.best:
+            return False
+        waited: int = self.step - self.best["step"]
+        return waited >= recipe.patience * recipe.validate_every
+
+    def summary(self, row: dict[str, float]) -> str:
         """For the progress bar."""
         best = f", best Dice {self.best['val_dice']:.3f}" if self.best else ""
-        return f"loss {self.row['loss']:.4f}{best}"
+        return f"loss {row['loss']:.4f}{best}"
+
+
+def _require_even_shares(recipe: TrainConfig, ranks: Ranks) -> None:
+    pieces = ranks.world * recipe.accumulate
+    if recipe.batch_size % pieces:
+        raise ConfigError(
+            f"train.batch_size {recipe.batch_size} cannot be shared by {ranks.world} processes "
+            f"in {recipe.accumulate} parts each.",
+            f"Choose a batch that is a multiple of {pieces}, e.g. --set train.batch_size={pieces}.",
+        )
 
 
 def learning_rate(recipe: TrainConfig, step: int) -> float:

@@ -38,11 +38,12 @@ def test_a_posterior_of_no_variance_is_its_mean() -> None:
     mean = torch.randn(1, 4, 2, 2)
     moments = torch.cat([mean, torch.full_like(mean, -1000.0)], dim=1)
     # The log-variance is clamped to -30: a standard deviation of 3e-7.
-    assert torch.allclose(sample_posterior(moments), mean, atol=3e-6)
+    assert torch.allclose(sample_posterior(moments, torch.randn_like(mean)), mean, atol=3e-6)
 
 
 def test_a_posterior_draw_has_the_stated_spread() -> None:
     moments = torch.cat([torch.full((1, 4, 64, 64), 5.0), torch.full((1, 4, 64, 64), 1.3862944)], 1)
-    draw = sample_posterior(moments, torch.Generator().manual_seed(0))
+    noise = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+    draw = sample_posterior(moments, noise)
     assert draw.mean().item() == pytest.approx(5.0, abs=0.06)
     assert draw.std().item() == pytest.approx(2.0, abs=0.05)  # exp(1.386 / 2) = 2

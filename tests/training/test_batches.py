@@ -12,6 +12,7 @@ from sdseg_cli.training.batches import (
     Batch,
     PreparedSlices,
     draw_positions,
+    flip_codes,
     flipped,
     spread,
 )
@@ -82,7 +83,7 @@ def test_a_step_draws_the_same_whenever_it_is_asked(slices: PreparedSlices) -> N
 
 def test_flips_move_image_and_foreground_together() -> None:
     image = torch.arange(4.0).reshape(1, 2, 2).expand(64, 2, 2)
-    batch = flipped(Batch(image, image > 2), "hv", seeded_generator(0))
+    batch = flipped(Batch(image, image > 2), flip_codes(64, "hv", seeded_generator(0)))
     seen = {tuple(plane.flatten().tolist()) for plane in batch.image}
     assert seen == {(0, 1, 2, 3), (1, 0, 3, 2), (2, 3, 0, 1), (3, 2, 1, 0)}
     assert torch.equal(batch.foreground, batch.image > 2)
@@ -90,7 +91,8 @@ def test_flips_move_image_and_foreground_together() -> None:
 
 def test_no_flip_letters_mean_no_flip() -> None:
     image = torch.arange(4.0).reshape(1, 2, 2)
-    assert torch.equal(flipped(Batch(image, image > 2), "", seeded_generator(0)).image, image)
+    assert flip_codes(1, "", seeded_generator(0)).tolist() == [0]
+    assert torch.equal(flipped(Batch(image, image > 2), torch.tensor([0])).image, image)
 
 
 def test_validation_slices_are_spread_evenly(slices: PreparedSlices) -> None:
@@ -106,7 +108,7 @@ def test_colours_are_flipped_with_their_foreground(tmp_path: Path) -> None:
     slices = PreparedSlices([tmp_path], lambda labels: labels != 0, [[0]])
     batch = slices.batch([0] * 64)
     assert batch.image.shape == (64, 3, 4, 4)
-    turned = flipped(batch, "hv", seeded_generator("test"))
+    turned = flipped(batch, flip_codes(64, "hv", seeded_generator("test")))
     for image, foreground in zip(turned.image, turned.foreground, strict=True):
         (row, column) = foreground.nonzero()[0].tolist()
         assert image[:, row, column].tolist() == [0.25, 0.5, 1]

@@ -4,27 +4,29 @@ import contextlib
 import os
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 import sdseg_cli.training.runtime as runtime_module
-from sdseg_cli.config import RunConfig, SampleConfig, UNetConfig
+from sdseg_cli.config import SampleConfig, UNetConfig
 from sdseg_cli.errors import ConfigError
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.sdseg import SDSeg, build_sdseg
 from sdseg_cli.model.unet import UNet
 from sdseg_cli.presets import PRESETS
-from sdseg_cli.training import runtime, trainer
-from sdseg_cli.training.batches import Batch
-from sdseg_cli.training.checkpoint import Checkpoint, config_values
+from sdseg_cli.training import objective, runtime
 from sdseg_cli.training.runtime import (
     Ema,
     choose_device,
+    needs_loss_scale,
     predict_planes,
+    ran_out_of_memory,
     reduced_precision,
     stop_signals,
 )
+from tests.training.small import small_config, small_inputs, small_trainer
 
 SMALL = UNetConfig(model_channels=32, channel_mult=(1,), blocks_per_level=1, attention_levels=())
 
@@ -54,7 +56,7 @@ def lower_as_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         return torch.autocast("cpu", torch.bfloat16)
 
     monkeypatch.setattr(runtime, "reduced_precision", lowered)
-    monkeypatch.setattr(trainer, "reduced_precision", lowered)
+    monkeypatch.setattr(objective, "reduced_precision", lowered)
 
 
 def watch(model: SDSeg) -> dict[str, bool]:
@@ -83,23 +85,30 @@ def test_prediction_lowers_encoder_and_decoder_but_never_the_unet(
     assert lowered == {"vision encoder": True, "unet": False, "decoder": True}
 
 
-def test_training_lowers_both_encoders_but_never_the_unet(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_lowers_the_vision_encoder_but_never_the_unet(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     lower_as_a_gpu(monkeypatch)
-    config = RunConfig(model=PRESETS["tiny"].model)
-    fresh = build_sdseg(config.model)
-    state = Checkpoint(
-        step=0,
-        config=config_values(config),
-        data={},
-        latent_scale=1.0,
-        weights=fresh.state_dict(),
-        ema=fresh.unet.state_dict(),
-    )
-    loop = trainer.Trainer(config, state, torch.device("cpu"))
+    loop = small_trainer(small_config())
     lowered = watch(loop.model)
-    plane = torch.zeros(1, 32, 32)
-    loop._losses(Batch(plane, plane > 0), torch.Generator())
-    assert lowered == {"mask encoder": True, "vision encoder": True, "unet": False}
+    loop.train_step(*small_inputs(loop.config, tmp_path))
+    # Masks are encoded once, so as exactly as it goes.
+    assert lowered == {"mask encoder": False, "vision encoder": True, "unet": False}
+
+
+def test_only_float16_needs_a_loss_scale() -> None:
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert needs_loss_scale(gpu, "mixed-float16")
+    assert not needs_loss_scale(gpu, "mixed")
+    assert not needs_loss_scale(gpu, "float32")
+    assert not needs_loss_scale(cpu, "mixed-float16")
+
+
+def test_a_lack_of_memory_is_told_from_other_errors() -> None:
+    assert ran_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"))
+    assert ran_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))
+    assert ran_out_of_memory(MemoryError())
+    assert not ran_out_of_memory(RuntimeError("shapes do not match"))
 
 
 def test_the_average_follows_the_published_rule() -> None:

@@ -1,0 +1,64 @@
+"""A training on made-up slices, where only speed and memory matter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sdseg_cli.config import RunConfig
+from sdseg_cli.model.sdseg import SDSeg, build_sdseg
+from sdseg_cli.training.batches import PreparedSlices
+from sdseg_cli.training.checkpoint import Checkpoint, config_values
+from sdseg_cli.training.latents import open_latents
+from sdseg_cli.training.steps import StepSource
+from sdseg_cli.training.trainer import StepResult, Trainer
+
+SIZE = 256
+
+
+def made_up_slices(folder: Path, count: int) -> PreparedSlices:
+    """Discs in noise, `count` slices, every second one empty; written to a folder."""
+    axis = np.arange(SIZE) - SIZE / 2
+    distance = np.hypot(axis[:, None], axis[None])
+    radius = np.array([0 if i % 2 else 20 + 80 * i / count for i in range(count)])
+    labels = (distance[None] < radius[:, None, None]).astype(np.uint8)
+    noise = np.random.default_rng(0).random(labels.shape, dtype=np.float32)
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "labels.npy", labels)
+    np.save(folder / "pixels.npy", (labels * 0.5 + noise - 0.5).astype(np.float16))
+    return PreparedSlices([folder], lambda values: values > 0, [list(range(0, count, 2))])
+
+
+def step_zero(config: RunConfig, model: SDSeg | None = None) -> Checkpoint:
+    """Where a run begins, with random weights unless a model is given."""
+    torch.manual_seed(0)
+    model = model or build_sdseg(config.model)
+    return Checkpoint(
+        step=0,
+        config=config_values(config),
+        data={},
+        latent_scale=model.latent_scale,
+        weights=model.state_dict(),
+        ema=model.unet.state_dict(),
+    )
+
+
+def stepper(
+    config: RunConfig,
+    slices: PreparedSlices,
+    folder: Path,
+    state: Checkpoint,
+    device: torch.device,
+    *,
+    compiled: bool = False,
+    steps: int = 1_000_000,
+) -> tuple[Trainer, Callable[[], StepResult]]:
+    """A trainer, and what does its next step as `sdseg train` does it."""
+    trainer = Trainer(config, state, device, compiled=compiled)
+    latents = open_latents([folder], slices, trainer.model, {}, device)
+    source = StepSource(config, slices, latents, trainer.model.latent_shape(*slices.plane))
+    ahead = source.ahead(0, steps, pin=device.type == "cuda")
+    return trainer, lambda: trainer.train_step(next(ahead), latents)

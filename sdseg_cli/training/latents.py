@@ -1,0 +1,153 @@
+"""The latents of the training masks, computed once.
+
+The autoencoder is frozen, so a mask's posterior never changes: each slice with foreground is
+encoded when it is first drawn, once per flip, and kept in one memory-mapped file beside the
+prepared data. All empty masks are one and the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib.format import write_array_header_1_0
+from torch import Tensor
+
+from sdseg_cli.atomic import replacing
+from sdseg_cli.errors import RunError
+from sdseg_cli.model.sdseg import SDSeg, as_three_channels, full_precision
+from sdseg_cli.training.batches import PreparedSlices
+
+FLIP_CODES = 4
+"""0 as it is, 1 left-right, 2 up-down, 3 both: `batches.flip_codes`."""
+
+
+class MaskLatents:
+    """Posterior moments of masks, by row: row 0 is the empty mask, then four rows per slice with
+    foreground, one per flip.
+
+    A row that holds an exact zero is not computed yet. The file is made sparse, all zeros, and the
+    numbers of a posterior are never exactly zero; so rows can be filled in any order, by several
+    processes, and a kill in the middle of one leaves it unfilled. (A true zero would only be
+    computed again.)
+
+    Args:
+        path: The .npy file, (rows,8,h,w) float32; made where missing or of another size.
+        slices: The training slices.
+        shape: (8,h,w) of one row.
+
+    Raises:
+        RunError: The file cannot be made or read.
+    """
+
+    def __init__(self, path: Path, slices: PreparedSlices, shape: tuple[int, int, int]) -> None:
+        self._first = {position: i for i, position in enumerate(slices.with_foreground)}
+        self._stored = _opened(path, (1 + FLIP_CODES * len(self._first), *shape))
+        self.path = path
+
+    def rows(self, positions: Sequence[int], flips: Tensor) -> list[int]:
+        """The row of each slice, flipped as its code says."""
+        return [
+            1 + FLIP_CODES * self._first[position] + code if position in self._first else 0
+            for position, code in zip(positions, flips.tolist(), strict=True)
+        ]
+
+    def read(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Moments (B,8,h,w) float32 and, (B,) bool, which of them are computed."""
+        moments = self._stored[list(rows)]
+        known = (moments != 0).reshape(len(rows), -1).all(axis=1)
+        return torch.from_numpy(moments), torch.from_numpy(known)
+
+    def write(self, rows: Sequence[int], moments: Tensor) -> None:
+        """Keep computed moments (B,8,h,w); on a full disk they are simply computed again."""
+        values = moments.float().cpu().numpy()
+        # Not through the memory map: where the disk is full, that kills the process.
+        with suppress(OSError), self.path.open("r+b") as file:
+            for row, value in zip(rows, values, strict=True):
+                file.seek(self._stored.offset + row * value.nbytes)
+                file.write(value.tobytes())
+
+
+def encode_masks(model: SDSeg, foreground: Tensor) -> Tensor:
+    """Moments of masks: always float32, as they are computed once.
+
+    Args:
+        model: On the device that computes.
+        foreground: (B,H,W) bool, on that device.
+
+    Returns:
+        (B,8,h,w) float32. On a CPU one mask at a time, so that the same mask gives the same bits
+        whatever it is batched with.
+    """
+    masks = as_three_channels(foreground.float() * 2 - 1)
+    masks = masks.contiguous(memory_format=torch.channels_last)
+    parts = torch.split(masks, 1) if masks.device.type == "cpu" else (masks,)
+    with torch.no_grad(), full_precision():
+        return torch.cat([model.mask_moments(part) for part in parts])
+
+
+def open_latents(
+    folders: Sequence[Path],
+    slices: PreparedSlices,
+    model: SDSeg,
+    data: dict[str, Any],
+    device: torch.device,
+) -> MaskLatents:
+    """The file for this autoencoder and these slices.
+
+    Args:
+        folders: Where it may lie; the first that can be written is taken.
+        slices: The training slices.
+        model: Its autoencoder makes the latents.
+        data: `Manifest.inference_settings`, with the hashes of split and arrays.
+        device: Its kind; each rounds in its own way.
+
+    Raises:
+        RunError: None of the folders can be written.
+    """
+    key = latents_key(model, data, device)
+    channels, height, width = model.latent_shape(*slices.plane)
+    shape = 2 * channels, height, width
+    for folder in folders[:-1]:
+        with suppress(RunError):
+            return MaskLatents(folder / f"{key}.npy", slices, shape)
+    return MaskLatents(folders[-1] / f"{key}.npy", slices, shape)
+
+
+def latents_key(model: SDSeg, data: dict[str, Any], device: torch.device) -> str:
+    """Hex digest: equal for equal autoencoder weights, split, slices and kind of device."""
+    digest = hashlib.sha256(json.dumps([data, device.type], sort_keys=True).encode())
+    for name, value in sorted(model.autoencoder.state_dict().items()):
+        if name.startswith(("encoder.", "quant_conv.")):
+            digest.update(name.encode())
+            digest.update(value.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _opened(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.float32]]:
+    stored = _found(path)
+    if stored is None or stored.shape != shape or stored.dtype != np.float32:
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            write_array_header_1_0(file, header)
+            file.truncate(file.tell() + 4 * math.prod(shape))
+        stored = _found(path)
+    if stored is None:
+        raise RunError(f"{path}: cannot be read.", "Check the folder's permissions.")
+    return stored
+
+
+def _found(path: Path) -> np.memmap[Any, np.dtype[np.float32]] | None:
+    try:
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return stored if isinstance(stored, np.memmap) and os.access(path, os.W_OK) else None

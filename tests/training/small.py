@@ -1,0 +1,71 @@
+"""A training small enough for a test: four slices of 32 px, the tiny networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sdseg_cli.config import RunConfig
+from sdseg_cli.config_file import from_dict
+from sdseg_cli.model.sdseg import build_sdseg
+from sdseg_cli.presets import PRESETS
+from sdseg_cli.training.batches import PreparedSlices
+from sdseg_cli.training.checkpoint import Checkpoint, config_values
+from sdseg_cli.training.distributed import Ranks
+from sdseg_cli.training.latents import MaskLatents
+from sdseg_cli.training.steps import StepInputs, StepSource
+from sdseg_cli.training.trainer import Trainer
+
+SIZE = 32
+ROW = (8, SIZE // 8, SIZE // 8)
+
+
+def small_slices(folder: Path) -> PreparedSlices:
+    """Slices 1 and 3 of four have foreground, each a square of its own."""
+    labels = np.zeros((4, SIZE, SIZE), np.uint8)
+    labels[1, 4:12, 6:20] = 1
+    labels[3, 20:28, 2:8] = 1
+    noise = np.random.default_rng(0).uniform(-1, 1, labels.shape)
+    case = folder / "case_a"
+    case.mkdir(parents=True, exist_ok=True)
+    np.save(case / "labels.npy", labels)
+    np.save(case / "pixels.npy", noise.astype(np.float16))
+    return PreparedSlices([case], lambda values: values > 0, [[1, 3]])
+
+
+def small_config(**train_settings: object) -> RunConfig:
+    """The tiny preset; keywords are keys of `[train]`."""
+    return from_dict({"train": train_settings}, PRESETS["tiny"], source="test")
+
+
+def small_latents(folder: Path) -> MaskLatents:
+    """An empty file of moments for `small_slices`."""
+    return MaskLatents(folder / "latents.npy", small_slices(folder), ROW)
+
+
+def small_trainer(
+    config: RunConfig, device: str = "cpu", *, ranks: Ranks | None = None, adapts: bool = False
+) -> Trainer:
+    """At step 0, with weights drawn from seed 0."""
+    torch.manual_seed(0)
+    model = build_sdseg(config.model)
+    state = Checkpoint(
+        step=0,
+        config=config_values(config),
+        data={},
+        latent_scale=0.5,
+        weights=model.state_dict(),
+        ema=model.unet.state_dict(),
+    )
+    return Trainer(config, state, torch.device(device), ranks=ranks, adapts=adapts)
+
+
+def small_inputs(
+    config: RunConfig, folder: Path, step: int = 0, ranks: Ranks | None = None
+) -> tuple[StepInputs, MaskLatents]:
+    """The inputs of a step, and where the moments of their masks are kept."""
+    latents = small_latents(folder)
+    shape = (ROW[0] // 2, *ROW[1:])
+    return StepSource(config, small_slices(folder), latents, shape, ranks).inputs(step), latents
