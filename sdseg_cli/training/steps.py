@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -65,10 +65,17 @@ class StepInputs:
         """Split into equal parts, for one optimiser step over all of them."""
         size = len(self.positions) // count
 
-        def part(cut: slice) -> StepInputs:
-            return self._each(lambda v: v if isinstance(v, int) else v[cut])
+        return [self.chosen(range(size * i, size * (i + 1))) for i in range(count)]
 
-        return [part(slice(size * i, size * (i + 1))) for i in range(count)]
+    def chosen(self, places: Sequence[int]) -> StepInputs:
+        """The samples at these places of the batch."""
+
+        def taken(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value[list(places)]
+            return [value[i] for i in places] if isinstance(value, list) else value
+
+        return self._each(taken)
 
     def _each(self, change: Callable[[Any], Any]) -> StepInputs:
         return StepInputs(**{f.name: change(getattr(self, f.name)) for f in fields(self)})

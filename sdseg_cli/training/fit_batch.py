@@ -1,0 +1,94 @@
+"""`--batch-size auto`: the batch that a GPU trains fastest with and that fits its memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from sdseg_cli.config import RunConfig
+from sdseg_cli.model.sdseg import build_sdseg
+from sdseg_cli.training.batches import PreparedSlices
+from sdseg_cli.training.checkpoint import Checkpoint, config_values
+from sdseg_cli.training.latents import MaskLatents
+from sdseg_cli.training.runtime import ran_out_of_memory
+from sdseg_cli.training.steps import StepInputs, StepSource
+from sdseg_cli.training.trainer import Trainer
+
+LARGEST = 256
+WORTH_IT = 1.05
+"""A batch twice as large must be so much faster per slice."""
+MEMORY_SHARE = 0.9
+"""What a measured step may take of a GPU's memory: later ones may need a little more."""
+TRIES = 3
+
+
+def fastest_batch_size(slices_per_s: Callable[[int], float | None], largest: int = LARGEST) -> int:
+    """Double the batch for as long as that is worth it.
+
+    Args:
+        slices_per_s: Measures a batch size; None where it does not fit.
+        largest: No larger one is tried.
+
+    Returns:
+        The batch size; 1 where not even that fits.
+    """
+    size, rate = 1, slices_per_s(1)
+    while rate is not None and 2 * size <= largest:
+        faster = slices_per_s(2 * size)
+        if faster is None or faster < WORTH_IT * rate:
+            break
+        size, rate = 2 * size, faster
+    return size
+
+
+def fitting_batch_size(
+    config: RunConfig, slices: PreparedSlices, folder: Path, device: torch.device
+) -> int:
+    """The batch size for this GPU, measured on whole training steps with fresh weights.
+
+    Args:
+        config: Every setting; its batch size is not looked at.
+        slices: The training slices.
+        folder: For a file of latents of a few hundred kilobytes.
+        device: A GPU.
+    """
+    model = build_sdseg(config.model)
+    state = Checkpoint(
+        step=0,
+        config=config_values(config),
+        data={},
+        latent_scale=1.0,
+        weights=model.state_dict(),
+        ema=model.unet.state_dict(),
+    )
+    trainer = Trainer(config, state, device)
+    shape = model.latent_shape(*slices.plane)
+    latents = MaskLatents(folder / "latents.npy", slices, (2 * shape[0], *shape[1:]))
+    one = StepSource(config, slices, latents, shape).inputs(0)
+
+    def slices_per_s(size: int) -> float | None:
+        inputs = repeated(one, size)
+        try:
+            trainer.train_step(inputs, latents)  # to warm up
+            torch.cuda.reset_peak_memory_stats(device)
+            started = time.perf_counter()
+            for _ in range(TRIES):
+                trainer.train_step(inputs, latents).row()
+            taken = time.perf_counter() - started
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error.__cause__ or error):
+                raise
+            return None
+        whole = torch.cuda.get_device_properties(device).total_memory
+        fits = torch.cuda.max_memory_allocated(device) <= MEMORY_SHARE * whole
+        return TRIES * size / taken if fits else None
+
+    return fastest_batch_size(slices_per_s, min(LARGEST, len(slices)))
+
+
+def repeated(inputs: StepInputs, size: int) -> StepInputs:
+    """A batch of any size, made of the first sample of another."""
+    return inputs.chosen([0] * size)
