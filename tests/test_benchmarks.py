@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sdseg_cli.training.checkpoint import RunDir
+from sdseg_cli.training.run_folder import RunDir
 from tests.conftest import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]

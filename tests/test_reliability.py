@@ -37,8 +37,7 @@ def add_run(home: Path, tiny_run: Workspace) -> None:
     shutil.copytree(tiny_run.root / "prepared", home / "prepared")
     skipped = shutil.ignore_patterns("*.pt", "predictions", "report")
     shutil.copytree(tiny_run.root / "runs", home / "runs", ignore=skipped)
-    for name in ("best.pt", "last.pt"):
-        (home / CHECKPOINTS / name).symlink_to(tiny_run.run.path / "checkpoints" / name)
+    (home / CHECKPOINTS / "best.pt").symlink_to(tiny_run.run.best)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

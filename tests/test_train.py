@@ -16,7 +16,8 @@ from sdseg_cli.config_file import from_dict
 from sdseg_cli.errors import ConfigError, DataError, RunError, WeightsError
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.train import train
-from sdseg_cli.training.checkpoint import Checkpoint, RunDir
+from sdseg_cli.training.checkpoint import Checkpoint
+from sdseg_cli.training.run_folder import RunDir
 from sdseg_cli.training.trainer import learning_rate
 from tests.conftest import Workspace, tiny_settings
 
