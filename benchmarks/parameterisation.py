@@ -17,7 +17,7 @@ from sdseg_cli.config_file import from_dict
 from sdseg_cli.datasets.manifest import Manifest
 from sdseg_cli.presets import preset
 from sdseg_cli.train import train
-from sdseg_cli.training.checkpoint import RunDir
+from sdseg_cli.training.run_folder import RunDir
 
 PAPER_LOSS = {"noise_loss_weight": 1.0, "latent_loss": "l1"}
 SETTINGS: dict[str, dict[str, Any]] = {

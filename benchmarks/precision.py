@@ -38,7 +38,8 @@ from sdseg_cli.model import diffusion
 from sdseg_cli.model.sdseg import SDSeg, as_three_channels, unfilled_sdseg
 from sdseg_cli.model.tensor_files import load_strictly
 from sdseg_cli.training.batches import PreparedSlices
-from sdseg_cli.training.checkpoint import Checkpoint, RunDir, find_run
+from sdseg_cli.training.checkpoint import Checkpoint
+from sdseg_cli.training.run_folder import RunDir, find_run
 from sdseg_cli.training.runtime import choose_device, placed
 
 SAFE = 0.001

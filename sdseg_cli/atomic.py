@@ -45,6 +45,22 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed processes left half-written in a folder that nobody else writes to now.
+
+    Raises:
+        RunError: The disk refused.
+    """
+    for leftover in folder.glob(".*.part.*"):
+        try:
+            leftover.unlink(missing_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"{leftover}: cannot be removed ({error.strerror or error}).",
+                "Check the folder's permissions.",
+            ) from error
+
+
 def _sync_folder(folder: Path) -> None:
     # The rename itself must survive a power cut; Windows cannot open folders and needs none.
     if os.name == "posix":

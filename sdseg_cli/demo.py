@@ -34,7 +34,7 @@ class Demo:
 
     def was_stopped(self) -> bool:
         """Whether the training was stopped before its end: its verbs then are not the demo's."""
-        from sdseg_cli.training.checkpoint import RunDir
+        from sdseg_cli.training.run_folder import RunDir
 
         run = RunDir(self.folder / "runs" / NAME / RUN)
         return run.status().get("state") == "stopped"

@@ -22,7 +22,7 @@ from sdseg_cli.progress import Progress
 
 if TYPE_CHECKING:
     from sdseg_cli.predict import Predictor
-    from sdseg_cli.training.checkpoint import RunDir
+    from sdseg_cli.training.run_folder import RunDir
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def open_held_out(
             set was prepared anew, so that cases the run was trained on may now be test cases.
         WeightsError: The checkpoint is missing or damaged.
     """
-    from sdseg_cli.training.checkpoint import find_run
+    from sdseg_cli.training.run_folder import find_run
 
     if split not in SPLITS:
         raise ConfigError(f"--split is {split!r}.", f"Choose one of {', '.join(SPLITS)}.")

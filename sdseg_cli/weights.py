@@ -17,8 +17,9 @@ from sdseg_cli.model.store import Entry, WeightStore
 from sdseg_cli.model.tensor_files import file_sha256, read_tensors
 from sdseg_cli.presets import preset
 from sdseg_cli.progress import Progress, silent
-from sdseg_cli.training.checkpoint import Checkpoint, RunDir, config_values
+from sdseg_cli.training.checkpoint import Checkpoint, config_values
 from sdseg_cli.training.package import Package, write_package
+from sdseg_cli.training.run_folder import RunDir
 
 PLANE_SIZE = 256
 """Side of the plane official models were trained on, px."""

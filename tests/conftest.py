@@ -17,7 +17,7 @@ from sdseg_cli.imaging.phantom import Phantom, make_phantom, write_phantom_set
 from sdseg_cli.prepare import prepare
 from sdseg_cli.presets import PRESETS
 from sdseg_cli.train import train
-from sdseg_cli.training.checkpoint import RunDir
+from sdseg_cli.training.run_folder import RunDir
 from tests.raw_cases import write_cases
 
 torch.set_num_threads(1)  # on tensors this small, threads mostly wait for each other

@@ -119,6 +119,7 @@ RUNS = [
     with_run("a run that is not there", odd.scan(), f"{PREDICT} --run gone", "gone: no run there"),
     with_run("a checkpoint cut short", odd.together(odd.scan(), odd.cut("home/runs/tiny/run/checkpoints/best.pt", 0.5)), PREDICT, "best.pt"),
     with_run("a checkpoint that is a text", odd.together(odd.scan(), odd.text("home/runs/tiny/run/checkpoints/best.pt")), PREDICT, "best.pt"),
+    with_run("no checkpoint that is whole", odd.together(*(odd.text(f"home/runs/tiny/run/checkpoints/step-0000000{n}.pt") for n in (2, 4))), "train --dataset tiny --run run", "whole"),
     with_run("a run without settings", odd.together(odd.scan(), odd.lost("home/runs/tiny/run/config.toml")), f"{PREDICT} --run tiny/run", "run"),
     with_run("settings that are no TOML", odd.text("home/runs/tiny/run/config.toml", "[model"), "evaluate", "config.toml"),
     with_run("a package that is none", odd.together(odd.scan(), odd.subfolder("model")), f"{PREDICT} --model model", "no package there"),

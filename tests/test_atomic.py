@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sdseg_cli.atomic import replacing
+from sdseg_cli.atomic import remove_leftovers, replacing
 from sdseg_cli.errors import RunError
 
 
@@ -40,3 +40,12 @@ def test_a_refusing_disk_is_a_run_error_naming_the_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(RunError, match="file/mask"), replacing(tmp_path / "file/mask.nii") as t:
         t.write_text("never")
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    block = replacing(tmp_path / "report.csv")
+    block.__enter__().write_text("half")  # and never left
+    for name in (".lock", "a.part.csv"):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "a.part.csv"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sdseg_cli.training.checkpoint import RunDir
+from sdseg_cli.training.run_folder import RunDir
 from tests.conftest import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -104,3 +104,17 @@ def test_every_line_of_the_table_has_as_many_columns() -> None:
     assert len({line.count("|") for line in text.splitlines()}) == 1
     assert "| unet | bfloat16 | 0.1 | - | 0.5000 |" in text
     assert "| unet | float16 | not computed: no such kernel | - |" in text
+
+
+@pytest.mark.slow
+def test_a_training_killed_twice_ends_with_the_undisturbed_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import kill_train
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    kill_train.prepare(tmp_path)
+    # Aimed at a checkpoint that is being written: where a random moment seldom falls.
+    killed = kill_train.kill_and_resume(tmp_path, steps=11, kills=0, aimed=2, seed=0)
+    assert killed.moments.total() == 2
+    assert killed.runs >= 1

@@ -25,7 +25,7 @@ from sdseg_cli.predict_file import predict_file
 from sdseg_cli.prepare import prepare
 from sdseg_cli.stability import stability
 from sdseg_cli.train import train
-from sdseg_cli.training.checkpoint import RunDir
+from sdseg_cli.training.run_folder import RunDir
 from tests.conftest import Workspace, tiny_settings
 from tests.fake_run import FakePredictor
 from tests.raw_pictures import polyp, save, save_pair

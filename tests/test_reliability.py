@@ -37,8 +37,8 @@ def add_run(home: Path, tiny_run: Workspace) -> None:
     shutil.copytree(tiny_run.root / "prepared", home / "prepared")
     skipped = shutil.ignore_patterns("*.pt", "predictions", "report")
     shutil.copytree(tiny_run.root / "runs", home / "runs", ignore=skipped)
-    for name in ("best.pt", "last.pt"):
-        (home / CHECKPOINTS / name).symlink_to(tiny_run.run.path / "checkpoints" / name)
+    for path in tiny_run.run.checkpoints.glob("*.pt"):
+        (home / CHECKPOINTS / path.name).symlink_to(path)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

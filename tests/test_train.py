@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,17 @@ import torch
 import sdseg_cli.training.objective as objective
 from sdseg_cli.config import TrainConfig
 from sdseg_cli.config_file import from_dict
+from sdseg_cli.datasets.manifest import Manifest
 from sdseg_cli.errors import ConfigError, DataError, RunError, WeightsError
+from sdseg_cli.findings import Finding
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.train import train
-from sdseg_cli.training.checkpoint import Checkpoint, RunDir
+from sdseg_cli.training.checkpoint import Checkpoint
+from sdseg_cli.training.run_folder import RunDir
+from sdseg_cli.training.run_lock import locked
 from sdseg_cli.training.trainer import Trainer, learning_rate
 from tests.conftest import Workspace, tiny_settings
+from tests.raw_cases import contents
 
 
 def _log(run: RunDir) -> list[dict[str, Any]]:
@@ -69,29 +76,148 @@ def test_a_stopped_and_resumed_run_ends_where_an_uninterrupted_one_does(
     stopped = train(config, tiny_set.manifest, run, device="cpu", progress=stop_at_three)
     assert (stopped.state, stopped.step) == ("stopped", 3)
     assert train(config, tiny_set.manifest, run, device="cpu").state == "finished"
-    assert _log(run) == _log(tiny_run.run)
+    assert run.log_file.read_bytes() == tiny_run.run.log_file.read_bytes()
     ours, theirs = Checkpoint.load(run.last), Checkpoint.load(tiny_run.run.last)
     assert all(torch.equal(ours.weights[name], theirs.weights[name]) for name in ours.weights)
 
 
-@pytest.mark.slow
-def test_a_killed_run_goes_on_from_its_last_checkpoint(
-    tiny_set: Workspace, tiny_run: Workspace, tmp_path: Path
-) -> None:
-    run = RunDir(tmp_path / "run")
+class Killed(BaseException):
+    """What no handler of ours expects."""
 
-    class Killed(BaseException):
-        pass
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_killed_run_goes_on_from_its_last_checkpoint_or_from_the_start(
+    tiny_set: Workspace, tiny_run: Workspace, tmp_path: Path, step: int
+) -> None:
+    run, config = RunDir(tmp_path / "run"), tiny_settings(steps=4)
 
     def kill(done: int, total: int, what: str) -> None:
-        if done == 3:  # the last checkpoint is of step 2
+        if done == step:  # the first checkpoint is of step 2
             raise Killed
 
-    config = tiny_settings(steps=4)
     with pytest.raises(Killed):
         train(config, tiny_set.manifest, run, device="cpu", progress=kill)
+    report = train(config, tiny_set.manifest, run, device="cpu")
+    assert report.begun == (0 if step == 1 else 2)
+    assert run.log_file.read_bytes() == tiny_run.run.log_file.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_run_that_ended_within_its_validation_goes_on(
+    tiny_set: Workspace, tiny_run: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> float:
+        raise Killed
+
+    run, config = RunDir(tmp_path / "run"), tiny_settings(steps=4)
+    monkeypatch.setattr(trainer_module.Trainer, "validate", killed)
+    with pytest.raises(Killed):
+        train(config, tiny_set.manifest, run, device="cpu")
+    monkeypatch.undo()
     train(config, tiny_set.manifest, run, device="cpu")
-    assert _log(run) == _log(tiny_run.run)
+    assert run.log_file.read_bytes() == tiny_run.run.log_file.read_bytes()
+
+
+@pytest.fixture
+def finished(tiny_run: Workspace, tmp_path: Path) -> RunDir:
+    """A copy of the finished run, to be broken."""
+    shutil.copytree(tiny_run.run.path, tmp_path / "copy")
+    return RunDir(tmp_path / "copy")
+
+
+def _damage(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.slow
+def test_a_damaged_newest_checkpoint_costs_steps_and_changes_nothing(
+    tiny_run: Workspace, finished: RunDir
+) -> None:
+    _damage(finished.last)
+    told: list[Finding] = []
+    config = tiny_settings(steps=4)
+    report = train(config, tiny_run.manifest, finished, device="cpu", warn=told.append)
+    assert (report.begun, report.step, report.warnings) == (2, 4, tuple(told))
+    assert [one.code for one in told] == ["checkpoint-damaged"]
+    assert "step-00000004.pt damaged, kept as step-00000004.pt.damaged" in told[0].measured
+    assert finished.log_file.read_bytes() == tiny_run.run.log_file.read_bytes()
+    assert report.to_json()["warnings"] == [told[0].to_json()]
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_trained_and_nothing_touched(
+    tiny_run: Workspace, finished: RunDir
+) -> None:
+    for path in finished.step_files():
+        _damage(path)
+    before = contents(finished.path)
+    with pytest.raises(WeightsError, match="no checkpoint to go on from is whole"):
+        train(tiny_settings(steps=4), tiny_run.manifest, finished, device="cpu")
+    assert contents(finished.path) == before
+
+
+def test_a_run_of_the_format_before_is_gone_on_with(tiny_run: Workspace, finished: RunDir) -> None:
+    finished.last.rename(finished.checkpoints / "last.pt")
+    for path in finished.checkpoints.glob("step-*"):
+        path.unlink()
+    report = train(tiny_settings(steps=4), tiny_run.manifest, finished, device="cpu")
+    assert (report.begun, report.step, report.state) == (4, 4, "finished")
+    assert Checkpoint.load(finished.best).step == tiny_run.run.status()["best"]["step"]
+
+
+def test_two_processes_never_train_in_one_folder(tiny_run: Workspace, finished: RunDir) -> None:
+    before = contents(finished.path)
+    with (
+        locked(finished.lock_file),
+        pytest.raises(RunError, match=f"process {os.getpid()}"),
+    ):
+        assert finished.is_locked()
+        train(tiny_settings(steps=4), tiny_run.manifest, finished, device="cpu")
+    assert not finished.is_locked()
+    assert contents(finished.path) == before
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_clear_error_and_the_checkpoint_before_stays_whole(
+    tiny_set: Workspace, tiny_run: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, save = RunDir(tmp_path / "run"), Checkpoint.save
+
+    def full(checkpoint: Checkpoint, path: Path) -> None:
+        if path == run.step_file(4):
+            monkeypatch.setattr(torch, "save", lambda *_: _raise(OSError(28, "No space left")))
+        save(checkpoint, path)
+
+    monkeypatch.setattr(Checkpoint, "save", full)
+    config = tiny_settings(steps=4)
+    with pytest.raises(RunError, match=r"step-00000004\.pt: cannot be written") as caught:
+        train(config, tiny_set.manifest, run, device="cpu")
+    assert "space left on the disk" in caught.value.hint
+    assert (run.last, Checkpoint.load(run.last).step) == (run.step_file(2), 2)
+    monkeypatch.undo()
+    train(config, tiny_set.manifest, run, device="cpu")
+    assert run.log_file.read_bytes() == tiny_run.run.log_file.read_bytes()
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def test_a_changed_data_set_is_refused_by_the_keys_that_differ(tiny_run: Workspace) -> None:
+    entries = tiny_run.manifest.entries
+    moved = (replace(entries[0], sha256="0" * 64), *entries[1:])
+    changed = replace(tiny_run.manifest, entries=moved, crop="body")
+    with pytest.raises(
+        ConfigError,
+        match=r"other settings: train\.flips, crop of the prepared data, "
+        r"data_sha256 of the prepared data\.",
+    ):
+        train(tiny_settings(steps=4, flips=""), changed, tiny_run.run, device="cpu")
+
+
+def test_fewer_steps_than_were_done_are_refused(tiny_run: Workspace) -> None:
+    with pytest.raises(ConfigError, match="is at step 4, past the 3 asked for"):
+        train(tiny_settings(steps=3), tiny_run.manifest, tiny_run.run, device="cpu")
 
 
 def test_other_settings_in_an_old_run_are_refused_by_name(tiny_run: Workspace) -> None:
@@ -131,6 +257,19 @@ def test_test_cases_are_never_read(
     assert not set(opened) & ids["test"]
 
 
+@pytest.mark.slow
+def test_training_needs_no_file_of_a_test_case(tiny_run: Workspace, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run.manifest.root, tmp_path / "tiny")
+    manifest = Manifest.load(tmp_path / "tiny")
+    for case in manifest.cases("test"):
+        shutil.rmtree(manifest.root / case.folder)
+    missing = [replace(c, image=tmp_path / "no", label=tmp_path / "no") for c in manifest.entries]
+    run = RunDir(tmp_path / "run")
+    without = replace(manifest, entries=tuple(missing))  # nor any scan it was prepared from
+    train(tiny_settings(steps=4), without, run, device="cpu")
+    assert run.log_file.read_bytes() == tiny_run.run.log_file.read_bytes()
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(
     tiny_set: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,9 +282,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 
 
 def test_a_set_without_validation_cases_is_refused(tiny_set: Workspace, tmp_path: Path) -> None:
-    import dataclasses
-
-    only_train = dataclasses.replace(tiny_set.manifest, entries=tiny_set.manifest.cases("train"))
+    only_train = replace(tiny_set.manifest, entries=tiny_set.manifest.cases("train"))
     with pytest.raises(DataError, match="no val case"):
         train(tiny_settings(steps=1), only_train, RunDir(tmp_path / "run"), device="cpu")
 

@@ -19,8 +19,8 @@ from sdseg_cli.model.pretrained import load_official
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import file_sha256
 from sdseg_cli.predict import Predictor
-from sdseg_cli.training.checkpoint import RunDir
 from sdseg_cli.training.package import read_package
+from sdseg_cli.training.run_folder import RunDir
 from sdseg_cli.weights import add_weights, export_run, export_stored, fetch_weights
 from tests.conftest import Workspace
 from tests.parity.fill import tiny_autoencoder, tiny_checkpoint, tiny_ldm

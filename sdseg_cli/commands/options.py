@@ -14,7 +14,7 @@ from sdseg_cli.console import Output
 from sdseg_cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sdseg_cli.training.checkpoint import RunDir
+    from sdseg_cli.training.run_folder import RunDir
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")]
@@ -45,7 +45,7 @@ def open_run(run: Path | None, output: Output) -> RunDir:
     Raises:
         ConfigError: There is no such run, or none yet.
     """
-    from sdseg_cli.training.checkpoint import find_run
+    from sdseg_cli.training.run_folder import find_run
 
     found = find_run(workspace(), run)
     best = found.status().get("best") or {"val_dice": None, "step": None}

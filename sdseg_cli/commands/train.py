@@ -48,8 +48,8 @@ def train(
 
     from sdseg_cli.model.store import WeightStore
     from sdseg_cli.train import train as run_train
-    from sdseg_cli.training.checkpoint import RunDir
     from sdseg_cli.training.initialise import resolved_start
+    from sdseg_cli.training.run_folder import RunDir
 
     start = resolved_start(settings.train.init, workspace(), WeightStore.default())
     settings = replace(settings, train=replace(settings.train, init=start))
@@ -62,8 +62,15 @@ def train(
         + (f", going on from step {begun}" if begun else "")
     )
     with output.progress() as progress:
-        report = run_train(settings, manifest, folder, device=device, progress=progress)
-    if begun == report.step:
+        report = run_train(
+            settings,
+            manifest,
+            folder,
+            device=device,
+            progress=progress,
+            warn=lambda finding: output.warn([finding]),
+        )
+    if report.begun == report.step and report.state == "finished":
         output.say("it was finished already; to train on, give more --steps.")
     if report.state == "stopped":
         output.say(f"stopped at step {report.step}; to go on, run the same command again.")

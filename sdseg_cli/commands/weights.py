@@ -116,7 +116,7 @@ def export(
         folder = package or Path(f"{stored.name}.sdseg")
         made = _export_stored(stored, folder, window, half=not float32)
     else:
-        from sdseg_cli.training.checkpoint import find_run
+        from sdseg_cli.training.run_folder import find_run
         from sdseg_cli.weights import export_run
 
         if window is not None or float32:

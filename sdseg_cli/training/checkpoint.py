@@ -1,96 +1,45 @@
-"""A run on disk.
-
-RunDir/
-  config.toml        every setting
-  log.jsonl          one line per optimiser step, and one per validation
-  status.json        state (running, stopped, finished), step, best
-  checkpoints/       last.pt (everything, to resume), best.pt (what prediction needs)
-  predictions/  report/
-"""
+"""One checkpoint: everything a run is at one step, in a file whose sha256 stands beside it."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from sdseg_cli.atomic import replacing
 from sdseg_cli.config import RunConfig
-from sdseg_cli.config_file import load_toml
-from sdseg_cli.errors import ConfigError, RunError, WeightsError
-from sdseg_cli.filenames import PACKAGE_FILE
-from sdseg_cli.model.tensor_files import unpickled
+from sdseg_cli.errors import WeightsError
+from sdseg_cli.model.tensor_files import file_sha256, unpickled
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE = (1, FORMAT_VERSION)
+"""Version 1 had no `scaler`."""
 
 
-@dataclass(frozen=True)
-class RunDir:
-    """Where a run keeps its files."""
-
-    path: Path
-
-    @property
-    def config_file(self) -> Path:
-        return self.path / "config.toml"
-
-    @property
-    def log_file(self) -> Path:
-        return self.path / "log.jsonl"
-
-    @property
-    def status_file(self) -> Path:
-        return self.path / "status.json"
-
-    @property
-    def last(self) -> Path:
-        return self.path / "checkpoints" / "last.pt"
-
-    @property
-    def best(self) -> Path:
-        return self.path / "checkpoints" / "best.pt"
-
-    @property
-    def predictions(self) -> Path:
-        return self.path / "predictions"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report"
-
-    @property
-    def curve(self) -> Path:
-        return self.report / "training.png"
-
-    def config(self) -> RunConfig:
-        """The settings this run was started with."""
-        return load_toml(self.config_file, RunConfig())
-
-    def status(self) -> dict[str, Any]:
-        """`{"state": ..., "step": ..., "best": {...}}`; empty if the run has not saved yet."""
-        try:
-            status = json.loads(self.status_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return status if isinstance(status, dict) else {}
+class DamagedError(WeightsError):
+    """The file is not as it was written; another one may do."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """Everything a run is, at one step.
 
+    There is no state of random generators and no position in the data, and none is missing: all
+    that is drawn in a step (slices, flips, t, noise, dropout) is a function of (seed, step), and
+    both are here. So a resumed run draws what it would have drawn.
+
     In `best.pt` there is no optimiser, and the U-Net is the averaged one, all in float16: the very
-    numbers of an exported package, so that both predict the same masks. There is no state of random
-    generators and no sampler position: all that is drawn in a step is a function of (seed, step).
+    numbers of an exported package, so that both predict the same masks.
     """
 
     step: int
     config: dict[str, Any]
-    """`dataclasses.asdict` of the RunConfig."""
+    """`dataclasses.asdict` of the RunConfig, with the seed."""
     data: dict[str, Any]
     """`Manifest.inference_settings`: how the slices were made, and hashes of split and arrays."""
     latent_scale: float
@@ -99,6 +48,8 @@ class Checkpoint:
     ema: dict[str, torch.Tensor]
     """The averaged U-Net, where it is not in `weights`."""
     optimizer: dict[str, Any] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
+    """State of the gradient scaler; empty where none is used."""
     best: dict[str, Any] = field(default_factory=dict)
     origin: dict[str, str] = field(default_factory=dict)
     """Part of the model -> the weights it started from, with their sha256."""
@@ -109,35 +60,120 @@ class Checkpoint:
         return {**self.weights, **{f"unet.{name}": value for name, value in self.ema.items()}}
 
     def save(self, path: Path) -> None:
-        """Write to a temporary name, then rename."""
+        """Write the file and its `.sha256`; whenever this ends, `path` is a whole checkpoint.
+
+        Raises:
+            RunError: The disk refused; what was there before is still there.
+        """
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            torch.save(values, file)
+        replaces = path.exists()
+        with replacing(path) as temporary:
+            with temporary.open("wb") as file:
+                sha256 = _write(values, file)
+            if replaces:
+                # A moment without a hash: the new one would condemn the old file, and the reverse.
+                hash_file(path).unlink(missing_ok=True)
+            else:
+                _write_hash(path, sha256)
+        if replaces:
+            _write_hash(path, sha256)
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
         """Read a checkpoint; no code in it is ever run.
 
         Raises:
-            WeightsError: Missing, damaged, or of another format.
+            DamagedError: It is not the file that was written, as its sha256 says, or none at all.
+            WeightsError: Missing, or of another format.
         """
+        if not path.is_file():
+            raise WeightsError(f"{path}: no such checkpoint.", "Train first, or check --run.")
+        proved = None
         try:
-            checkpoint = cls(**unpickled(path))
-        except FileNotFoundError as error:
-            raise WeightsError(
-                f"{path}: no such checkpoint.", "Train first, or check --run."
-            ) from error
-        except (OSError, TypeError, WeightsError) as error:
-            raise WeightsError(
-                f"{path}: damaged, or no checkpoint of sdseg.",
-                "Delete it and run the same `sdseg train` command again.",
-            ) from error
-        if checkpoint.format_version != FORMAT_VERSION:
-            raise WeightsError(
-                f"{path}: checkpoint format {checkpoint.format_version}, not {FORMAT_VERSION}.",
-                "Use the sdseg version that wrote it.",
-            )
-        return checkpoint
+            proved = _is_as_written(path)
+            values = {} if proved is False else unpickled(path)
+            version = values.get("format_version")
+            if version in READABLE:
+                return cls(**values)
+        except PermissionError as error:
+            raise WeightsError(f"{path}: may not be read.", "Check its permissions.") from error
+        except (OSError, TypeError, AttributeError, WeightsError) as error:
+            raise _unreadable(path, proved) from error
+        if not isinstance(version, int):
+            raise _unreadable(path, proved)
+        raise WeightsError(
+            f"{path}: checkpoint format {version}, not {FORMAT_VERSION}.",
+            "Use the sdseg version that wrote it.",
+        )
+
+
+def _unreadable(path: Path, proved: bool | None) -> WeightsError:
+    if proved:
+        # Whole, so never to be set aside: memory is short, or another program wrote it.
+        return WeightsError(
+            f"{path}: is as it was written, and still cannot be read.",
+            "Free some memory, or use the sdseg version that wrote it.",
+        )
+    what = "damaged, or no checkpoint of sdseg"
+    if proved is False:
+        what = f"damaged, its sha256 is not the one in {hash_file(path).name}"
+    return DamagedError(
+        f"{path}: {what}.", "Copy it back if you have a copy; else train anew, in another folder."
+    )
+
+
+def hash_file(path: Path) -> Path:
+    """Where a checkpoint's sha256 stands, in the format of `sha256sum -c`."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _write_hash(path: Path, sha256: str) -> None:
+    with replacing(hash_file(path)) as temporary:
+        temporary.write_text(f"{sha256}  {path.name}\n", encoding="utf-8")
+
+
+def _is_as_written(path: Path) -> bool | None:
+    """Whether the file has the sha256 that stands beside it; None where none does, as in older
+    versions.
+    """
+    try:
+        written = hash_file(path).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+    return written.split(maxsplit=1)[:1] == [file_sha256(path)]
+
+
+class _Hashing:
+    """A file for `torch.save` that hashes what passes, so that nothing is read again."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.failure: BaseException | None = None
+
+    def write(self, content: bytes) -> int:
+        try:
+            self.sha256.update(content)
+            return self._file.write(content)
+        except BaseException as failure:
+            self.failure = failure
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _write(values: dict[str, Any], file: BinaryIO) -> str:
+    """The sha256 of what was written."""
+    hashing = _Hashing(file)
+    try:
+        torch.save(values, hashing)  # type: ignore[arg-type]  # it asks for write and flush
+    except RuntimeError as error:
+        # torch turns whatever stops a write, a full disk or Ctrl-C, into an error of its own.
+        if hashing.failure is not None:
+            raise hashing.failure from error
+        raise
+    return hashing.sha256.hexdigest()
 
 
 def halved(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -153,92 +189,3 @@ def config_values(config: RunConfig) -> dict[str, Any]:
     """The configuration as nested dictionaries of plain values (tuples as lists)."""
     values: dict[str, Any] = json.loads(json.dumps(asdict(config)))
     return values
-
-
-def find_run(workspace: Path, run: Path | None) -> RunDir:
-    """The run asked for, or the newest finished one, or the newest stopped one.
-
-    Args:
-        workspace: Folder that holds `runs/`.
-        run: A run folder, a path below `runs/`, or None.
-
-    Raises:
-        ConfigError: There is no such run, or none yet.
-    """
-    runs = workspace / "runs"
-    if run is not None:
-        return _named_run(workspace, run)
-    found = [RunDir(path.parent.parent) for path in runs.glob("*/*/checkpoints/best.pt")]
-    if not found:
-        raise ConfigError(
-            f"no run yet in {runs.absolute()}.",
-            "Train one (sdseg train --dataset NAME), or set SDSEG_HOME to your workspace.",
-        )
-
-    def rank(candidate: RunDir) -> tuple[bool, float]:
-        finished = candidate.status().get("state") == "finished"
-        return finished, candidate.best.stat().st_mtime
-
-    return max(found, key=rank)
-
-
-def run_folder(workspace: Path, run: Path) -> Path | None:
-    """The run at a path, at a path below `runs`, or, for a bare word, of that name in any set.
-
-    Raises:
-        ConfigError: Several runs have that name.
-    """
-    runs = workspace / "runs"
-    there = [path for path in (run, runs / run) if RunDir(path).config_file.is_file()]
-    if not there and len(run.parts) == 1:
-        there = sorted(p for p in runs.glob(f"*/{run}") if RunDir(p).config_file.is_file())
-        if len(there) > 1:
-            names = ", ".join(str(path.relative_to(runs)) for path in there)
-            raise ConfigError(
-                f"several runs are called {run}: {names}.", "Give --run one of these."
-            )
-    return there[0] if there else None
-
-
-def _named_run(workspace: Path, run: Path) -> RunDir:
-    found, runs = run_folder(workspace, run), workspace / "runs"
-    if found is None:
-        if (run / PACKAGE_FILE).is_file():
-            raise ConfigError(f"{run}: a package, no run.", "Give it to predict with --model.")
-        made = ", ".join(
-            sorted(str(p.parent.relative_to(runs)) for p in runs.glob("*/*/config.toml"))
-        )
-        raise ConfigError(
-            f"{run}: no run there.",
-            f"Runs here: {made}." if made else "Give --run a folder that `sdseg train` made.",
-        )
-    if not RunDir(found).best.is_file():
-        raise ConfigError(
-            f"run {found} has no checkpoint to predict with yet.",
-            "Let it reach its first validation, or run the same `sdseg train` command again.",
-        )
-    return RunDir(found)
-
-
-def truncate_log(path: Path, step: int) -> None:
-    """Drop the lines past `step`, so that after a resume every step stands once.
-
-    Raises:
-        RunError: A line before the last is no JSON.
-    """
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    kept = []
-    for number, line in enumerate(lines):
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError) as error:
-            if number < len(lines) - 1:  # the last line may be cut off by a kill
-                raise RunError(
-                    f"{path}: line {number + 1} is damaged.",
-                    "Delete the run folder and train again.",
-                ) from error
-    with replacing(path) as temporary:
-        temporary.write_text("".join(kept), encoding="utf-8")

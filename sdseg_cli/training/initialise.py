@@ -19,8 +19,8 @@ from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import load_strictly
 from sdseg_cli.presets import PRESETS
 from sdseg_cli.training.batches import PreparedSlices, draw_positions
-from sdseg_cli.training.checkpoint import RunDir, run_folder
 from sdseg_cli.training.package import is_package, read_trained
+from sdseg_cli.training.run_folder import RunDir, run_folder
 
 KEYWORDS = ("pretrained", "scratch")
 MAY_DIFFER = {

@@ -24,7 +24,8 @@ from sdseg_cli.model.tensor_files import (
     read_tensors,
     write_tensors,
 )
-from sdseg_cli.training.checkpoint import Checkpoint, RunDir, halved
+from sdseg_cli.training.checkpoint import Checkpoint, halved
+from sdseg_cli.training.run_folder import RunDir
 
 FORMAT_VERSION = 1
 MODEL, DESCRIPTION, LICENSE = "model.safetensors", PACKAGE_FILE, "LICENSE.md"

@@ -8,6 +8,7 @@ import contextlib
 import copy
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -24,6 +25,8 @@ from sdseg_cli.model.unet import UNet
 
 LOWERED = {"mixed": torch.bfloat16, "mixed-float16": torch.float16}
 """`model.precision` -> the format of the encoder and the autoencoder on a GPU."""
+SECOND_SIGINT_S = 1.0
+"""One Ctrl-C may arrive twice, from the terminal and from torchrun; later ones are meant."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -148,16 +151,27 @@ class Ema:
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """Within the block SIGINT and SIGTERM set the event instead of ending the process."""
+    """Within the block SIGINT, SIGTERM and SIGUSR1 (batch systems' notice) set the event instead of
+    ending the process. A second SIGINT is taken at its word: KeyboardInterrupt.
+    """
     stop = threading.Event()
+    asked_at = 0.0
 
     def request(signum: int, frame: FrameType | None) -> None:
+        nonlocal asked_at
+        again = stop.is_set() and time.monotonic() - asked_at > SECOND_SIGINT_S
+        if signum == signal.SIGINT and again:
+            raise KeyboardInterrupt
+        if not stop.is_set():
+            asked_at = time.monotonic()
         stop.set()
 
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread may take signals
         return
-    before = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
+    # Windows has no SIGUSR1.
+    there = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGUSR1")]
+    before = {number: signal.signal(number, request) for number in there if number is not None}
     try:
         yield stop
     finally:

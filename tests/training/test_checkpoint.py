@@ -1,21 +1,20 @@
 from __future__ import annotations
 
-import json
-import os
+import hashlib
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
+import sdseg_cli.training.checkpoint as checkpoint_module
 from sdseg_cli.config import RunConfig
-from sdseg_cli.errors import ConfigError, RunError, WeightsError
-from sdseg_cli.training.checkpoint import (
-    Checkpoint,
-    RunDir,
-    config_values,
-    find_run,
-    truncate_log,
-)
+from sdseg_cli.errors import RunError, WeightsError
+from sdseg_cli.training.checkpoint import Checkpoint, DamagedError, config_values, hash_file
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def _checkpoint(step: int = 3) -> Checkpoint:
@@ -36,7 +35,37 @@ def test_a_checkpoint_survives_the_disk(tmp_path: Path) -> None:
     assert (loaded.step, loaded.latent_scale, loaded.data) == (3, 0.5, {"crop": "none"})
     assert loaded.weights["w"].tolist() == [0, 1, 2]
     assert loaded.optimizer["param_groups"] == [{"lr": 1e-3}]
-    assert [path.name for path in (tmp_path / "c").iterdir()] == ["last.pt"]
+    assert names(tmp_path / "c") == ["last.pt", "last.pt.sha256"]
+
+
+def test_sha256sum_accepts_the_hash_beside_a_checkpoint(tmp_path: Path) -> None:
+    for step in (1, 2):  # written, and written over
+        _checkpoint(step).save(tmp_path / "best.pt")
+        digest = hashlib.sha256((tmp_path / "best.pt").read_bytes()).hexdigest()
+        assert (tmp_path / "best.pt.sha256").read_text() == f"{digest}  best.pt\n"
+
+
+class FullDisk:
+    """A file on a disk that is full after 100 bytes, or that Ctrl-C ends."""
+
+    def __init__(self, failure: BaseException) -> None:
+        self.failure, self.written = failure, 0
+
+    def write(self, content: bytes) -> int:
+        self.written += len(content)
+        if self.written > 100:
+            raise self.failure
+        return len(content)
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_what_stops_a_write_comes_out_of_torch_as_it_went_in(failure: BaseException) -> None:
+    with pytest.raises(type(failure)) as caught:
+        checkpoint_module._write({"w": torch.arange(1000)}, FullDisk(failure))
+    assert caught.value is failure
 
 
 def test_a_failed_save_keeps_the_old_checkpoint(
@@ -49,18 +78,73 @@ def test_a_failed_save_keeps_the_old_checkpoint(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(RunError, match="No space left"):
+    with pytest.raises(RunError, match="No space left") as caught:
         _checkpoint(2).save(path)
+    assert "space left on the disk" in caught.value.hint
     assert Checkpoint.load(path).step == 1
-    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+    assert names(tmp_path) == ["last.pt", "last.pt.sha256"]
+
+
+@pytest.mark.parametrize("moment", range(1, 4))
+def test_a_save_that_ends_at_any_rename_leaves_a_whole_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    path, renames = tmp_path / "best.pt", 0
+    _checkpoint(1).save(path)
+    rename = Path.replace
+
+    def killed(old: Path, new: Path) -> Path:
+        nonlocal renames
+        renames += 1
+        if renames == moment:
+            raise KeyboardInterrupt
+        return rename(old, new)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt) if moment < 3 else nullcontext():
+        _checkpoint(2).save(path)
+    assert Checkpoint.load(path).step == (1 if moment == 1 else 2)
+
+
+def test_one_bit_that_turned_is_found_by_the_hash(tmp_path: Path) -> None:
+    path = tmp_path / "step-00000003.pt"
+    _checkpoint().save(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DamagedError, match=r"sha256 is not the one in step-00000003\.pt\.sha256"):
+        Checkpoint.load(path)
+
+
+def test_a_checkpoint_of_the_format_before_is_read(tmp_path: Path) -> None:
+    values = {n: getattr(_checkpoint(), n) for n in Checkpoint.__dataclass_fields__}
+    del values["scaler"]
+    torch.save({**values, "format_version": 1}, tmp_path / "last.pt")
+    assert (Checkpoint.load(tmp_path / "last.pt").step, names(tmp_path)) == (3, ["last.pt"])
+
+
+def test_a_whole_file_that_cannot_be_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _checkpoint().save(tmp_path / "last.pt")
+
+    def short(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(torch, "load", short)
+    with pytest.raises(WeightsError, match="as it was written, and still") as caught:
+        Checkpoint.load(tmp_path / "last.pt")
+    assert not isinstance(caught.value, DamagedError)
 
 
 def test_a_damaged_checkpoint_is_one_clear_error(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     _checkpoint().save(path)
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(WeightsError, match="damaged"):
-        Checkpoint.load(path)
+    for _ in ("with a hash", "without"):
+        with pytest.raises(DamagedError, match="damaged"):
+            Checkpoint.load(path)
+        hash_file(path).unlink(missing_ok=True)
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
@@ -70,61 +154,3 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     torch.save({**values, "format_version": 99}, path)
     with pytest.raises(WeightsError, match="format 99"):
         Checkpoint.load(path)
-
-
-def _run(workspace: Path, name: str, state: str, age: int) -> Path:
-    run = RunDir(workspace / "runs" / "set" / name)
-    run.best.parent.mkdir(parents=True)
-    run.best.touch()
-    run.config_file.touch()
-    run.status_file.write_text(json.dumps({"state": state}))
-    os.utime(run.best, (1000 - age, 1000 - age))
-    return run.path
-
-
-def test_the_newest_finished_run_wins_over_a_newer_stopped_one(tmp_path: Path) -> None:
-    _run(tmp_path, "old", "finished", age=9)
-    newest = _run(tmp_path, "new", "finished", age=5)
-    _run(tmp_path, "stopped", "stopped", age=1)
-    assert find_run(tmp_path, None).path == newest
-
-
-def test_without_a_finished_run_the_newest_stopped_one_is_found(tmp_path: Path) -> None:
-    _run(tmp_path, "older", "stopped", age=9)
-    newest = _run(tmp_path, "newer", "stopped", age=1)
-    assert find_run(tmp_path, None).path == newest
-
-
-def test_a_run_is_found_by_path_by_dataset_and_name_and_by_name(tmp_path: Path) -> None:
-    path = _run(tmp_path, "mine", "finished", age=0)
-    for asked in (path, Path("set/mine"), Path("mine")):
-        assert find_run(tmp_path, asked).path == path
-
-
-def test_no_run_yet_says_how_to_train_one(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no run yet") as caught:
-        find_run(tmp_path, None)
-    assert "sdseg train" in caught.value.hint
-    with pytest.raises(ConfigError, match="no run there"):
-        find_run(tmp_path, Path("nowhere"))
-
-
-def test_a_run_before_its_first_validation_cannot_predict(tmp_path: Path) -> None:
-    path = _run(tmp_path, "young", "running", age=0)
-    RunDir(path).best.unlink()
-    with pytest.raises(ConfigError, match="no checkpoint to predict with yet"):
-        find_run(tmp_path, path)
-
-
-def test_log_lines_past_the_checkpoint_and_a_torn_last_line_are_dropped(tmp_path: Path) -> None:
-    log = tmp_path / "log.jsonl"
-    log.write_text('{"step": 1}\n{"step": 2}\n{"step": 2, "val_dice": 0.5}\n{"step": 3}\n{"st')
-    truncate_log(log, 2)
-    assert log.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 2, "val_dice": 0.5}\n'
-
-
-def test_a_log_damaged_in_the_middle_is_refused(tmp_path: Path) -> None:
-    log = tmp_path / "log.jsonl"
-    log.write_text('{"step": 1}\nxx\n{"step": 3}\n')
-    with pytest.raises(RunError, match="line 2"):
-        truncate_log(log, 2)

@@ -13,9 +13,10 @@ from sdseg_cli.model.sources import recognise
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.train import train
 from sdseg_cli.training.batches import PreparedSlices, draw_positions
-from sdseg_cli.training.checkpoint import Checkpoint, RunDir
+from sdseg_cli.training.checkpoint import Checkpoint
 from sdseg_cli.training.initialise import initial_model, resolved_start
 from sdseg_cli.training.package import write_package
+from sdseg_cli.training.run_folder import RunDir
 from tests.conftest import Workspace, tiny_settings
 from tests.parity.fill import tiny_autoencoder, tiny_checkpoint
 

@@ -136,7 +136,7 @@ def test_the_average_stands_in_for_the_unet_only_within_the_block() -> None:
     assert model.training
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_stop_signal_sets_the_event_and_the_old_handler_comes_back(
     number: signal.Signals,
 ) -> None:
@@ -146,6 +146,21 @@ def test_a_stop_signal_sets_the_event_and_the_old_handler_comes_back(
         os.kill(os.getpid(), number)
         assert stop.is_set()
     assert signal.getsignal(number) is before
+
+
+def test_a_second_ctrl_c_ends_at_once_but_not_an_echo_of_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(runtime_module.time, "monotonic", lambda: now)
+    with stop_signals() as stop:
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        now += 1.5
+        os.kill(os.getpid(), signal.SIGTERM)  # a batch system may say it twice
+        assert stop.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.fixture(scope="module")

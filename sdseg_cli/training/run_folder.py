@@ -1,0 +1,169 @@
+"""A run on disk: its files, and how it is found.
+
+RunDir/
+  config.toml        every setting
+  log.jsonl          one line per optimiser step, and one per validation
+  status.json        state (running, stopped, finished), step, best
+  checkpoints/       step-N.pt (everything, to resume; the last two), best.pt (what prediction
+                     needs), each with its .sha256
+  predictions/  report/
+  .lock              while a process trains here
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdseg_cli.config import RunConfig
+from sdseg_cli.config_file import load_toml
+from sdseg_cli.errors import ConfigError
+from sdseg_cli.filenames import PACKAGE_FILE
+from sdseg_cli.training.run_lock import is_locked
+
+STEP_FILE = re.compile(r"step-\d+\.pt")
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Where a run keeps its files."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def log_file(self) -> Path:
+        return self.path / "log.jsonl"
+
+    @property
+    def status_file(self) -> Path:
+        return self.path / "status.json"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.path / ".lock"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def step_file(self, step: int) -> Path:
+        """The checkpoint of a step, from which training goes on."""
+        return self.checkpoints / f"step-{step:08d}.pt"
+
+    def step_files(self) -> list[Path]:
+        """All checkpoints to go on from that are there, newest first."""
+        found = [p for p in self.checkpoints.glob("step-*.pt") if STEP_FILE.fullmatch(p.name)]
+        found.sort(key=lambda path: int(path.stem.removeprefix("step-")), reverse=True)
+        before = self.checkpoints / "last.pt"  # of the format before, which kept one
+        return [*found, *([before] if before.is_file() else [])]
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint to go on from; before there is one, that of step 0."""
+        return next(iter(self.step_files()), self.step_file(0))
+
+    @property
+    def best(self) -> Path:
+        return self.checkpoints / "best.pt"
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / "predictions"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report"
+
+    @property
+    def curve(self) -> Path:
+        return self.report / "training.png"
+
+    def is_locked(self) -> bool:
+        """Whether a living process trains here: a run whose status says "running" while this is
+        False was interrupted.
+        """
+        return is_locked(self.lock_file)
+
+    def config(self) -> RunConfig:
+        """The settings this run was started with."""
+        return load_toml(self.config_file, RunConfig())
+
+    def status(self) -> dict[str, Any]:
+        """`{"state": ..., "step": ..., "best": {...}}`; empty if the run has not saved yet."""
+        try:
+            status = json.loads(self.status_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return status if isinstance(status, dict) else {}
+
+
+def find_run(workspace: Path, run: Path | None) -> RunDir:
+    """The run asked for, or the newest finished one, or the newest stopped one.
+
+    Args:
+        workspace: Folder that holds `runs/`.
+        run: A run folder, a path below `runs/`, or None.
+
+    Raises:
+        ConfigError: There is no such run, or none yet.
+    """
+    runs = workspace / "runs"
+    if run is not None:
+        return _named_run(workspace, run)
+    found = [RunDir(path.parent.parent) for path in runs.glob("*/*/checkpoints/best.pt")]
+    if not found:
+        raise ConfigError(
+            f"no run yet in {runs.absolute()}.",
+            "Train one (sdseg train --dataset NAME), or set SDSEG_HOME to your workspace.",
+        )
+
+    def rank(candidate: RunDir) -> tuple[bool, float]:
+        finished = candidate.status().get("state") == "finished"
+        return finished, candidate.best.stat().st_mtime
+
+    return max(found, key=rank)
+
+
+def run_folder(workspace: Path, run: Path) -> Path | None:
+    """The run at a path, at a path below `runs`, or, for a bare word, of that name in any set.
+
+    Raises:
+        ConfigError: Several runs have that name.
+    """
+    runs = workspace / "runs"
+    there = [path for path in (run, runs / run) if RunDir(path).config_file.is_file()]
+    if not there and len(run.parts) == 1:
+        there = sorted(p for p in runs.glob(f"*/{run}") if RunDir(p).config_file.is_file())
+        if len(there) > 1:
+            names = ", ".join(str(path.relative_to(runs)) for path in there)
+            raise ConfigError(
+                f"several runs are called {run}: {names}.", "Give --run one of these."
+            )
+    return there[0] if there else None
+
+
+def _named_run(workspace: Path, run: Path) -> RunDir:
+    found, runs = run_folder(workspace, run), workspace / "runs"
+    if found is None:
+        if (run / PACKAGE_FILE).is_file():
+            raise ConfigError(f"{run}: a package, no run.", "Give it to predict with --model.")
+        made = ", ".join(
+            sorted(str(p.parent.relative_to(runs)) for p in runs.glob("*/*/config.toml"))
+        )
+        raise ConfigError(
+            f"{run}: no run there.",
+            f"Runs here: {made}." if made else "Give --run a folder that `sdseg train` made.",
+        )
+    if not RunDir(found).best.is_file():
+        raise ConfigError(
+            f"run {found} has no checkpoint to predict with yet.",
+            "Let it reach its first validation, or run the same `sdseg train` command again.",
+        )
+    return RunDir(found)

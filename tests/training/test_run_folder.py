@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from sdseg_cli.errors import ConfigError
+from sdseg_cli.training.run_folder import RunDir, find_run
+
+
+def _run(workspace: Path, name: str, state: str, age: int) -> Path:
+    run = RunDir(workspace / "runs" / "set" / name)
+    run.best.parent.mkdir(parents=True)
+    run.best.touch()
+    run.config_file.touch()
+    run.status_file.write_text(json.dumps({"state": state}))
+    os.utime(run.best, (1000 - age, 1000 - age))
+    return run.path
+
+
+def test_the_newest_finished_run_wins_over_a_newer_stopped_one(tmp_path: Path) -> None:
+    _run(tmp_path, "old", "finished", age=9)
+    newest = _run(tmp_path, "new", "finished", age=5)
+    _run(tmp_path, "stopped", "stopped", age=1)
+    assert find_run(tmp_path, None).path == newest
+
+
+def test_without_a_finished_run_the_newest_stopped_one_is_found(tmp_path: Path) -> None:
+    _run(tmp_path, "older", "stopped", age=9)
+    newest = _run(tmp_path, "newer", "stopped", age=1)
+    assert find_run(tmp_path, None).path == newest
+
+
+def test_a_run_is_found_by_path_by_dataset_and_name_and_by_name(tmp_path: Path) -> None:
+    path = _run(tmp_path, "mine", "finished", age=0)
+    for asked in (path, Path("set/mine"), Path("mine")):
+        assert find_run(tmp_path, asked).path == path
+
+
+def test_no_run_yet_says_how_to_train_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no run yet") as caught:
+        find_run(tmp_path, None)
+    assert "sdseg train" in caught.value.hint
+    with pytest.raises(ConfigError, match="no run there"):
+        find_run(tmp_path, Path("nowhere"))
+
+
+def test_a_run_before_its_first_validation_cannot_predict(tmp_path: Path) -> None:
+    path = _run(tmp_path, "young", "running", age=0)
+    RunDir(path).best.unlink()
+    with pytest.raises(ConfigError, match="no checkpoint to predict with yet"):
+        find_run(tmp_path, path)
