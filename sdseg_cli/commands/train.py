@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from sdseg_cli.commands.options import Debug, Device, Json, Quiet, number, works
 from sdseg_cli.config import RunConfig
 from sdseg_cli.console import Output
 from sdseg_cli.presets import PRESETS, preset
+
+if TYPE_CHECKING:
+    from sdseg_cli.training.checkpoint import RunDir
 
 
 def train(
@@ -32,6 +35,9 @@ def train(
         str | None,
         typer.Option(help="pretrained (default), scratch, or a run, package or stored model."),
     ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write RUN/tensorboard too.")
+    ] = False,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
@@ -61,8 +67,10 @@ def train(
         f"run {folder.path}: preset {settings.preset}, {settings.train.steps} steps"
         + (f", going on from step {begun}" if begun else "")
     )
-    with output.progress() as progress:
-        report = run_train(settings, manifest, folder, device=device, progress=progress)
+    with output.training(f"{folder.path}, preset {settings.preset}") as watch:
+        report = run_train(
+            settings, manifest, folder, device=device, tensorboard=tensorboard, watch=watch
+        )
     if begun == report.step:
         output.say("it was finished already; to train on, give more --steps.")
     if report.state == "stopped":
@@ -79,12 +87,13 @@ def train(
             ("at step", "-" if best["step"] is None else str(best["step"])),
             *((f"{part} started from", where) for part, where in _starts(report.origin)),
         ],
-        files=[
-            path
-            for path in (folder.best, folder.last, folder.log_file, folder.curve)
-            if path.exists()
-        ],
+        files=[path for path in _written(folder) if path.exists()],
     )
+
+
+def _written(folder: RunDir) -> tuple[Path, ...]:
+    pictures = (folder.curve, folder.validation_picture)
+    return (folder.best, folder.last, folder.log_file, *pictures)
 
 
 def _starts(origin: dict[str, str]) -> list[tuple[str, str]]:

@@ -66,6 +66,18 @@ class RunDir:
     def curve(self) -> Path:
         return self.report / "training.png"
 
+    @property
+    def validation_picture(self) -> Path:
+        return self.report / "validation.png"
+
+    @property
+    def history(self) -> Path:
+        return self.report / "validation.npz"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
     def config(self) -> RunConfig:
         """The settings this run was started with."""
         return load_toml(self.config_file, RunConfig())
@@ -77,6 +89,10 @@ class RunDir:
         except (OSError, ValueError):
             return {}
         return status if isinstance(status, dict) else {}
+
+    def is_locked(self) -> bool:
+        """Whether a training is at work on it."""
+        return False
 
 
 @dataclass(frozen=True)

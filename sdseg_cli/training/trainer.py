@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sdseg_cli.config import THRESHOLD, RunConfig, SampleConfig, TrainConfig
@@ -26,6 +29,16 @@ from sdseg_cli.training.checkpoint import Checkpoint, config_values, halved
 from sdseg_cli.training.runtime import Ema, placed, predict_planes, reduced_precision
 
 VALIDATION_SEED = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Validation:
+    """What the averaged model reaches."""
+
+    dice: float
+    """Mean over the cases."""
+    planes: NDArray[np.float32]
+    """(K,H,W) in [0,1]: the probabilities of the slices that were to be kept, in their order."""
 
 
 class Trainer:
@@ -129,13 +142,18 @@ class Trainer:
         squared = recipe.latent_loss == "l2"
         return diffusion.loss_terms(estimate, noise, z0, weight, squared=squared)
 
-    def validate(self, slices: PreparedSlices) -> float:
+    def validate(self, slices: PreparedSlices, keep: Sequence[int] = ()) -> Validation:
         """Mean Dice per case of the averaged model on the model's plane: one reverse step and one
         sample, whatever `[sample]` says.
+
+        Args:
+            slices: The validation slices.
+            keep: Positions whose probabilities are handed over; of those that are validated.
         """
         positions = spread(slices, self.config.train.validation_slices)
         overlap: dict[int, float] = {}
         size: dict[int, float] = {}
+        kept: dict[int, Tensor] = {}
         with self.ema.in_place_of(self.model):
             for start in range(0, len(positions), self.config.train.batch_size):
                 chosen = positions[start : start + self.config.train.batch_size]
@@ -147,13 +165,15 @@ class Trainer:
                     seed=VALIDATION_SEED,
                     sample=SampleConfig(),
                 )
+                kept |= {p: probability[n] for n, p in enumerate(chosen) if p in keep}
                 found = probability > THRESHOLD
                 for position, one, truth in zip(chosen, found, batch.foreground, strict=True):
                     case = slices.places[position][0]
                     overlap[case] = overlap.get(case, 0.0) + 2 * float((one & truth).sum())
                     size[case] = size.get(case, 0.0) + float(one.sum() + truth.sum())
         scored = [overlap[case] / size[case] for case in size if size[case] > 0]
-        return sum(scored) / len(scored) if scored else 0.0
+        planes = np.array([kept[position].numpy() for position in keep], np.float32)
+        return Validation(sum(scored) / len(scored) if scored else 0.0, planes)
 
     def checkpoint(self, data: dict[str, Any], *, resumable: bool) -> Checkpoint:
         """The run as it stands: all of it to resume, or only what prediction needs."""
@@ -171,11 +191,6 @@ class Trainer:
         if resumable:
             return state
         return replace(state, weights=halved(state.prediction_weights()), ema={}, optimizer={})
-
-    def summary(self) -> str:
-        """For the progress bar."""
-        best = f", best Dice {self.best['val_dice']:.3f}" if self.best else ""
-        return f"loss {self.row['loss']:.4f}{best}"
 
 
 def learning_rate(recipe: TrainConfig, step: int) -> float:
