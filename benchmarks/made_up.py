@@ -1,4 +1,6 @@
-"""A training on made-up slices, where only speed and memory matter."""
+"""Trainings for benchmarks: on made-up slices, where only speed and memory matter, and with all mask
+latents kept, as after the first epochs of a run.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,9 @@ import torch
 
 from sdseg_cli.config import RunConfig
 from sdseg_cli.model.sdseg import SDSeg, build_sdseg
-from sdseg_cli.training.batches import PreparedSlices
+from sdseg_cli.training.batches import FLIPS, PreparedSlices, flipped
 from sdseg_cli.training.checkpoint import Checkpoint, config_values
-from sdseg_cli.training.latents import open_latents
+from sdseg_cli.training.latents import MaskLatents, encode_masks, open_latents
 from sdseg_cli.training.steps import StepSource
 from sdseg_cli.training.trainer import StepResult, Trainer
 
@@ -62,3 +64,27 @@ def stepper(
     source = StepSource(config, slices, latents, trainer.model.latent_shape(*slices.plane))
     ahead = source.ahead(0, steps, pin=device.type == "cuda")
     return trainer, lambda: trainer.train_step(next(ahead), latents)
+
+
+def keep_all_latents(
+    model: SDSeg, slices: PreparedSlices, latents: MaskLatents, flips: str
+) -> None:
+    """As after the first epochs of a run: the moments of all masks are computed.
+
+    Args:
+        model: On the device that computes.
+        slices: The training slices.
+        latents: Where the moments are kept.
+        flips: `train.flips`.
+    """
+    device = next(model.parameters()).device
+    codes = torch.arange(4)
+    for letter, code, _ in FLIPS:
+        if letter not in flips:
+            codes = codes[codes & code == 0]
+    empty = sorted(set(range(len(slices))) - set(slices.with_foreground))
+    for position in [*slices.with_foreground, *empty[:1]]:
+        rows = latents.rows([position] * len(codes), codes)
+        if not latents.read(rows)[1].all():
+            batch = slices.batch([position] * len(codes))
+            latents.write(rows, encode_masks(model, flipped(batch, codes).foreground.to(device)))

@@ -1,65 +1,180 @@
-"""What the network should predict, and at which t it should train, when it starts from scratch.
+"""What the network should predict, at which t it should train, and with which terms of Eq. 3: how
+much computing each choice needs to reach a stated validation Dice from scratch.
 
-    python -m benchmarks.parameterisation --workspace demo --dataset btcv --steps 120
+    python -m benchmarks.parameterisation --workspace FOLDER --dataset msd-hippocampus \
+        --target 0.75 --cap 300 --seeds 0 1 --out results.json
 
-Trains the `tiny` preset once per setting on a prepared set, the same seed and number of steps, and
-prints the validation Dice at one reverse step. The run folders stay, so a second call goes on.
+Trains the `tiny` preset once per setting and seed, validating every 40 steps, until the Dice is
+reached or the cap is spent. Counted are the CPU seconds of the training steps; validations and
+the encoding of masks, once per data set, are left out. Results are kept as they come, and a second call goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import tempfile
 import time
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from benchmarks.made_up import keep_all_latents
+from benchmarks.results import Results, Row
 from sdseg_cli.config_file import from_dict
 from sdseg_cli.datasets.manifest import Manifest
+from sdseg_cli.model.store import WeightStore
 from sdseg_cli.presets import preset
+from sdseg_cli.progress import TrainProgress
 from sdseg_cli.train import train
+from sdseg_cli.training.batches import PreparedSlices
+from sdseg_cli.training.initialise import initial_model
+from sdseg_cli.training.latents import open_latents
 from sdseg_cli.training.run_folder import RunDir
 
-PAPER_LOSS = {"noise_loss_weight": 1.0, "latent_loss": "l1"}
+EPS: dict[str, Any] = {"model": {"parameterisation": "eps"}}
+V: dict[str, Any] = {"model": {"parameterisation": "v"}}
+PAPER_LOSS = {"noise_loss_weight": 1.0, "latent_loss": "l1", "foreground_weight": 0.0}
 SETTINGS: dict[str, dict[str, Any]] = {
     "z0, L2, t = 999 (tiny)": {},
+    "eps, Eq. 3, t uniform (the paper)": {**EPS, "train": {"timesteps": "uniform", **PAPER_LOSS}},
+    "v, L2 on z0, t = 999": V,
     "z0, L1, t = 999": {"train": {"latent_loss": "l1"}},
-    "z0, L2, t uniform": {"train": {"timesteps": "uniform"}},
-    "v, L2 on z0, t uniform": {
-        "model": {"parameterisation": "v"},
-        "train": {"timesteps": "uniform"},
+    "eps, Eq. 3, t latent-weighted": {
+        **EPS,
+        "train": {"timesteps": "latent-weighted", **PAPER_LOSS},
     },
-    "eps, Eq. 3, t uniform (paper)": {
-        "model": {"parameterisation": "eps"},
-        "train": {"timesteps": "uniform", **PAPER_LOSS},
+    "v, L2 on z0, t uniform": {**V, "train": {"timesteps": "uniform"}},
+    "z0, L2, t uniform": {"train": {"timesteps": "uniform"}},
+    "eps, lambda = 0, t uniform": {
+        **EPS,
+        "train": {"timesteps": "uniform", **PAPER_LOSS, "latent_loss_weight": 0.0},
     },
 }
 
 
-def main() -> None:
-    """Train each setting and print a table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--workspace", type=Path, required=True)
-    parser.add_argument("--dataset", required=True)
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    manifest = Manifest.find(args.workspace, args.dataset)
-    half = max(1, args.steps // 2)
-    shared = {
-        "dataset": args.dataset,
-        "seed": args.seed,
-        "train": {"steps": args.steps, "validate_every": half},
-    }
+class _Enough(Exception):  # noqa: N818 - no error
+    """The Dice is reached, or the cap spent."""
+
+
+@dataclass
+class _Watch:
+    """Counts the CPU seconds of steps, and stops."""
+
+    target: float
+    cap_s: float
+    spent_s: float = 0.0
+    steps: int = 0
+    best: float = 0.0
+    reached_s: float | None = None
+    dice: dict[int, float] = field(default_factory=dict)
+    _last: float = 0.0
+
+    def __call__(self, now: TrainProgress) -> None:
+        mark, last = time.process_time(), self._last
+        self._last = mark
+        if not last:
+            return
+        # A step that ended with a validation is counted as the mean of the others.
+        taken = self.spent_s / max(1, self.steps) if now.validated else mark - last
+        self.spent_s, self.steps = self.spent_s + taken, self.steps + 1
+        if now.validated:
+            self.dice[now.step] = round(now.validation["val_dice"], 4)
+            self.best = max(self.best, self.dice[now.step])
+            if self.best >= self.target:
+                self.reached_s = self.spent_s
+                raise _Enough
+        if self.spent_s > self.cap_s:
+            raise _Enough
+
+
+def measure(
+    changes: dict[str, Any], manifest: Manifest, shared: dict[str, Any], watch: _Watch
+) -> Row:
+    """One training."""
     base = from_dict(shared, preset("tiny"), source="benchmark")
-    print("| setting | best validation Dice | at step | CPU seconds |\n|---|---|---|---|")
-    for number, (name, changes) in enumerate(SETTINGS.items()):
-        config = from_dict(changes, base, source=name)
-        folder = f"parameterisation-{args.steps}-seed{args.seed}-{number}"
-        run = RunDir(args.workspace / "runs" / manifest.name / folder)
-        started = time.process_time()
-        best = train(config, manifest, run).best
-        spent = time.process_time() - started
-        print(f"| {name} | {best['val_dice']:.3f} | {best['step']} | {spent:.0f} |", flush=True)
+    config = from_dict(changes, base, source="setting")
+    with tempfile.TemporaryDirectory() as folder, suppress(_Enough):
+        train(config, manifest, RunDir(Path(folder) / "run"), device="cpu", watch=watch)
+    return {
+        "reached_cpu_s": watch.reached_s,
+        "spent_cpu_s": round(watch.spent_s, 1),
+        "steps": watch.steps,
+        "best": watch.best,
+        "dice": watch.dice,
+    }
+
+
+def _keep_latents(manifest: Manifest) -> None:
+    """So that the first setting does not pay for all."""
+    config = preset("tiny")
+    cases = manifest.cases("train")
+    slices = PreparedSlices(
+        [manifest.root / case.folder for case in cases],
+        manifest.is_foreground,
+        [manifest.foreground_slices(case) for case in cases],
+    )
+    model, _ = initial_model(config, WeightStore.default(), slices)
+    folder, data = manifest.root / "latents", manifest.inference_settings()
+    latents = open_latents([folder], slices, model, data, torch.device("cpu"))
+    keep_all_latents(model.eval(), slices, latents, config.train.flips)
+
+
+def table(results: Results, seeds: list[int], label: str) -> str:
+    """Markdown, quickest first."""
+    lines = []
+    for name in SETTINGS:
+        rows = [results.rows.get(f"{label}/{name}/seed{seed}") for seed in seeds]
+        if not all(rows):
+            continue
+        cells, total = [], 0.0
+        for row in rows:
+            assert row is not None
+            reached = row["reached_cpu_s"]
+            total += 1e6 if reached is None else reached
+            cells.append(
+                f"not in {row['spent_cpu_s']:.0f} (best {row['best']:.3f})"
+                if reached is None
+                else f"{reached:.0f} ({row['steps']} steps)"
+            )
+        lines.append((total, f"| {name} | {' | '.join(cells)} |"))
+    head = ["| setting | " + " | ".join(f"CPU seconds, seed {seed}" for seed in seeds) + " |"]
+    head.append("|---" * (1 + len(seeds)) + "|")
+    return "\n".join([*head, *(line for _, line in sorted(lines))])
+
+
+def main() -> None:
+    """Measure what is missing in the results file, and print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--workspace", type=Path, default=Path(os.environ.get("SDSEG_HOME", ".")))
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--target", type=float, required=True, help="validation Dice")
+    parser.add_argument("--cap", type=float, required=True, help="CPU seconds of steps")
+    parser.add_argument("--steps", type=int, default=1_800, help="the schedule's length")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    manifest, results = Manifest.find(args.workspace, args.dataset), Results(args.out)
+    label = f"{manifest.name}/{args.target:g}"
+    _keep_latents(manifest)
+    for seed in args.seeds:
+        for name, changes in SETTINGS.items():
+            recipe = {
+                "steps": args.steps,
+                "validate_every": 40,
+                "validation_slices": 32,
+                "checkpoint_every": args.steps,
+            }
+            shared = {"dataset": manifest.name, "seed": seed, "train": recipe}
+            watch = _Watch(args.target, args.cap)
+            results.measure(
+                f"{label}/{name}/seed{seed}",
+                lambda c=changes, s=shared, w=watch: measure(c, manifest, s, w),  # type: ignore[misc]
+            )
+    print(table(results, args.seeds, label))
 
 
 if __name__ == "__main__":

@@ -31,10 +31,8 @@ from sdseg_cli.datasets.manifest import Manifest
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.sdseg import as_three_channels, build_sdseg, foreground_weight, full_precision
 from sdseg_cli.presets import preset
-from sdseg_cli.training.batches import PreparedSlices, flipped
-from sdseg_cli.training.latents import FLIP_CODES, encode_masks, open_latents
+from sdseg_cli.training.batches import PreparedSlices
 from sdseg_cli.training.runtime import choose_device
-from sdseg_cli.training.trainer import Trainer
 
 
 class _Slices(Dataset[tuple[Tensor, Tensor]]):
@@ -93,19 +91,6 @@ def plain_loop(
                 average[name].lerp_(value, 0.01)
 
     return step
-
-
-def keep_all_latents(trainer: Trainer, slices: PreparedSlices, folder: Path) -> None:
-    """As after the first epochs of a run."""
-    latents = open_latents([folder], slices, trainer.model, {}, trainer.device)
-    for position in [*slices.with_foreground, *set(range(len(slices))) - set(slices.with_foreground)][
-        : len(slices.with_foreground) + 1
-    ]:
-        batch = slices.batch([position] * FLIP_CODES)
-        codes = torch.arange(FLIP_CODES)
-        masks = flipped(batch, codes).foreground.to(trainer.device)
-        rows = latents.rows([position] * FLIP_CODES, codes)
-        latents.write(rows, encode_masks(trainer.model, masks))
 
 
 def compare(

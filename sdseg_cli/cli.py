@@ -19,6 +19,7 @@ from sdseg_cli.commands.demo import demo
 from sdseg_cli.commands.evaluate import evaluate
 from sdseg_cli.commands.predict import predict
 from sdseg_cli.commands.prepare import prepare
+from sdseg_cli.commands.runs import runs
 from sdseg_cli.commands.stability import stability
 from sdseg_cli.commands.train import train
 from sdseg_cli.commands.weights import weights
@@ -35,7 +36,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (prepare, train, predict, evaluate, stability, check, demo):
+for command in (prepare, train, runs, predict, evaluate, stability, check, demo):
     app.command()(command)
 app.add_typer(weights)
 

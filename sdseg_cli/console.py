@@ -28,6 +28,7 @@ from rich.text import Text
 from sdseg_cli import progress as callback
 from sdseg_cli.errors import SdsegError
 from sdseg_cli.findings import Finding
+from sdseg_cli.live import TrainLines, TrainView
 
 SHOWN_WARNINGS = 3
 LOG_EVERY_S = 15.0
@@ -97,15 +98,24 @@ class Output:
         columns: Sequence[str],
         rows: Sequence[Sequence[str]],
         files: Sequence[Path] = (),
+        unbroken: bool = False,
     ) -> None:
-        """The end of a command: JSON, or a table and the path of each file written."""
+        """The end of a command: JSON, or a table and the path of each file written.
+
+        With `unbroken` only the first column is folded where the terminal is narrow.
+        """
         if self.as_json:
             self.object(values)
         if self.as_json or self.quiet:
             return
         table = Table(title=title, title_justify="left", header_style="bold")
         for number, column in enumerate(columns):
-            table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+            table.add_column(
+                column,
+                justify="left" if number == 0 else "right",
+                overflow="fold",
+                no_wrap=unbroken and number > 0,
+            )
         for row in rows:
             table.add_row(*(Text(value) for value in row))
         self._out.print(table)
@@ -147,6 +157,21 @@ class Output:
                 yield _BarProgress(shown)
         else:
             yield _LineProgress(self._log)
+
+    @contextmanager
+    def training(self, title: str) -> Iterator[callback.Watch]:
+        """A callback for `train`: a live view on a terminal, else a plain line now and then.
+
+        Args:
+            title: The run and its preset.
+        """
+        if self.quiet or self.as_json:
+            yield callback.unwatched
+        elif sys.stderr.isatty() and not self._log.is_dumb_terminal:
+            with TrainView(self._log, title) as view:
+                yield view
+        else:  # a file, whatever FORCE_COLOR says: no control characters
+            yield TrainLines(self._log)
 
 
 def _bar(console: Console) -> Progress:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 Progress = Callable[[int, int, str], None]
 """Called as `progress(done, total, what)`, for example `progress(3, 30, "case 07")`."""
@@ -10,3 +12,90 @@ Progress = Callable[[int, int, str], None]
 
 def silent(done: int, total: int, what: str) -> None:
     """The default: say nothing."""
+
+
+@dataclass(frozen=True)
+class TrainProgress:
+    """How far a training is: told before the first step and after each."""
+
+    step: int
+    """Steps done, those before a resume included."""
+    steps: int
+    slices_per_step: int
+    validate_every: int
+    seconds: float = 0.0
+    """Since this call's first step began."""
+    row: Mapping[str, float] = field(default_factory=dict)
+    """The newest line of the log that has a loss: its terms and `lr`."""
+    validation: Mapping[str, float] = field(default_factory=dict)
+    """The newest line of the log that has a `val_dice`, with its step."""
+    best: Mapping[str, Any] = field(default_factory=dict)
+    """`{"step": ..., "val_dice": ...}`."""
+    checkpoint: int = 0
+    """Step of the newest checkpoint that can be resumed; 0: none yet."""
+    peak_gpu_bytes: int | None = None
+    """None where there is no GPU."""
+
+    @property
+    def validated(self) -> bool:
+        """Whether this very step ended with a validation."""
+        return self.validation.get("step") == self.step
+
+
+Watch = Callable[[TrainProgress], None]
+"""Called by `train` as `watch(now)`."""
+
+
+def unwatched(now: TrainProgress) -> None:
+    """The default: say nothing."""
+
+
+class Pace:
+    """How fast a training goes and how long it still takes, from what it tells.
+
+    Steps with and without a validation are counted apart, and only those of this call: right
+    after a resume nothing is known, and soon all is. The first step, which also opens files and
+    warms the device up, does not count.
+    """
+
+    SPAN = 100
+    """Steps that the mean looks back, more or less."""
+
+    def __init__(self) -> None:
+        self._last: TrainProgress | None = None
+        self._told = self._counted = self._validations = 0
+        self._step_s = self._validation_s = 0.0
+
+    def tell(self, now: TrainProgress) -> None:
+        """Take in one report; each has to come after the one before."""
+        last, self._last = self._last, now
+        if last is None:
+            return
+        self._told += 1
+        taken = (now.seconds - last.seconds) / max(1, now.step - last.step)
+        if now.validated:
+            self._validations += 1
+            extra = max(0.0, taken - self._step_s)
+            self._validation_s += (extra - self._validation_s) / self._validations
+        elif self._told > 1:
+            self._counted += 1
+            self._step_s += (taken - self._step_s) / min(self._counted, self.SPAN)
+
+    @property
+    def slices_per_second(self) -> float | None:
+        """While it trains, validations left out; None before the second step."""
+        if self._last is None or self._step_s <= 0:
+            return None
+        return self._last.slices_per_step / self._step_s
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Of the steps and the validations to come; None while there is nothing to judge by."""
+        now, known = self._last, self._step_s + self._validation_s
+        if now is None or known <= 0:
+            return None
+        # The last step validates as well, wherever it falls.
+        validations = -(-now.steps // now.validate_every) - now.step // now.validate_every
+        if now.step == now.steps:
+            validations = 0
+        return (now.steps - now.step) * self._step_s + validations * self._validation_s

@@ -1,34 +1,56 @@
 """The training loop, in order: data, networks, step, validation, checkpoint.
 
-To resume, run the same command again: all that is drawn in a step is a function of (seed, step).
+To resume, run the same command again. All that is drawn in a step is a function of (seed, step), so
+the checkpoint's step is the state of every random generator and the position in the data: a resumed
+run is the uninterrupted one, on a CPU to the last bit.
 """
 
 from __future__ import annotations
 
 import json
-import math
+import os
+import tempfile
 import time
 from collections import deque
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any
 
-from sdseg_cli.atomic import replacing
+import numpy as np
+from numpy.typing import NDArray
+
 from sdseg_cli.config import RunConfig
-from sdseg_cli.config_file import differing_keys, to_toml
 from sdseg_cli.datasets.manifest import Manifest
-from sdseg_cli.errors import ConfigError, DataError, RunError
+from sdseg_cli.errors import ConfigError, DataError
+from sdseg_cli.findings import Finding
 from sdseg_cli.model.store import WeightStore
-from sdseg_cli.progress import Progress, silent
-from sdseg_cli.training.batches import PreparedSlices
-from sdseg_cli.training.checkpoint import Checkpoint, RunDir, config_values, truncate_log
-from sdseg_cli.training.distributed import training_together
-from sdseg_cli.training.initialise import initial_model
+from sdseg_cli.progress import TrainProgress, Watch, unwatched
+from sdseg_cli.training.batches import PreparedSlices, spread
+from sdseg_cli.training.distributed import ranks_of, training_together
+from sdseg_cli.training.fit_batch import fitting_batch_size
+from sdseg_cli.training.initialise import step_zero
 from sdseg_cli.training.latents import open_latents
-from sdseg_cli.training.runtime import choose_device, stop_signals
+from sdseg_cli.training.resume import resumed
+from sdseg_cli.training.run_files import RunFiles
+from sdseg_cli.training.run_folder import RunDir
+from sdseg_cli.training.run_lock import locked
+from sdseg_cli.training.run_log import require_tensorboard
+from sdseg_cli.training.runtime import choose_device, peak_gpu_bytes, stop_signals
+from sdseg_cli.training.shown import shown_slices
 from sdseg_cli.training.steps import StepSource
 from sdseg_cli.training.trainer import StepResult, Trainer
+
+if TYPE_CHECKING:
+    from sdseg_cli.report.validation_picture import ValidationHistory
+
+Warn = Callable[[Finding], None]
+"""Told what is odd and stops nothing."""
+
+
+def unheard(finding: Finding) -> None:
+    """The default: the report has it too."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +59,8 @@ class TrainReport:
 
     run: Path
     step: int
+    begun: int
+    """The step where this call went on from; 0 for a new run."""
     seconds: float
     """Of this call."""
     best: dict[str, Any]
@@ -45,6 +69,7 @@ class TrainReport:
     """"finished" or "stopped"."""
     origin: dict[str, str]
     """Part of the model -> the weights it started from."""
+    warnings: tuple[Finding, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The object of `--json`."""
@@ -56,6 +81,7 @@ class TrainReport:
             "best": best,
             "state": self.state,
             "origin": self.origin,
+            "warnings": [finding.to_json() for finding in self.warnings],
         }
 
 
@@ -69,7 +95,9 @@ def train(
     compiled: bool = False,
     adapts: bool = False,
     store: WeightStore | None = None,
-    progress: Progress = silent,
+    tensorboard: bool = False,
+    watch: Watch = unwatched,
+    warn: Warn = unheard,
 ) -> TrainReport:
     """Train SDSeg on a prepared set, or go on where the run stopped.
 
@@ -80,39 +108,58 @@ def train(
         manifest: The prepared set; only its train and val cases are read.
         run: Where to write; a run that is there is resumed if it has the same settings.
         device: "auto", "cpu", "cuda" or "mps".
-        workers: Threads that read slices ahead; None for what suits the device.
+        workers: Threads that read slices ahead; None for what suits the machine.
         compiled: Compile the networks first.
-        adapts: Where memory runs out, compute batches in smaller parts.
+        adapts: Where memory runs out, go on with batches in smaller parts.
         store: Where `train.init` finds pretrained weights; the user's own by default. A resumed run
             needs none.
-        progress: Told after each step.
+        tensorboard: Write the log for TensorBoard too.
+        watch: Told before the first step and after each.
+        warn: Told at once of a damaged checkpoint that is passed over.
 
     Returns:
-        What was reached. SIGINT and SIGTERM save and return with state "stopped".
+        What was reached. SIGINT, SIGTERM and SIGUSR1 save and return with state "stopped".
 
     Raises:
-        ConfigError: The run folder holds a run with other settings.
+        ConfigError: The run folder holds a run with other settings; TensorBoard is not installed.
         DataError: The prepared set lacks train or val cases, or is damaged.
-        WeightsError: Pretrained weights are missing, or the checkpoint is damaged.
-        RunError: The loss became NaN or infinite, or memory ran out.
+        WeightsError: Pretrained weights are missing, or no checkpoint is whole.
+        RunError: The loss became NaN or infinite, memory ran out, the disk refused, or another
+            process trains in this folder.
+        KeyboardInterrupt: A second SIGINT; nothing is saved then, and nothing is lost either.
     """
     started = time.monotonic()
-    with training_together(choose_device(device)) as (ranks, own):
+    if tensorboard:
+        require_tensorboard()
+    ranks = ranks_of(os.environ)
+    with (
+        locked(run.lock_file) if ranks.writes else nullcontext(),
+        stop_signals() as stop,
+        training_together(ranks, choose_device(device)) as own,
+    ):
         slices, fixed = _open_split(manifest, "train"), _open_split(manifest, "val")
-        state = _resume(config, manifest, run) or _start(
-            config, manifest, slices, store or WeightStore.default()
-        )
+        data = manifest.inference_settings()
+        found = resumed(config, data, run)
+        state = found.checkpoint if found else None
+        state = state or step_zero(config, data, slices, store or WeightStore.default())
         loop = Trainer(config, state, own, ranks=ranks, compiled=compiled, adapts=adapts)
+        begun, origin = state.step, state.origin
+        del state  # gigabytes that the trainer has copied
+        ranks.wait()  # until each has read what the first will now change
+        warnings = RunFiles.begin(run, loop, found)
+        for finding in warnings:
+            warn(finding)
+        history = _history(config, manifest, run, fixed, begun)
         folders = (manifest.root / "latents", run.path / "latents")
-        latents = open_latents(folders, slices, loop.model, state.data, own)
-        ranks.wait()  # until each has read what the first will overwrite
-        files = _RunFiles(run, loop, state.data)
-        files.begin(config)
+        latents = open_latents(folders, slices, loop.model, data, own)
         source = StepSource(config, slices, latents, loop.model.latent_shape(*slices.plane), ranks)
-        ahead = source.ahead(loop.step, config.train.steps, workers=workers, pin=own.type == "cuda")
-        pending: deque[StepResult] = deque()
-        stopping = False
-        with stop_signals() as stop, closing(ahead), files:
+        ahead = source.ahead(begun, config.train.steps, workers=workers, pin=own.type == "cuda")
+        with closing(ahead), RunFiles(run, loop, data, tensorboard=tensorboard) as files:
+            now = _begun(config, loop)
+            watch(now)
+            first_step = time.monotonic()
+            pending: deque[StepResult] = deque()
+            stopping = False
             for inputs in ahead:
                 # One process alone need not ask the others.
                 if stopping or loop.exhausted or (ranks.world == 1 and stop.is_set()):
@@ -125,104 +172,61 @@ def train(
                 while len(pending) > (own.type == "cuda" and not (validates or saves)):
                     stopping |= files.log(pending.popleft(), slices)
                 if validates:
-                    files.log_validation(loop.validate(fixed))
+                    validation = loop.validate(fixed, history.positions)
+                    now = replace(now, validation=files.log_validation(validation.dice))
+                    if ranks.writes:
+                        _draw(run, history, loop.step, validation.planes)
                 if saves:
                     files.save("running")
-                if files.row:
-                    progress(loop.step, config.train.steps, loop.summary(files.row))
+                now = replace(
+                    now,
+                    step=loop.step,
+                    row=files.row,
+                    best=loop.best,
+                    checkpoint=files.saved,
+                    seconds=time.monotonic() - first_step,
+                    peak_gpu_bytes=peak_gpu_bytes(own),
+                )
+                if ranks.writes:
+                    watch(now)
             while pending:
                 files.log(pending.popleft(), slices)
-        done = loop.exhausted or loop.step >= config.train.steps
-        reached = "finished" if done else "stopped"
-        files.save(reached)
-    seconds = time.monotonic() - started
-    return TrainReport(run.path, loop.step, seconds, loop.best, reached, state.origin)
+            done = loop.exhausted or loop.step >= config.train.steps
+            files.save("finished" if done else "stopped")
+    return TrainReport(
+        run=run.path,
+        step=loop.step,
+        begun=begun,
+        seconds=time.monotonic() - started,
+        best=loop.best,
+        state="finished" if done else "stopped",
+        origin=origin,
+        warnings=warnings,
+    )
 
 
-class _RunFiles:
-    """What a training leaves in its run folder; only the first of several processes writes.
+def fitted(config: RunConfig, manifest: Manifest, run: RunDir, device: str) -> RunConfig:
+    """`--batch-size auto`: the settings with the batch that suits this machine.
 
-    Args:
-        run: The folder.
-        loop: What is trained.
-        data: `Manifest.inference_settings`.
+    A run that was begun keeps its batch. A GPU is measured; a CPU, as fast with any batch, keeps
+    the one that is set.
+
+    Raises:
+        ConfigError: Several processes train together.
     """
-
-    def __init__(self, run: RunDir, loop: Trainer, data: dict[str, Any]) -> None:
-        self._run, self._loop, self._data = run, loop, data
-        self._writes = loop.ranks.writes
-        self._log: IO[str] | None = None
-        self._saved = loop.step if run.last.exists() else -1
-        self.row: dict[str, float] = {}
-        """The last step's line of the log."""
-
-    def begin(self, config: RunConfig) -> None:
-        """Cut the log back to the step where the run goes on, and write the settings."""
-        if self._writes:
-            truncate_log(self._run.log_file, self._loop.step)
-            with replacing(self._run.config_file) as temporary:
-                temporary.write_text(to_toml(config), encoding="utf-8")
-            self._write_status("running")
-
-    def __enter__(self) -> _RunFiles:
-        if self._writes:
-            self._log = self._run.log_file.open("a", encoding="utf-8")
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        if self._log is not None:
-            self._log.close()
-
-    def log(self, result: StepResult, slices: PreparedSlices) -> bool:
-        """Write a step's line.
-
-        Returns:
-            Whether a process was asked to stop.
-
-        Raises:
-            RunError: The loss is not finite.
-        """
-        self.row = result.row()
-        if not math.isfinite(self.row["loss"]):
-            saved = f"{self._run.last}, step {self._saved}" if self._saved >= 0 else "none yet"
-            raise RunError(
-                f"the loss is {self.row['loss']} at step {result.step}, of "
-                f"{slices.names(result.positions)}.",
-                f"Lower train.learning_rate or set train.clip_norm; last checkpoint: {saved}.",
-            )
-        self._write(self.row)
-        return result.asked_to_stop
-
-    def log_validation(self, dice: float) -> None:
-        """Write a validation's line; keep the weights if they are the best so far."""
-        loop = self._loop
-        self._write({"step": loop.step, "val_dice": dice})
-        # While nothing is found yet, later weights are better than earlier ones.
-        if dice >= loop.best.get("val_dice", 0.0):
-            loop.best = {"step": loop.step, "val_dice": dice}
-            if self._writes:
-                loop.checkpoint(self._data, resumable=False).save(self._run.best)
-        if self._writes:
-            _draw_curve(self._run)
-
-    def save(self, state: str) -> None:
-        """Write a checkpoint to resume from, and how the run stands."""
-        if not self._writes:
-            return
-        if self._saved != self._loop.step:
-            self._loop.checkpoint(self._data, resumable=True).save(self._run.last)
-            self._saved = self._loop.step
-        self._write_status(state)
-
-    def _write(self, row: dict[str, float]) -> None:
-        if self._log is not None:
-            self._log.write(json.dumps(row) + "\n")
-            self._log.flush()
-
-    def _write_status(self, state: str) -> None:
-        with replacing(self._run.status_file) as temporary:
-            values = {"state": state, "step": self._loop.step, "best": self._loop.best}
-            temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    size, own = config.train.batch_size, choose_device(device)
+    if ranks_of(os.environ).world > 1:
+        raise ConfigError(
+            "--batch-size auto is for one process.",
+            "Find the batch with one GPU first, then give it times the number of GPUs.",
+        )
+    if run.config_file.is_file():
+        size = run.config().train.batch_size
+    elif own.type == "cuda":
+        with tempfile.TemporaryDirectory() as folder:
+            slices = _open_split(manifest, "train")
+            size = fitting_batch_size(config, slices, Path(folder), own)
+    return replace(config, train=replace(config.train, batch_size=size))
 
 
 def _open_split(manifest: Manifest, split: str) -> PreparedSlices:
@@ -238,44 +242,44 @@ def _open_split(manifest: Manifest, split: str) -> PreparedSlices:
     )
 
 
-def _start(
-    config: RunConfig, manifest: Manifest, slices: PreparedSlices, store: WeightStore
-) -> Checkpoint:
-    """Step 0."""
-    model, origin = initial_model(config, store, slices)
-    return Checkpoint(
-        step=0,
-        config=config_values(config),
-        data=manifest.inference_settings(),
-        latent_scale=model.latent_scale,
-        weights=model.state_dict(),
-        ema=model.unet.state_dict(),
-        origin=origin,
+def _begun(config: RunConfig, loop: Trainer) -> TrainProgress:
+    """What can be told before the first step of this call."""
+    return TrainProgress(
+        step=loop.step,
+        steps=config.train.steps,
+        slices_per_step=config.train.batch_size,
+        validate_every=config.train.validate_every,
+        best=loop.best,
+        checkpoint=loop.step,
     )
 
 
-def _resume(config: RunConfig, manifest: Manifest, run: RunDir) -> Checkpoint | None:
-    if not run.last.exists():
-        return None
-    changed = [k for k in differing_keys(run.config(), config) if k != "train.steps"]
-    checkpoint = Checkpoint.load(run.last)
-    if checkpoint.data != manifest.inference_settings():
-        changed.append("the prepared data")
-    if changed:
-        raise ConfigError(
-            f"{run.path} holds a run with other settings: {', '.join(changed)}.",
-            "Give a new folder with --run; to go on, train and prepare with the old settings.",
-        )
-    if config.train.steps < checkpoint.step:
-        raise ConfigError(
-            f"{run.path} is at step {checkpoint.step}, past the {config.train.steps} asked for.",
-            "Give a new folder with --run, or more --steps.",
-        )
-    return checkpoint
+def _history(
+    config: RunConfig, manifest: Manifest, run: RunDir, fixed: PreparedSlices, step: int
+) -> ValidationHistory:
+    """The validation slices to show, and what is known of them up to `step`."""
+    from sdseg_cli.report.validation_picture import ShownSlice, ValidationHistory
+
+    positions = shown_slices(fixed, spread(fixed, config.train.validation_slices))
+    shown, cases = [], manifest.cases("val")
+    for position in positions:
+        batch, (case, k) = fixed.batch([position]), fixed.places[position]
+        place = f", slice {k + 1}" if cases[case].slices > 1 else ""
+        image = batch.image[0].numpy()
+        image = image.transpose(1, 2, 0) if image.ndim == 3 else image
+        shown.append(ShownSlice(f"{cases[case].id}{place}", image, batch.foreground[0].numpy()))
+    history = ValidationHistory(run.history, tuple(positions), tuple(shown))
+    history.read(after=step)
+    return history
 
 
-def _draw_curve(run: RunDir) -> None:
-    from sdseg_cli.report.pictures import training_curve
+def _draw(run: RunDir, history: ValidationHistory, step: int, planes: NDArray[np.float32]) -> None:
+    """The pictures of the run as it stands after a validation."""
+    from sdseg_cli.report.training_curve import training_curve
+    from sdseg_cli.report.validation_picture import validation_picture
 
     lines = run.log_file.read_text(encoding="utf-8").splitlines()
     training_curve([json.loads(line) for line in lines], run.curve)
+    if history.shown:
+        history.add(step, planes)
+        validation_picture(run.validation_picture, history)

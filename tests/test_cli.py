@@ -44,7 +44,7 @@ def _files(folder: Path) -> list[str]:
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["--help"]) == 0
     shown = capsys.readouterr().out
-    for name in ("prepare", "train", "predict", "evaluate", "stability", "check", "demo"):
+    for name in ("prepare", "train", "runs", "predict", "evaluate", "stability", "check", "demo"):
         assert name in shown
 
 

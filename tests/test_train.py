@@ -19,6 +19,7 @@ from sdseg_cli.datasets.manifest import Manifest
 from sdseg_cli.errors import ConfigError, DataError, RunError, WeightsError
 from sdseg_cli.findings import Finding
 from sdseg_cli.model.store import WeightStore
+from sdseg_cli.progress import TrainProgress
 from sdseg_cli.train import train
 from sdseg_cli.training.checkpoint import Checkpoint
 from sdseg_cli.training.run_folder import RunDir
@@ -34,7 +35,8 @@ def _log(run: RunDir) -> list[dict[str, Any]]:
 
 def test_a_run_leaves_what_the_house_promises(tiny_run: Workspace) -> None:
     run = tiny_run.run
-    for path in (run.config_file, run.log_file, run.last, run.best, run.curve):
+    pictures = (run.curve, run.validation_picture)
+    for path in (run.config_file, run.log_file, run.last, run.best, *pictures):
         assert path.is_file(), path
     assert run.status()["state"] == "finished"
     assert run.config() == tiny_settings(steps=4)
@@ -47,6 +49,29 @@ def test_the_log_has_each_step_once_with_its_loss_terms(tiny_run: Workspace) -> 
     assert [row["step"] for row in steps] == [1, 2, 3, 4]
     assert set(steps[0]) == {"step", "loss", "loss_noise", "loss_latent", "lr"}
     assert [row["step"] for row in rows if "val_dice" in row] == [2, 4]
+
+
+def test_a_watcher_is_told_before_the_first_step_and_after_each(
+    tiny_set: Workspace, tiny_run: Workspace, tmp_path: Path
+) -> None:
+    run, told = RunDir(tmp_path / "run"), list[TrainProgress]()
+    train(tiny_settings(steps=2), tiny_set.manifest, run, device="cpu", watch=told.append)
+    train(tiny_settings(steps=3), tiny_set.manifest, run, device="cpu", watch=told.append)
+    rows = _log(run)
+    losses = {row["step"]: row for row in rows if "loss" in row}
+    dice = {row["step"]: row for row in rows if "val_dice" in row}
+    assert [now.step for now in told] == [0, 1, 2, 2, 3]
+    assert [now.row for now in told] == [{}, losses[1], losses[2], {}, losses[3]]
+    assert [now.validation for now in told] == [{}, {}, dice[2], {}, dice[3]]
+    assert [now.validated for now in told] == [False, False, True, False, True]
+    assert [now.checkpoint for now in told] == [0, 0, 2, 2, 3]
+    assert [now.best.get("step") for now in told][:4] == [None, None, 2, 2]
+    assert all(now.peak_gpu_bytes is None for now in told)
+    assert 0 == told[0].seconds < told[1].seconds < told[2].seconds
+    with np.load(run.history, allow_pickle=False) as kept:  # the pictures went on as well
+        assert kept["steps"].tolist() == kept["shown_steps"].tolist() == [2, 3]
+        case = tiny_set.manifest.cases("val")[0].id
+        assert all(name.startswith(f"{case}, slice ") for name in kept["names"].tolist())
 
 
 def test_the_best_checkpoint_holds_what_prediction_needs(tiny_run: Workspace) -> None:
@@ -68,12 +93,12 @@ def test_a_stopped_and_resumed_run_ends_where_an_uninterrupted_one_does(
 ) -> None:
     run = RunDir(tmp_path / "run")
 
-    def stop_at_three(done: int, total: int, what: str) -> None:
-        if done == 3:
+    def stop_at_three(now: TrainProgress) -> None:
+        if now.step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
     config = tiny_settings(steps=4)
-    stopped = train(config, tiny_set.manifest, run, device="cpu", progress=stop_at_three)
+    stopped = train(config, tiny_set.manifest, run, device="cpu", watch=stop_at_three)
     assert (stopped.state, stopped.step) == ("stopped", 3)
     assert train(config, tiny_set.manifest, run, device="cpu").state == "finished"
     assert run.log_file.read_bytes() == tiny_run.run.log_file.read_bytes()
@@ -92,12 +117,12 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_or_from_the_start(
 ) -> None:
     run, config = RunDir(tmp_path / "run"), tiny_settings(steps=4)
 
-    def kill(done: int, total: int, what: str) -> None:
-        if done == step:  # the first checkpoint is of step 2
+    def kill(now: TrainProgress) -> None:
+        if now.step == step:  # the first checkpoint is of step 2
             raise Killed
 
     with pytest.raises(Killed):
-        train(config, tiny_set.manifest, run, device="cpu", progress=kill)
+        train(config, tiny_set.manifest, run, device="cpu", watch=kill)
     report = train(config, tiny_set.manifest, run, device="cpu")
     assert report.begun == (0 if step == 1 else 2)
     assert run.log_file.read_bytes() == tiny_run.run.log_file.read_bytes()
@@ -111,7 +136,7 @@ def test_a_run_that_ended_within_its_validation_goes_on(
         raise Killed
 
     run, config = RunDir(tmp_path / "run"), tiny_settings(steps=4)
-    monkeypatch.setattr(trainer_module.Trainer, "validate", killed)
+    monkeypatch.setattr(Trainer, "validate", killed)
     with pytest.raises(Killed):
         train(config, tiny_set.manifest, run, device="cpu")
     monkeypatch.undo()

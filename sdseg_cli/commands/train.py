@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sdseg_cli.commands.options import Debug, Device, Json, Quiet, number, workspace
 from sdseg_cli.config import RunConfig
 from sdseg_cli.console import Output
+from sdseg_cli.errors import ConfigError
 from sdseg_cli.presets import PRESETS, preset
+
+if TYPE_CHECKING:
+    from sdseg_cli.training.run_folder import RunDir
 
 
 def train(
@@ -32,6 +37,19 @@ def train(
         str | None,
         typer.Option(help="pretrained (default), scratch, or a run, package or stored model."),
     ] = None,
+    batch_size: Annotated[
+        str | None,
+        typer.Option(help="Slices per step over all processes, or auto: what a GPU holds."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Threads that read slices ahead; default: by the cores.")
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the networks: a slow start, then faster.")
+    ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write RUN/tensorboard too.")
+    ] = False,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
@@ -40,14 +58,17 @@ def train(
     """Train SDSeg. To resume, run the same command again."""
     from sdseg_cli.datasets.manifest import Manifest
 
-    settings = _settings(preset_name, config, assign or [], dataset, steps, seed, init)
+    own_options = {"steps": steps, "init": init, "batch_size": _batch_size(batch_size)}
+    settings = _settings(preset_name, config, assign or [], dataset, seed, own_options)
     manifest = Manifest.find(workspace(), dataset)
     # The name where it will do, so that "scans" and "scans/" are one data set.
     own = manifest.root == (workspace() / "prepared" / manifest.name).absolute()
     settings = replace(settings, dataset=manifest.name if own else str(manifest.root))
 
     from sdseg_cli.model.store import WeightStore
+    from sdseg_cli.train import fitted
     from sdseg_cli.train import train as run_train
+    from sdseg_cli.training.distributed import ranks_of
     from sdseg_cli.training.initialise import resolved_start
     from sdseg_cli.training.run_folder import RunDir
 
@@ -55,19 +76,28 @@ def train(
     settings = replace(settings, train=replace(settings.train, init=start))
 
     folder = RunDir(_run_folder(run, manifest.name, settings))
-    output = Output(as_json=as_json, quiet=quiet)
+    first = ranks_of(os.environ).writes  # of several processes, one talks
+    output = Output(as_json=as_json and first, quiet=quiet or not first)
+    adapts = batch_size == "auto"
+    if adapts:
+        settings = fitted(settings, manifest, folder, device)
+        output.say(f"batch size {settings.train.batch_size}; the learning rate stays as it is.")
     begun = folder.status().get("step", 0)
     output.say(
         f"run {folder.path}: preset {settings.preset}, {settings.train.steps} steps"
         + (f", going on from step {begun}" if begun else "")
     )
-    with output.progress() as progress:
+    with output.training(f"{folder.path}, preset {settings.preset}") as watch:
         report = run_train(
             settings,
             manifest,
             folder,
             device=device,
-            progress=progress,
+            workers=workers,
+            compiled=compiled,
+            adapts=adapts,
+            tensorboard=tensorboard,
+            watch=watch,
             warn=lambda finding: output.warn([finding]),
         )
     if report.begun == report.step and report.state == "finished":
@@ -86,12 +116,13 @@ def train(
             ("at step", "-" if best["step"] is None else str(best["step"])),
             *((f"{part} started from", where) for part, where in _starts(report.origin)),
         ],
-        files=[
-            path
-            for path in (folder.best, folder.last, folder.log_file, folder.curve)
-            if path.exists()
-        ],
+        files=[path for path in _written(folder) if path.exists()],
     )
+
+
+def _written(folder: RunDir) -> tuple[Path, ...]:
+    pictures = (folder.curve, folder.validation_picture)
+    return (folder.best, folder.last, folder.log_file, *pictures)
 
 
 def _starts(origin: dict[str, str]) -> list[tuple[str, str]]:
@@ -104,9 +135,8 @@ def _settings(
     config: Path | None,
     assign: list[str],
     dataset: str,
-    steps: int | None,
     seed: int | None,
-    init: str | None,
+    recipe: dict[str, Any],
 ) -> RunConfig:
     """Defaults < preset < file < --set < the options of their own."""
     from sdseg_cli.config_file import from_dict, parse_assignment, read_toml
@@ -116,14 +146,20 @@ def _settings(
     settings = from_dict({**values, "preset": chosen.preset}, chosen, source=str(config))
     for text in assign:
         settings = from_dict(parse_assignment(text), settings, source="--set")
-    own: dict[str, Any] = {"dataset": dataset, "train": {}}
+    own: dict[str, Any] = {"dataset": dataset}
+    own["train"] = {key: value for key, value in recipe.items() if value is not None}
     if seed is not None:
         own["seed"] = seed
-    if steps is not None:
-        own["train"]["steps"] = steps
-    if init is not None:
-        own["train"]["init"] = init
     return from_dict(own, settings, source="options")
+
+
+def _batch_size(text: str | None) -> int | None:
+    """The number given; None for "auto" or nothing."""
+    if text is None or text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f'--batch-size is "{text}".', "Give a number from 1 up, or auto.")
+    return int(text)
 
 
 def _run_folder(run: Path | None, dataset: str, settings: RunConfig) -> Path:

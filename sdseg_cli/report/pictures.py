@@ -6,8 +6,7 @@ of their true proportions.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,7 @@ from sdseg_cli.report.drawing import (
     MaskPlane,
     Plane,
     bare,
-    chart,
     colour_bar,
-    legend,
     mark_orientation,
     mark_scale,
     new_figure,
@@ -39,8 +36,6 @@ from sdseg_cli.report.drawing import (
     view_mm,
     zoom,
 )
-
-_LINE_COLOURS = ("#e6e9ee", "#35d0ff", "#ff9a2e", "#9be564")
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,61 +179,3 @@ def _draw_row(part: Any, row: CasePlane) -> None:
     if not row.is_picture:
         mark_orientation(scan)
         mark_scale(scan, view)
-
-
-def training_curve(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
-    """Draw the loss terms (raw faint, smoothed strong) and the validation Dice against the step.
-
-    Args:
-        rows: Lines of `log.jsonl`: `step` with `loss` and its terms `loss_...`, or with `val_dice`.
-        path: The .png file; missing folders are made.
-
-    Raises:
-        RunError: The disk refused.
-    """
-    lines = list(rows)
-    terms = sorted({key for row in lines for key in row if key.startswith("loss")})
-    figure = new_figure(8.5, 6.0)
-    loss_axes, dice_axes = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    chart(loss_axes, "Loss", "")
-    for term, colour in zip(terms, itertools.cycle(_LINE_COLOURS)):
-        steps, values = _series(lines, term)
-        if not (values > 0).any():  # a switched-off term is 0 throughout: no logarithm
-            continue
-        loss_axes.plot(steps, values, color=colour, alpha=0.22, linewidth=0.8)
-        # The total lies widest at the bottom: it may coincide with its only term.
-        width = 3.6 if term == "loss" else 1.6
-        loss_axes.plot(steps, smoothed(values), color=colour, linewidth=width, label=term)
-        loss_axes.set_yscale("log", nonpositive="mask")
-    if loss_axes.get_legend_handles_labels()[0]:
-        legend(loss_axes)
-    chart(dice_axes, "Validation Dice", "step")
-    steps, values = _series(lines, "val_dice")
-    if steps.size:
-        dice_axes.plot(steps, values, color=PREDICTION_COLOUR, marker="o", markersize=3.5)
-        best = len(values) - 1 - int(np.argmax(values[::-1]))  # the last of equals, as kept
-        name = f"best {values[best]:.3f} at step {int(steps[best])}"
-        style = {"color": INK, "markersize": 11, "fillstyle": "none", "linestyle": "none"}
-        dice_axes.plot(steps[best], values[best], marker="o", label=name, **style)
-        legend(dice_axes)
-    dice_axes.set_ylim(0, 1)
-    save_figure(figure, path)
-
-
-def _series(
-    rows: Sequence[Mapping[str, Any]], key: str
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Steps and finite values of the rows that have the key."""
-    pairs = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
-    table = np.asarray(pairs, dtype=np.float64).reshape(-1, 2)
-    table = table[np.isfinite(table[:, 1])]
-    return table[:, 0], table[:, 1]
-
-
-def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A centred running mean over a fiftieth of the curve; narrower windows at both ends."""
-    half = len(values) // 100
-    sums = np.concatenate(([0.0], np.cumsum(values)))
-    index = np.arange(len(values))
-    start, stop = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
-    return np.asarray((sums[stop] - sums[start]) / (stop - start), dtype=np.float64)

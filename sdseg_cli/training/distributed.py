@@ -100,21 +100,21 @@ def _meeting_place(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def training_together(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
+def training_together(ranks: Ranks, device: torch.device) -> Iterator[torch.device]:
     """Meet the other processes, if there are any; within the block they are connected.
 
     Args:
+        ranks: Who this process is.
         device: The kind to compute on.
 
     Yields:
-        Who this process is, and its own device.
+        This process's own device.
 
     Raises:
         ConfigError: More processes than GPUs on a machine, or the others cannot be found.
     """
-    ranks = ranks_of(os.environ)
     if ranks.world == 1:
-        yield ranks, device
+        yield device
         return
     if device.type == "cuda":
         if ranks.local >= torch.cuda.device_count():
@@ -136,6 +136,6 @@ def training_together(device: torch.device) -> Iterator[tuple[Ranks, torch.devic
             "Check MASTER_ADDR and MASTER_PORT, and that all processes are started.",
         ) from error
     try:
-        yield ranks, device
+        yield device
     finally:
         dist.destroy_process_group()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from sdseg_cli.training.batches import PreparedSlices
 from sdseg_cli.training.checkpoint import Checkpoint, config_values
 from sdseg_cli.training.latents import MaskLatents
 from sdseg_cli.training.runtime import ran_out_of_memory
-from sdseg_cli.training.steps import StepInputs, StepSource
+from sdseg_cli.training.steps import StepSource
 from sdseg_cli.training.trainer import Trainer
 
 LARGEST = 256
@@ -55,6 +56,7 @@ def fitting_batch_size(
         folder: For a file of latents of a few hundred kilobytes.
         device: A GPU.
     """
+    config = replace(config, train=replace(config.train, batch_size=1, accumulate=1))
     model = build_sdseg(config.model)
     state = Checkpoint(
         step=0,
@@ -70,7 +72,7 @@ def fitting_batch_size(
     one = StepSource(config, slices, latents, shape).inputs(0)
 
     def slices_per_s(size: int) -> float | None:
-        inputs = repeated(one, size)
+        inputs = one.chosen([0] * size)
         try:
             trainer.train_step(inputs, latents)  # to warm up
             torch.cuda.reset_peak_memory_stats(device)
@@ -87,8 +89,3 @@ def fitting_batch_size(
         return TRIES * size / taken if fits else None
 
     return fastest_batch_size(slices_per_s, min(LARGEST, len(slices)))
-
-
-def repeated(inputs: StepInputs, size: int) -> StepInputs:
-    """A batch of any size, made of the first sample of another."""
-    return inputs.chosen([0] * size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import load_strictly
 from sdseg_cli.presets import PRESETS
 from sdseg_cli.training.batches import PreparedSlices, draw_positions
+from sdseg_cli.training.checkpoint import Checkpoint, config_values
 from sdseg_cli.training.package import is_package, read_trained
 from sdseg_cli.training.run_folder import RunDir, run_folder
 
@@ -30,6 +32,29 @@ MAY_DIFFER = {
     "model.precision",
 }
 """Settings of the model that change no weight's meaning."""
+
+
+def step_zero(
+    config: RunConfig, data: dict[str, Any], slices: PreparedSlices, store: WeightStore
+) -> Checkpoint:
+    """A run before its first step.
+
+    Args:
+        config: Every setting.
+        data: `Manifest.inference_settings`.
+        slices: The training slices.
+        store: Where pretrained weights are.
+    """
+    model, origin = initial_model(config, store, slices)
+    return Checkpoint(
+        step=0,
+        config=config_values(config),
+        data=data,
+        latent_scale=model.latent_scale,
+        weights=model.state_dict(),
+        ema=model.unet.state_dict(),
+        origin=origin,
+    )
 
 
 def initial_model(

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sdseg_cli.errors import RunError, WeightsError
+from sdseg_cli.config import RunConfig
+from sdseg_cli.config_file import differing_keys, from_dict
+from sdseg_cli.errors import ConfigError, RunError, WeightsError
 from sdseg_cli.training.checkpoint import Checkpoint, DamagedError, hash_file
 from sdseg_cli.training.run_folder import RunDir
 
 KEPT = 2
+MAY_CHANGE = ("train.steps", "train.accumulate", "train.patience")
+"""Settings in which the command that resumes may differ; fewer steps than were done are refused."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,42 @@ def newest_whole(run: RunDir) -> Resumed | None:
             "begins anew.",
         )
     return None
+
+
+def resumed(config: RunConfig, data: dict[str, Any], run: RunDir) -> Resumed | None:
+    """What a command goes on from, if its run was begun before.
+
+    Args:
+        config: The settings of the command.
+        data: `Manifest.inference_settings` of the prepared set as it is now.
+        run: The folder; nothing in it is changed.
+
+    Raises:
+        ConfigError: The run was begun with other settings or other data, or is past the last step.
+        WeightsError: No checkpoint is whole.
+    """
+    found = newest_whole(run)
+    if found is None:
+        return None
+    checkpoint = found.checkpoint
+    before = from_dict(checkpoint.config, RunConfig(), source=str(found.path))
+    changed = [key for key in differing_keys(before, config) if key not in MAY_CHANGE]
+    changed += [
+        f"{key} of the prepared data"
+        for key in sorted(checkpoint.data.keys() | data.keys())
+        if checkpoint.data.get(key) != data.get(key)
+    ]
+    if changed:
+        raise ConfigError(
+            f"{run.path} holds a run with other settings: {', '.join(changed)}.",
+            "Give a new folder with --run; to go on, train and prepare with the old settings.",
+        )
+    if config.train.steps < checkpoint.step:
+        raise ConfigError(
+            f"{run.path} is at step {checkpoint.step}, past the {config.train.steps} asked for.",
+            "Give a new folder with --run, or more --steps.",
+        )
+    return found
 
 
 def set_aside(run: RunDir, damaged: tuple[Path, ...]) -> Path | None:

@@ -85,6 +85,18 @@ class RunDir:
     def curve(self) -> Path:
         return self.report / "training.png"
 
+    @property
+    def validation_picture(self) -> Path:
+        return self.report / "validation.png"
+
+    @property
+    def history(self) -> Path:
+        return self.report / "validation.npz"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
     def is_locked(self) -> bool:
         """Whether a living process trains here: a run whose status says "running" while this is
         False was interrupted.

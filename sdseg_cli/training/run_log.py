@@ -1,35 +1,58 @@
-"""`log.jsonl`: one line per optimiser step and one per validation, each written at once."""
+"""`log.jsonl`: one line per optimiser step and one per validation, each written at once; and the
+same numbers for TensorBoard where they are asked for.
+"""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
+from collections.abc import Mapping
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
+from typing import TYPE_CHECKING
 
 from sdseg_cli.atomic import replacing
-from sdseg_cli.errors import RunError
+from sdseg_cli.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+TAGS = {
+    "loss": "loss/total",
+    "loss_noise": "loss/noise",
+    "loss_latent": "loss/latent",
+    "lr": "learning rate",
+    "val_dice": "validation Dice",
+}
+"""Key of a row -> its name in TensorBoard; other keys keep theirs."""
 
 
 class RunLog:
-    """The log, open to be added to; close it by leaving its `with` block.
+    """The log, open to be added to.
+
+    Args:
+        path: The `.jsonl` file, which holds no line past `after`; made if missing.
+        after: The step the run goes on from. What TensorBoard has past it is forgotten.
+        tensorboard: Folder of TensorBoard's files; None writes none.
 
     Raises:
         RunError: The disk refused.
+        ConfigError: TensorBoard is not installed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, after: int = 0, tensorboard: Path | None = None) -> None:
         self._path = path
+        self._board = None if tensorboard is None else _board(tensorboard, after)
         try:
             # A buffer would try a full disk again when it closes.
             self._file: FileIO = path.open("ab", buffering=0)
         except OSError as error:
             raise self._refused(error) from error
 
-    def write(self, row: dict[str, float]) -> None:
-        """Add a line.
+    def write(self, row: Mapping[str, float]) -> None:
+        """Add a line: `step`, and what is known of it.
 
         Raises:
             RunError: The disk refused.
@@ -40,6 +63,11 @@ class RunLog:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise self._refused(error) from error
+        if self._board is not None:
+            for key in row.keys() - {"step"}:
+                self._board.add_scalar(TAGS.get(key, key), row[key], int(row["step"]))
+            if "val_dice" in row:
+                self._board.flush()  # in time with the pictures
 
     def sync(self) -> None:
         """Have the disk take it all: done before a checkpoint, which relies on these lines.
@@ -52,6 +80,12 @@ class RunLog:
         except OSError as error:
             raise self._refused(error) from error
 
+    def close(self) -> None:
+        """Nothing is written afterwards."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
     def _refused(self, error: OSError) -> RunError:
         return RunError(
             f"{self._path}: cannot be written ({error.strerror or error}).",
@@ -59,16 +93,23 @@ class RunLog:
             "command again.",
         )
 
-    def __enter__(self) -> RunLog:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
+def require_tensorboard() -> None:
+    """Raise ConfigError where the package is missing: before a run is begun, not in its midst."""
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "--tensorboard needs TensorBoard, which is not installed.",
+            "Run pip install 'sdseg-cli[tensorboard]', or leave --tensorboard away.",
+        ) from error
+
+
+def _board(folder: Path, after: int) -> SummaryWriter:
+    require_tensorboard()
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=after + 1)
 
 
 def truncate_log(path: Path, step: int) -> None:

@@ -49,6 +49,11 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def peak_gpu_bytes(device: torch.device) -> int | None:
+    """The most memory tensors have taken so far; None where the device is no GPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
 def reduced_precision(
     device: torch.device, precision: str = "mixed"
 ) -> AbstractContextManager[object]:

@@ -8,7 +8,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -63,6 +65,16 @@ class StepResult:
         }
 
 
+@dataclass(frozen=True, eq=False)
+class Validation:
+    """What the averaged model reaches."""
+
+    dice: float
+    """Mean over the cases."""
+    planes: NDArray[np.float32]
+    """(K,H,W) in [0,1]: the probabilities of the slices that were to be kept, in their order."""
+
+
 class Trainer:
     """What changes from step to step: networks, average, optimiser, step number.
 
@@ -112,6 +124,8 @@ class Trainer:
         )
         if state.optimizer:
             self.optimizer.load_state_dict(state.optimizer)
+        if state.scaler:
+            self.scaler.load_state_dict(state.scaler)
         if compiled:
             self.model.unet.compile()
             self.model.vision_encoder.compile()
@@ -210,36 +224,38 @@ class Trainer:
             self.accumulate *= 2
             torch.cuda.empty_cache()
 
-    def validate(self, slices: PreparedSlices) -> float:
+    def validate(self, slices: PreparedSlices, keep: Sequence[int] = ()) -> Validation:
         """Mean Dice per case of the averaged model on the model's plane: one reverse step and one
         sample, whatever `[sample]` says.
+
+        Args:
+            slices: The validation slices.
+            keep: Positions whose probabilities are handed over; of those that are validated.
         """
         positions = spread(slices, self.config.train.validation_slices)
         positions = positions[self.ranks.rank :: self.ranks.world]
-        size = self.config.train.batch_size
         counts = torch.zeros(slices.cases, 2, dtype=torch.float64)
+        planes = torch.zeros(len(keep), *slices.plane)
+        size = self.config.train.batch_size
         with self.ema.in_place_of(self.model):
             for start in range(0, len(positions), size):
-                counts += self._overlaps(slices, positions[start : start + size])
+                chosen = positions[start : start + size]
+                batch = slices.batch(chosen)
+                probability = predict_planes(
+                    self.model, batch.image, chosen, seed=VALIDATION_SEED, sample=SampleConfig()
+                )
+                for position, one, truth in zip(chosen, probability, batch.foreground, strict=True):
+                    found, case = one > THRESHOLD, slices.places[position][0]
+                    counts[case, 0] += (found & truth).sum()
+                    counts[case, 1] += found.sum() + truth.sum()
+                    if position in keep:
+                        planes[list(keep).index(position)] = one
         if self.ranks.world > 1:
             counts = self.ranks.sum(counts.to(self.device)).cpu()
-        overlap, both = counts.T
-        scored = both > 0
-        return float((2 * overlap[scored] / both[scored]).mean()) if scored.any() else 0.0
-
-    def _overlaps(self, slices: PreparedSlices, positions: Sequence[int]) -> Tensor:
-        """(cases,2): pixels in both prediction and reference; the sum of their sizes."""
-        batch = slices.batch(positions)
-        probability = predict_planes(
-            self.model, batch.image, positions, seed=VALIDATION_SEED, sample=SampleConfig()
-        )
-        counts = torch.zeros(slices.cases, 2, dtype=torch.float64)
-        found = probability > THRESHOLD
-        for position, one, truth in zip(positions, found, batch.foreground, strict=True):
-            case = slices.places[position][0]
-            counts[case, 0] += (one & truth).sum()
-            counts[case, 1] += one.sum() + truth.sum()
-        return counts
+            planes = self.ranks.sum(planes.to(self.device)).cpu()  # each has its own, zeros else
+        overlap, both = counts[counts[:, 1] > 0].T
+        dice = float((2 * overlap / both).mean()) if len(both) else 0.0
+        return Validation(dice, planes.numpy())
 
     def checkpoint(self, data: dict[str, Any], *, resumable: bool) -> Checkpoint:
         """The run as it stands: all of it to resume, or only what prediction needs."""
@@ -251,12 +267,14 @@ class Trainer:
             weights=self.model.state_dict(),
             ema=self.ema.unet.state_dict(),
             optimizer=self.optimizer.state_dict(),
+            scaler=self.scaler.state_dict(),
             best=self.best,
             origin=self.origin,
         )
         if resumable:
             return state
-        return replace(state, weights=halved(state.prediction_weights()), ema={}, optimizer={})
+        weights = halved(state.prediction_weights())
+        return replace(state, weights=weights, ema={}, optimizer={}, scaler={})
 
     @property
     def exhausted(self) -> bool:
@@ -266,11 +284,6 @@ class Trainer:
             return False
         waited: int = self.step - self.best["step"]
         return waited >= recipe.patience * recipe.validate_every
-
-    def summary(self, row: dict[str, float]) -> str:
-        """For the progress bar."""
-        best = f", best Dice {self.best['val_dice']:.3f}" if self.best else ""
-        return f"loss {row['loss']:.4f}{best}"
 
 
 def _require_even_shares(recipe: TrainConfig, ranks: Ranks) -> None:

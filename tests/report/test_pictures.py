@@ -16,9 +16,7 @@ from sdseg_cli.report.pictures import (
     CasePlane,
     case_plane,
     save_cases,
-    smoothed,
     telling_slice,
-    training_curve,
 )
 from sdseg_cli.report.stability_picture import StabilityPlane, stability_picture
 from tests.fake_run import volume
@@ -120,24 +118,6 @@ def test_empty_masks_are_drawn_without_a_warning(tmp_path):
     with pytest.raises(ValueError, match="no cases"):
         save_cases(tmp_path / "y.png", [])
     assert [file.name for file in tmp_path.iterdir()] == ["x.png"]
-
-
-def test_smoothing_is_a_centred_mean_that_narrows_at_the_ends():
-    assert smoothed(np.arange(5.0)).tolist() == [0, 1, 2, 3, 4]  # too short to smooth
-    values = np.zeros(100)
-    values[50] = 3
-    assert smoothed(values)[48:53] == pytest.approx([0, 1, 1, 1, 0])
-    values[0] = 3
-    assert smoothed(values)[0] == pytest.approx(1.5)
-
-
-def test_the_training_curve_takes_log_lines_as_they_come(tmp_path):
-    rows = [{"step": n, "loss": 1 / n, "loss_noise": 0.0, "loss_latent": 1 / n} for n in (1, 2, 3)]
-    rows += [{"step": 2, "val_dice": 0.4}, {"step": 3, "val_dice": None}]
-    training_curve(rows, tmp_path / "curve.png")
-    assert shows(pixels(tmp_path / "curve.png"), PREDICTION_COLOUR)
-    training_curve([], tmp_path / "nothing_yet.png")
-    assert (tmp_path / "nothing_yet.png").stat().st_size > 0
 
 
 def test_stability_shows_every_outline_and_the_spread(tmp_path):

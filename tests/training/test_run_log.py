@@ -1,17 +1,27 @@
 from __future__ import annotations
 
+import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from sdseg_cli.errors import RunError
-from sdseg_cli.training.run_log import RunLog, truncate_log
+from sdseg_cli.errors import ConfigError, RunError
+from sdseg_cli.training.run_log import RunLog, require_tensorboard, truncate_log
+
+
+def write(folder: Path, steps: range, loss: float) -> None:
+    log = RunLog(folder / "log.jsonl", after=steps.start - 1, tensorboard=folder / "board")
+    with closing(log):
+        for step in steps:
+            log.write({"step": step, "loss": loss * step, "lr": 0.5})
+        log.write({"step": steps[-1], "val_dice": 0.25})
 
 
 def test_each_line_is_in_the_file_at_once(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 1}\n')
-    with RunLog(path) as log:
+    with closing(RunLog(path)) as log:
         log.write({"step": 2, "loss": 0.5})
         log.sync()
         assert path.read_text() == '{"step": 1}\n{"step": 2, "loss": 0.5}\n'
@@ -19,7 +29,10 @@ def test_each_line_is_in_the_file_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_full_disk_is_one_clear_error() -> None:
-    with RunLog(Path("/dev/full")) as log, pytest.raises(RunError, match="No space left") as caught:
+    with (
+        closing(RunLog(Path("/dev/full"))) as log,
+        pytest.raises(RunError, match="No space left") as caught,
+    ):
         log.write({"step": 1})
     assert "same command" in caught.value.hint
 
@@ -42,3 +55,28 @@ def test_a_log_damaged_in_the_middle_is_refused(tmp_path: Path) -> None:
     log.write_text('{"step": 1}\nxx\n{"step": 3}\n')
     with pytest.raises(RunError, match="line 2"):
         truncate_log(log, 2)
+
+
+def test_tensorboard_has_each_step_once_after_a_resume(tmp_path: Path) -> None:
+    accumulators = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="TensorBoard is optional"
+    )
+    write(tmp_path, range(1, 7), 1.0)
+    write(tmp_path, range(5, 9), 10.0)  # killed after 6, resumed from the checkpoint of 4
+    # TensorBoard reads files by their names, of which the first part is the second of the start.
+    seen = accumulators.EventAccumulator(str(tmp_path / "board")).Reload()
+    losses = [(event.step, event.value) for event in seen.Scalars("loss/total")]
+    assert losses == [(1, 1), (2, 2), (3, 3), (4, 4), (5, 50), (6, 60), (7, 70), (8, 80)]
+    assert [event.step for event in seen.Scalars("validation Dice")] == [8]
+    assert {event.value for event in seen.Scalars("learning rate")} == {0.5}
+
+
+def test_without_tensorboard_the_command_to_install_it_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(ConfigError, match="not installed") as caught:
+        require_tensorboard()
+    assert "pip install 'sdseg-cli[tensorboard]'" in caught.value.hint

@@ -1,0 +1,244 @@
+"""Fixed validation slices and what the model made of them in the course of the run."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdseg_cli.atomic import replacing
+from sdseg_cli.config import THRESHOLD
+from sdseg_cli.report.drawing import (
+    DPI,
+    INK,
+    PAPER,
+    PREDICTION_COLOUR,
+    REFERENCE_COLOUR,
+    MaskPlane,
+    Plane,
+    View,
+    new_figure,
+    not_black,
+    view_mm,
+)
+
+COLUMNS = 6
+"""Validations that are shown at most."""
+_TILE, _GAP, _CAPTION, _HEAD = 224, 10, 30, 44
+"""Pixels."""
+_SHADE = 0.4
+"""How much of the colour a probability of 1 lays over the image."""
+
+
+@dataclass(frozen=True, eq=False)
+class ShownSlice:
+    """One validation slice on the model's plane."""
+
+    name: str
+    image: Plane
+    """(H,W), of a picture (H,W,3), in [-1,1]."""
+    reference: MaskPlane
+    """(H,W)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """The prediction of all shown slices at one validation."""
+
+    probability: NDArray[np.uint8]
+    """(K,H,W), 255 being 1."""
+    dice: NDArray[np.float32]
+    """(K,), of each slice; NaN where both masks are empty."""
+
+
+@dataclass
+class ValidationHistory:
+    """Validations so far, and the predictions of those worth keeping, in one file.
+
+    Args:
+        path: The `.npz` file.
+        positions: Of the slices, among those that are validated.
+        shown: The slices themselves.
+    """
+
+    path: Path
+    positions: tuple[int, ...]
+    shown: tuple[ShownSlice, ...]
+    steps: list[int] = field(default_factory=list)
+    """Of every validation."""
+    seen: dict[int, Seen] = field(default_factory=dict)
+    """Step -> predictions, for the validations that are shown."""
+
+    def read(self, after: int) -> None:
+        """Go on from the file, without what lies past step `after`.
+
+        A file that is missing, damaged or of other slices is no reason to stop a training: the
+        history then begins anew.
+        """
+        self.steps, self.seen = [], {}
+        try:
+            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
+                names, steps, at = kept["names"].tolist(), kept["steps"], kept["shown_steps"]
+                planes, dice = kept["probability"], kept["dice"]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            return
+        plane = self.shown[0].reference.shape if self.shown else ()
+        shape = (len(at), len(self.shown), *plane)
+        if names != [one.name for one in self.shown] or planes.shape != shape:
+            return
+        self.steps = [int(step) for step in steps if step <= after]
+        self.seen = {
+            int(step): Seen(planes[n], dice[n]) for n, step in enumerate(at) if step <= after
+        }
+
+    def add(self, step: int, probability: NDArray[np.float32]) -> None:
+        """Take in a validation and save: (K,H,W) in [0,1], in the order of `shown`."""
+        dice = [
+            slice_dice(plane > THRESHOLD, one.reference)
+            for plane, one in zip(probability, self.shown, strict=True)
+        ]
+        self.steps.append(step)
+        planes = np.round(probability * 255).astype(np.uint8)
+        self.seen[step] = Seen(planes, np.asarray(dice, np.float32))
+        wanted = {self.steps[number] for number in shown_numbers(len(self.steps))}
+        self.seen = {step: seen for step, seen in sorted(self.seen.items()) if step in wanted}
+        with replacing(self.path) as temporary:
+            np.savez_compressed(
+                temporary,
+                names=np.array([one.name for one in self.shown]),
+                steps=np.array(self.steps),
+                shown_steps=np.array(list(self.seen)),
+                probability=np.stack([seen.probability for seen in self.seen.values()]),
+                dice=np.stack([seen.dice for seen in self.seen.values()]),
+            )
+
+
+def shown_numbers(count: int, limit: int = COLUMNS) -> list[int]:
+    """Which of `count` validations are shown: every one, every 2nd, 4th, ..., and the last.
+
+    What an early choice drops no later one wants back, so that predictions can be forgotten, and a
+    run that was killed and went on ends with the picture of one that was not.
+    """
+    stride = 1
+    while len(chosen := sorted({*range(0, count, stride), count - 1})) > limit:
+        stride *= 2
+    return chosen
+
+
+def slice_dice(found: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
+    """Dice of two masks; NaN where both are empty."""
+    size = int(found.sum() + truth.sum())
+    return 2 * float((found & truth).sum()) / size if size else float("nan")
+
+
+def validation_picture(path: Path, history: ValidationHistory) -> None:
+    """Draw a row per slice: image with reference, then each prediction over it, oldest first.
+
+    Args:
+        path: The .png file; missing folders are made.
+        history: At least one validation of at least one slice.
+
+    Raises:
+        RunError: The disk refused.
+    """
+    rows, columns = len(history.shown), 1 + len(history.seen)
+    width = columns * (_TILE + _GAP) + _GAP
+    height = _HEAD + rows * (_TILE + _CAPTION) + _GAP
+    canvas = np.zeros((height, width, 3), np.uint8)
+    canvas[:] = _rgb(PAPER)
+    outlines = np.zeros((2, height, width), np.uint8)  # of reference and prediction
+    figure = new_figure(width / DPI, height / DPI)
+    figure.set_layout_engine("none")
+    figure.set_facecolor("none")
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    for row, one in enumerate(history.shown):
+        view = view_mm(one.reference, not_black(one.image, -1.0), (1.0, 1.0))
+        grey = _tile(_as_bytes(one.image), view)
+        reference = _tile(one.reference.astype(np.uint8) * 255, view)
+        top = _HEAD + row * (_TILE + _CAPTION) + _CAPTION
+        for column, (step, seen) in enumerate([(0, None), *history.seen.items()]):
+            left = _GAP + column * (_TILE + _GAP)
+            place = (slice(top, top + _TILE), slice(left, left + _TILE))
+            caption = _fitted(one.name)
+            outlines[0][place] = reference
+            canvas[place] = grey
+            if seen is not None:
+                found = _tile(seen.probability[row], view)
+                outlines[1][place] = found
+                canvas[place] = _shaded(grey, found)
+                caption = f"step {step}   Dice {seen.dice[row]:.3f}"
+            axes.text(left, top - 7, caption, color=INK if seen else REFERENCE_COLOUR, fontsize=9)
+    _draw_outline(axes, outlines[0], REFERENCE_COLOUR, 1.0)
+    _draw_outline(axes, outlines[1], PREDICTION_COLOUR, 1.4)
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    _draw_head(axes, width)
+    _save_over(canvas, figure, path)
+
+
+def _save_over(canvas: NDArray[np.uint8], figure: Any, path: Path) -> None:
+    """Lines and letters over the pixels: drawing these with the figure takes ten times as long."""
+    from PIL import Image
+
+    figure.canvas.draw()
+    drawn = Image.fromarray(np.asarray(figure.canvas.buffer_rgba()))
+    picture = Image.fromarray(canvas)
+    picture.paste(drawn, mask=drawn.getchannel("A"))
+    with replacing(path) as temporary:
+        picture.save(temporary, format="PNG", compress_level=3)
+
+
+def _draw_head(axes: Any, width: int) -> None:
+    axes.text(_GAP, 28, "Validation slices", color=INK, fontsize=12)
+    right = width - _GAP
+    for text, colour, offset in (
+        ("reference", REFERENCE_COLOUR, 92),
+        ("prediction", PREDICTION_COLOUR, 0),
+    ):
+        axes.text(right - offset, 28, text, color=colour, fontsize=9.5, ha="right")
+
+
+def _draw_outline(axes: Any, plane: NDArray[np.uint8], colour: str, width: float) -> None:
+    if plane.max() > 127:  # an empty one has no outline, which matplotlib would warn of
+        x, y = np.arange(plane.shape[1]) + 0.5, np.arange(plane.shape[0]) + 0.5
+        axes.contour(x, y, plane, levels=[127.5], colors=[colour], linewidths=width)
+
+
+def _as_bytes(image: Plane) -> NDArray[np.uint8]:
+    """(H,W) or (H,W,3) in [-1,1] -> (H,W,3), one grey window for all."""
+    levels = np.clip((image + 1) * 127.5, 0, 255).astype(np.uint8)
+    return levels if levels.ndim == 3 else np.repeat(levels[..., None], 3, axis=2)
+
+
+def _tile(plane: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
+    """The view of a plane as a square of `_TILE` pixels; black beyond the plane."""
+    from PIL import Image
+
+    left, right, top, bottom = view
+    size, box = (_TILE, _TILE), (left, top, right, bottom)
+    seen = Image.fromarray(plane).transform(
+        size, Image.Transform.EXTENT, box, Image.Resampling.BILINEAR
+    )
+    return np.asarray(seen)
+
+
+def _shaded(grey: NDArray[np.uint8], probability: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The prediction's colour over an image, as strong as it is probable."""
+    colour = np.array(_rgb(PREDICTION_COLOUR))
+    share = _SHADE * probability[..., None].astype(np.float32) / 255
+    return (grey * (1 - share) + colour * share).astype(np.uint8)
+
+
+def _rgb(colour: str) -> list[int]:
+    return [int(colour[n : n + 2], 16) for n in (1, 3, 5)]
+
+
+def _fitted(text: str, most: int = 26) -> str:
+    """The end of a name, which tells cases apart, where all of it is too wide."""
+    return text if len(text) <= most else "…" + text[1 - most :]

@@ -1,0 +1,126 @@
+"""The runs of a workspace: how far each is, how good, and which of them `predict` would take."""
+
+from __future__ import annotations
+
+import tomllib
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sdseg_cli.errors import SdsegError
+from sdseg_cli.training.run_folder import RunDir, find_run
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One run; None where its files do not say."""
+
+    path: Path
+    dataset: str
+    """Folder below `runs/`."""
+    preset: str | None
+    step: int | None
+    steps: int | None
+    best_dice: float | None
+    """Best validation Dice."""
+    best_step: int | None
+    state: str
+    """"running", "interrupted" (killed: no one works on it), "stopped", "finished", "failed" or
+    "damaged"."""
+    bytes: int
+    """On disk."""
+    written: datetime
+    """When training last wrote to it."""
+    default: bool = False
+    """Whether `predict` takes it where no run is named."""
+
+    def to_json(self) -> dict[str, Any]:
+        """An entry of `sdseg runs --json`."""
+        return {
+            "run": str(self.path),
+            "dataset": self.dataset,
+            "preset": self.preset,
+            "step": self.step,
+            "steps": self.steps,
+            "best": {"step": self.best_step, "val_dice": self.best_dice},
+            "state": self.state,
+            "bytes": self.bytes,
+            "written": self.written.isoformat(timespec="seconds"),
+            "default": self.default,
+        }
+
+
+def list_runs(workspace: Path) -> list[RunSummary]:
+    """Every run in `workspace/runs`, the newest first.
+
+    A folder counts where it holds a file of settings or of state; what is damaged is listed as
+    such, and anything else passed by.
+    """
+    folders = [path for path in (workspace / "runs").glob("*/*") if path.is_dir()]
+    runs = [RunDir(path) for path in folders]
+    runs = [run for run in runs if run.config_file.is_file() or run.status_file.is_file()]
+    chosen: Path | None = None
+    with suppress(SdsegError):  # none can predict yet
+        chosen = find_run(workspace, None).path
+    found = [_summary(run, default=run.path == chosen) for run in runs]
+    return sorted(found, key=lambda one: (one.written, str(one.path)), reverse=True)
+
+
+def _summary(run: RunDir, *, default: bool) -> RunSummary:
+    settings, status = _settings(run), run.status()
+    best = status.get("best")
+    best = best if isinstance(best, dict) else {}
+    train = settings.get("train")
+    dice = best.get("val_dice")
+    return RunSummary(
+        path=run.path,
+        dataset=run.path.parent.name,
+        preset=str(settings["preset"]) if "preset" in settings else None,
+        step=_count(status.get("step", 0 if settings else None)),
+        steps=_count(train.get("steps") if isinstance(train, dict) else None),
+        best_dice=float(dice) if isinstance(dice, int | float) else None,
+        best_step=_count(best.get("step")),
+        state=_state(run, settings, status),
+        bytes=sum(_size(path) for path in run.path.rglob("*")),
+        written=_written(run),
+        default=default,
+    )
+
+
+def _state(run: RunDir, settings: dict[str, Any], status: dict[str, Any]) -> str:
+    if not settings or (run.status_file.exists() and not status):
+        return "damaged"
+    said = str(status.get("state", "running"))
+    if run.is_locked():
+        return "running"
+    return "interrupted" if said == "running" else said
+
+
+def _settings(run: RunDir) -> dict[str, Any]:
+    """As the file has them, so that a run of another version is listed too; {} if unreadable."""
+    try:
+        return tomllib.loads(run.config_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _written(run: RunDir) -> datetime:
+    """Evaluating a run does not make it newer."""
+    times = []
+    for path in (run.config_file, run.log_file, run.status_file, run.last, run.best):
+        with suppress(OSError):  # not there, or replaced just now
+            times.append(path.stat().st_mtime)
+    return datetime.fromtimestamp(max(times, default=0.0), UTC)
+
+
+def _size(path: Path) -> int:
+    try:  # a running training replaces files meanwhile
+        return path.lstat().st_size if path.is_file() else 0
+    except OSError:
+        return 0
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

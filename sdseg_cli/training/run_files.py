@@ -1,0 +1,138 @@
+"""What a training writes into its run folder; of several processes only the first writes."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from sdseg_cli.atomic import remove_leftovers, replacing
+from sdseg_cli.config_file import to_toml
+from sdseg_cli.errors import RunError
+from sdseg_cli.findings import WARNING, Finding
+from sdseg_cli.training.batches import PreparedSlices
+from sdseg_cli.training.resume import Resumed, keep, set_aside
+from sdseg_cli.training.run_folder import RunDir
+from sdseg_cli.training.run_log import RunLog, truncate_log
+from sdseg_cli.training.trainer import StepResult, Trainer
+
+
+class RunFiles:
+    """Log, checkpoints and status of one call; open within its `with` block.
+
+    Args:
+        run: The folder, made ready by `begin`.
+        loop: What is trained.
+        data: `Manifest.inference_settings`.
+        tensorboard: Write the log for TensorBoard too.
+    """
+
+    def __init__(
+        self, run: RunDir, loop: Trainer, data: dict[str, Any], *, tensorboard: bool
+    ) -> None:
+        self._run, self._loop, self._data = run, loop, data
+        self._log: RunLog | None = None
+        if loop.ranks.writes:
+            board = run.tensorboard if tensorboard else None
+            self._log = RunLog(run.log_file, after=loop.step, tensorboard=board)
+        self.saved = loop.step
+        """Step of the newest checkpoint; 0 where there is none yet."""
+        self.row: dict[str, float] = {}
+        """The newest line of a step."""
+
+    @staticmethod
+    def begin(run: RunDir, loop: Trainer, found: Resumed | None) -> tuple[Finding, ...]:
+        """Make the folder what it was at the step where the run goes on.
+
+        Args:
+            run: The folder.
+            loop: At its first step of this call.
+            found: What it goes on from.
+
+        Returns:
+            What was wrong with newer checkpoints.
+        """
+        if not loop.ranks.writes:
+            return ()
+        kept = set_aside(run, found.damaged) if found else None
+        for folder in (run.path, run.checkpoints, run.report):
+            remove_leftovers(folder)
+        truncate_log(run.log_file, loop.step)
+        with replacing(run.config_file) as temporary:
+            temporary.write_text(to_toml(loop.config), encoding="utf-8")
+        _write_status(run, "running", loop)
+        if found is None or kept is None:
+            return ()
+        names = ", ".join(path.name for path in found.damaged)
+        damage = Finding(
+            code="checkpoint-damaged",
+            level=WARNING,
+            case=run.path.name,
+            measured=f"{names} damaged, kept as {kept.name}; going on from step {loop.step}",
+            fix="Nothing is lost but time; check the disk.",
+        )
+        return (damage,)
+
+    def __enter__(self) -> RunFiles:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self._log is not None:
+            self._log.close()
+
+    def log(self, result: StepResult, slices: PreparedSlices) -> bool:
+        """Write a step's line.
+
+        Returns:
+            Whether a process was asked to stop.
+
+        Raises:
+            RunError: The loss is not finite, or the disk refused.
+        """
+        row = result.row()
+        if not math.isfinite(row["loss"]):
+            if self._log is not None:
+                _write_status(self._run, "failed", self._loop)
+            last = f"{self._run.last} (step {self.saved})" if self.saved else "none yet"
+            raise RunError(
+                f"the loss is {row['loss']} at step {result.step}, "
+                f"of {slices.names(result.positions)}.",
+                "Lower train.learning_rate or set train.clip_norm, in a new --run; last good "
+                f"checkpoint: {last}.",
+            )
+        self.row = row
+        if self._log is not None:
+            self._log.write(row)
+        return result.asked_to_stop
+
+    def log_validation(self, dice: float) -> dict[str, float]:
+        """Write a validation's line, and keep the weights if they are the best so far.
+
+        Returns:
+            The line.
+        """
+        loop, row = self._loop, {"step": self._loop.step, "val_dice": dice}
+        if self._log is not None:
+            self._log.write(row)
+        # While nothing is found yet, later weights are better than earlier ones.
+        if dice >= loop.best.get("val_dice", 0.0):
+            loop.best = dict(row)
+            if self._log is not None:
+                loop.checkpoint(self._data, resumable=False).save(self._run.best)
+        return row
+
+    def save(self, state: str) -> None:
+        """Write a checkpoint of this step, if there is none, and how the run stands."""
+        if self._log is None:
+            return
+        if self._loop.step != self.saved:
+            self._log.sync()  # the checkpoint relies on these lines
+            keep(self._run, self._loop.checkpoint(self._data, resumable=True))
+            self.saved = self._loop.step
+        _write_status(self._run, state, self._loop)
+
+
+def _write_status(run: RunDir, state: str, loop: Trainer) -> None:
+    with replacing(run.status_file) as temporary:
+        values = {"state": state, "step": loop.step, "best": loop.best}
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,51 @@
+"""The curves of a run."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sdseg_cli.report.drawing import PREDICTION_COLOUR
+from sdseg_cli.report.training_curve import _envelope, _thinned, smoothed, training_curve
+from tests.report.test_pictures import pixels, shows
+
+
+def test_smoothing_is_a_centred_mean_that_narrows_at_the_ends():
+    assert smoothed(np.arange(5.0)).tolist() == [0, 1, 2, 3, 4]  # too short to smooth
+    values = np.zeros(100)
+    values[50] = 3
+    assert smoothed(values)[48:53] == pytest.approx([0, 1, 1, 1, 0])
+    values[0] = 3
+    assert smoothed(values)[0] == pytest.approx(1.5)
+
+
+def test_the_training_curve_takes_log_lines_as_they_come(tmp_path):
+    rows = [{"step": n, "loss": 1 / n, "loss_noise": 0.0, "loss_latent": 1 / n} for n in (1, 2, 3)]
+    rows += [{"step": 2, "val_dice": 0.4}, {"step": 3, "val_dice": None}]
+    training_curve(rows, tmp_path / "curve.png")
+    assert shows(pixels(tmp_path / "curve.png"), PREDICTION_COLOUR)
+    training_curve([], tmp_path / "nothing_yet.png")
+    assert (tmp_path / "nothing_yet.png").stat().st_size > 0
+
+
+def test_a_long_curve_keeps_its_peaks_and_both_ends() -> None:
+    steps, values = np.arange(6000.0), np.zeros(6000)
+    values[1234], values[4321] = 7, -7
+    at, drawn = _envelope((steps, values))
+    assert len(at) == len(drawn) == 1200  # two for each of 600 stretches of ten steps
+    assert (drawn.min(), drawn.max()) == (-7, 7)
+    assert at[drawn == 7].tolist() == [1230]
+    few, _ = _thinned((steps, values))
+    assert (len(few), few[0], few[-1]) == (600, 0, 5999)
+
+
+def test_a_short_curve_is_drawn_as_it_is() -> None:
+    curve = np.arange(900.0), np.ones(900)
+    assert _envelope(curve) is curve
+    assert _thinned(curve) is curve
+
+
+def test_a_best_of_zero_is_drawn_without_a_warning(tmp_path) -> None:
+    rows = [{"step": 1, "loss": 0.5, "lr": 0.0}, {"step": 1, "val_dice": 0.0}]
+    training_curve(rows, tmp_path / "curve.png")
+    assert shows(pixels(tmp_path / "curve.png"), PREDICTION_COLOUR)

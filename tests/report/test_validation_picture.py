@@ -1,0 +1,162 @@
+"""Fixed validation slices over the run: which are kept, how they outlive a stop, what is drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sdseg_cli.report.drawing import PREDICTION_COLOUR, REFERENCE_COLOUR
+from sdseg_cli.report.validation_picture import (
+    ShownSlice,
+    ValidationHistory,
+    _fitted,
+    shown_numbers,
+    slice_dice,
+    validation_picture,
+)
+from tests.report.test_pictures import pixels, shows
+
+
+def box(rows: slice, columns: slice) -> np.ndarray:
+    mask = np.zeros((16, 16), bool)
+    mask[rows, columns] = True
+    return mask
+
+
+SQUARE = box(slice(4, 8), slice(4, 8))
+HALF = box(slice(4, 8), slice(4, 6))
+
+
+def history(folder: Path, *, name: str = "case_7, slice 3") -> ValidationHistory:
+    image = np.where(SQUARE, 0.5, 0.0).astype(np.float32)
+    return ValidationHistory(folder / "v.npz", (5,), (ShownSlice(name, image, SQUARE),))
+
+
+def planes(mask: np.ndarray) -> np.ndarray:
+    return mask[None].astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("count", "numbers"),
+    [
+        (1, [0]),
+        (6, [0, 1, 2, 3, 4, 5]),
+        (7, [0, 2, 4, 6]),
+        (10, [0, 2, 4, 6, 8, 9]),
+        (12, [0, 4, 8, 11]),
+        (40, [0, 8, 16, 24, 32, 39]),
+    ],
+)
+def test_at_most_six_validations_are_shown_with_the_first_and_the_last(
+    count: int, numbers: list[int]
+) -> None:
+    assert shown_numbers(count) == numbers
+
+
+def test_no_choice_wants_back_what_an_earlier_one_dropped() -> None:
+    held: set[int] = set()
+    for count in range(1, 200):
+        wanted = set(shown_numbers(count))
+        assert wanted <= held | {count - 1}
+        assert len(wanted) <= 6
+        held = wanted
+
+
+def test_the_dice_of_a_slice() -> None:
+    assert slice_dice(SQUARE, SQUARE) == 1
+    assert slice_dice(HALF, SQUARE) == pytest.approx(2 * 8 / (8 + 16))
+    assert slice_dice(~SQUARE, SQUARE) == 0
+    nothing = np.zeros((2, 2), bool)
+    assert np.isnan(slice_dice(nothing, nothing))
+
+
+def test_a_history_goes_on_from_its_file_without_what_lies_past_the_checkpoint(
+    tmp_path: Path,
+) -> None:
+    before = history(tmp_path)
+    for step, mask in ((10, ~SQUARE), (20, HALF), (30, SQUARE)):
+        before.add(step, planes(mask))
+    after = history(tmp_path)
+    after.read(after=20)
+    assert after.steps == [10, 20]
+    assert [float(seen.dice[0]) for seen in after.seen.values()] == pytest.approx([0, 2 / 3])
+    assert (after.seen[20].probability[0] == 255).tolist() == HALF.tolist()
+
+
+@pytest.mark.parametrize("killed_after", range(1, 20))
+def test_a_killed_run_ends_with_the_picture_of_one_that_was_not(
+    tmp_path: Path, killed_after: int
+) -> None:
+    through, killed = history(tmp_path / "a"), history(tmp_path / "b")
+    for number in range(1, 20):
+        through.add(number, planes(SQUARE))
+    for number in range(1, killed_after + 1):
+        killed.add(number, planes(SQUARE))
+    resumed = history(tmp_path / "b")
+    checkpoint = max(0, killed_after - 3)
+    resumed.read(after=checkpoint)
+    for number in range(checkpoint + 1, 20):
+        resumed.add(number, planes(SQUARE))
+    assert resumed.steps == through.steps
+    assert list(resumed.seen) == list(through.seen)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no archive", b"PK\x03\x04cut off"])
+def test_without_a_readable_file_the_history_begins_anew(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    if content is not None:
+        (tmp_path / "v.npz").write_bytes(content)
+    made = history(tmp_path)
+    made.read(after=99)
+    assert (made.steps, made.seen) == ([], {})
+
+
+def test_a_file_damaged_anywhere_stops_nothing(tmp_path: Path) -> None:
+    history(tmp_path).add(10, planes(SQUARE))
+    content = (tmp_path / "v.npz").read_bytes()
+    for place in range(0, len(content), 37):
+        broken = content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :]
+        (tmp_path / "v.npz").write_bytes(broken)
+        made = history(tmp_path)
+        made.read(after=99)
+        assert made.steps in ([], [10])
+
+
+def test_a_file_of_other_slices_is_not_taken_over(tmp_path: Path) -> None:
+    history(tmp_path).add(10, planes(SQUARE))
+    other = history(tmp_path, name="case_8, slice 3")
+    other.read(after=99)
+    assert other.steps == []
+
+
+@pytest.mark.parametrize("colours", [False, True])
+def test_the_picture_has_a_tile_for_the_reference_and_for_each_validation(
+    tmp_path: Path, colours: bool
+) -> None:
+    made = history(tmp_path)
+    if colours:
+        one = made.shown[0]
+        picture = np.repeat(one.image[..., None], 3, axis=2)
+        made.shown = (ShownSlice(one.name, picture, one.reference),)
+    made.add(10, planes(np.zeros((16, 16), bool)))
+    validation_picture(tmp_path / "new" / "v.png", made)
+    first = pixels(tmp_path / "new" / "v.png")
+    below = slice(first.shape[0] // 3, None)  # the words of the head have the colours too
+    assert shows(first[below], REFERENCE_COLOUR)
+    assert not shows(first[below], PREDICTION_COLOUR)
+    made.add(20, planes(HALF))
+    validation_picture(tmp_path / "new" / "v.png", made)
+    second = pixels(tmp_path / "new" / "v.png")
+    assert shows(second[below], PREDICTION_COLOUR)
+    assert (first.shape[1], second.shape[1]) == (2 * 234 + 10, 3 * 234 + 10)
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["v.png"]
+
+
+def test_the_end_of_a_long_name_is_kept() -> None:
+    assert _fitted("case_7, slice 3") == "case_7, slice 3"
+    shortened = _fitted("a_very_long_patient_name_0007, slice 3")
+    assert len(shortened) == 26
+    assert shortened.startswith("…") and shortened.endswith("name_0007, slice 3")
