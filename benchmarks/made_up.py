@@ -1,5 +1,5 @@
-"""Trainings for benchmarks: on made-up slices, where only speed and memory matter, and with all mask
-latents kept, as after the first epochs of a run.
+"""Trainings for benchmarks: on made-up slices, where only speed and memory matter, and with all
+mask latents kept, as after the first epochs of a run.
 """
 
 from __future__ import annotations

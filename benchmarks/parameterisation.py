@@ -6,7 +6,8 @@ much computing each choice needs to reach a stated validation Dice from scratch.
 
 Trains the `tiny` preset once per setting and seed, validating every 40 steps, until the Dice is
 reached or the cap is spent. Counted are the CPU seconds of the training steps; validations and
-the encoding of masks, once per data set, are left out. Results are kept as they come, and a second call goes on.
+the encoding of masks, once per data set, are left out. Results are kept as they come, and a second
+call goes on.
 """
 
 from __future__ import annotations

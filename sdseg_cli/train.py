@@ -7,19 +7,16 @@ run is the uninterrupted one, on a CPU to the last bit.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
+import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from sdseg_cli.config import RunConfig
 from sdseg_cli.datasets.manifest import Manifest
@@ -27,23 +24,20 @@ from sdseg_cli.errors import ConfigError, DataError
 from sdseg_cli.findings import Finding
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.progress import TrainProgress, Watch, unwatched
-from sdseg_cli.training.batches import PreparedSlices, spread
+from sdseg_cli.train_pictures import TrainPictures
+from sdseg_cli.training.batches import PreparedSlices
 from sdseg_cli.training.distributed import ranks_of, training_together
 from sdseg_cli.training.fit_batch import fitting_batch_size
 from sdseg_cli.training.initialise import step_zero
-from sdseg_cli.training.latents import open_latents
+from sdseg_cli.training.latents import MaskLatents, open_latents
 from sdseg_cli.training.resume import resumed
 from sdseg_cli.training.run_files import RunFiles
 from sdseg_cli.training.run_folder import RunDir
 from sdseg_cli.training.run_lock import locked
 from sdseg_cli.training.run_log import require_tensorboard
 from sdseg_cli.training.runtime import choose_device, peak_gpu_bytes, stop_signals
-from sdseg_cli.training.shown import shown_slices
-from sdseg_cli.training.steps import StepSource
+from sdseg_cli.training.steps import StepInputs, StepSource
 from sdseg_cli.training.trainer import StepResult, Trainer
-
-if TYPE_CHECKING:
-    from sdseg_cli.report.validation_picture import ValidationHistory
 
 Warn = Callable[[Finding], None]
 """Told what is odd and stops nothing."""
@@ -144,65 +138,86 @@ def train(
         state = state or step_zero(config, data, slices, store or WeightStore.default())
         loop = Trainer(config, state, own, ranks=ranks, compiled=compiled, adapts=adapts)
         begun, origin = state.step, state.origin
-        del state  # gigabytes that the trainer has copied
         ranks.wait()  # until each has read what the first will now change
         warnings = RunFiles.begin(run, loop, found)
         for finding in warnings:
             warn(finding)
-        history = _history(config, manifest, run, fixed, begun)
+        del state, found  # gigabytes that the trainer has copied
+        pictures = TrainPictures(run, fixed, manifest.cases("val"), recipe=config.train, at=begun)
         folders = (manifest.root / "latents", run.path / "latents")
         latents = open_latents(folders, slices, loop.model, data, own)
         source = StepSource(config, slices, latents, loop.model.latent_shape(*slices.plane), ranks)
         ahead = source.ahead(begun, config.train.steps, workers=workers, pin=own.type == "cuda")
         with closing(ahead), RunFiles(run, loop, data, tensorboard=tensorboard) as files:
-            now = _begun(config, loop)
-            watch(now)
-            first_step = time.monotonic()
-            pending: deque[StepResult] = deque()
-            stopping = False
-            for inputs in ahead:
-                # One process alone need not ask the others.
-                if stopping or loop.exhausted or (ranks.world == 1 and stop.is_set()):
-                    break
-                pending.append(loop.train_step(inputs, latents, asked_to_stop=stop.is_set()))
-                last = loop.step == config.train.steps
-                validates = last or loop.step % config.train.validate_every == 0
-                saves = last or loop.step % config.train.checkpoint_every == 0
-                # A GPU is asked for a step's numbers while it computes the next.
-                while len(pending) > (own.type == "cuda" and not (validates or saves)):
-                    stopping |= files.log(pending.popleft(), slices)
-                if validates:
-                    validation = loop.validate(fixed, history.positions)
-                    now = replace(now, validation=files.log_validation(validation.dice))
-                    if ranks.writes:
-                        _draw(run, history, loop.step, validation.planes)
-                if saves:
-                    files.save("running")
-                now = replace(
-                    now,
-                    step=loop.step,
-                    row=files.row,
-                    best=loop.best,
-                    checkpoint=files.saved,
-                    seconds=time.monotonic() - first_step,
-                    peak_gpu_bytes=peak_gpu_bytes(own),
-                )
-                if ranks.writes:
-                    watch(now)
-            while pending:
-                files.log(pending.popleft(), slices)
-            done = loop.exhausted or loop.step >= config.train.steps
-            files.save("finished" if done else "stopped")
+            told = watch if ranks.writes else unwatched
+            reached = _all_steps(loop, ahead, latents, slices, fixed, files, pictures, stop, told)
     return TrainReport(
         run=run.path,
         step=loop.step,
         begun=begun,
         seconds=time.monotonic() - started,
         best=loop.best,
-        state="finished" if done else "stopped",
+        state=reached,
         origin=origin,
         warnings=warnings,
     )
+
+
+def _all_steps(
+    loop: Trainer,
+    ahead: Iterable[StepInputs],
+    latents: MaskLatents,
+    slices: PreparedSlices,
+    fixed: PreparedSlices,
+    files: RunFiles,
+    pictures: TrainPictures,
+    stop: threading.Event,
+    watch: Watch,
+) -> str:
+    """Step by step to the end, or until it is stopped; all is saved then.
+
+    Returns:
+        "finished" or "stopped".
+    """
+    recipe, on_gpu = loop.config.train, loop.device.type == "cuda"
+    now = _begun(loop)
+    watch(now)
+    started = time.monotonic()
+    pending: deque[StepResult] = deque()
+    stopping = False
+    for inputs in ahead:
+        # One process alone need not ask the others.
+        if stopping or loop.exhausted or (loop.ranks.world == 1 and stop.is_set()):
+            break
+        pending.append(loop.train_step(inputs, latents, asked_to_stop=stop.is_set()))
+        last = loop.step == recipe.steps
+        validates = last or loop.step % recipe.validate_every == 0
+        saves = last or loop.step % recipe.checkpoint_every == 0
+        # A GPU is asked for a step's numbers while it computes the next.
+        while len(pending) > (on_gpu and not (validates or saves)):
+            stopping |= files.log(pending.popleft(), slices)
+        if validates:
+            validation = loop.validate(fixed, pictures.positions)
+            now = replace(now, validation=files.log_validation(validation.dice))
+            if loop.ranks.writes:
+                pictures.draw(loop.step, validation.planes)
+        if saves:
+            files.save("running")
+        now = replace(
+            now,
+            step=loop.step,
+            row=files.row,
+            best=loop.best,
+            checkpoint=files.saved,
+            seconds=time.monotonic() - started,
+            peak_gpu_bytes=peak_gpu_bytes(loop.device),
+        )
+        watch(now)
+    while pending:
+        files.log(pending.popleft(), slices)
+    reached = "finished" if loop.exhausted or loop.step >= recipe.steps else "stopped"
+    files.save(reached)
+    return reached
 
 
 def fitted(config: RunConfig, manifest: Manifest, run: RunDir, device: str) -> RunConfig:
@@ -242,44 +257,14 @@ def _open_split(manifest: Manifest, split: str) -> PreparedSlices:
     )
 
 
-def _begun(config: RunConfig, loop: Trainer) -> TrainProgress:
+def _begun(loop: Trainer) -> TrainProgress:
     """What can be told before the first step of this call."""
+    recipe = loop.config.train
     return TrainProgress(
         step=loop.step,
-        steps=config.train.steps,
-        slices_per_step=config.train.batch_size,
-        validate_every=config.train.validate_every,
+        steps=recipe.steps,
+        slices_per_step=recipe.batch_size,
+        validate_every=recipe.validate_every,
         best=loop.best,
         checkpoint=loop.step,
     )
-
-
-def _history(
-    config: RunConfig, manifest: Manifest, run: RunDir, fixed: PreparedSlices, step: int
-) -> ValidationHistory:
-    """The validation slices to show, and what is known of them up to `step`."""
-    from sdseg_cli.report.validation_picture import ShownSlice, ValidationHistory
-
-    positions = shown_slices(fixed, spread(fixed, config.train.validation_slices))
-    shown, cases = [], manifest.cases("val")
-    for position in positions:
-        batch, (case, k) = fixed.batch([position]), fixed.places[position]
-        place = f", slice {k + 1}" if cases[case].slices > 1 else ""
-        image = batch.image[0].numpy()
-        image = image.transpose(1, 2, 0) if image.ndim == 3 else image
-        shown.append(ShownSlice(f"{cases[case].id}{place}", image, batch.foreground[0].numpy()))
-    history = ValidationHistory(run.history, tuple(positions), tuple(shown))
-    history.read(after=step)
-    return history
-
-
-def _draw(run: RunDir, history: ValidationHistory, step: int, planes: NDArray[np.float32]) -> None:
-    """The pictures of the run as it stands after a validation."""
-    from sdseg_cli.report.training_curve import training_curve
-    from sdseg_cli.report.validation_picture import validation_picture
-
-    lines = run.log_file.read_text(encoding="utf-8").splitlines()
-    training_curve([json.loads(line) for line in lines], run.curve)
-    if history.shown:
-        history.add(step, planes)
-        validation_picture(run.validation_picture, history)

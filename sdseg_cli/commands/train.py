@@ -16,6 +16,7 @@ from sdseg_cli.errors import ConfigError
 from sdseg_cli.presets import PRESETS, preset
 
 if TYPE_CHECKING:
+    from sdseg_cli.train import TrainReport
     from sdseg_cli.training.run_folder import RunDir
 
 
@@ -100,6 +101,10 @@ def train(
             watch=watch,
             warn=lambda finding: output.warn([finding]),
         )
+    _show(output, report, folder)
+
+
+def _show(output: Output, report: TrainReport, folder: RunDir) -> None:
     if report.begun == report.step and report.state == "finished":
         output.say("it was finished already; to train on, give more --steps.")
     if report.state == "stopped":

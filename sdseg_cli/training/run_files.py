@@ -30,7 +30,7 @@ class RunFiles:
     def __init__(
         self, run: RunDir, loop: Trainer, data: dict[str, Any], *, tensorboard: bool
     ) -> None:
-        self._run, self._loop, self._data = run, loop, data
+        self.run, self._loop, self._data = run, loop, data
         self._log: RunLog | None = None
         if loop.ranks.writes:
             board = run.tensorboard if tensorboard else None
@@ -92,8 +92,8 @@ class RunFiles:
         row = result.row()
         if not math.isfinite(row["loss"]):
             if self._log is not None:
-                _write_status(self._run, "failed", self._loop)
-            last = f"{self._run.last} (step {self.saved})" if self.saved else "none yet"
+                _write_status(self.run, "failed", self._loop)
+            last = f"{self.run.last} (step {self.saved})" if self.saved else "none yet"
             raise RunError(
                 f"the loss is {row['loss']} at step {result.step}, "
                 f"of {slices.names(result.positions)}.",
@@ -118,7 +118,7 @@ class RunFiles:
         if dice >= loop.best.get("val_dice", 0.0):
             loop.best = dict(row)
             if self._log is not None:
-                loop.checkpoint(self._data, resumable=False).save(self._run.best)
+                loop.checkpoint(self._data, resumable=False).save(self.run.best)
         return row
 
     def save(self, state: str) -> None:
@@ -127,9 +127,9 @@ class RunFiles:
             return
         if self._loop.step != self.saved:
             self._log.sync()  # the checkpoint relies on these lines
-            keep(self._run, self._loop.checkpoint(self._data, resumable=True))
+            keep(self.run, self._loop.checkpoint(self._data, resumable=True))
             self.saved = self._loop.step
-        _write_status(self._run, state, self._loop)
+        _write_status(self.run, state, self._loop)
 
 
 def _write_status(run: RunDir, state: str, loop: Trainer) -> None:

@@ -8,13 +8,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from sdseg_cli.config import THRESHOLD, RunConfig, SampleConfig, TrainConfig
+from sdseg_cli.config import RunConfig, TrainConfig
 from sdseg_cli.errors import ConfigError, RunError
 from sdseg_cli.model.sdseg import build_sdseg
 from sdseg_cli.model.seeds import seeded_generator
@@ -28,12 +26,10 @@ from sdseg_cli.training.runtime import (
     Ema,
     needs_loss_scale,
     placed,
-    predict_planes,
     ran_out_of_memory,
 )
 from sdseg_cli.training.steps import StepInputs
-
-VALIDATION_SEED = 0
+from sdseg_cli.training.validation import Validation, validation
 
 
 @dataclass(frozen=True)
@@ -63,16 +59,6 @@ class StepResult:
             "loss_latent": loss_latent,
             "lr": self.rate,
         }
-
-
-@dataclass(frozen=True, eq=False)
-class Validation:
-    """What the averaged model reaches."""
-
-    dice: float
-    """Mean over the cases."""
-    planes: NDArray[np.float32]
-    """(K,H,W) in [0,1]: the probabilities of the slices that were to be kept, in their order."""
 
 
 class Trainer:
@@ -225,37 +211,18 @@ class Trainer:
             torch.cuda.empty_cache()
 
     def validate(self, slices: PreparedSlices, keep: Sequence[int] = ()) -> Validation:
-        """Mean Dice per case of the averaged model on the model's plane: one reverse step and one
-        sample, whatever `[sample]` says.
+        """What the averaged model reaches now, on some fixed slices of the validation cases.
 
         Args:
             slices: The validation slices.
             keep: Positions whose probabilities are handed over; of those that are validated.
         """
-        positions = spread(slices, self.config.train.validation_slices)
-        positions = positions[self.ranks.rank :: self.ranks.world]
-        counts = torch.zeros(slices.cases, 2, dtype=torch.float64)
-        planes = torch.zeros(len(keep), *slices.plane)
-        size = self.config.train.batch_size
+        recipe = self.config.train
+        positions = spread(slices, recipe.validation_slices)
         with self.ema.in_place_of(self.model):
-            for start in range(0, len(positions), size):
-                chosen = positions[start : start + size]
-                batch = slices.batch(chosen)
-                probability = predict_planes(
-                    self.model, batch.image, chosen, seed=VALIDATION_SEED, sample=SampleConfig()
-                )
-                for position, one, truth in zip(chosen, probability, batch.foreground, strict=True):
-                    found, case = one > THRESHOLD, slices.places[position][0]
-                    counts[case, 0] += (found & truth).sum()
-                    counts[case, 1] += found.sum() + truth.sum()
-                    if position in keep:
-                        planes[list(keep).index(position)] = one
-        if self.ranks.world > 1:
-            counts = self.ranks.sum(counts.to(self.device)).cpu()
-            planes = self.ranks.sum(planes.to(self.device)).cpu()  # each has its own, zeros else
-        overlap, both = counts[counts[:, 1] > 0].T
-        dice = float((2 * overlap / both).mean()) if len(both) else 0.0
-        return Validation(dice, planes.numpy())
+            return validation(
+                self.model, slices, positions, keep, self.ranks, batch_size=recipe.batch_size
+            )
 
     def checkpoint(self, data: dict[str, Any], *, resumable: bool) -> Checkpoint:
         """The run as it stands: all of it to resume, or only what prediction needs."""

@@ -3,12 +3,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from sdseg_cli.config import RunConfig
 from sdseg_cli.errors import ConfigError, RunError
 from sdseg_cli.training import trainer as trainer_module
+from sdseg_cli.training import validation
 from sdseg_cli.training.distributed import Ranks
 from tests.training.small import small_config, small_inputs, small_slices, small_trainer
 
@@ -119,12 +121,14 @@ def test_validation_is_the_mean_dice_per_case(
     truth = slices.batch(range(4)).foreground.float()
     truth[1] = 0  # 112 of 160 pixels are missed: Dice 2 x 48 / (48 + 160)
     monkeypatch.setattr(
-        trainer_module,
+        validation,
         "predict_planes",
         lambda model, image, positions, **_: truth[list(positions)],
     )
     loop = small_trainer(small_config())
-    assert loop.validate(slices) == pytest.approx(96 / 208)
+    found = loop.validate(slices, keep=[3, 0])
+    assert found.dice == pytest.approx(96 / 208)
+    assert np.array_equal(found.planes, truth[[3, 0]].numpy())
 
 
 def test_the_checkpoint_to_predict_with_holds_no_optimiser() -> None:

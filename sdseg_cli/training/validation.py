@@ -1,0 +1,69 @@
+"""How good a model is while it trains: Dice on the model's plane, at one reverse step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sdseg_cli.config import THRESHOLD, SampleConfig
+from sdseg_cli.model.sdseg import SDSeg
+from sdseg_cli.training.batches import PreparedSlices
+from sdseg_cli.training.distributed import Ranks
+from sdseg_cli.training.runtime import predict_planes
+
+SEED = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Validation:
+    """What the averaged model reaches."""
+
+    dice: float
+    """Mean over the cases."""
+    planes: NDArray[np.float32]
+    """(K,H,W) in [0,1]: the probabilities of the slices that were to be kept, in their order."""
+
+
+def validation(
+    model: SDSeg,
+    slices: PreparedSlices,
+    positions: Sequence[int],
+    keep: Sequence[int],
+    ranks: Ranks,
+    *,
+    batch_size: int,
+) -> Validation:
+    """Predict slices with one reverse step and one sample, whatever `[sample]` says.
+
+    Args:
+        model: In eval mode.
+        slices: The validation slices.
+        positions: Which of them are predicted; processes that train together share them.
+        keep: Those of them whose probabilities are handed over.
+        ranks: Who trains together.
+        batch_size: Slices at a time.
+    """
+    counts = torch.zeros(slices.cases, 2, dtype=torch.float64)  # in both; sum of the sizes
+    planes = torch.zeros(len(keep), *slices.plane)
+    mine = positions[ranks.rank :: ranks.world]
+    for start in range(0, len(mine), batch_size):
+        chosen = mine[start : start + batch_size]
+        batch = slices.batch(chosen)
+        probability = predict_planes(model, batch.image, chosen, seed=SEED, sample=SampleConfig())
+        for position, one, truth in zip(chosen, probability, batch.foreground, strict=True):
+            found, case = one > THRESHOLD, slices.places[position][0]
+            counts[case, 0] += (found & truth).sum()
+            counts[case, 1] += found.sum() + truth.sum()
+            if position in keep:
+                planes[list(keep).index(position)] = one
+    if ranks.world > 1:
+        device = next(model.parameters()).device
+        counts = ranks.sum(counts.to(device)).cpu()
+        planes = ranks.sum(planes.to(device)).cpu()  # each process has its own, zeros elsewhere
+    overlap, both = counts[counts[:, 1] > 0].T
+    dice = float((2 * overlap / both).mean()) if len(both) else 0.0
+    return Validation(dice, planes.numpy())
