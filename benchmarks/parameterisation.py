@@ -100,7 +100,9 @@ def measure(
     base = from_dict(shared, preset("tiny"), source="benchmark")
     config = from_dict(changes, base, source="setting")
     with tempfile.TemporaryDirectory() as folder, suppress(_Enough):
-        train(config, manifest, RunDir(Path(folder) / "run"), device="cpu", watch=watch)
+        run = RunDir(Path(folder) / "run")
+        if train(config, manifest, run, device="cpu", watch=watch).state == "stopped":
+            raise SystemExit("stopped; the next call measures what is left")
     return {
         "reached_cpu_s": watch.reached_s,
         "spent_cpu_s": round(watch.spent_s, 1),
