@@ -155,7 +155,7 @@ def two_processes(workspace: Workspace, run: Path, config: Path) -> subprocess.P
 
 def ended(process: subprocess.Popen[str]) -> tuple[str, str]:
     """What it printed; it ended well."""
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=1200)
     assert process.returncode == 0, err
     return out, err
 
@@ -193,7 +193,7 @@ def before_the_end(run: RunDir, copy: Path) -> RunDir:
 
 def status_soon(run: RunDir, process: subprocess.Popen[str]) -> dict[str, Any]:
     """How the run stands, as soon as it stands at all."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not run.status_file.exists():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.02)
@@ -208,7 +208,7 @@ def test_two_processes_stopped_and_resumed_train_as_one_does(
     process = two_processes(tiny_run, run.path, config)
     assert status_soon(run, process)["state"] == "running"
     process.send_signal(signal.SIGTERM)  # torchrun hands it on, and ends as it sees fit
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     stopped = run.status()
     assert stopped["state"] == "stopped", err
     assert 1 <= stopped["step"] < 4
