@@ -5,11 +5,14 @@
 
 Each measurement is stored as soon as it is done, and skipped when the same command is run again.
 
-    train        slices/s and peak memory of a whole training step, per batch size
+    train        a whole step of `sdseg train`, per batch size and setting (precision, TF32 in the
+                 U-Net, compiled): slices/s, peak memory, the share of the time the GPU is busy, and
+                 the hours that the paper's 100,000 steps of batch 4 take
+    plain        the same by the plain loop of train_speed.py, for the ratio
     predict      slices/s of encoder + U-Net + Eq. 2 + decoder, per batch size, and of each part
     precision    error of z0, Dice and speed by part and format: the table of precision.py
 
-Weights are random in the first two: speed and memory do not depend on them. Precision does, so it
+Weights are random in the first three: speed and memory do not depend on them. Precision does, so it
 needs a trained run, named with --run and --workspace, and is left out without one.
 """
 
@@ -18,7 +21,10 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -26,12 +32,21 @@ from torch import Tensor
 
 from benchmarks.made_up import SIZE, made_up_slices, step_zero, stepper
 from benchmarks.precision import run_table
-from benchmarks.results import Results, Row, machine, seconds_per_call
+from benchmarks.results import Results, Row, machine, seconds, seconds_per_call
+from benchmarks.train_speed import milliseconds_by_operator, plain_loop
 from sdseg_cli.config import RunConfig
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.sdseg import SDSeg, as_three_channels, build_sdseg
 from sdseg_cli.presets import preset
 from sdseg_cli.training.runtime import choose_device, placed, reduced_precision
+from sdseg_cli.training.trainer import StepResult
+
+SLICES = 64
+PAPER_SLICES = 100_000 * 4
+"""Steps of the paper's recipe, times its batch. A larger batch takes as many slices in fewer
+steps: what that does to the Dice is another question.
+"""
+PRECISIONS = ("mixed", "mixed-float16", "float32")
 
 
 def peak_gib(device: torch.device) -> float | None:
@@ -39,20 +54,105 @@ def peak_gib(device: torch.device) -> float | None:
     return torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
 
 
+@dataclass(frozen=True)
+class Setting:
+    """How a training computes."""
+
+    precision: str = "mixed"
+    tf32: bool = False
+    compiled: bool = False
+
+    @property
+    def name(self) -> str:
+        """As in the results file."""
+        return self.precision + "/tf32" * self.tf32 + "/compiled" * self.compiled
+
+    def applied(self, config: RunConfig, batch_size: int) -> RunConfig:
+        """The configuration with this setting and batch."""
+        return replace(
+            config,
+            model=replace(config.model, precision=self.precision, tf32=self.tf32),
+            train=replace(config.train, batch_size=batch_size),
+        )
+
+
+ALL = tuple(Setting(*values) for values in product(PRECISIONS, (False, True), (False, True)))
+FASTEST = tuple(one for one in ALL if one.precision == "mixed")
+"""Measured for large batches too."""
+
+
+def _row(step: Callable[[], object], batch_size: int, device: torch.device, budget_s: float) -> Row:
+    """Steps in a row as in training, where a step's numbers are read while the next is computed."""
+    for _ in range(3):
+        step()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    count = max(3, min(1000, int(budget_s / seconds(step, device))))
+
+    def steps() -> None:
+        before: object = None
+        for _ in range(count):
+            now = step()
+            if isinstance(before, StepResult):
+                before.row()
+            before = now
+
+    taken = seconds(steps, device) / count
+    row: Row = {
+        "s_per_step": taken,
+        "slices_per_s": batch_size / taken,
+        "paper_hours": PAPER_SLICES * taken / batch_size / 3600,
+        "peak_gib": peak_gib(device),
+    }
+    if device.type == "cuda":
+        # Kernels take no longer under the profiler, steps do: so its kernels, but our clock.
+        row["gpu_busy"] = sum(milliseconds_by_operator(step, device, 10).values()) / 1000 / taken
+    return row
+
+
 def training(
-    config: RunConfig, batch_size: int, device: torch.device, budget_s: float, compiled: bool
+    config: RunConfig, batch_size: int, device: torch.device, budget_s: float, setting: Setting
 ) -> Row:
     """One whole step of `sdseg train`: slices, encoder, U-Net, loss, backward, AdamW, EMA."""
-    config = replace(config, train=replace(config.train, batch_size=batch_size))
+    config = setting.applied(config, batch_size)
+    torch.compiler.reset()
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            slices, state = made_up_slices(Path(name) / "case", SLICES), step_zero(config)
+            compiled, folder = setting.compiled, Path(name)
+            _, step = stepper(config, slices, folder, state, device, compiled=compiled, kept=True)
+            return _row(step, batch_size, device, budget_s)
+    except RuntimeError as error:
+        if not setting.compiled or isinstance(error, torch.OutOfMemoryError):
+            raise
+        return {"error": str(error).splitlines()[0]}  # a machine without a compiler
+
+
+def plain(config: RunConfig, batch_size: int, device: torch.device, budget_s: float) -> Row:
+    """One step of the plain loop."""
+    config = Setting().applied(config, batch_size)
     with tempfile.TemporaryDirectory() as name:
-        slices = made_up_slices(Path(name) / "case", 64)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        _, step = stepper(config, slices, Path(name), step_zero(config), device, compiled=compiled)
-        for _ in range(3):
-            step()
-        taken = seconds_per_call(step, device, budget_s)
-    return {"slices_per_s": batch_size / taken, "s_per_step": taken, "peak_gib": peak_gib(device)}
+        slices = made_up_slices(Path(name) / "case", SLICES)
+        return _row(plain_loop(config, slices, device), batch_size, device, budget_s)
+
+
+def summary(rows: dict[str, Row], preset_name: str, batch_size: int) -> str:
+    """The fastest training with this batch, against the plain loop and the paper."""
+    start = f"{preset_name}/train/batch{batch_size}/"
+    speed = {
+        n: row["slices_per_s"]
+        for n, row in rows.items()
+        if n.startswith(start) and "slices_per_s" in row
+    }
+    if not speed:
+        return f"batch {batch_size}: nothing measured"
+    best = max(speed, key=lambda name: speed[name])
+    text = (
+        f"batch {batch_size}: {best.removeprefix(start)} is fastest, {speed[best]:.1f} slices/s; "
+    )
+    text += f"the paper's {PAPER_SLICES:,} slices in {rows[best]['paper_hours']:.2f} hours"
+    slow = rows.get(f"{preset_name}/plain/batch{batch_size}", {}).get("slices_per_s")
+    return text + (f"; {speed[best] / slow:.2f} times the plain loop" if slow else "")
 
 
 def _inputs(model: SDSeg, batch_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -118,17 +218,28 @@ def main() -> None:
     results = Results(args.out)
     large = device.type == "cuda"
     results.measure(f"{args.preset}/machine", lambda: machine(device))
-    for batch in (4, 16, 64) if large else (2, 8):
+    batches = (4, 16, 64) if large else (2, 8)
+    for batch in batches:
+        if not large:
+            settings: tuple[Setting, ...] = (Setting(),)  # a CPU lowers nothing
+        else:
+            settings = ALL if batch == batches[0] else FASTEST
+        for setting in settings:
+            results.measure(
+                f"{args.preset}/train/batch{batch}/{setting.name}",
+                partial(training, config, batch, device, args.budget, setting),
+            )
         results.measure(
-            f"{args.preset}/train/batch{batch}",
-            lambda batch=batch: training(config, batch, device, args.budget, False),  # type: ignore[misc]
+            f"{args.preset}/plain/batch{batch}", partial(plain, config, batch, device, args.budget)
         )
+    for batch in batches:
+        print(summary(results.rows, args.preset, batch))
     torch.manual_seed(0)
     model = placed(build_sdseg(config.model).eval().requires_grad_(False), device)
     for batch in (1, 16, 64, 128) if large else (1, 8):
         results.measure(
             f"{args.preset}/predict/batch{batch}",
-            lambda batch=batch: prediction(model, batch, device, args.budget),  # type: ignore[misc]
+            partial(prediction, model, batch, device, args.budget),
         )
     if args.run is None:
         print("precision: left out, it needs a trained model; give --run and --workspace.")

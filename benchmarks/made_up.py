@@ -1,6 +1,4 @@
-"""Trainings for benchmarks: on made-up slices, where only speed and memory matter, and with all
-mask latents kept, as after the first epochs of a run.
-"""
+"""Trainings for benchmarks: on made-up slices, where only speed and memory matter."""
 
 from __future__ import annotations
 
@@ -56,11 +54,16 @@ def stepper(
     device: torch.device,
     *,
     compiled: bool = False,
+    kept: bool = False,
     steps: int = 1_000_000,
 ) -> tuple[Trainer, Callable[[], StepResult]]:
-    """A trainer, and what does its next step as `sdseg train` does it."""
+    """A trainer, and what does its next step as `sdseg train` does it; `kept`: as it does after the
+    first epochs, when the moments of all masks are there.
+    """
     trainer = Trainer(config, state, device, compiled=compiled)
     latents = open_latents([folder], slices, trainer.model, {}, device)
+    if kept:
+        keep_all_latents(trainer.model, slices, latents, config.train.flips)
     source = StepSource(config, slices, latents, trainer.model.latent_shape(*slices.plane))
     ahead = source.ahead(0, steps, pin=device.type == "cuda")
     return trainer, lambda: trainer.train_step(next(ahead), latents)

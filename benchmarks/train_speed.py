@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, Dataset
 
@@ -98,7 +99,8 @@ def compare(
 ) -> Row:
     """Seconds per step of both, in turn, after the latents of all drawn masks are kept."""
     with tempfile.TemporaryDirectory() as name:
-        _, ours = stepper(config, slices, Path(name), step_zero(config), device, compiled=compiled)
+        state, folder = step_zero(config), Path(name)
+        _, ours = stepper(config, slices, folder, state, device, compiled=compiled, kept=True)
         plain = plain_loop(config, slices, device)
         taken: dict[str, list[float]] = {"ours": [], "plain": []}
         for number in range(-3, rounds):
@@ -111,23 +113,35 @@ def compare(
         return {**row, "rounds": rounds, "batch_size": config.train.batch_size}
 
 
+def milliseconds_by_operator(
+    step: Callable[[], object], device: torch.device, count: int
+) -> dict[str, float]:
+    """Of one step, by PyTorch's profiler over `count` steps: on a GPU by kernel, which is what it
+    was busy with; on a CPU by operator.
+    """
+    on_gpu = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as taken:
+        for _ in range(count):
+            seconds(step, device)
+    key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    return {
+        event.key: getattr(event, key) / 1000 / count
+        for event in taken.key_averages()
+        # Operators that launched a kernel would count its time a second time.
+        if not on_gpu or event.device_type == DeviceType.CUDA
+    }
+
+
 def where_time_goes(config: RunConfig, slices: PreparedSlices, device: torch.device) -> Row:
-    """Milliseconds of a step by operator, most expensive first, from PyTorch's profiler."""
-    activities = [ProfilerActivity.CPU]
-    if device.type == "cuda":
-        activities.append(ProfilerActivity.CUDA)
+    """Milliseconds of a step by operator, most expensive first."""
     with tempfile.TemporaryDirectory() as name:
-        _, step = stepper(config, slices, Path(name), step_zero(config), device)
+        _, step = stepper(config, slices, Path(name), step_zero(config), device, kept=True)
         for _ in range(3):
             step()
         count = 4
         started = time.perf_counter()
-        with profile(activities=activities) as profiler:
-            for _ in range(count):
-                seconds(step, device)
+        spent = milliseconds_by_operator(step, device, count)
         whole = (time.perf_counter() - started) / count
-    key = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    spent = {event.key: getattr(event, key) / 1000 / count for event in profiler.key_averages()}
     largest = sorted(spent.items(), key=lambda item: -item[1])[:14]
     total = sum(spent.values())
     return {

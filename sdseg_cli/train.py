@@ -145,7 +145,7 @@ def train(
         del state, found  # gigabytes that the trainer has copied
         pictures = TrainPictures(run, fixed, manifest.cases("val"), recipe=config.train, at=begun)
         folders = (manifest.root / "latents", run.path / "latents")
-        latents = open_latents(folders, slices, loop.model, data, own)
+        latents = open_latents(folders, slices, loop.model, data, own, ranks)
         source = StepSource(config, slices, latents, loop.model.latent_shape(*slices.plane), ranks)
         ahead = source.ahead(begun, config.train.steps, workers=workers, pin=own.type == "cuda")
         with closing(ahead), RunFiles(run, loop, data, tensorboard=tensorboard) as files:

@@ -30,6 +30,25 @@ def test_the_gpu_suite_loads_on_a_bare_torch_machine() -> None:
     assert not {"monai", "nibabel", "SimpleITK"} & set(json.loads(run.stdout.splitlines()[-1]))
 
 
+def test_the_gpu_suite_names_the_fastest_setting_and_its_ratio() -> None:
+    from benchmarks.gpu_suite import ALL, Setting, summary
+
+    assert len({setting.name for setting in ALL}) == 3 * 2 * 2
+    name = Setting("mixed", tf32=True, compiled=True).name
+    assert name == "mixed/tf32/compiled"
+    rows = {
+        "sd/train/batch4/mixed": {"slices_per_s": 100.0, "paper_hours": 400_000 / 100 / 3600},
+        f"sd/train/batch4/{name}": {"slices_per_s": 200.0, "paper_hours": 400_000 / 200 / 3600},
+        "sd/train/batch4/float32": {"error": "CUDA out of memory."},
+        "sd/train/batch16/mixed": {"slices_per_s": 999.0, "paper_hours": 0.1},
+        "sd/plain/batch4": {"slices_per_s": 25.0},
+    }
+    told = summary(rows, "sd", 4)
+    assert "mixed/tf32/compiled is fastest, 200.0 slices/s" in told
+    assert "in 0.56 hours; 8.00 times the plain loop" in told
+    assert summary(rows, "sd", 64) == "batch 64: nothing measured"
+
+
 def test_tf32_keeps_ten_bits_of_mantissa() -> None:
     from benchmarks.lowering import to_tf32
 

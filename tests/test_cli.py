@@ -14,8 +14,8 @@ import torch
 import sdseg_cli.cli as cli
 from sdseg_cli import __version__
 from sdseg_cli.cli import run_command
-from sdseg_cli.config import SampleConfig
-from sdseg_cli.errors import GeometryError
+from sdseg_cli.config import RunConfig, SampleConfig
+from sdseg_cli.errors import GeometryError, RunError
 from tests.conftest import Workspace, write_case
 from tests.parity.fill import tiny_autoencoder, tiny_checkpoint
 
@@ -96,6 +96,19 @@ MISTAKES = {
         "--run and --model",
     ),
     "a word for a number": (["stability", "--runs", "many"], "valid integer"),
+    "no batch at all": (["train", "--dataset", "x", "--batch-size", "0"], '--batch-size is "0"'),
+    "a word for a batch": (["train", "--dataset", "x", "--batch-size", "abc"], "abc"),
+    "a batch and a half": (["train", "--dataset", "x", "--batch-size", "1.5"], "1.5"),
+    "no worker at all": (["train", "--dataset", "x", "--workers", "0"], "--workers"),
+    "fewer workers than none": (["train", "--dataset", "x", "--workers", "-2"], "--workers"),
+    "a batch in uneven parts": (
+        ["train", "--dataset", "x", "--set", "train.accumulate=3"],
+        "train.batch_size 4 does not split into 3 parts",
+    ),
+    "a batch and uneven parts of it": (
+        ["train", "--dataset", "x", "--batch-size", "6", "--set", "train.accumulate=4"],
+        "4",
+    ),
 }
 
 
@@ -305,6 +318,23 @@ def test_prepare_and_train_run_from_the_command_line(
     assert values["step"] == 1
     assert set(values["best"]) == {"step", "val_dice"}
     assert Path(values["run"]) == home / "home" / "runs" / "raw" / "tiny"
+
+
+@pytest.mark.parametrize(("given", "batch_size", "adapts"), [("auto", 2, True), ("6", 6, False)])
+def test_train_hands_on_how_to_compute(
+    given: str, batch_size: int, adapts: bool, run_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+
+    def reached(config: RunConfig, *_: object, **how: Any) -> None:
+        told.append((config.train.batch_size, how["adapts"], how["compiled"], how["workers"]))
+        raise RunError("far enough.", "Stop.")
+
+    monkeypatch.setattr("sdseg_cli.train.train", reached)
+    command = ["train", "--dataset", "tiny", "--set", "train.batch_size=2", "--run", "new"]
+    options = ["--batch-size", given, "--compile", "--workers", "3", "--device", "cpu"]
+    assert run_command([*command, *options]) == 1
+    assert told == [(batch_size, adapts, True, 3)]
 
 
 def test_geometry_errors_are_bad_input() -> None:

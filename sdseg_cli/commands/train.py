@@ -43,7 +43,8 @@ def train(
         typer.Option(help="Slices per step over all processes, or auto: what a GPU holds."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Threads that read slices ahead; default: by the cores.")
+        int | None,
+        typer.Option(min=1, help="Threads that read slices ahead; default: by the cores."),
     ] = None,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the networks: a slow start, then faster.")

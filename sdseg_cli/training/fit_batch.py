@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from sdseg_cli.config import RunConfig
+from sdseg_cli.errors import RunError
 from sdseg_cli.model.sdseg import build_sdseg
 from sdseg_cli.training.batches import PreparedSlices
 from sdseg_cli.training.checkpoint import Checkpoint, config_values
@@ -80,7 +81,7 @@ def fitting_batch_size(
             for _ in range(TRIES):
                 trainer.train_step(inputs, latents).row()
             taken = time.perf_counter() - started
-        except (RuntimeError, MemoryError) as error:
+        except (RunError, RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error.__cause__ or error):
                 raise
             return None
@@ -88,4 +89,6 @@ def fitting_batch_size(
         fits = torch.cuda.max_memory_allocated(device) <= MEMORY_SHARE * whole
         return TRIES * size / taken if fits else None
 
-    return fastest_batch_size(slices_per_s, min(LARGEST, len(slices)))
+    size = fastest_batch_size(slices_per_s, min(LARGEST, len(slices)))
+    torch.cuda.reset_peak_memory_stats(device)  # the peak of the training to come is its own
+    return size

@@ -25,9 +25,12 @@ from sdseg_cli.atomic import replacing
 from sdseg_cli.errors import RunError
 from sdseg_cli.model.sdseg import SDSeg, as_three_channels, full_precision
 from sdseg_cli.training.batches import PreparedSlices
+from sdseg_cli.training.distributed import Ranks
 
 FLIP_CODES = 4
 """0 as it is, 1 left-right, 2 up-down, 3 both: `batches.flip_codes`."""
+GPU_MASKS = 16
+"""Masks a GPU encodes at once: few enough that this never takes more memory than training."""
 
 
 class MaskLatents:
@@ -89,7 +92,7 @@ def encode_masks(model: SDSeg, foreground: Tensor) -> Tensor:
     """
     masks = as_three_channels(foreground.float() * 2 - 1)
     masks = masks.contiguous(memory_format=torch.channels_last)
-    parts = torch.split(masks, 1) if masks.device.type == "cpu" else (masks,)
+    parts = torch.split(masks, 1 if masks.device.type == "cpu" else GPU_MASKS)
     with torch.no_grad(), full_precision():
         return torch.cat([model.mask_moments(part) for part in parts])
 
@@ -100,6 +103,7 @@ def open_latents(
     model: SDSeg,
     data: dict[str, Any],
     device: torch.device,
+    ranks: Ranks | None = None,
 ) -> MaskLatents:
     """The file for this autoencoder and these slices.
 
@@ -109,6 +113,7 @@ def open_latents(
         model: Its autoencoder makes the latents.
         data: `Manifest.inference_settings`, with the hashes of split and arrays.
         device: Its kind; each rounds in its own way.
+        ranks: Who trains together, and calls this together.
 
     Raises:
         RunError: None of the folders can be written.
@@ -116,10 +121,18 @@ def open_latents(
     key = latents_key(model, data, device)
     channels, height, width = model.latent_shape(*slices.plane)
     shape = 2 * channels, height, width
-    for folder in folders[:-1]:
-        with suppress(RunError):
-            return MaskLatents(folder / f"{key}.npy", slices, shape)
-    return MaskLatents(folders[-1] / f"{key}.npy", slices, shape)
+
+    def first_writable() -> MaskLatents:
+        for folder in folders[:-1]:
+            with suppress(RunError):
+                return MaskLatents(folder / f"{key}.npy", slices, shape)
+        return MaskLatents(folders[-1] / f"{key}.npy", slices, shape)
+
+    found = first_writable()
+    if ranks is not None and ranks.world > 1:
+        ranks.wait()  # several may have made the file at once: now all open the one that stayed
+        found = first_writable()
+    return found
 
 
 def latents_key(model: SDSeg, data: dict[str, Any], device: torch.device) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from sdseg_cli.errors import RunError
 from sdseg_cli.model.sdseg import build_sdseg
 from sdseg_cli.presets import PRESETS
+from sdseg_cli.training.distributed import Ranks
 from sdseg_cli.training.latents import (
     MaskLatents,
     encode_masks,
@@ -78,6 +80,23 @@ def test_a_folder_that_cannot_be_written_is_passed_over(tmp_path: Path) -> None:
     assert latents.path.parent == folders[1]
     with pytest.raises(RunError):
         open_latents(folders[:1], slices, model, {}, CPU)
+
+
+def test_processes_that_make_the_file_at_once_end_with_one(tmp_path: Path) -> None:
+    slices, model = small_slices(tmp_path), build_sdseg(PRESETS["tiny"].model)
+    path = tmp_path / f"{latents_key(model, {}, CPU)}.npy"
+
+    class Meanwhile(Ranks):
+        def wait(self) -> None:  # another process replaces the file that was just made
+            path.unlink()
+            self.other.append(MaskLatents(path, slices, ROW))
+
+        other: ClassVar[list[MaskLatents]] = []
+
+    ours = open_latents([tmp_path], slices, model, {}, CPU, Meanwhile(0, 2))
+    ours.write([1], torch.ones(1, *ROW))
+    Meanwhile.other[0].write([2], torch.ones(1, *ROW))
+    assert ours.read([1, 2])[1].all()
 
 
 def test_the_key_knows_the_autoencoder_the_data_and_the_device() -> None:

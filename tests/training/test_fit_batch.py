@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import sdseg_cli.train as train_module
+from sdseg_cli.config import RunConfig
+from sdseg_cli.config_file import to_toml
+from sdseg_cli.errors import ConfigError
+from sdseg_cli.train import fitted
+from sdseg_cli.training.fit_batch import fastest_batch_size, fitting_batch_size
+from sdseg_cli.training.objective import Objective
+from sdseg_cli.training.run_folder import RunDir
+from tests.conftest import Workspace, tiny_settings
+from tests.training.small import small_config, small_slices
+
+CPU = torch.device("cpu")
+
+
+def measures(rates: dict[int, float | None]) -> tuple[Callable[[int], float | None], list[int]]:
+    """Made-up slices/s by batch size, and a list of what was asked."""
+    asked: list[int] = []
+
+    def slices_per_s(size: int) -> float | None:
+        asked.append(size)
+        return rates[size]
+
+    return slices_per_s, asked
+
+
+def test_doubling_stops_where_it_does_not_pay() -> None:
+    measure, asked = measures({1: 10, 2: 20, 4: 30, 8: 31, 16: 99})
+    assert fastest_batch_size(measure) == 4  # 8 is 3 % faster: not worth it
+    assert asked == [1, 2, 4, 8]
+
+
+def test_doubling_stops_where_memory_ends() -> None:
+    measure, asked = measures({1: 10, 2: 20, 4: None})
+    assert fastest_batch_size(measure) == 2
+    assert asked == [1, 2, 4]
+
+
+def test_doubling_stops_at_the_limit() -> None:
+    measure, asked = measures({1: 1, 2: 2, 4: 4, 8: 8})
+    assert fastest_batch_size(measure, largest=7) == 4
+    assert asked == [1, 2, 4]
+
+
+def test_where_not_even_one_slice_fits_the_batch_is_one() -> None:
+    assert fastest_batch_size(lambda size: None) == 1
+
+
+def gpu_in_name(monkeypatch: pytest.MonkeyPatch, *, peak: int, whole: int) -> None:
+    """CUDA's meters on a CPU."""
+    properties = SimpleNamespace(total_memory=whole)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peak)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+
+
+def test_a_batch_that_runs_out_of_memory_is_measured_as_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, asked = Objective.forward, list[int]()
+
+    def limited(self: Objective, inputs: object, *rest: object) -> torch.Tensor:
+        asked.append(len(inputs.positions))  # type: ignore[attr-defined]
+        if asked[-1] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(self, inputs, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Objective, "forward", limited)
+    gpu_in_name(monkeypatch, peak=1, whole=100)
+    assert fitting_batch_size(small_config(), small_slices(tmp_path), tmp_path, CPU) == 1
+    assert asked == [1, 1, 1, 1, 2]  # once to warm up, three times by the clock
+
+
+def test_a_step_that_takes_almost_all_memory_is_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu_in_name(monkeypatch, peak=91, whole=100)
+    assert fitting_batch_size(small_config(), small_slices(tmp_path), tmp_path, CPU) == 1
+
+
+def begun(folder: Path, config: RunConfig) -> RunDir:
+    run = RunDir(folder / "run")
+    run.path.mkdir()
+    run.config_file.write_text(to_toml(config))
+    run.status_file.write_text(json.dumps({"state": "stopped", "step": 2}))
+    return run
+
+
+def test_a_cpu_keeps_the_batch_that_is_set(tiny_set: Workspace, tmp_path: Path) -> None:
+    config = tiny_settings(batch_size=6)
+    assert fitted(config, tiny_set.manifest, RunDir(tmp_path / "run"), "cpu") == config
+
+
+def test_a_gpu_is_measured_and_nothing_else_changes(
+    tiny_set: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_module, "choose_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(train_module, "fitting_batch_size", lambda *_: 32)
+    found = fitted(tiny_settings(steps=9), tiny_set.manifest, RunDir(tmp_path / "run"), "auto")
+    assert found == tiny_settings(steps=9, batch_size=32)
+
+
+def test_a_run_that_was_begun_keeps_its_batch(
+    tiny_set: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_module, "choose_device", lambda name: torch.device("cuda"))
+    run = begun(tmp_path, tiny_settings(batch_size=12))
+    found = fitted(tiny_settings(batch_size=2), tiny_set.manifest, run, "auto")
+    assert found == tiny_settings(batch_size=12)
+
+
+def test_several_processes_are_told_to_find_the_batch_with_one(
+    tiny_set: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="for one process") as caught:
+        fitted(tiny_settings(), tiny_set.manifest, RunDir(tmp_path / "run"), "cpu")
+    assert "one GPU first" in caught.value.hint
