@@ -105,7 +105,7 @@ class ModelConfig:
     with a loss scale in training; or "float32" (the paper). The U-Net and Eq. 2 are always
     float32."""
     tf32: bool = False
-    """On a GPU the U-Net's products round their operands to TF32's 11 bits; Eq. 2 never does."""
+    """On a GPU all float32 products round their operands to TF32's 11 bits; Eq. 2 has none."""
     train_encoder: bool = True
     """False: the vision encoder stays as it starts, without dropout."""
 

@@ -44,7 +44,8 @@ _TINY = RunConfig(
     ),
 )
 
-_SD = RunConfig(preset="sd")
+# A checkpoint of it is 5.5 GB: where a step takes milliseconds, saving more often would cost most.
+_SD = RunConfig(preset="sd", train=TrainConfig(checkpoint_every=5_000))
 
 
 def _table6(name: str, *, fusion: str, train_encoder: bool, latent_loss_weight: float) -> RunConfig:

@@ -77,7 +77,7 @@ class Pace:
             self._validations += 1
             extra = max(0.0, taken - self._step_s)
             self._validation_s += (extra - self._validation_s) / self._validations
-        elif self._told > 1:
+        elif self._told > 1 and now.checkpoint == last.checkpoint:  # saving is no step's own time
             self._counted += 1
             self._step_s += (taken - self._step_s) / min(self._counted, self.SPAN)
 

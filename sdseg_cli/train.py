@@ -138,7 +138,8 @@ def train(
         state = state or step_zero(config, data, slices, store or WeightStore.default())
         loop = Trainer(config, state, own, ranks=ranks, compiled=compiled, adapts=adapts)
         begun, origin = state.step, state.origin
-        ranks.wait()  # until each has read what the first will now change
+        # All have then read what the first will now change.
+        ranks.require_same(loop.step, loop.model.latent_scale, own)
         warnings = RunFiles.begin(run, loop, found)
         for finding in warnings:
             warn(finding)
@@ -241,7 +242,7 @@ def fitted(config: RunConfig, manifest: Manifest, run: RunDir, device: str) -> R
         with tempfile.TemporaryDirectory() as folder:
             slices = _open_split(manifest, "train")
             size = fitting_batch_size(config, slices, Path(folder), own)
-    return replace(config, train=replace(config.train, batch_size=size))
+    return replace(config, train=replace(config.train, batch_size=size, accumulate=1))
 
 
 def _open_split(manifest: Manifest, split: str) -> PreparedSlices:

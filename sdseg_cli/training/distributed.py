@@ -7,6 +7,7 @@ its share of every batch and averages gradients with the others (PyTorch's DDP).
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sdseg_cli.errors import ConfigError
+from sdseg_cli.errors import ConfigError, RunError
 
 PORT_RANGE = 20_000, 30_000
 
@@ -45,6 +46,19 @@ class Ranks:
     def mean(self, value: Tensor) -> Tensor:
         """The mean over all processes, on each; in place."""
         return self.sum(value).div_(self.world) if self.world > 1 else value
+
+    def require_same(self, step: int, latent_scale: float, device: torch.device) -> None:
+        """That all processes go on from one checkpoint.
+
+        Raises:
+            RunError: They do not.
+        """
+        mine = torch.tensor([step, latent_scale], device=device)
+        if not torch.equal(self.mean(mine.clone()), mine):
+            raise RunError(
+                f"process {self.rank} goes on from step {step}, another from elsewhere.",
+                "All must see the same run folder: put it on a disk they share.",
+            )
 
     def wait(self) -> None:
         """Until every process is here."""
@@ -86,8 +100,8 @@ def _meeting_place(environment: Mapping[str, str]) -> dict[str, str]:
     if "MASTER_ADDR" not in environment:
         nodes = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", ""))
         alone = environment.get("SLURM_STEP_NUM_NODES") == "1"
-        address = "127.0.0.1" if alone else environment.get("SLURM_LAUNCH_NODE_IPADDR", nodes)
-        if not address or "[" in address:
+        address = "127.0.0.1" if alone else _first_host(nodes)
+        if not address:
             raise ConfigError(
                 "MASTER_ADDR is not set, and srun does not say it.",
                 "export MASTER_ADDR=$(scontrol show hostnames $SLURM_JOB_NODELIST | head -1)",
@@ -97,6 +111,12 @@ def _meeting_place(environment: Mapping[str, str]) -> dict[str, str]:
         low, high = PORT_RANGE
         missing["MASTER_PORT"] = str(low + int(environment.get("SLURM_JOB_ID", "0")) % (high - low))
     return missing
+
+
+def _first_host(nodes: str) -> str:
+    """Of a Slurm list: `a[01-03,07],b2` -> `a01`; empty where there is none."""
+    found = re.match(r"([^,\[\]]+)(?:\[([^,\-\]]+)[^\]]*\])?([^,\[\]]*)", nodes)
+    return "".join(part or "" for part in found.groups()) if found else ""
 
 
 @contextmanager
@@ -117,18 +137,23 @@ def training_together(ranks: Ranks, device: torch.device) -> Iterator[torch.devi
         yield device
         return
     if device.type == "cuda":
-        if ranks.local >= torch.cuda.device_count():
+        count, local = torch.cuda.device_count(), ranks.local
+        if count == 1 and "LOCAL_RANK" not in os.environ:
+            local = 0  # srun shows each task its own GPU alone
+        if local >= count:
             raise ConfigError(
-                f"process {ranks.local} of this machine has no GPU: {torch.cuda.device_count()} "
-                "there.",
+                f"process {ranks.local} of this machine has no GPU: {count} there.",
                 "Start as many processes per machine as it has GPUs, or use --device cpu.",
             )
-        device = torch.device("cuda", ranks.local)
+        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     os.environ.update(_meeting_place(os.environ))
     try:
         dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", rank=ranks.rank, world_size=ranks.world
+            "nccl" if device.type == "cuda" else "gloo",
+            rank=ranks.rank,
+            world_size=ranks.world,
+            device_id=device if device.type == "cuda" else None,
         )
     except (RuntimeError, ValueError) as error:
         raise ConfigError(

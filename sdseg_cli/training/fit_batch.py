@@ -70,7 +70,9 @@ def fitting_batch_size(
     trainer = Trainer(config, state, device)
     shape = model.latent_shape(*slices.plane)
     latents = MaskLatents(folder / "latents.npy", slices, (2 * shape[0], *shape[1:]))
-    one = StepSource(config, slices, latents, shape).inputs(0)
+    source = StepSource(config, slices, latents, shape)
+    trainer.train_step(source.inputs(0), latents)
+    one = source.inputs(0)  # its mask's moments are kept by now, as most are in a training
 
     def slices_per_s(size: int) -> float | None:
         inputs = one.chosen([0] * size)
@@ -90,5 +92,6 @@ def fitting_batch_size(
         return TRIES * size / taken if fits else None
 
     size = fastest_batch_size(slices_per_s, min(LARGEST, len(slices)))
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)  # the peak of the training to come is its own
     return size

@@ -100,8 +100,9 @@ def _latent_scale(model: SDSeg, config: RunConfig, slices: PreparedSlices) -> fl
     )
     mask = as_three_channels(slices.batch(positions).foreground.float() * 2 - 1)
     generator = seeded_generator("latent scale", config.seed)
+    moments = torch.cat([model.mask_moments(one) for one in torch.split(mask, 1)])  # few at a time
     noise = torch.randn(len(mask), *model.latent_shape(*mask.shape[-2:]), generator=generator)
-    spread_of_latent = float(model.sample_latent(model.mask_moments(mask), noise).std())
+    spread_of_latent = float(model.sample_latent(moments, noise).std())
     return 1 / max(spread_of_latent, 1e-6)
 
 

@@ -128,10 +128,12 @@ def open_latents(
                 return MaskLatents(folder / f"{key}.npy", slices, shape)
         return MaskLatents(folders[-1] / f"{key}.npy", slices, shape)
 
+    if ranks is not None and not ranks.writes:
+        ranks.wait()  # the first makes the file
+        return first_writable()
     found = first_writable()
-    if ranks is not None and ranks.world > 1:
-        ranks.wait()  # several may have made the file at once: now all open the one that stayed
-        found = first_writable()
+    if ranks is not None:
+        ranks.wait()
     return found
 
 
@@ -146,12 +148,27 @@ def latents_key(model: SDSeg, data: dict[str, Any], device: torch.device) -> str
 
 
 def _opened(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.float32]]:
+    if path.exists() and not os.access(path, os.W_OK):
+        raise RunError(f"{path}: cannot be written.", "Check the permissions of the folder.")
     stored = _found(path)
     if stored is None or stored.shape != shape or stored.dtype != np.float32:
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-            write_array_header_1_0(file, header)
-            file.truncate(file.tell() + 4 * math.prod(shape))
+        # A name of its own first, then a link: of processes that begin at once, one makes the file
+        # that all of them use.
+        made = path.with_name(f".{os.getpid()}.{path.name}")
+        try:
+            with replacing(made) as temporary, temporary.open("wb") as file:
+                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                write_array_header_1_0(file, header)
+                file.truncate(file.tell() + 4 * math.prod(shape))
+            if stored is None and not path.exists():
+                with suppress(FileExistsError):
+                    os.link(made, path)
+            else:
+                made.replace(path)  # it was damaged
+        except OSError:  # a file system without links
+            made.replace(path)
+        finally:
+            made.unlink(missing_ok=True)
         stored = _found(path)
     if stored is None:
         raise RunError(f"{path}: cannot be read.", "Check the folder's permissions.")
@@ -163,4 +180,4 @@ def _found(path: Path) -> np.memmap[Any, np.dtype[np.float32]] | None:
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    return stored if isinstance(stored, np.memmap) and os.access(path, os.W_OK) else None
+    return stored if isinstance(stored, np.memmap) else None

@@ -60,7 +60,7 @@ class RunFiles:
         truncate_log(run.log_file, loop.step)
         with replacing(run.config_file) as temporary:
             temporary.write_text(to_toml(loop.config), encoding="utf-8")
-        _write_status(run, "running", loop)
+        _write_status(run, "running", loop.step, loop.best)
         if found is None or kept is None:
             return ()
         names = ", ".join(path.name for path in found.damaged)
@@ -91,15 +91,8 @@ class RunFiles:
         """
         row = result.row()
         if not math.isfinite(row["loss"]):
-            if self._log is not None:
-                _write_status(self.run, "failed", self._loop)
-            last = f"{self.run.last} (step {self.saved})" if self.saved else "none yet"
-            raise RunError(
-                f"the loss is {row['loss']} at step {result.step}, "
-                f"of {slices.names(result.positions)}.",
-                "Lower train.learning_rate or set train.clip_norm, in a new --run; last good "
-                f"checkpoint: {last}.",
-            )
+            names = slices.names(result.positions)
+            raise self._diverged(f"the loss is {row['loss']} at step {result.step}, of {names}.")
         self.row = row
         if self._log is not None:
             self._log.write(row)
@@ -111,6 +104,7 @@ class RunFiles:
         Returns:
             The line.
         """
+        self._require_finite()
         loop, row = self._loop, {"step": self._loop.step, "val_dice": dice}
         if self._log is not None:
             self._log.write(row)
@@ -122,17 +116,37 @@ class RunFiles:
         return row
 
     def save(self, state: str) -> None:
-        """Write a checkpoint of this step, if there is none, and how the run stands."""
+        """Write a checkpoint of this step, if there is none, and how the run stands.
+
+        Raises:
+            RunError: The weights are not finite, or the disk refused.
+        """
+        self._require_finite()
         if self._log is None:
             return
         if self._loop.step != self.saved:
             self._log.sync()  # the checkpoint relies on these lines
             keep(self.run, self._loop.checkpoint(self._data, resumable=True))
             self.saved = self._loop.step
-        _write_status(self.run, state, self._loop)
+        _write_status(self.run, state, self.saved, self._loop.best)
+
+    def _require_finite(self) -> None:
+        # A finite loss may leave gradients that are not; such weights must never be kept.
+        if not self._loop.is_finite():
+            raise self._diverged(f"the weights are not finite after step {self._loop.step}.")
+
+    def _diverged(self, what: str) -> RunError:
+        if self._log is not None:
+            _write_status(self.run, "failed", self.saved, self._loop.best)
+        last = f"{self.run.last}, step {self.saved}" if self.saved else "none yet"
+        return RunError(
+            what,
+            "Lower train.learning_rate or set train.clip_norm, in a new --run; last checkpoint: "
+            f"{last}.",
+        )
 
 
-def _write_status(run: RunDir, state: str, loop: Trainer) -> None:
+def _write_status(run: RunDir, state: str, step: int, best: dict[str, Any]) -> None:
     with replacing(run.status_file) as temporary:
-        values = {"state": state, "step": loop.step, "best": loop.best}
+        values = {"state": state, "step": step, "best": best}
         temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

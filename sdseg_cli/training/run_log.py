@@ -113,24 +113,29 @@ def _board(folder: Path, after: int) -> SummaryWriter:
 
 
 def truncate_log(path: Path, step: int) -> None:
-    """Drop the lines past `step`, so that after a resume every step stands once.
+    """Drop what is past `step`, so that after a resume every step stands once.
+
+    A kill may cut off the last line, and a power cut damage what was written after the last
+    checkpoint: all that goes too.
 
     Raises:
-        RunError: A line before the last is no JSON.
+        RunError: It is damaged before `step`.
     """
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    kept = []
-    for number, line in enumerate(lines):
+    kept, reached = b"", 0
+    for line in path.read_bytes().splitlines(keepends=True):
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError) as error:
-            if number < len(lines) - 1:  # the last line may be cut off by a kill
-                raise RunError(
-                    f"{path}: line {number + 1} is damaged.",
-                    "Delete the run folder and train again.",
-                ) from error
+            at = int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):
+            break
+        if at > step or not line.endswith(b"\n"):
+            break
+        kept, reached = kept + line, at
+    if reached < step:
+        raise RunError(
+            f"{path}: damaged after step {reached}, before the checkpoint of step {step}.",
+            "Copy it back if you have a copy; else delete the run folder and train again.",
+        )
     with replacing(path) as temporary:
-        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.write_bytes(kept)

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sdseg_cli.config import RunConfig, TrainConfig
 from sdseg_cli.errors import ConfigError, RunError
-from sdseg_cli.model.sdseg import build_sdseg
+from sdseg_cli.model.sdseg import build_sdseg, full_precision
 from sdseg_cli.model.seeds import seeded_generator
 from sdseg_cli.model.tensor_files import load_strictly
 from sdseg_cli.training.batches import PreparedSlices, spread
@@ -139,7 +139,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         values = torch.zeros(4, device=self.device)
         values[3] = float(asked_to_stop)
-        values[:3] = self._gradients(self._known(inputs.to(self.device), latents))
+        values[:3] = self._gradients(inputs.to(self.device), latents)
         if recipe.clip_norm:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.trained, recipe.clip_norm)
@@ -184,15 +184,17 @@ class Trainer:
             return self._shared.no_sync()
         return nullcontext()
 
-    def _gradients(self, inputs: StepInputs) -> Tensor:
-        """As `_backward`; where memory runs out, in smaller parts if that is allowed.
+    def _gradients(self, inputs: StepInputs, latents: MaskLatents) -> Tensor:
+        """As `_backward`, with the moments of all masks; where memory runs out, in smaller parts if
+        that is allowed.
 
         Raises:
             RunError: Out of memory.
         """
         while True:
             try:
-                return self._backward(inputs)
+                with full_precision(tf32=self.model.config.tf32):
+                    return self._backward(self._known(inputs, latents))
             except (RuntimeError, MemoryError) as error:
                 if not ran_out_of_memory(error):
                     raise
@@ -210,6 +212,10 @@ class Trainer:
             self.accumulate *= 2
             torch.cuda.empty_cache()
 
+    def is_finite(self) -> bool:
+        """Whether all trained weights are numbers."""
+        return bool(torch.stack(torch._foreach_norm(list[Tensor](self.trained))).isfinite().all())
+
     def validate(self, slices: PreparedSlices, keep: Sequence[int] = ()) -> Validation:
         """What the averaged model reaches now, on some fixed slices of the validation cases.
 
@@ -219,10 +225,9 @@ class Trainer:
         """
         recipe = self.config.train
         positions = spread(slices, recipe.validation_slices)
+        at_once = max(1, recipe.batch_size // (self.ranks.world * self.accumulate))
         with self.ema.in_place_of(self.model):
-            return validation(
-                self.model, slices, positions, keep, self.ranks, batch_size=recipe.batch_size
-            )
+            return validation(self.model, slices, positions, keep, self.ranks, batch_size=at_once)
 
     def checkpoint(self, data: dict[str, Any], *, resumable: bool) -> Checkpoint:
         """The run as it stands: all of it to resume, or only what prediction needs."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import ClassVar
 
@@ -58,6 +59,24 @@ def test_the_file_takes_no_room_before_it_is_filled(tmp_path: Path) -> None:
 def test_a_damaged_file_is_made_anew(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "latents.npy").write_bytes(content)
     assert small_latents(tmp_path).read([0])[1].tolist() == [False]
+
+
+def test_who_comes_second_uses_the_file_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first: list[MaskLatents] = []
+    link = os.link
+
+    def overtaken(made: Path, path: Path) -> None:
+        monkeypatch.setattr(os, "link", link)
+        first.append(small_latents(tmp_path))  # another process, between our look and our link
+        link(made, path)
+
+    monkeypatch.setattr(os, "link", overtaken)
+    second = small_latents(tmp_path)
+    second.write([1], torch.ones(1, *ROW))
+    assert first[0].read([1])[1].tolist() == [True]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["case_a", "latents.npy"]
 
 
 def test_a_full_disk_loses_only_the_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,11 +50,23 @@ def test_log_lines_past_the_checkpoint_and_a_torn_last_line_are_dropped(tmp_path
     assert log.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 2, "val_dice": 0.5}\n'
 
 
+@pytest.mark.parametrize("tail", [b"\0\0\0\n", b"\xff\xfe\n", b'{"st\n', b'{"step": 3}'])
+def test_damage_past_the_checkpoint_is_dropped_with_all_that_follows(
+    tmp_path: Path, tail: bytes
+) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(b'{"step": 1}\n{"step": 2}\n' + tail + b'{"step": 4}\n')
+    truncate_log(log, 2)
+    assert log.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
+
+
 def test_a_log_damaged_in_the_middle_is_refused(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     log.write_text('{"step": 1}\nxx\n{"step": 3}\n')
-    with pytest.raises(RunError, match="line 2"):
+    before = log.read_bytes()
+    with pytest.raises(RunError, match="damaged after step 1, before the checkpoint of step 2"):
         truncate_log(log, 2)
+    assert log.read_bytes() == before
 
 
 def test_tensorboard_has_each_step_once_after_a_resume(tmp_path: Path) -> None:

@@ -103,6 +103,14 @@ def test_a_batch_that_cannot_be_shared_evenly_is_refused() -> None:
         small_trainer(small_config(), ranks=Ranks(0, 3))
 
 
+def test_weights_that_are_no_numbers_are_noticed() -> None:
+    loop = small_trainer(small_config())
+    assert loop.is_finite()
+    with torch.no_grad():
+        loop.trained[3].view(-1)[0] = float("inf")
+    assert not loop.is_finite()
+
+
 def test_early_stop_counts_validations_since_the_best() -> None:
     loop = small_trainer(small_config(patience=2, validate_every=10))
     assert not loop.exhausted  # nothing validated yet
