@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, Dataset
 
@@ -127,8 +126,8 @@ def milliseconds_by_operator(
     return {
         event.key: getattr(event, key) / 1000 / count
         for event in taken.key_averages()
-        # Operators that launched a kernel would count its time a second time.
-        if not on_gpu or event.device_type == DeviceType.CUDA
+        # Operators that launched a kernel, and spans such as "Optimizer.step", have its time too.
+        if not on_gpu or (event.device_type.name == "CUDA" and not event.is_user_annotation)
     }
 
 

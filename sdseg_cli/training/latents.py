@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -152,27 +153,31 @@ def _opened(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.fl
         raise RunError(f"{path}: cannot be written.", "Check the permissions of the folder.")
     stored = _found(path)
     if stored is None or stored.shape != shape or stored.dtype != np.float32:
-        # A name of its own first, then a link: of processes that begin at once, one makes the file
-        # that all of them use.
-        made = path.with_name(f".{os.getpid()}.{path.name}")
-        try:
-            with replacing(made) as temporary, temporary.open("wb") as file:
-                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-                write_array_header_1_0(file, header)
-                file.truncate(file.tell() + 4 * math.prod(shape))
-            if stored is None and not path.exists():
-                with suppress(FileExistsError):
-                    os.link(made, path)
-            else:
-                made.replace(path)  # it was damaged
-        except OSError:  # a file system without links
-            made.replace(path)
-        finally:
-            made.unlink(missing_ok=True)
+        _make(path, shape)
         stored = _found(path)
     if stored is None:
         raise RunError(f"{path}: cannot be read.", "Check the folder's permissions.")
     return stored
+
+
+def _make(path: Path, shape: tuple[int, ...]) -> None:
+    """A sparse file of zeros. Of processes that begin at once, one makes the file all use."""
+    damaged = path.exists()
+    own = path.with_name(f".{os.getpid()}.{secrets.token_hex(4)}.{path.name}")
+    with replacing(own) as temporary, temporary.open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        write_array_header_1_0(file, header)
+        file.truncate(file.tell() + 4 * math.prod(shape))
+    try:
+        if not damaged:
+            os.link(own, path)  # unlike a rename, this never takes another's place
+            own.unlink()
+        else:
+            own.replace(path)
+    except FileExistsError:
+        own.unlink()
+    except OSError:  # a file system without links
+        own.replace(path)
 
 
 def _found(path: Path) -> np.memmap[Any, np.dtype[np.float32]] | None:

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from sdseg_cli.config_file import to_toml
-from sdseg_cli.errors import ConfigError
+from sdseg_cli.errors import ConfigError, RunError
 from sdseg_cli.train import train
+from sdseg_cli.training import distributed
 from sdseg_cli.training.distributed import (
     Ranks,
     _meeting_place,
@@ -101,11 +102,30 @@ def test_srun_says_where_to_meet_and_the_job_on_which_port(
     assert _meeting_place(environment) == expected
 
 
-@pytest.mark.parametrize("environment", [{}, {"SLURM_STEP_NODELIST": "gpu[1-4]"}])
+@pytest.mark.parametrize("environment", [{}, {"SLURM_STEP_NODELIST": ""}])
 def test_where_nothing_says_where_to_meet_a_command_does(environment: Mapping[str, str]) -> None:
     with pytest.raises(ConfigError, match="MASTER_ADDR is not set") as caught:
         _meeting_place(environment)
     assert "export MASTER_ADDR=$(scontrol" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("gpu7", "gpu7"), ("gpu[01-04,07],cpu2", "gpu01"), ("a,b", "a"), ("n[3]-ib", "n3-ib")],
+)
+def test_the_first_host_of_a_slurm_list_is_where_processes_meet(nodes: str, first: str) -> None:
+    told = {"SLURM_STEP_NODELIST": nodes, "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.1"}  # salloc's
+    assert _meeting_place(told)["MASTER_ADDR"] == first
+
+
+def test_processes_that_begin_at_different_steps_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda value: value.mul_(2).add_(1))
+    with pytest.raises(RunError, match="goes on from step 100, another from elsewhere"):
+        Ranks(0, 2).require_same(100, 0.125, CPU)
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda value: value.mul_(2))
+    Ranks(0, 2).require_same(100, 0.125, CPU)
 
 
 def test_one_process_computes_where_it_is_told() -> None:

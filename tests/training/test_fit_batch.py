@@ -77,7 +77,8 @@ def test_a_batch_that_runs_out_of_memory_is_measured_as_too_large(
     monkeypatch.setattr(Objective, "forward", limited)
     gpu_in_name(monkeypatch, peak=1, whole=100)
     assert fitting_batch_size(small_config(), small_slices(tmp_path), tmp_path, CPU) == 1
-    assert asked == [1, 1, 1, 1, 2]  # once to warm up, three times by the clock
+    # Once for the mask's moments, once to warm up, three times by the clock.
+    assert asked == [1, 1, 1, 1, 1, 2]
 
 
 def test_a_step_that_takes_almost_all_memory_is_too_large(

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -101,21 +100,21 @@ def test_a_folder_that_cannot_be_written_is_passed_over(tmp_path: Path) -> None:
         open_latents(folders[:1], slices, model, {}, CPU)
 
 
-def test_processes_that_make_the_file_at_once_end_with_one(tmp_path: Path) -> None:
+def test_the_first_process_makes_the_file_and_the_others_wait_for_it(tmp_path: Path) -> None:
     slices, model = small_slices(tmp_path), build_sdseg(PRESETS["tiny"].model)
     path = tmp_path / f"{latents_key(model, {}, CPU)}.npy"
+    seen: list[bool] = []
 
-    class Meanwhile(Ranks):
-        def wait(self) -> None:  # another process replaces the file that was just made
-            path.unlink()
-            self.other.append(MaskLatents(path, slices, ROW))
+    class Together(Ranks):
+        def wait(self) -> None:
+            seen.append(path.exists())
+            if not self.writes:  # as if the first had come here by now
+                MaskLatents(path, slices, ROW).write([2], torch.ones(1, *ROW))
 
-        other: ClassVar[list[MaskLatents]] = []
-
-    ours = open_latents([tmp_path], slices, model, {}, CPU, Meanwhile(0, 2))
-    ours.write([1], torch.ones(1, *ROW))
-    Meanwhile.other[0].write([2], torch.ones(1, *ROW))
-    assert ours.read([1, 2])[1].all()
+    second = open_latents([tmp_path], slices, model, {}, CPU, Together(1, 2))
+    assert second.read([2])[1].all()
+    open_latents([tmp_path], slices, model, {}, CPU, Together(0, 2))
+    assert seen == [False, True]
 
 
 def test_the_key_knows_the_autoencoder_the_data_and_the_device() -> None:
