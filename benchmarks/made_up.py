@@ -11,7 +11,7 @@ import torch
 from sdseg_cli.config import RunConfig
 from sdseg_cli.model.sdseg import SDSeg, build_sdseg
 from sdseg_cli.training.batches import FLIPS, PreparedSlices, flipped
-from sdseg_cli.training.checkpoint import Checkpoint, config_values
+from sdseg_cli.training.checkpoint import Checkpoint
 from sdseg_cli.training.latents import MaskLatents, encode_masks, open_latents
 from sdseg_cli.training.steps import StepSource
 from sdseg_cli.training.trainer import StepResult, Trainer
@@ -36,14 +36,7 @@ def step_zero(config: RunConfig, model: SDSeg | None = None) -> Checkpoint:
     """Where a run begins, with random weights unless a model is given."""
     torch.manual_seed(0)
     model = model or build_sdseg(config.model)
-    return Checkpoint(
-        step=0,
-        config=config_values(config),
-        data={},
-        latent_scale=model.latent_scale,
-        weights=model.state_dict(),
-        ema=model.unet.state_dict(),
-    )
+    return Checkpoint.begin(config, model)
 
 
 def stepper(

@@ -14,6 +14,7 @@ import torch
 from sdseg_cli.atomic import replacing
 from sdseg_cli.config import RunConfig
 from sdseg_cli.errors import WeightsError
+from sdseg_cli.model.sdseg import SDSeg
 from sdseg_cli.model.tensor_files import file_sha256, unpickled
 
 FORMAT_VERSION = 2
@@ -54,6 +55,32 @@ class Checkpoint:
     origin: dict[str, str] = field(default_factory=dict)
     """Part of the model -> the weights it started from, with their sha256."""
     format_version: int = FORMAT_VERSION
+
+    @classmethod
+    def begin(
+        cls,
+        config: RunConfig,
+        model: SDSeg,
+        data: Mapping[str, Any] | None = None,
+        origin: Mapping[str, str] | None = None,
+    ) -> Checkpoint:
+        """Step 0 of a model.
+
+        Args:
+            config: Every setting.
+            model: With its latent scale; the average begins as its U-Net.
+            data: `Manifest.inference_settings`.
+            origin: Part of the model -> the weights it started from.
+        """
+        return cls(
+            step=0,
+            config=config_values(config),
+            data=dict(data or {}),
+            latent_scale=model.latent_scale,
+            weights=model.state_dict(),
+            ema=model.unet.state_dict(),
+            origin=dict(origin or {}),
+        )
 
     def prediction_weights(self) -> dict[str, torch.Tensor]:
         """The weights of SDSeg as it predicts, with the averaged U-Net."""

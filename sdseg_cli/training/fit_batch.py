@@ -13,7 +13,7 @@ from sdseg_cli.config import RunConfig
 from sdseg_cli.errors import RunError
 from sdseg_cli.model.sdseg import build_sdseg
 from sdseg_cli.training.batches import PreparedSlices
-from sdseg_cli.training.checkpoint import Checkpoint, config_values
+from sdseg_cli.training.checkpoint import Checkpoint
 from sdseg_cli.training.latents import MaskLatents
 from sdseg_cli.training.runtime import ran_out_of_memory
 from sdseg_cli.training.steps import StepSource
@@ -59,15 +59,7 @@ def fitting_batch_size(
     """
     config = replace(config, train=replace(config.train, batch_size=1, accumulate=1))
     model = build_sdseg(config.model)
-    state = Checkpoint(
-        step=0,
-        config=config_values(config),
-        data={},
-        latent_scale=1.0,
-        weights=model.state_dict(),
-        ema=model.unet.state_dict(),
-    )
-    trainer = Trainer(config, state, device)
+    trainer = Trainer(config, Checkpoint.begin(config, model), device)
     shape = model.latent_shape(*slices.plane)
     latents = MaskLatents(folder / "latents.npy", slices, (2 * shape[0], *shape[1:]))
     source = StepSource(config, slices, latents, shape)

@@ -20,7 +20,7 @@ from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import load_strictly
 from sdseg_cli.presets import PRESETS
 from sdseg_cli.training.batches import PreparedSlices, draw_positions
-from sdseg_cli.training.checkpoint import Checkpoint, config_values
+from sdseg_cli.training.checkpoint import Checkpoint
 from sdseg_cli.training.package import is_package, read_trained
 from sdseg_cli.training.run_folder import RunDir, run_folder
 
@@ -46,15 +46,7 @@ def step_zero(
         store: Where pretrained weights are.
     """
     model, origin = initial_model(config, store, slices)
-    return Checkpoint(
-        step=0,
-        config=config_values(config),
-        data=data,
-        latent_scale=model.latent_scale,
-        weights=model.state_dict(),
-        ema=model.unet.state_dict(),
-        origin=origin,
-    )
+    return Checkpoint.begin(config, model, data, origin)
 
 
 def initial_model(

@@ -12,7 +12,7 @@ from sdseg_cli.config_file import from_dict
 from sdseg_cli.model.sdseg import build_sdseg
 from sdseg_cli.presets import PRESETS
 from sdseg_cli.training.batches import PreparedSlices
-from sdseg_cli.training.checkpoint import Checkpoint, config_values
+from sdseg_cli.training.checkpoint import Checkpoint
 from sdseg_cli.training.distributed import Ranks
 from sdseg_cli.training.latents import MaskLatents
 from sdseg_cli.training.steps import StepInputs, StepSource
@@ -51,14 +51,8 @@ def small_trainer(
     """At step 0, with weights drawn from seed 0."""
     torch.manual_seed(0)
     model = build_sdseg(config.model)
-    state = Checkpoint(
-        step=0,
-        config=config_values(config),
-        data={},
-        latent_scale=0.5,
-        weights=model.state_dict(),
-        ema=model.unet.state_dict(),
-    )
+    model.latent_scale = 0.5
+    state = Checkpoint.begin(config, model)
     return Trainer(config, state, torch.device(device), ranks=ranks, adapts=adapts)
 
 
