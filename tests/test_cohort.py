@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import signal
 import threading
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -15,65 +13,14 @@ import pytest
 
 from sdseg_cli.cohort import CohortReport, Shard, predict_cohort
 from sdseg_cli.cohort_scan import Task, Worker, said
-from sdseg_cli.config import SampleConfig
 from sdseg_cli.errors import ConfigError, DataError, WeightsError
-from sdseg_cli.imaging.files import read_image, write_mask
 from sdseg_cli.imaging.scans import find_scans
 from sdseg_cli.predict_file import PredictReport
 from sdseg_cli.training.distributed import Ranks
+from tests.cohort_cases import AFFINE, BAD, GOOD, StandIn, stand_in, table, task
 from tests.raw_cases import contents
 
-AFFINE = np.diag([-2.0, -2.0, 5.0, 1.0])
-GOOD, BAD = ["pt_1", "pt_2", "pt_10"], "pt_3"
-
-
-@dataclass
-class StandIn:
-    """Segments what is above 0 HU, and counts."""
-
-    loaded: int = 0
-    predicted: list[str] = field(default_factory=list)
-    trouble: dict[str, BaseException] = field(default_factory=dict)
-
-    def load(self, *_: object, **__: object) -> str:
-        self.loaded += 1
-        return "a model"
-
-    def predict(self, scan: Path, output: Path, predictor: object, **options) -> PredictReport:
-        case = scan.parent.name
-        self.predicted.append(case)
-        if case in self.trouble:
-            raise self.trouble[case]
-        volume = read_image(scan)
-        mask = (volume.values() > options.get("threshold", 0)).astype(np.uint8)
-        write_mask(output, mask, volume)
-        if "probability" in options:
-            write_mask(options["probability"], mask, volume)
-        slices, voxels = mask.shape[2], int(mask.sum())
-        return PredictReport(output, Path("run"), 0, slices, voxels, None, 0.1, SampleConfig())
-
-
-@pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
-    made = StandIn()
-    monkeypatch.setattr("sdseg_cli.cohort_scan.Predictor", made.load)
-    monkeypatch.setattr("sdseg_cli.cohort_scan.predict_file", made.predict)
-    return made
-
-
-@pytest.fixture
-def task(tmp_path: Path) -> Task:
-    """Three good scans and a bad one in `in`, and a model that is only hashed."""
-    for number, case in enumerate(GOOD):
-        hu = np.full((4, 3, 2), -1000, np.int16)
-        hu[: number + 1] = 50
-        (tmp_path / "in" / case).mkdir(parents=True)
-        nib.save(nib.Nifti1Image(hu, AFFINE), tmp_path / "in" / case / "ct.nii.gz")
-    (tmp_path / "in" / BAD).mkdir()
-    (tmp_path / "in" / BAD / "ct.nii.gz").write_text("no scan")
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "run" / "checkpoints" / "best.pt").write_text("weights")
-    return Task(tmp_path / "run", tmp_path / "out")
+__all__ = ["stand_in", "task"]
 
 
 def run(task: Task, **options) -> CohortReport:
@@ -81,8 +28,7 @@ def run(task: Task, **options) -> CohortReport:
 
 
 def rows(task: Task) -> dict[str, dict[str, str]]:
-    with (task.output / "ledger.csv").open(newline="", encoding="utf-8") as stream:
-        return {row["case"]: row for row in csv.DictReader(stream)}
+    return table(task.output)
 
 
 def test_one_bad_scan_is_one_row_and_the_model_is_loaded_once(

@@ -15,7 +15,7 @@ from sdseg_cli.errors import CohortError, ConfigError
 from sdseg_cli.findings import Finding
 
 if TYPE_CHECKING:
-    from sdseg_cli.cohort import CohortReport, Engine
+    from sdseg_cli.cohort import CohortReport, Engine, Shard
     from sdseg_cli.config import SampleConfig
 
 ShardText = Annotated[
@@ -122,7 +122,7 @@ def predict_cohort(
     _show(report, shard, output)
 
 
-def _show(report: CohortReport, shard: Any, output: Output) -> None:
+def _show(report: CohortReport, shard: Shard, output: Output) -> None:
     output.warn([Finding(**warning) for warning in report.warnings])
     for row in report.failed:
         output.say(f"failed {row.case}: {row.error}")

@@ -71,10 +71,15 @@ def is_many(source: Path, output: Path) -> bool:
     """Whether a folder or a list of scans is meant, with a folder for their masks.
 
     The output decides: a DICOM series is a folder too, and its mask a file.
+
+    Raises:
+        DataError: There is no such source.
     """
     if output.name.lower().endswith(MASK_SUFFIXES):
         return False
-    return source.is_dir() or (source.suffix.lower() in LIST_SUFFIXES and source.is_file())
+    if not source.exists():
+        raise DataError(f"{source} does not exist.", "Check the path of the scan, folder or list.")
+    return source.is_dir() or source.suffix.lower() in LIST_SUFFIXES
 
 
 def find_scans(source: Path, output: Path, others: Iterable[Path] = ()) -> FoundScans:

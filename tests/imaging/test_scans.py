@@ -111,7 +111,7 @@ def test_no_scan_at_all_is_refused(tmp_path: Path) -> None:
         ("list.txt", "out", True),
         ("list.txt", "mask.nrrd", False),
         ("in/a.nii", "out", False),
-        ("gone", "out", False),
+        ("gone", "mask.nii.gz", False),
     ],
 )
 def test_the_output_says_whether_one_scan_or_many_are_meant(
@@ -119,3 +119,8 @@ def test_the_output_says_whether_one_scan_or_many_are_meant(
 ) -> None:
     touch(tmp_path, "in/a.nii", "list.txt")
     assert is_many(tmp_path / source, tmp_path / output) is many
+
+
+def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="gone does not exist"):
+        is_many(tmp_path / "gone", tmp_path / "out")
