@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,6 +75,7 @@ class RayEngine:
         import ray
 
         quietly: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        polite_stop = signal.getsignal(signal.SIGTERM)
         try:
             if self.address is not None:
                 ray.init(address=self.address, **quietly)
@@ -81,10 +83,13 @@ class RayEngine:
                 cores = max(available_cores(), self.workers or 1)
                 ray.init(address="local", num_cpus=cores, include_dashboard=False, **quietly)
         except Exception as error:  # Ray raises bare ones, for example where a node is slow
-            raise ConfigError(
-                f"no Ray cluster at {self.address or 'this machine'} ({said(error)}).",
-                "Start one (ray start --head), or leave --ray-address out.",
-            ) from error
+            hint = "Run the command again, or start several processes with --shard."
+            if self.address is not None:
+                hint = "Start one (ray start --head), or leave --ray-address out."
+            where = self.address or "this machine"
+            raise ConfigError(f"no Ray cluster at {where} ({said(error)}).", hint) from error
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, polite_stop)  # Ray's own would end the scans in work
 
 
 class _Actor:

@@ -70,7 +70,7 @@ class Row:
     error: str = ""
     made_from: Mapping[str, Any] = field(default_factory=dict)
     beside: Mapping[str, int] = field(default_factory=dict)
-    warnings: Sequence[Mapping[str, str]] = ()
+    warnings: Sequence[Mapping[str, str]] = field(default_factory=list)
 
 
 class Ledger:
