@@ -163,7 +163,8 @@ def check_end(setting: Setting, out: str) -> None:
 
 def kill_and_go_on(setting: Setting, kills: int, seed: int) -> dict[str, Any]:
     """One process at a time, killed at random moments until so many have died."""
-    rng, died, ended, at = random.Random(seed), 0, 0, []
+    rng, died, ended = random.Random(seed), 0, 0
+    at: list[int] = []
     while True:
         out = f"killed-{ended}"
         process = predict(setting.home, out)
@@ -205,7 +206,7 @@ def two_shards(setting: Setting) -> dict[str, Any]:
 def ray_with_a_dead_actor(setting: Setting) -> dict[str, Any]:
     """Two actors on this machine; one is killed with SIGKILL while it predicts."""
     driver = predict(setting.home, "ray", "--engine", "ray", "--workers", "2")
-    wait_for_masks(setting, "ray", 1, [driver])
+    wait_for_masks(setting, "ray", len(setting.good) // 2, [driver])
     actors = actors_of(driver.pid)
     os.kill(actors[0], 9)
     masks = check_masks(setting, "ray")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -80,6 +81,7 @@ class RayEngine:
             if self.address is not None:
                 ray.init(address=self.address, **quietly)
             else:
+                os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent home
                 cores = max(available_cores(), self.workers or 1)
                 ray.init(address="local", num_cpus=cores, include_dashboard=False, **quietly)
         except Exception as error:  # Ray raises bare ones, for example where a node is slow

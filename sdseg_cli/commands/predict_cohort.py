@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -113,7 +115,8 @@ def predict_cohort(
     chosen = {**options, "sample": sample(trained_config(trained).sample)}
     task = Task(trained, folder, predictor, chosen, folders)
     try:
-        with output.progress() as progress:
+        # Ray's own messages go to stdout, which is for the result.
+        with output.progress() as progress, redirect_stdout(sys.stderr):
             report = predict_cohort(
                 found.scans, task, shard=shard, engine=engine, progress=progress
             )
