@@ -39,7 +39,7 @@ def test_two_shards_at_once_share_one_ledger_and_outlive_a_kill(setting: Setting
 
 
 def test_torchruns_processes_are_shards_and_wait_for_each_other(setting: Setting) -> None:
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "sdseg_cli"]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "--", "sdseg_cli"]
     out = setting.home / "torchrun"
     options = ["-o", str(out), "--run", "btcv/loud", "--device", "cpu", "--quiet"]
     environment = os.environ | {"SDSEG_HOME": str(setting.home), "OMP_NUM_THREADS": "1"}
