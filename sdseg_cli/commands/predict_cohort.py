@@ -147,10 +147,11 @@ def _show(report: CohortReport, shard: Shard, output: Output) -> None:
     )
     total = report.done + len(report.failed) + report.skipped + report.left
     if report.failed:
+        left = f"; {report.left} were not begun" if report.left else ""
         names = ", ".join(row.case for row in report.failed[:5])
         more = f" and {len(report.failed) - 5} more" if len(report.failed) > 5 else ""
         raise CohortError(
-            f"{len(report.failed)} of {total} scans failed: {names}{more}.",
+            f"{len(report.failed)} of {total} scans failed: {names}{more}{left}.",
             f"{report.ledger} says why; the same command tries them again.",
         )
     if report.left:
