@@ -61,7 +61,7 @@ def run_command(arguments: Sequence[str]) -> int:
     """Run one command line and show its errors.
 
     Returns:
-        0 done; 1 the work failed; 2 usage, configuration or bad input.
+        0 done; 1 the work failed; 2 usage, configuration or bad input; 3 part of a cohort failed.
     """
     debug = "--debug" in arguments
     try:

@@ -6,6 +6,7 @@ SdsegError                 exit code
 │   └── GeometryError          2      an image and a mask do not lie on one grid
 ├── WeightsError               2      weights are missing, damaged or of another architecture
 └── RunError                   1      the work itself failed
+    └── CohortError            3      part of a cohort failed, the rest is done
 """
 
 from __future__ import annotations
@@ -72,3 +73,9 @@ class RunError(SdsegError):
     """The work itself failed, for example a training run that diverged."""
 
     exit_code = 1
+
+
+class CohortError(RunError):
+    """Part of a cohort failed or was not begun; the rest is done."""
+
+    exit_code = 3

@@ -12,6 +12,8 @@ JPEG_SUFFIXES = (".jpg", ".jpeg")
 PICTURE_SUFFIXES = (".png", *JPEG_SUFFIXES, ".tif", ".tiff", ".bmp")
 PACKAGE_FILE = "sdseg.json"
 """What an inference package says of itself."""
+LEDGER_FOLDER = ".ledger"
+"""In a folder of masks of many scans: what was done to each of them."""
 DICOM_SUFFIX = ".dcm"
 ZIP_SUFFIX = ".zip"
 

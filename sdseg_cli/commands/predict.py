@@ -21,6 +21,14 @@ from sdseg_cli.commands.options import (
     open_run,
     sampling,
 )
+from sdseg_cli.commands.predict_cohort import (
+    EngineName,
+    RayAddress,
+    ShardText,
+    Spread,
+    Workers,
+    predict_cohort,
+)
 from sdseg_cli.console import Output
 from sdseg_cli.errors import ConfigError
 from sdseg_cli.filenames import PACKAGE_FILE
@@ -28,9 +36,14 @@ from sdseg_cli.filenames import PACKAGE_FILE
 
 def predict(
     scan: Annotated[
-        Path, typer.Argument(help="NIfTI, NRRD, MetaImage, a DICOM series or a picture.")
+        Path,
+        typer.Argument(
+            help="NIfTI, NRRD, MetaImage, a DICOM series or a picture; or a folder or list of them."
+        ),
     ],
-    mask: Annotated[Path, typer.Option("--output", "-o", help="The mask to write.")],
+    mask: Annotated[
+        Path, typer.Option("--output", "-o", help="The mask to write; of many, their folder.")
+    ],
     series: Annotated[
         str | None, typer.Option(help="Which DICOM series: its number, or the end of its UID.")
     ] = None,
@@ -46,20 +59,35 @@ def predict(
     samples: Samples = None,
     batch_size: BatchSize = None,
     device: Device = "auto",
+    shard: ShardText = None,
+    engine: EngineName = "local",
+    workers: Workers = None,
+    ray_address: RayAddress = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Segment one scan; the mask lies on the scan's own grid."""
-    if run is not None and model is not None:
-        raise ConfigError("--run and --model are both given.", "Give one of them.")
-    if model is not None and not (model / PACKAGE_FILE).is_file():
-        raise ConfigError(
-            f"{model}: no package there.",
-            "Make one: sdseg weights export RUN; a run goes to --run.",
-        )
+    """Segment a scan, or many; each mask lies on its scan's own grid."""
+    _check_model(run, model)
     from sdseg_cli.imaging.files import check_writable, read_geometry
+    from sdseg_cli.imaging.scans import is_many
 
+    output = Output(as_json=as_json, quiet=quiet)
+    spread = Spread(shard, engine, workers, ray_address)
+    if is_many(scan, mask):
+        predict_cohort(
+            scan,
+            mask,
+            output,
+            model=lambda: open_run(run, output).path if model is None else model,
+            spread=spread,
+            predictor={"device": device, "batch_size": batch_size},
+            options={"series": series, "seed": seed, "probability_dtype": prob_dtype},
+            files={"probability": prob},
+            sample=lambda settings: sampling(settings, steps, eta, samples),
+        )
+        return
+    spread.refuse_for_one_scan()
     # The names first, then the scan's header, before torch takes its seconds.
     check_writable(mask, scan)
     read_geometry(scan, series)
@@ -67,7 +95,6 @@ def predict(
     from sdseg_cli.predict import Predictor
     from sdseg_cli.predict_file import predict_file
 
-    output = Output(as_json=as_json, quiet=quiet)
     trained = open_run(run, output).path if model is None else model
     with output.progress() as progress:
         predictor = Predictor(trained, device=device, batch_size=batch_size)
@@ -96,3 +123,14 @@ def predict(
         ],
         files=[path for path in (report.output, report.probability) if path is not None],
     )
+
+
+def _check_model(run: Path | None, model: Path | None) -> None:
+    """One of the two at most, and a package where one is named. Raises ConfigError."""
+    if run is not None and model is not None:
+        raise ConfigError("--run and --model are both given.", "Give one of them.")
+    if model is not None and not (model / PACKAGE_FILE).is_file():
+        raise ConfigError(
+            f"{model}: no package there.",
+            "Make one: sdseg weights export RUN; a run goes to --run.",
+        )

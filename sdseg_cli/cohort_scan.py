@@ -1,0 +1,221 @@
+"""One scan of a cohort -> its mask and its row of the ledger, whoever asks for it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sdseg_cli.config import RunConfig
+from sdseg_cli.config_file import from_dict
+from sdseg_cli.errors import DataError, SdsegError
+from sdseg_cli.filenames import PACKAGE_FILE, may_hold_dicom, size_and_time
+from sdseg_cli.imaging.files import read_geometry
+from sdseg_cli.imaging.scans import Scan
+from sdseg_cli.model.tensor_files import file_sha256
+from sdseg_cli.predict import Predictor
+from sdseg_cli.predict_file import predict_file
+from sdseg_cli.report.ledger import DONE, FAILED, Ledger, Row
+from sdseg_cli.training.package import is_package, read_description
+from sdseg_cli.training.run_folder import RunDir
+
+SPEED_ONLY = frozenset({"device", "batch_size", "threads", "compile"})
+"""Options of a Predictor that do not decide what the mask is."""
+FILE_SUFFIX = {"preview": ".png"}
+"""Options of `predict_file` that name a file of another kind than the mask."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is done to each scan, whoever does it.
+
+    Attributes:
+        model: A run folder or a package.
+        output: The masks' folder.
+        predictor: Keyword arguments of `Predictor`.
+        options: Keyword arguments of `predict_file`, the same for all scans.
+        folders: Keyword arguments of `predict_file` that name a file: the folder of these files,
+            which lie and are called as the masks are.
+    """
+
+    model: Path
+    output: Path
+    predictor: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    folders: Mapping[str, Path] = field(default_factory=dict)
+
+    def identity(self) -> str:
+        """A hash of all that a mask depends on besides its scan: the model and the options."""
+        told = self.model / PACKAGE_FILE if is_package(self.model) else RunDir(self.model).best
+        plain = {
+            "model": file_sha256(told),
+            "predictor": {k: v for k, v in self.predictor.items() if k not in SPEED_ONLY},
+            "options": {k: v for k, v in self.options.items() if v is not None},
+            "beside": sorted(self.folders),
+        }
+        text = json.dumps(plain, sort_keys=True, default=_plain)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def mask(self, scan: Scan) -> Path:
+        """Where a scan's mask goes."""
+        return self.output / scan.mask
+
+    def beside(self, scan: Scan) -> dict[str, Path]:
+        """The other files that are written with a scan's mask, by option."""
+        names = {option: FILE_SUFFIX.get(option) for option in self.folders}
+        return {
+            option: self.folders[option] / (scan.mask if suffix is None else f"{scan.mask}{suffix}")
+            for option, suffix in names.items()
+        }
+
+    def outputs(self, scan: Scan) -> list[Path]:
+        """All files that are written for a scan."""
+        return [self.mask(scan), *self.beside(scan).values()]
+
+
+def trained_config(model: Path) -> RunConfig:
+    """The settings a model was trained with, without its weights.
+
+    Raises:
+        WeightsError: The package is damaged.
+        ConfigError: The settings are.
+    """
+    if is_package(model):
+        return from_dict(read_description(model)["config"], RunConfig(), source=str(model))
+    return RunDir(model).config()
+
+
+def _plain(value: object) -> object:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A scan's row, and whether it was done before."""
+
+    scan: Scan
+    row: Row
+    skipped: bool = False
+
+
+class Worker:
+    """Does scans one after the other with one model, which the first that needs it loads.
+
+    Args:
+        task: What to do.
+        identity: Of the task.
+    """
+
+    def __init__(self, task: Task, identity: str) -> None:
+        self.task, self.identity = task, identity
+        self.ledger = Ledger(task.output)
+        self._predictor: Predictor | None = None
+
+    def __call__(self, scan: Scan) -> Outcome:
+        """Predict a scan and record it, unless that was done and still holds.
+
+        Raises:
+            WeightsError: The model cannot be loaded.
+            ConfigError: There is no such device.
+            RunError: The record cannot be written.
+        """
+        before = self.ledger.find(scan.mask)
+        names = row_names(self.task, scan)
+        if before is not None and self._holds(before, scan):
+            row = replace(before, **names)
+            if row != before:  # the folder was moved, or the scans were
+                self.ledger.write(scan.mask, row)
+            return Outcome(scan, row, skipped=True)
+        if self._predictor is None:
+            self._predictor = Predictor(self.task.model, **self.task.predictor)
+        row = predict_one(self.task, scan, self._predictor, self._made_from(scan))
+        self.ledger.write(scan.mask, row)
+        return Outcome(scan, row)
+
+    def _made_from(self, scan: Scan) -> dict[str, Any]:
+        try:
+            size, changed_ns = size_and_time(scan.path)
+        except OSError:  # it is gone; predicting it will say so
+            size, changed_ns = -1, -1
+        return {"task": self.identity, "scan_bytes": size, "scan_modified_ns": changed_ns}
+
+    def _holds(self, row: Row, scan: Scan) -> bool:
+        """Whether predicting would give what is there: same origin, and files as recorded."""
+        if row.status != DONE or row.made_from != self._made_from(scan):
+            return False
+        try:
+            beside = {k: path.stat().st_size for k, path in self.task.beside(scan).items()}
+            mask = self.task.mask(scan)
+            if beside != row.beside or file_sha256(mask) != row.sha256:
+                return False
+            # A series' grid is spread over all its files, whose sizes and times were compared.
+            is_series = may_hold_dicom(scan.path)
+            return is_series or read_geometry(scan.path).same_grid(read_geometry(mask))
+        except (OSError, DataError):
+            return False
+
+
+def predict_one(task: Task, scan: Scan, predictor: Predictor, made_from: Mapping[str, Any]) -> Row:
+    """Predict a scan, whatever happens: the row says what did.
+
+    Args:
+        task: What to do.
+        scan: The scan.
+        predictor: The task's model.
+        made_from: Kept in the row.
+    """
+    started, mask = time.monotonic(), task.mask(scan)
+    beside: dict[str, Any] = {**task.beside(scan)}
+    names = row_names(task, scan)
+    try:
+        report = predict_file(scan.path, mask, predictor, **task.options, **beside)
+        sizes = {option: path.stat().st_size for option, path in beside.items()}
+        sha256 = file_sha256(mask)
+    except Exception as error:  # noqa: BLE001, the other scans still have to be done
+        return failed_row(names, said(error), time.monotonic() - started, made_from)
+    return Row(
+        **names,
+        status=DONE,
+        seconds=round(time.monotonic() - started, 3),
+        slices=report.slices,
+        foreground_voxels=report.foreground_voxels,
+        sha256=sha256,
+        made_from=made_from,
+        beside=sizes,
+        warnings=[finding.to_json() for finding in report.warnings],
+    )
+
+
+def failed_row(
+    names: Mapping[str, Any], error: str, seconds: float, made_from: Mapping[str, Any]
+) -> Row:
+    """The row of a scan that has no mask."""
+    return Row(
+        **names,
+        status=FAILED,
+        seconds=round(seconds, 3),
+        error=error,
+        made_from=made_from,
+    )
+
+
+def said(error: Exception) -> str:
+    """An error in one line: ours with its hint, any other with its type."""
+    if isinstance(error, SdsegError):
+        text = f"{error.message} {error.hint}"
+    else:
+        text = f"{type(error).__name__}: {error}"
+    return " ".join(text.split())
+
+
+def row_names(task: Task, scan: Scan) -> dict[str, Any]:
+    """What a row is called: case, input and output."""
+    paths = scan.case, scan.path.absolute(), task.mask(scan).absolute()
+    # A name need not be UTF-8; the table is.
+    texts = (os.fsencode(path).decode(errors="replace") for path in paths)
+    return dict(zip(("case", "input", "output"), texts, strict=True))

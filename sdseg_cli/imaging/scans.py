@@ -1,0 +1,231 @@
+"""Which scans a folder or a list names, and where the mask of each goes."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sdseg_cli.errors import ConfigError, DataError
+from sdseg_cli.filenames import (
+    DICOM_SUFFIX,
+    LEDGER_FOLDER,
+    NIFTI_SUFFIXES,
+    VOLUME_SUFFIXES,
+    ZIP_SUFFIX,
+    is_dicom_file,
+    is_picture,
+    natural_key,
+    stem_of,
+    suffix_of,
+)
+from sdseg_cli.imaging.dicom_series import read_header
+from sdseg_cli.imaging.metaimage import WRITABLE
+
+LIST_SUFFIXES = (".txt", ".lst", ".csv")
+"""A file that names scans, one path per line."""
+MASK_SUFFIXES = (*VOLUME_SUFFIXES, ".png", DICOM_SUFFIX)
+"""An output that ends so is one mask; any other is a folder of masks."""
+OUTSIDE = "_outside"
+"""Below the masks' folder: where those of scans go that lie elsewhere than their list."""
+
+_NO_SCANS = {
+    ".bval", ".bvec", ".cfg", ".csv", ".doc", ".docx", ".gif", ".html", ".ini", ".ipynb", ".json",
+    ".jsonl", ".log", ".lst", ".md", ".md5", ".pdf", ".pt", ".py", ".raw", ".rtf", ".sh", ".sha256",
+    ".svg", ".toml", ".tsv", ".txt", ".xls", ".xlsx", ".xml", ".yaml", ".yml", ".zraw",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One of many.
+
+    Attributes:
+        case: Its path below the folder, without suffix: "patient_1/ct".
+        path: The file, or the folder of a DICOM series.
+        mask: Where its mask goes, relative to the masks' folder.
+    """
+
+    case: str
+    path: Path
+    mask: Path
+
+
+@dataclass(frozen=True)
+class FoundScans:
+    """The scans of a folder or a list, in natural order.
+
+    Attributes:
+        scans: At least one.
+        passed_over: Suffix -> files of a kind that is not read, though it may be a scan's.
+    """
+
+    scans: tuple[Scan, ...]
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+
+
+def is_many(source: Path, output: Path) -> bool:
+    """Whether a folder or a list of scans is meant, with a folder for their masks.
+
+    The output decides: a DICOM series is a folder too, and its mask a file.
+
+    Raises:
+        DataError: There is no such source.
+    """
+    if output.name.lower().endswith(MASK_SUFFIXES):
+        return False
+    if not source.exists():
+        raise DataError(f"{source} does not exist.", "Check the path of the scan, folder or list.")
+    return source.is_dir() or source.suffix.lower() in LIST_SUFFIXES
+
+
+def find_scans(source: Path, output: Path, others: Iterable[Path] = ()) -> FoundScans:
+    """Find the scans of a folder, at any depth, or of a list.
+
+    Args:
+        source: A folder, or a .txt, .lst or .csv file with one path per line (a .csv's first
+            column), relative to its own folder; empty lines and those with a # are passed over.
+        output: The masks' folder; it may lie inside the source and is never searched.
+        others: Further folders that are written to.
+
+    Raises:
+        DataError: There is no scan.
+        ConfigError: Two scans would have one mask, or a mask would replace a scan.
+    """
+    passed: Counter[str] = Counter()
+    if source.is_dir():
+        if source.resolve() == output.resolve():
+            raise ConfigError(f"{output}: is the scans' own folder.", "Give -o another folder.")
+        written = {path.resolve() for path in (output, *others)}
+        base, paths = source, list(_walked(source, written, passed))
+    else:
+        base, paths = source.parent, list(dict.fromkeys(_listed(source)))
+    if not paths:
+        raise DataError(
+            f"{source}: holds no scan.",
+            "Give a folder with NIfTI, NRRD, MetaImage, DICOM or picture files, or a list of them.",
+        )
+    places = sorted(
+        ((path, _below(base, path)) for path in paths), key=lambda pair: natural_key(str(pair[1]))
+    )
+    stems = Counter(_stem(place) for _, place in places)
+    scans = []
+    for path, place in places:
+        stem = _stem(place)
+        case = stem if stems[stem] == 1 else place.as_posix()
+        scans.append(Scan(case, path, _mask_name(path, place)))
+    _refuse_clashes(scans, output)
+    return FoundScans(tuple(scans), dict(passed))
+
+
+def _walked(root: Path, written: set[Path], passed: Counter[str]) -> Iterator[Path]:
+    """Every scan below a folder; a folder with DICOM images is one scan."""
+    for name, folders, files in os.walk(root, followlinks=True):
+        folder = Path(name)
+        if folder != root and LEDGER_FOLDER in folders:  # masks of another cohort
+            folders.clear()
+            continue
+        kept = [one for one in folders if not one.startswith(".")]
+        # A link to a folder above would lead round in circles.
+        folders[:] = [one for one in kept if not _leads_back(folder / one, written)]
+        unknown = []
+        for file in sorted(files, key=natural_key):
+            path = folder / file
+            if file.startswith(".") or not path.is_file():
+                continue
+            if suffix_of(path) or is_picture(path) or path.suffix.lower() == ZIP_SUFFIX:
+                yield path
+            elif path.suffix.lower() not in _NO_SCANS:
+                unknown.append(path)
+        if any(_may_be_slice(path) for path in unknown):
+            if any(_shows_something(path) for path in unknown if _may_be_slice(path)):
+                yield folder
+        else:
+            passed.update(path.suffix.lower() or path.name for path in unknown)
+
+
+def _leads_back(folder: Path, written: set[Path]) -> bool:
+    real = folder.resolve()
+    return real in written or (folder.is_symlink() and real in folder.absolute().parents)
+
+
+def _may_be_slice(path: Path) -> bool:
+    try:
+        return path.suffix.lower() == DICOM_SUFFIX or is_dicom_file(path)
+    except OSError:
+        return False
+
+
+def _shows_something(path: Path) -> bool:
+    """Whether a DICOM file is an image; one that is damaged may be, and will be named."""
+    try:
+        return read_header(path).is_image
+    except DataError:
+        return True
+
+
+def _listed(source: Path) -> Iterator[Path]:
+    try:
+        lines = source.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{source}: cannot be read as a list of scans ({error}).",
+            "Write one path per line, in UTF-8.",
+        ) from error
+    if source.suffix.lower() == ".csv":
+        lines = [row[0] if row else "" for row in csv.reader(lines)]
+    for line in map(str.strip, lines):
+        if line and not line.startswith("#"):
+            yield Path(os.path.normpath(source.parent / line))
+
+
+def _below(base: Path, path: Path) -> Path:
+    """A path relative to a folder; for one elsewhere its whole path, below `OUTSIDE`."""
+    root, full = base.absolute(), path.absolute()
+    root = Path(os.path.normpath(root))
+    full = Path(os.path.normpath(full))
+    if full == root:
+        return Path(full.name)
+    if full.is_relative_to(root):
+        return full.relative_to(root)
+    return Path(OUTSIDE, full.drive.replace(":", ""), full.relative_to(full.anchor))
+
+
+def _stem(place: Path) -> str:
+    short = place.stem if place.suffix.lower() in (ZIP_SUFFIX, DICOM_SUFFIX) else stem_of(place)
+    return place.with_name(short).as_posix()
+
+
+def _mask_name(path: Path, place: Path) -> Path:
+    """The scan's own name; what cannot be written becomes .nii.gz (DICOM), .mha or .png."""
+    suffix = suffix_of(place)
+    if path.is_dir():
+        return place.with_name(f"{place.name}.nii.gz")
+    if is_picture(place):
+        return place.with_name(f"{stem_of(place)}.png")
+    if suffix is None:
+        return Path(f"{_stem(place)}.nii.gz")
+    writable = suffix in (*NIFTI_SUFFIXES, *WRITABLE)
+    return place if writable else place.with_name(f"{stem_of(place)}.mha")
+
+
+def _refuse_clashes(scans: Iterable[Scan], output: Path) -> None:
+    """Before anything starts: no mask is written twice, and none over a scan."""
+    known = {scan.path.resolve(): scan for scan in scans}
+    first: dict[Path, Scan] = {}
+    for scan in scans:
+        other = first.setdefault(scan.mask, scan)
+        if other is not scan:
+            raise ConfigError(
+                f"{other.path} and {scan.path} would both be written to {output / scan.mask}.",
+                "Give a list (.txt, one path per line) that names one of them.",
+            )
+        replaced = known.get((output / scan.mask).resolve())
+        if replaced is not None:
+            raise ConfigError(
+                f"{output / scan.mask}: would replace the scan {replaced.path}.",
+                "Give -o another folder.",
+            )

@@ -1,0 +1,212 @@
+"""What was done to each scan of a cohort; nothing is lost to a kill, nor among several processes.
+
+    OUT/ledger.csv          every scan with its mask, or with what went wrong
+    OUT/.ledger/*.json      the same, one file per scan, written as soon as the scan is done
+
+A process writes the files of its own scans only, each whole or not at all, and reads all of them
+for the table. So there is nothing to merge and nothing that grows with the number of runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from sdseg_cli.errors import RunError
+from sdseg_cli.filenames import LEDGER_FOLDER, natural_key
+from sdseg_cli.report.tables import write_csv, write_json
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+COLUMNS = (
+    "case", "input", "output", "status", "seconds", "slices", "foreground_voxels", "sha256",
+    "error",
+)  # fmt: skip
+DONE, FAILED = "done", "failed"
+TABLE_SHARE = 0.02
+"""Of the time may go into the table while the work goes on; at the end it is always written."""
+_LEFTOVER = re.compile(r"\.\d+\.part\.(.+)")
+"""What `replacing` calls a file that is not complete."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One scan.
+
+    Attributes:
+        case: Its name in reports.
+        input: The scan, an absolute path.
+        output: Its mask, an absolute path.
+        status: `DONE` or `FAILED`.
+        seconds: From opening the scan to the written mask, or to the failure.
+        slices: Of the scan; None where it failed.
+        foreground_voxels: Of the mask; None where it failed.
+        sha256: Of the mask's file; empty where it failed.
+        error: What went wrong and what to do, in one line.
+        made_from: What the mask depends on: model, options, the scan's size and time.
+        beside: Files written with the mask, by option, and their bytes.
+        warnings: What is odd about the scan, as `Finding.to_json`.
+    """
+
+    case: str
+    input: str
+    output: str
+    status: str
+    seconds: float = 0.0
+    slices: int | None = None
+    foreground_voxels: int | None = None
+    sha256: str = ""
+    error: str = ""
+    made_from: Mapping[str, Any] = field(default_factory=dict)
+    beside: Mapping[str, int] = field(default_factory=dict)
+    warnings: Sequence[Mapping[str, str]] = field(default_factory=list)
+
+
+class Ledger:
+    """The records of one folder of masks.
+
+    Args:
+        output: The folder; made when something is written.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.table = output / "ledger.csv"
+        self._records = output / LEDGER_FOLDER
+        self._known: dict[Path, tuple[int, int, Row | None]] = {}
+        self._cost_s, self._written_s = 0.0, float("-inf")
+
+    def find(self, mask: Path) -> Row | None:
+        """What is recorded of a mask, named relative to the folder."""
+        return _read(self._record(mask))
+
+    def write(self, mask: Path, row: Row) -> None:
+        """Record a scan, replacing what was known of it.
+
+        Raises:
+            RunError: The disk refused.
+        """
+        write_json(self._record(mask), asdict(row))
+
+    def rows(self) -> list[Row]:
+        """All that is recorded, in natural order; what did not change is not read again."""
+        names = (path for path in self._records.glob("*.json") if path.name[0] != ".")
+        there = {path: path.stat() for path in names}
+        for path, state in there.items():
+            seen = (state.st_ino, state.st_mtime_ns)
+            if self._known.get(path, (0, 0, None))[:2] != seen:
+                self._known[path] = (*seen, _read(path))
+        found = (self._known[path][2] for path in there)
+        return sorted((row for row in found if row), key=lambda row: natural_key(row.case))
+
+    def forget_lost(self, masks: Collection[Path]) -> None:
+        """Drop failures of scans that are no longer there and no longer asked for.
+
+        Args:
+            masks: Those that are asked for, relative to the folder.
+        """
+        asked = {self._record(mask) for mask in masks}
+        self.rows()
+        for path, (*_, row) in self._known.items():
+            if path not in asked and row and row.status == FAILED and not Path(row.input).exists():
+                path.unlink(missing_ok=True)
+
+    def publish(self, *, at_once: bool = True) -> None:
+        """Write the table.
+
+        Args:
+            at_once: False: only if the table has taken no more than `TABLE_SHARE` of the time.
+
+        Raises:
+            RunError: The disk refused.
+        """
+        started = time.monotonic()
+        if not at_once and started - self._written_s < self._cost_s / TABLE_SHARE:
+            return
+        with self._opened("table.lock") as lock:
+            _lock(lock, shared=False)
+            rows = ({name: getattr(row, name) for name in COLUMNS} for row in self.rows())
+            write_csv(self.table, COLUMNS, rows)
+        self._written_s = time.monotonic()
+        self._cost_s = self._written_s - started
+
+    @contextmanager
+    def in_use(self, outputs: Collection[Path]) -> Iterator[None]:
+        """Within the block others can tell that this process works here.
+
+        Before and after, if it is alone, what killed processes left half-written is removed.
+
+        Args:
+            outputs: All files that anyone of this cohort writes.
+
+        Raises:
+            RunError: The disk refused.
+        """
+        with self._opened("in-use.lock") as lock:
+            self._tidy(lock, outputs)
+            _lock(lock, shared=True)
+            try:
+                yield
+            finally:
+                self._tidy(lock, outputs)
+
+    def _opened(self, name: str) -> IO[str]:
+        try:
+            self._records.mkdir(parents=True, exist_ok=True)
+            return (self._records / name).open("a")
+        except OSError as error:
+            raise RunError(
+                f"{self.output}: cannot be written ({error.strerror or error}).",
+                "Check the folder's permissions and the space left on the disk.",
+            ) from error
+
+    def _tidy(self, lock: IO[str], outputs: Collection[Path]) -> None:
+        if not _alone(lock):
+            return
+        wanted = {self.table, *outputs}
+        for folder in {self._records, *(path.parent for path in wanted)}:
+            for path in folder.glob(".*.part.*"):
+                part = _LEFTOVER.fullmatch(path.name)
+                if part and (folder == self._records or folder / part[1] in wanted):
+                    path.unlink(missing_ok=True)
+
+    def _record(self, mask: Path) -> Path:
+        # A path may be longer than a name can be, so its hash names the file.
+        return self._records / f"{hashlib.sha256(os.fsencode(mask)).hexdigest()[:32]}.json"
+
+
+def _read(path: Path) -> Row | None:
+    """A row; None where there is none or it is no row of this version."""
+    try:
+        return Row(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _lock(file: IO[str], *, shared: bool) -> None:
+    """Wait for a lock, where the file system has locks."""
+    if fcntl is not None:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+
+
+def _alone(file: IO[str]) -> bool:
+    """Whether no other process holds the lock; False where nothing can tell."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sdseg_cli.errors import ConfigError, DataError
+from sdseg_cli.imaging.scans import find_scans, is_many
+from tests.dicom_files import write_contours, write_series
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("x")
+
+
+def masks(source: Path, output: Path) -> dict[str, str]:
+    """Case -> where its mask goes."""
+    return {scan.case: scan.mask.as_posix() for scan in find_scans(source, output).scans}
+
+
+def test_a_folder_gives_its_scans_in_natural_order_and_each_mask_its_scans_path(
+    tmp_path: Path,
+) -> None:
+    touch(tmp_path, "in/pt_10/ct.nii.gz", "in/pt_2/ct.nii", "in/b.nrrd", "in/c.mhd", "in/c.raw")
+    touch(tmp_path, "in/d.jpg", "in/e.zip", "in/notes.txt", "in/.hidden.nii", "in/.git/f.nii")
+    assert list(masks(tmp_path / "in", tmp_path / "out").items()) == [
+        ("b", "b.nrrd"),
+        ("c", "c.mha"),
+        ("d", "d.png"),
+        ("e", "e.nii.gz"),
+        ("pt_2/ct", "pt_2/ct.nii"),
+        ("pt_10/ct", "pt_10/ct.nii.gz"),
+    ]
+
+
+def test_a_folder_of_dicom_images_is_one_scan_and_one_of_contours_is_none(tmp_path: Path) -> None:
+    write_series(tmp_path / "in" / "patient" / "series", leave_out=(2, 3, 4, 5))
+    write_contours(tmp_path / "in" / "patient" / "structures" / "RS1")
+    (scan,) = find_scans(tmp_path / "in", tmp_path / "out").scans
+    assert scan.path == tmp_path / "in" / "patient" / "series"
+    assert scan.mask == Path("patient/series.nii.gz")
+    (itself,) = find_scans(scan.path, tmp_path / "out").scans
+    assert itself.path == scan.path and itself.mask == Path("series.nii.gz")
+
+
+def test_what_may_be_a_scan_and_is_not_read_is_counted(tmp_path: Path) -> None:
+    touch(tmp_path, "in/a.nii", "in/b.mgz", "in/c.mgz", "in/README", "in/d.json", "in/e.csv")
+    found = find_scans(tmp_path / "in", tmp_path / "out")
+    assert [scan.case for scan in found.scans] == ["a"]
+    assert found.passed_over == {".mgz": 2, "README": 1}
+
+
+def test_the_masks_are_no_scans_wherever_they_lie(tmp_path: Path) -> None:
+    touch(tmp_path, "in/a.nii", "in/out/a.nii", "in/prob/a.nii", "in/old/a.nii", "in/old/.ledger/x")
+    found = find_scans(tmp_path / "in", tmp_path / "in" / "out", [tmp_path / "in" / "prob"])
+    assert [scan.case for scan in found.scans] == ["a"]
+    with pytest.raises(ConfigError, match="is the scans' own folder"):
+        find_scans(tmp_path / "in", tmp_path / "in")
+
+
+def test_a_link_into_a_circle_is_not_followed_and_one_to_scans_is(tmp_path: Path) -> None:
+    touch(tmp_path, "in/a.nii", "elsewhere/b.nii")
+    (tmp_path / "in" / "round").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "more").symlink_to(tmp_path / "elsewhere")
+    assert set(masks(tmp_path / "in", tmp_path / "out")) == {"a", "more/b"}
+
+
+def test_a_list_is_relative_to_its_folder_and_knows_comments(tmp_path: Path) -> None:
+    touch(tmp_path, "set/a.nii", "set/deep/b.nii.gz", "other/c.nii")
+    listed = tmp_path / "set" / "scans.txt"
+    listed.write_text(f"# mine\ndeep/b.nii.gz\n\na.nii\n../other/c.nii\n{tmp_path}/set/a.nii\n")
+    outside = Path("_outside", *tmp_path.parts[1:], "other", "c.nii").as_posix()
+    assert set(masks(listed, tmp_path / "out").values()) == {"a.nii", "deep/b.nii.gz", outside}
+    table = tmp_path / "set" / "scans.csv"
+    table.write_text('"a.nii",CT\nmissing.nii,MR\n')
+    assert set(masks(table, tmp_path / "out").values()) == {"a.nii", "missing.nii"}
+
+
+def test_two_scans_for_one_mask_are_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "in/a.jpg", "in/a.png")
+    with pytest.raises(ConfigError, match=r"a\.jpg and .*a\.png would both be written to"):
+        find_scans(tmp_path / "in", tmp_path / "out")
+    touch(tmp_path, "set/a.nii", "set/set/a.nii")
+    with pytest.raises(ConfigError, match="would replace the scan"):
+        find_scans(tmp_path / "set", tmp_path)
+
+
+def test_scans_that_differ_only_in_kind_keep_their_whole_names(tmp_path: Path) -> None:
+    touch(tmp_path, "in/a.nii", "in/a.nrrd", "in/b.nii")
+    assert set(masks(tmp_path / "in", tmp_path / "out")) == {"a.nii", "a.nrrd", "b"}
+
+
+def test_no_scan_at_all_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "in/notes.txt")
+    with pytest.raises(DataError, match="holds no scan"):
+        find_scans(tmp_path / "in", tmp_path / "out")
+    (tmp_path / "in" / "list.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="cannot be read as a list"):
+        find_scans(tmp_path / "in" / "list.txt", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "many"),
+    [
+        ("in", "out", True),
+        ("in", "v1.2", True),
+        ("in", "mask.nii.gz", False),
+        ("in", "mask.dcm", False),
+        ("list.txt", "out", True),
+        ("list.txt", "mask.nrrd", False),
+        ("in/a.nii", "out", False),
+        ("gone", "mask.nii.gz", False),
+    ],
+)
+def test_the_output_says_whether_one_scan_or_many_are_meant(
+    tmp_path: Path, source: str, output: str, many: bool
+) -> None:
+    touch(tmp_path, "in/a.nii", "list.txt")
+    assert is_many(tmp_path / source, tmp_path / output) is many
+
+
+def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="gone does not exist"):
+        is_many(tmp_path / "gone", tmp_path / "out")

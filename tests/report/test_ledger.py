@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from sdseg_cli.report.ledger import COLUMNS, DONE, FAILED, Ledger, Row
+
+
+def row(case: str, status: str = DONE, **values) -> Row:
+    return Row(case, f"/in/{case}.nii", f"/out/{case}.nii", status, **values)
+
+
+def table(ledger: Ledger) -> list[dict[str, str]]:
+    with ledger.table.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_a_row_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    ledger, mask = Ledger(tmp_path), Path("a/b.nii")
+    written = row(
+        "a/b", slices=3, foreground_voxels=0, sha256="f" * 64, made_from={"task": "t", "bytes": 7}
+    )
+    assert ledger.find(mask) is None
+    ledger.write(mask, written)
+    assert ledger.find(mask) == written
+    assert ledger.find(Path("a/c.nii")) is None
+
+
+def test_the_table_has_the_contracts_columns_in_natural_order(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.write(Path("10.nii"), row("10", FAILED, error='cut short, "really"'))
+    ledger.write(Path("9.nii"), row("9", seconds=1.5, slices=4, foreground_voxels=0, sha256="ab"))
+    ledger.publish()
+    assert ledger.table.read_text().splitlines()[0] == ",".join(COLUMNS)
+    assert [list(one.values()) for one in table(ledger)] == [
+        ["9", "/in/9.nii", "/out/9.nii", "done", "1.5", "4", "0", "ab", ""],
+        ["10", "/in/10.nii", "/out/10.nii", "failed", "0.0", "", "", "", 'cut short, "really"'],
+    ]
+
+
+def test_the_rows_of_another_process_are_in_the_table(tmp_path: Path) -> None:
+    one, other = Ledger(tmp_path), Ledger(tmp_path)
+    one.write(Path("a.nii"), row("a"))
+    one.publish()
+    other.write(Path("b.nii"), row("b"))
+    other.write(Path("a.nii"), row("a", FAILED))
+    one.publish()
+    assert [(r["case"], r["status"]) for r in table(one)] == [("a", "failed"), ("b", "done")]
+
+
+def test_half_a_row_is_no_row(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.write(Path("a.nii"), row("a"))
+    (record,) = (tmp_path / ".ledger").glob("*.json")
+    record.with_name(f".77.part.{record.name}").write_bytes(record.read_bytes())
+    assert [one.case for one in ledger.rows()] == ["a"]
+    record.write_bytes(record.read_bytes()[:30])
+    assert ledger.rows() == [] and ledger.find(Path("a.nii")) is None
+
+
+def test_the_table_takes_its_share_of_the_time_and_no_more(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.write(Path("a.nii"), row("a"))
+    ledger.publish(at_once=False)
+    assert len(table(ledger)) == 1, "the first is written at once"
+    ledger._cost_s = 1e6
+    ledger.write(Path("b.nii"), row("b"))
+    ledger.publish(at_once=False)
+    assert len(table(ledger)) == 1
+    ledger.publish()
+    assert len(table(ledger)) == 2
+
+
+def test_leftovers_of_the_cohort_go_and_nothing_else(tmp_path: Path) -> None:
+    mask = tmp_path / "a" / "ct.nii.gz"
+    mask.parent.mkdir()
+    mine = [mask.with_name(".12.part.ct.nii.gz"), tmp_path / ".12.part.ledger.csv"]
+    others = [mask.with_name(".12.part.mr.nii.gz"), mask.with_name(".ct.nii.gz")]
+    for path in (*mine, *others):
+        path.write_text("half")
+    ledger = Ledger(tmp_path)
+    with ledger.in_use([mask]):
+        assert [path.exists() for path in (*mine, *others)] == [False, False, True, True]
+        mine[0].write_text("another process is writing this")
+        with Ledger(tmp_path).in_use([mask]):
+            assert mine[0].exists(), "it is not alone"
+        assert mine[0].exists()
+    assert not mine[0].exists()
+
+
+def test_a_failure_is_forgotten_when_its_scan_is_gone(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    here = tmp_path / "here.nii"
+    here.write_text("x")
+    ledger.write(Path("gone.nii"), row("gone", FAILED))
+    ledger.write(Path("asked.nii"), row("asked", FAILED))
+    ledger.write(Path("done.nii"), row("done"))
+    ledger.write(Path("here.nii"), Row("here", str(here), "/out/here.nii", FAILED))
+    ledger.forget_lost([Path("asked.nii")])
+    assert [one.case for one in ledger.rows()] == ["asked", "done", "here"]

@@ -1,0 +1,110 @@
+"""`sdseg predict` of many scans, through the door."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sdseg_cli.cli import run_command
+from sdseg_cli.cohort_scan import Task
+from sdseg_cli.config import RunConfig
+from sdseg_cli.config_file import to_toml
+from tests.cohort_cases import StandIn, stand_in, table, task
+
+__all__ = ["stand_in", "task"]
+
+
+@pytest.fixture
+def home(task: Task, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: `in` with four scans, `run`."""
+    (task.model / "config.toml").write_text(to_toml(RunConfig(dataset="toy")), encoding="utf-8")
+    monkeypatch.chdir(task.output.parent)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    return task.output.parent
+
+
+def test_a_failed_scan_is_named_and_the_exit_code_is_3(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "in" / "brain.mgz").write_text("x")
+    for done, skipped in ((3, 0), (0, 3)):
+        assert run_command(["predict", "in", "-o", "out", "--run", "run"]) == 3
+        out, err = capsys.readouterr()
+        assert "failed pt_3/ct: in/pt_3/ct.nii.gz: not a gzip file" in err
+        assert "Error: 1 of 4 scans failed: pt_3/ct." in err
+        assert "passed over 1 of .mgz" in err
+        shown = {
+            line.split("│")[1].strip(): line.split("│")[2].strip()
+            for line in out.splitlines()
+            if "│" in line
+        }
+        assert shown["done"] == str(done)
+        assert shown["failed"] == "1"
+        assert shown["skipped, done before"] == str(skipped)
+    assert table(home / "out")["pt_3/ct"]["status"] == "failed"
+
+
+def test_json_is_one_object_and_a_whole_cohort_ends_with_0(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "some.txt").write_text("in/pt_2/ct.nii.gz\nin/pt_1/ct.nii.gz\n")
+    assert run_command(["predict", "some.txt", "-o", "out", "--run", "run", "--json"]) == 0
+    out, err = capsys.readouterr()
+    values = json.loads(out)
+    assert err == ""
+    assert values["ledger"] == "out/ledger.csv"
+    assert [values[key] for key in ("done", "failed", "skipped", "left")] == [2, 0, 0, 0]
+    assert (home / "out" / "in" / "pt_1" / "ct.nii.gz").exists()
+
+
+def test_options_reach_every_scan_and_files_become_folders(home: Path) -> None:
+    options = ["--seed", "4", "--samples", "2", "--prob", "prob", "--quiet"]
+    assert run_command(["predict", "in", "-o", "out", "--run", "run", *options]) == 3
+    assert (home / "prob" / "pt_10" / "ct.nii.gz").exists()
+    assert run_command(["predict", "in", "-o", "out", "--run", "run", *options]) == 3
+
+
+def test_another_seed_is_another_cohort(home: Path, stand_in: StandIn) -> None:
+    for seed, predicted in (("1", 4), ("1", 1), ("2", 4)):  # the bad one is always tried
+        stand_in.predicted.clear()
+        run_command(["predict", "in", "-o", "out", "--run", "run", "--seed", seed, "--quiet"])
+        assert len(stand_in.predicted) == predicted
+
+
+def test_shards_and_ranks_divide_the_scans(
+    home: Path, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = ["predict", "in", "-o", "out", "--run", "run", "--quiet"]
+    assert run_command([*start, "--shard", "0/2"]) == 3
+    assert stand_in.predicted == ["pt_1", "pt_3"]
+    stand_in.predicted.clear()
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert run_command(start) == 0
+    assert stand_in.predicted == ["pt_2", "pt_10"]
+
+
+MISTAKES = {
+    "a shard beyond the last": (["in", "-o", "out", "--shard", "4/4"], '--shard "4/4"'),
+    "an unknown engine": (["in", "-o", "out", "--engine", "dask"], 'no engine "dask"'),
+    "workers of nothing": (["in", "-o", "out", "--workers", "2"], "need --engine ray"),
+    "a shard of one scan": (["in/pt_1/ct.nii.gz", "-o", "m.nii", "--shard", "0/2"], "many scans"),
+    "a folder that is no series": (["in", "-o", "mask.nii.gz"], "without a DICOM file"),
+    "a folder that is not there": (["gone", "-o", "out"], "gone does not exist"),
+    "the scans' own folder": (["in", "-o", "in"], "is the scans' own folder"),
+    "no scan": (["run", "-o", "out"], "holds no scan"),
+}
+
+
+@pytest.mark.parametrize("mistake", sorted(MISTAKES))
+def test_a_mistake_is_refused_before_anything_is_written(
+    mistake: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, named = MISTAKES[mistake]
+    assert run_command(["predict", *arguments, "--run", "run"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert named in lines[-2] and lines[-1].startswith("Hint: ")
+    assert not (home / "out").exists()
