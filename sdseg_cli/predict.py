@@ -8,7 +8,7 @@ neither batch size nor neighbours.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from sdseg_cli.model.sdseg import unfilled_sdseg
 from sdseg_cli.model.tensor_files import load_strictly
 from sdseg_cli.progress import Progress, silent
 from sdseg_cli.training.package import read_trained
-from sdseg_cli.training.runtime import choose_device, placed, predict_planes
+from sdseg_cli.training.runtime import choose_device, placed, predict_draws, predict_planes
 
 DEFAULT_BATCH = {"cpu": 8, "mps": 8, "cuda": 32}
 """Slices that are read, computed and restored at a time."""
@@ -45,13 +45,13 @@ class Prediction:
     seed: int
     seconds: float
 
-    def mask(self) -> NDArray[np.uint8]:
+    def mask(self, *, threshold: float = THRESHOLD) -> NDArray[np.uint8]:
         """(I,J,K), 0 or 1: the probability restored to the scan's own grid, then thresholded
         there.
         """
         mask = np.zeros(self.restore.planes.stored_shape, np.uint8)
         for k, plane in enumerate(self.probability):
-            place_mask(mask, self.restore, self.restore.to_native(plane, k), k)
+            place_mask(mask, self.restore, self.restore.to_native(plane, k), k, threshold)
         return mask
 
 
@@ -132,6 +132,31 @@ class Predictor:
         Yields:
             Number of the first slice, and (n,256,256) float32 in [0,1].
         """
+        yield from self._batches(predict_planes, stack, seed, sample, progress)
+
+    def draws(
+        self,
+        stack: SliceStack,
+        *,
+        seed: int = 0,
+        sample: SampleConfig | None = None,
+        progress: Progress = silent,
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """As `planes`, but each of the K = `sample.samples` draws of the noise by itself.
+
+        Yields:
+            Number of the first slice, and (n,K,256,256) float32 in [0,1].
+        """
+        yield from self._batches(predict_draws, stack, seed, sample, progress)
+
+    def _batches(
+        self,
+        compute: Callable[..., torch.Tensor],
+        stack: SliceStack,
+        seed: int,
+        sample: SampleConfig | None,
+        progress: Progress,
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         sample = sample or self.config.sample
         total = len(stack)
         for start in range(0, total, self.batch_size):
@@ -140,7 +165,7 @@ class Predictor:
             size = 1 if self.device.type == "cpu" else self.batch_size
             groups = [range(k, min(k + size, stop)) for k in range(start, stop, size)]
             parts = [
-                predict_planes(
+                compute(
                     self.model,
                     pixels[slices.start - start : slices.stop - start],
                     slices,
@@ -171,7 +196,11 @@ class Predictor:
 
 
 def place_mask(
-    mask: NDArray[np.uint8], restore: Restore, native: NDArray[np.float32], k: int
+    mask: NDArray[np.uint8],
+    restore: Restore,
+    native: NDArray[np.float32],
+    k: int,
+    threshold: float = THRESHOLD,
 ) -> None:
     """Threshold slice k on the scan's own grid."""
-    restore.place(mask, (native > THRESHOLD).astype(np.uint8), k)
+    restore.place(mask, (native > threshold).astype(np.uint8), k)

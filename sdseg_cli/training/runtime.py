@@ -9,7 +9,7 @@ import copy
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from types import FrameType
@@ -25,6 +25,7 @@ from sdseg_cli.model.unet import UNet
 
 LOWERED = {"mixed": torch.bfloat16, "mixed-float16": torch.float16}
 """`model.precision` -> the format of the encoder and the autoencoder on a GPU."""
+_FLIP_AXIS = {"h": -1, "v": -2}
 SECOND_SIGINT_S = 1.0
 """One Ctrl-C may arrive twice, from the terminal and from torchrun; later ones are meant."""
 
@@ -47,6 +48,19 @@ def choose_device(name: str) -> torch.device:
     if not there[name]:
         raise ConfigError(f"this machine has no {name} device.", "Choose --device auto or cpu.")
     return torch.device(name)
+
+
+def use_threads(threads: int | None) -> None:
+    """Let one operation use so many threads of the CPU; None leaves what torch chose.
+
+    Raises:
+        ConfigError: Fewer than one.
+    """
+    if threads is None:
+        return
+    if threads < 1:
+        raise ConfigError(f"--threads is {threads}.", "Give at least 1.")
+    torch.set_num_threads(threads)
 
 
 def peak_gpu_bytes(device: torch.device) -> int | None:
@@ -98,11 +112,64 @@ def predict_planes(
         pixels: (B,H,W), of pictures (B,3,H,W), float32 in [-1,1].
         slices: B numbers; with the seed they name each slice's own noise.
         seed: Of all noise.
-        sample: Reverse steps, and how many draws of the noise are averaged.
+        sample: Reverse steps, and how many draws of the noise and which flips are averaged.
 
     Returns:
         (B,H,W) float32 in [0,1], on the CPU: the mean over the samples.
     """
+    total = torch.zeros((len(pixels), *pixels.shape[-2:]), device=next(model.parameters()).device)
+    for probability in draws(model, pixels, slices, seed=seed, sample=sample):
+        total += probability
+    return (total / sample.samples).cpu()
+
+
+def predict_draws(
+    model: SDSeg, pixels: Tensor, slices: Sequence[int], *, seed: int, sample: SampleConfig
+) -> Tensor:
+    """The draws whose mean `predict_planes` is: (B,K,H,W) float32 in [0,1], on the CPU."""
+    each = draws(model, pixels, slices, seed=seed, sample=sample)
+    return torch.stack([probability.cpu() for probability in each], dim=1)
+
+
+def draws(
+    model: SDSeg, pixels: Tensor, slices: Sequence[int], *, seed: int, sample: SampleConfig
+) -> Iterator[Tensor]:
+    """One probability for each draw of the noise; the image is encoded once for all of them.
+
+    Args: as `predict_planes`.
+
+    Returns:
+        `sample.samples` times (B,H,W) float32 in [0,1], on the device that computes.
+    """
+    as_seen = partial(_draws_as_seen, model, slices=slices, seed=seed, sample=sample)
+    return flip_average(as_seen, pixels, sample.flips)
+
+
+def flip_average(
+    predict: Callable[[Tensor], Iterator[Tensor]], pixels: Tensor, flips: str
+) -> Iterator[Tensor]:
+    """Test-time augmentation: the mean over planes and their flips, each answer flipped back.
+
+    Args:
+        predict: Gives one or more answers (B,H,W) for pixels as below.
+        pixels: (B,H,W) or (B,3,H,W).
+        flips: Letters of `SampleConfig.flips`.
+
+    Yields:
+        (B,H,W), as often as `predict` answers.
+    """
+    allowed = {_FLIP_AXIS[letter] for letter in flips}
+    ways = [axes for axes in ((), (-1,), (-2,), (-2, -1)) if allowed.issuperset(axes)]
+    for answers in zip(*(predict(pixels.flip(axes)) for axes in ways), strict=True):
+        back = [answer.flip(axes) for answer, axes in zip(answers, ways, strict=True)]
+        yield torch.stack(back).mean(dim=0)
+
+
+@torch.inference_mode()
+def _draws_as_seen(
+    model: SDSeg, pixels: Tensor, slices: Sequence[int], seed: int, sample: SampleConfig
+) -> Iterator[Tensor]:
+    """`draws` of the pixels as they are, without flips."""
     device = next(model.parameters()).device
     image = as_three_channels(pixels.to(device))
     with reduced_precision(device, model.config.precision):
@@ -111,15 +178,16 @@ def predict_planes(
     names = ["shared"] * len(slices) if sample.noise == "shared" else slices
 
     def noise(*draw: int) -> Tensor:
+        if sample.noise == "zero":
+            return torch.zeros((len(slices), *shape), device=device)
         return diffusion.seeded_noise(seed, names, shape, *draw).to(device)
 
-    total = torch.zeros((len(image), *image.shape[-2:]), device=device)
     for number in range(sample.samples):
         start, fresh = noise(number) if number else noise(), partial(noise, number)
         z0 = diffusion.ddim(model.denoise, start, zc, sample.steps, eta=sample.eta, fresh=fresh)
         with reduced_precision(device, model.config.precision):
-            total += model.probability(z0)
-    return (total / sample.samples).cpu()
+            probability = model.probability(z0)
+        yield probability
 
 
 class Ema:

@@ -63,6 +63,7 @@ def test_the_mask_of_a_picture_is_kept_as_png(masks, tmp_path):
         {"sample": SampleConfig(eta=1.0)},
         {"sample": SampleConfig(samples=2)},
         {"sample": SampleConfig(noise="shared")},
+        {"sample": SampleConfig(flips="h")},
     ],
 )
 def test_a_mask_made_otherwise_is_not_found(masks, scan, change):

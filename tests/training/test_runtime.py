@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,11 +21,14 @@ from sdseg_cli.training import objective, runtime
 from sdseg_cli.training.runtime import (
     Ema,
     choose_device,
+    flip_average,
     needs_loss_scale,
+    predict_draws,
     predict_planes,
     ran_out_of_memory,
     reduced_precision,
     stop_signals,
+    use_threads,
 )
 from tests.training.small import small_config, small_inputs, small_trainer
 
@@ -252,3 +256,74 @@ def test_prediction_computes_in_the_precision_of_the_model(
     model = build_sdseg(replace(PRESETS["tiny"].model, precision=precision)).eval()
     predict_planes(model, torch.zeros(1, 64, 64), [0], seed=0, sample=SampleConfig())
     assert asked == [precision, precision]  # the encoder, then the decoder
+
+
+def test_the_draws_by_themselves_are_those_that_are_averaged(lively: SDSeg) -> None:
+    sample = SampleConfig(samples=3)
+    each = predict_draws(lively, PIXELS, [7, 8, 9], seed=5, sample=sample)
+    assert each.shape == (3, 3, 64, 64)
+    assert torch.equal(each[:, 0], _predict(lively, [7, 8, 9]))
+    assert torch.equal(
+        (each[:, 0] + each[:, 1] + each[:, 2]) / 3, _predict(lively, [7, 8, 9], samples=3)
+    )
+    assert not torch.allclose(each[:, 0], each[:, 1], atol=1e-4)
+
+
+def test_without_noise_the_seed_and_the_slices_number_change_nothing(lively: SDSeg) -> None:
+    silent = SampleConfig(noise="zero")
+    one, other = (
+        predict_planes(lively, PIXELS, slices, seed=seed, sample=silent)
+        for slices, seed in (([7, 8, 9], 5), ([1, 2, 3], 6))
+    )
+    assert torch.equal(one, other)
+    with torch.inference_mode():
+        zc = lively.encode_image(PIXELS.unsqueeze(1).expand(-1, 3, -1, -1).contiguous())
+        nothing = torch.zeros(3, 4, 8, 8)
+        expected = lively.probability(diffusion.single_step(lively.denoise, nothing, zc))
+    assert torch.allclose(one, expected, atol=1e-6)
+
+
+def corner(pixels: torch.Tensor) -> Iterator[torch.Tensor]:
+    """An answer that no flip leaves as it is: the upper left pixel's value there, 0 elsewhere."""
+    answer = torch.zeros(pixels.shape[0], *pixels.shape[-2:])
+    answer[:, 0, 0] = pixels.reshape(len(pixels), -1, *pixels.shape[-2:])[:, 0, 0, 0]
+    yield answer
+    yield 10 * answer
+
+
+@pytest.mark.parametrize(
+    ("flips", "expected"),
+    [
+        ("", [[8.0, 0.0], [0.0, 0.0]]),
+        ("h", [[4.0, 2.0], [0.0, 0.0]]),
+        ("v", [[4.0, 0.0], [6.0, 0.0]]),
+        ("hv", [[2.0, 1.0], [3.0, 5.0]]),
+    ],
+)
+def test_each_flip_is_asked_and_its_answer_flipped_back(
+    flips: str, expected: list[list[float]]
+) -> None:
+    plane = torch.tensor([[[8.0, 4.0], [12.0, 20.0]]])
+    for pixels in (plane, plane.unsqueeze(1).expand(-1, 3, -1, -1)):
+        first, second = flip_average(corner, pixels, flips)
+        assert first.tolist() == [expected]
+        assert torch.equal(second, 10 * first)
+
+
+def test_flips_are_part_of_how_it_is_sampled(lively: SDSeg) -> None:
+    plain = _predict(lively, [7, 8, 9])
+    mirrored = _predict(lively, [7, 8, 9], PIXELS.flip(-1)).flip(-1)
+    both = _predict(lively, [7, 8, 9], flips="h")
+    assert torch.allclose(both, (plain + mirrored) / 2, atol=1e-6)
+    assert not torch.allclose(both, plain, atol=1e-4)
+
+
+def test_fewer_than_one_thread_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    with pytest.raises(ConfigError, match="--threads is 0"):
+        use_threads(0)
+    use_threads(None)
+    assert asked == []
+    use_threads(3)
+    assert asked == [3]
