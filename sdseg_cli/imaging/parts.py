@@ -75,7 +75,7 @@ def find_parts(stack: Stack, value: int) -> Parts:
             faces = [labels.ravel()]
         border.append(np.unique(np.concatenate(faces)))
         if below is not None:
-            edges += _touching(below, labels, corners=bool(value))
+            edges.append(_touching(below, labels, corners=bool(value)))
         below = labels
     first, second = np.concatenate(edges, axis=1)
     sizes = np.concatenate(counts)
@@ -88,16 +88,16 @@ def find_parts(stack: Stack, value: int) -> Parts:
 
 def bounding_box(stack: Stack) -> tuple[slice, slice, slice] | None:
     """Where the ones are; None if there are none."""
-    spans = []
+    spans, ones = [], stack.view(np.bool_)  # of bytes, `any` would make a copy
     for axis in range(3):
-        filled = np.flatnonzero(stack.any(axis=tuple({0, 1, 2} - {axis})))
+        filled = np.flatnonzero(ones.any(axis=tuple({0, 1, 2} - {axis})))
         if filled.size == 0:
             return None
         spans.append(slice(int(filled[0]), int(filled[-1]) + 1))
     return spans[0], spans[1], spans[2]
 
 
-def _touching(below: Labels, above: Labels, *, corners: bool) -> list[Labels]:
+def _touching(below: Labels, above: Labels, *, corners: bool) -> Labels:
     """Pairs (2,n) of labels that touch by a face, and if asked by an edge or a corner."""
     pairs = [np.stack([below, above])[:, (below > 0) & (above > 0)]]
     if corners:
@@ -107,7 +107,7 @@ def _touching(below: Labels, above: Labels, *, corners: bool) -> list[Labels]:
         for down, across in _AROUND:
             lower = wide[rows + 1 + down, columns + 1 + across]
             pairs.append(np.stack([lower, upper])[:, lower > 0])
-    return [_without_repeats(some) for some in pairs]
+    return np.concatenate([_without_repeats(some) for some in pairs], axis=1)
 
 
 def _without_repeats(pairs: Labels) -> Labels:
