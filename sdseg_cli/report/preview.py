@@ -46,7 +46,7 @@ def preview_slices(mask: NDArray[np.uint8]) -> list[int]:
     Returns:
         Slice numbers, ascending; the first and the last are among them.
     """
-    filled = np.flatnonzero(mask.any(axis=(1, 2)))
+    filled = np.flatnonzero(mask.view(np.bool_).any(axis=(1, 2)))
     candidates = filled if filled.size else np.arange(len(mask))
     places = np.linspace(0, candidates.size - 1, min(MOST_SLICES, candidates.size))
     return [int(candidates[place]) for place in np.rint(places).astype(int)]
