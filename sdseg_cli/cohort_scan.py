@@ -14,7 +14,7 @@ from typing import Any
 from sdseg_cli.config import RunConfig
 from sdseg_cli.config_file import from_dict
 from sdseg_cli.errors import DataError, SdsegError
-from sdseg_cli.filenames import PACKAGE_FILE, may_hold_dicom, size_and_time
+from sdseg_cli.filenames import PACKAGE_FILE, may_hold_dicom, size_and_time, stem_of
 from sdseg_cli.imaging.files import read_geometry
 from sdseg_cli.imaging.scans import Scan
 from sdseg_cli.model.tensor_files import file_sha256
@@ -27,7 +27,7 @@ from sdseg_cli.training.run_folder import RunDir
 SPEED_ONLY = frozenset({"device", "batch_size", "threads", "compile"})
 """Options of a Predictor that do not decide what the mask is."""
 FILE_SUFFIX = {"preview": ".png"}
-"""Options of `predict_file` that name a file of another kind than the mask."""
+"""Options of `predict_file` that name a file of another kind than the mask: what it ends in."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,8 @@ class Task:
 
     def beside(self, scan: Scan) -> dict[str, Path]:
         """The other files that are written with a scan's mask, by option."""
-        names = {option: FILE_SUFFIX.get(option) for option in self.folders}
         return {
-            option: self.folders[option] / (scan.mask if suffix is None else f"{scan.mask}{suffix}")
-            for option, suffix in names.items()
+            option: folder / _called(scan.mask, option) for option, folder in self.folders.items()
         }
 
     def outputs(self, scan: Scan) -> list[Path]:
@@ -88,6 +86,12 @@ def trained_config(model: Path) -> RunConfig:
     if is_package(model):
         return from_dict(read_description(model)["config"], RunConfig(), source=str(model))
     return RunDir(model).config()
+
+
+def _called(mask: Path, option: str) -> Path:
+    """The name of an option's file, relative to its folder, as the mask's is."""
+    suffix = FILE_SUFFIX.get(option)
+    return mask if suffix is None else mask.with_name(f"{stem_of(mask)}{suffix}")
 
 
 def _plain(value: object) -> object:

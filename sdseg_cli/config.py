@@ -194,13 +194,24 @@ class SampleConfig:
     samples: int = 1
     """Noise draws per slice, whose probabilities are averaged."""
     noise: str = "slice"
-    """"slice": each slice has its own noise; "shared": all have the same (the official code)."""
+    """"slice": each slice has its own noise; "shared": all have the same (the official code);
+    "zero": none at all, which no training has seen."""
+    flips: str = ""
+    """Flips whose probabilities are averaged with the plain slice's: any of the letters h
+    (left-right) and v (up-down); with both, the two at once count as well."""
 
     def __post_init__(self) -> None:
         _within("sample.steps", self.steps, 1, 1000)
         _within("sample.eta", self.eta, 0, 1)
         _within("sample.samples", self.samples, 1, 1000)
-        _choice("sample.noise", self.noise, ("slice", "shared"))
+        _choice("sample.noise", self.noise, ("slice", "shared", "zero"))
+        _choice("sample.flips", self.flips, ("", "h", "v", "hv"))
+        if self.noise == "zero" and (self.samples > 1 or self.eta > 0):
+            raise ConfigError(
+                f"without noise (sample.noise is zero), samples {self.samples} and eta "
+                f"{self.eta:g} would change nothing.",
+                "Leave them at 1 and 0, or let the noise be drawn.",
+            )
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,21 @@ neither batch size nor neighbours.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sdseg_cli.config import THRESHOLD, RunConfig, SampleConfig
 from sdseg_cli.config_file import from_dict
-from sdseg_cli.errors import ConfigError, DataError, WeightsError
+from sdseg_cli.errors import DataError, WeightsError
+from sdseg_cli.imaging.body import shows_body
 from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation
 from sdseg_cli.imaging.picture import Picture
 from sdseg_cli.imaging.slices import Restore, SliceStack, to_stack
@@ -26,11 +30,10 @@ from sdseg_cli.imaging.volume import Volume
 from sdseg_cli.model.sdseg import unfilled_sdseg
 from sdseg_cli.model.tensor_files import load_strictly
 from sdseg_cli.progress import Progress, silent
+from sdseg_cli.training.inference import Compute, Inference
 from sdseg_cli.training.package import read_trained
-from sdseg_cli.training.runtime import choose_device, placed, predict_planes
-
-DEFAULT_BATCH = {"cpu": 8, "mps": 8, "cuda": 32}
-"""Slices that are read, computed and restored at a time."""
+from sdseg_cli.training.runtime import choose_device, placed
+from sdseg_cli.training.sampling import predict_draws, predict_planes
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,13 @@ class Prediction:
     seed: int
     seconds: float
 
-    def mask(self) -> NDArray[np.uint8]:
+    def mask(self, *, threshold: float = THRESHOLD) -> NDArray[np.uint8]:
         """(I,J,K), 0 or 1: the probability restored to the scan's own grid, then thresholded
         there.
         """
         mask = np.zeros(self.restore.planes.stored_shape, np.uint8)
         for k, plane in enumerate(self.probability):
-            place_mask(mask, self.restore, self.restore.to_native(plane, k), k)
+            place_mask(mask, self.restore, self.restore.to_native(plane, k), k, threshold)
         return mask
 
 
@@ -62,21 +65,26 @@ class Predictor:
         run_or_package: A run folder, or a package made by `sdseg weights export`.
         device: "auto", "cpu", "cuda" or "mps".
         batch_size: Slices at a time; by default what suits the device. It changes speed and memory,
-        not the mask.
+            not the mask.
+        threads: Cores of a CPU; likewise. By default as torch chooses.
+        skip_air: CT slices without a body are not computed, for nothing is in them.
 
     Raises:
         WeightsError: The checkpoint is missing or damaged.
-        ConfigError: The device is not there, or the batch size is below 1.
+        ConfigError: The device is not there, or the batch size or threads are below 1.
     """
 
     def __init__(
-        self, run_or_package: Path | str, *, device: str = "auto", batch_size: int | None = None
+        self,
+        run_or_package: Path | str,
+        *,
+        device: str = "auto",
+        batch_size: int | None = None,
+        threads: int | None = None,
+        skip_air: bool = True,
     ) -> None:
         self.run = Path(run_or_package)
         self.device = choose_device(device)
-        self.batch_size = DEFAULT_BATCH[self.device.type] if batch_size is None else batch_size
-        if self.batch_size < 1:
-            raise ConfigError(f"--batch-size is {batch_size}.", "Give at least 1.")
         checkpoint = read_trained(self.run)
         self.config = from_dict(checkpoint.config, RunConfig(), source=str(self.run))
         self.step, self.data = checkpoint.step, checkpoint.data
@@ -94,6 +102,8 @@ class Predictor:
         model.latent_scale = checkpoint.latent_scale
         model.eval().requires_grad_(False)
         self.model = placed(model, self.device)
+        self.skip_air = skip_air and self.normalisation.hides_air
+        self._inference = Inference(self.model, batch_size=batch_size, threads=threads)
 
     def stack(self, volume: Volume) -> SliceStack:
         """The scan's slices, made as those the run was trained on.
@@ -120,9 +130,6 @@ class Predictor:
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Probabilities, batch by batch.
 
-        A CPU computes slice by slice within a batch: as fast, and since its kernels round a slice
-        differently in different company, the only way to a result free of the batch size.
-
         Args:
             stack: Of `stack`.
             seed: Of all noise.
@@ -132,25 +139,57 @@ class Predictor:
         Yields:
             Number of the first slice, and (n,256,256) float32 in [0,1].
         """
+        yield from self._batches(predict_planes, stack, seed, sample, progress)
+
+    def draws(
+        self,
+        stack: SliceStack,
+        *,
+        seed: int = 0,
+        sample: SampleConfig | None = None,
+        progress: Progress = silent,
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """As `planes`, but each of the K = `sample.samples` draws of the noise by itself.
+
+        Yields:
+            Number of the first slice, and (n,K,256,256) float32 in [0,1].
+        """
+        yield from self._batches(predict_draws, stack, seed, sample, progress)
+
+    def _batches(
+        self,
+        compute: Compute,
+        stack: SliceStack,
+        seed: int,
+        sample: SampleConfig | None,
+        progress: Progress,
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         sample = sample or self.config.sample
-        total = len(stack)
-        for start in range(0, total, self.batch_size):
-            stop = min(start + self.batch_size, total)
-            pixels = torch.from_numpy(stack.pixels(start, stop))
-            size = 1 if self.device.type == "cpu" else self.batch_size
-            groups = [range(k, min(k + size, stop)) for k in range(start, stop, size)]
-            parts = [
-                predict_planes(
-                    self.model,
-                    pixels[slices.start - start : slices.stop - start],
-                    slices,
-                    seed=seed,
-                    sample=sample,
-                ).numpy()
-                for slices in groups
-            ]
-            yield start, np.concatenate(parts)
-            progress(stop, total, "predicting slices")
+        shape = (sample.samples,) if compute is predict_draws else ()
+        with closing(self._squares(stack)) as squares:
+            for start, pixels in squares:
+                found = np.zeros((len(pixels), *shape, self.size, self.size), np.float32)
+                shown = (
+                    np.flatnonzero(shows_body(pixels)) if self.skip_air else np.arange(len(pixels))
+                )
+                if len(shown):
+                    slices = [start + int(k) for k in shown]
+                    found[shown] = self._inference(
+                        compute, pixels[shown], slices, seed=seed, sample=sample
+                    )
+                yield start, found
+                progress(start + len(pixels), len(stack), "predicting slices")
+
+    def _squares(self, stack: SliceStack) -> Generator[tuple[int, NDArray[np.float32]]]:
+        """Number of the first slice and pixels, batch by batch, each made during the one before."""
+        size = self._inference.batch_size
+        spans = list(pairwise([*range(0, len(stack), size), len(stack)]))
+        with ThreadPoolExecutor(1) as maker:
+            ahead = deque(maker.submit(stack.pixels, *span) for span in spans[:1])
+            for (start, _), after in zip(spans, [*spans[1:], None], strict=True):
+                if after is not None:
+                    ahead.append(maker.submit(stack.pixels, *after))
+                yield start, ahead.popleft().result()
 
     def predict(
         self,
@@ -171,7 +210,11 @@ class Predictor:
 
 
 def place_mask(
-    mask: NDArray[np.uint8], restore: Restore, native: NDArray[np.float32], k: int
+    mask: NDArray[np.uint8],
+    restore: Restore,
+    native: NDArray[np.float32],
+    k: int,
+    threshold: float = THRESHOLD,
 ) -> None:
     """Threshold slice k on the scan's own grid."""
-    restore.place(mask, (native > THRESHOLD).astype(np.uint8), k)
+    restore.place(mask, (native > threshold).astype(np.uint8), k)

@@ -1,34 +1,35 @@
-"""One scan file -> its mask file, and on request its probability: what `sdseg predict` does."""
+"""One scan file -> its mask file, and on request what else is known: what `sdseg predict` does."""
 
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sdseg_cli.atomic import replacing
 from sdseg_cli.config import SampleConfig
 from sdseg_cli.datasets.checks import check_grid, check_scan
 from sdseg_cli.errors import ConfigError
-from sdseg_cli.filenames import is_picture
 from sdseg_cli.findings import WARNING, Finding
-from sdseg_cli.imaging.files import (
-    check_mask_writable,
-    check_writable,
-    read_image,
-    write_mask,
-    write_probability,
-)
+from sdseg_cli.imaging.files import read_image
 from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.measure import measure_grid, measure_scan
 from sdseg_cli.imaging.picture import Picture
+from sdseg_cli.imaging.postprocess import PostProcess
 from sdseg_cli.imaging.volume import Volume
-from sdseg_cli.predict import Predictor, place_mask
+from sdseg_cli.metrics.agreement import Agreement, Tally, disagreement
+from sdseg_cli.predict import Predictor
+from sdseg_cli.predict_outputs import Maps, Outputs
 from sdseg_cli.progress import Progress, silent
+
+DEFAULT_RUNS, MOST_RUNS = 5, 100
+"""Noise draws that are compared; those of one batch are held at once."""
+Batches = Iterator[tuple[int, NDArray[np.float32]]]
+"""Number of the first slice, and probabilities (n,256,256), or (n,K,256,256) of K draws."""
 
 _OTHER_SCANS = "If the mask looks wrong: predict with a run that was trained on scans like this."
 _FIXES = {
@@ -53,8 +54,19 @@ class PredictReport:
     """None for a picture, which knows no millimetres."""
     seconds: float
     sample: SampleConfig
+    post: PostProcess = field(default_factory=PostProcess)
     probability: Path | None = None
+    uncertainty: Path | None = None
+    preview: Path | None = None
+    stability: Agreement | None = None
+    """How far the masks of several noise draws agree, where they were compared."""
     warnings: tuple[Finding, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Everything that was written."""
+        every = (self.output, self.probability, self.uncertainty, self.preview)
+        return tuple(path for path in every if path is not None)
 
     def to_json(self) -> dict[str, Any]:
         """The object of `--json`."""
@@ -63,14 +75,18 @@ class PredictReport:
             "run": str(self.run),
             "seed": self.seed,
             "sample": asdict(self.sample),
+            "post": asdict(self.post),
             "slices": self.slices,
             "foreground_voxels": self.foreground_voxels,
             "foreground_ml": self.foreground_ml and round(self.foreground_ml, 3),
             "seconds": round(self.seconds, 3),
             "warnings": [finding.to_json() for finding in self.warnings],
         }
-        if self.probability is not None:
-            values["probability"] = str(self.probability)
+        for name in ("probability", "uncertainty", "preview"):
+            if (path := getattr(self, name)) is not None:
+                values[name] = str(path)
+        if self.stability is not None:
+            values["stability"] = self.stability.to_json()
         return values
 
 
@@ -82,11 +98,15 @@ def predict_file(
     series: str | None = None,
     seed: int = 0,
     sample: SampleConfig | None = None,
+    post: PostProcess | None = None,
     probability: Path | None = None,
     probability_dtype: str = "uint8",
+    runs: int | None = None,
+    uncertainty: Path | None = None,
+    preview: Path | None = None,
     progress: Progress = silent,
 ) -> PredictReport:
-    """Predict one scan file and write its mask, and on request its probability.
+    """Predict one scan file and write its mask, and on request what else is known of it.
 
     Args:
         scan: The image file, or a DICOM series: its folder, a zip, or one of its files.
@@ -95,63 +115,108 @@ def predict_file(
         series: Which DICOM series, where the scan holds several.
         seed: Of all noise.
         sample: Reverse steps and samples; None is the run's setting.
+        post: What is done after the network; None only takes what is above one half.
         probability: Where to write the probability on the scan's grid.
         probability_dtype: "uint8" (steps of 1/255) or "float32".
+        runs: Noise draws that are compared, in place of the samples; the mask is that of their
+            mean. None compares nothing, or five where an uncertainty is asked for.
+        uncertainty: Where to write how far they disagree, on the scan's grid.
+        preview: Where to draw the mask on its scan, a PNG.
         progress: Told after each batch.
 
     Raises:
         DataError: The scan cannot be read, or is none of the kind the run was trained on.
-        ConfigError: The output's name cannot be written to, or is the scan itself.
+        ConfigError: An output's name cannot be written to, or is the scan itself; an option does
+            not go with the scan or with another one.
     """
     started = time.monotonic()
-    if probability_dtype not in ("uint8", "float32"):
-        raise ConfigError(
-            f"--prob-dtype is {probability_dtype!r}.", "Choose one of uint8, float32."
-        )
-    outputs = [path for path in (output, probability) if path is not None]
-    for path in outputs:
-        # Only the mask may be DICOM, a SEG.
-        check_writable(path, scan if path == output or is_picture(scan) else None)
-        if path.exists() and scan.exists() and path.samefile(scan):
-            raise ConfigError(f"{path}: is the scan itself.", "Give -o and --prob other names.")
-    if len({path.absolute() for path in outputs}) < len(outputs):
-        raise ConfigError(f"{output}: is both mask and --prob.", "Give --prob another name.")
+    outputs = Outputs(output, probability, probability_dtype, uncertainty, preview)
+    outputs.check_names(scan)
+    runs = number_of_runs(runs, uncertainty)
     sample = sample or predictor.config.sample
+    if runs is not None:
+        sample = drawn_often(sample, runs)
+    post = post or PostProcess()
     volume = read_image(scan, series)
-    for path in outputs:
-        check_mask_writable(path, volume)
+    outputs.check_scan(volume)
+    post.require_size_known(volume)
     warnings = check_volume(volume, predictor.normalisation)
-    if probability is not None and isinstance(volume, Picture) and probability_dtype != "uint8":
-        raise ConfigError(f"{probability}: a PNG holds no {probability_dtype}.", "Use uint8.")
     stack = predictor.stack(volume)
-    shape = volume.geometry.shape
-    mask = np.zeros(shape, np.uint8)
-    shares = probability_dtype == "uint8"
-    kept = None if probability is None else np.zeros(shape, np.uint8 if shares else np.float32)
-    for start, planes in predictor.planes(stack, seed=seed, sample=sample, progress=progress):
-        for k, plane in enumerate(planes, start):
-            native = stack.restore.to_native(plane, k)
-            place_mask(mask, stack.restore, native, k)
-            if kept is not None:
-                # Halves round down, so that 0.5 itself stays below it: the mask is the map > 0.5.
-                stack.restore.place(kept, np.ceil(native * 255 - 0.5) if shares else native, k)
-    with ExitStack() as both:  # neither file appears without the other
-        if probability is not None and kept is not None:
-            write_probability(both.enter_context(replacing(probability)), kept, volume)
-        write_mask(both.enter_context(replacing(output)), mask, volume)
-    voxels, spacing = int(np.count_nonzero(mask)), volume.spacing_mm
+    maps = Maps(outputs, stack.restore, post.threshold)
+    predicted = predictor.planes if runs is None else predictor.draws
+    batches = predicted(stack, seed=seed, sample=sample, progress=progress)
+    stability: Agreement | None = None
+    if runs is None:
+        _fill(maps, batches)
+    else:
+        stability = _compare(maps, batches, runs)
+    post.clean(stack.restore.planes.stacked(maps.mask), volume.spacing_mm)
+    maps.write(volume, stack.limits)
+    voxels, spacing = int(np.count_nonzero(maps.mask)), volume.spacing_mm
     return PredictReport(
         output=output,
         run=predictor.run,
         seed=seed,
         sample=sample,
+        post=post,
         slices=len(stack),
         foreground_voxels=voxels,
         foreground_ml=None if spacing is None else voxels * float(np.prod(spacing)) / 1000,
         seconds=time.monotonic() - started,
         probability=probability,
+        uncertainty=uncertainty,
+        preview=preview,
+        stability=stability,
         warnings=warnings,
     )
+
+
+def number_of_runs(runs: int | None, uncertainty: Path | None) -> int | None:
+    """How many noise draws are compared; None where nothing asks for it.
+
+    Raises:
+        ConfigError: Too few to compare, or too many to hold for one batch.
+    """
+    if runs is None:
+        return None if uncertainty is None else DEFAULT_RUNS
+    if not 2 <= runs <= MOST_RUNS:
+        least = ": there is nothing to compare" if runs < 2 else ""
+        raise ConfigError(f"--runs is {runs}{least}.", f"Give 2 to {MOST_RUNS}, for example 5.")
+    return runs
+
+
+def drawn_often(sample: SampleConfig, runs: int) -> SampleConfig:
+    """The same way of sampling with so many draws of the noise.
+
+    Raises:
+        ConfigError: There is no noise to draw.
+    """
+    if sample.noise == "zero":
+        raise ConfigError(
+            "Without noise all runs are one and the same.",
+            "Give --runs and --uncertainty, or --deterministic.",
+        )
+    return replace(sample, samples=runs)
+
+
+def _fill(maps: Maps, batches: Batches) -> None:
+    """Bring each probability to the scan's grid."""
+    for start, planes in batches:
+        for k, plane in enumerate(planes, start):
+            maps.place(k, maps.restore.to_native(plane, k))
+
+
+def _compare(maps: Maps, batches: Batches, runs: int) -> Agreement:
+    """Likewise the mean of the draws, and how far the masks of each by itself disagree."""
+    tally = Tally(runs)
+    for start, planes in batches:
+        for k, drawn in enumerate(planes, start):
+            mean = sum(drawn) / np.float32(runs)
+            maps.place(k, maps.restore.to_native(mean, k))
+            votes = np.stack([maps.restore.to_native(one, k) > maps.threshold for one in drawn])
+            maps.place_uncertainty(k, disagreement(votes))
+            tally.add(votes)
+    return tally.agreement()
 
 
 def check_volume(volume: Volume, normalisation: Normalisation) -> tuple[Finding, ...]:

@@ -101,6 +101,11 @@ def stability(
         lpips = Lpips.load(lpips_backbone, lpips_linear, device=torch_device)
     seeds = tuple(range(seed, seed + runs))
     sample = sample or held.run.config().sample
+    if sample.noise == "zero":
+        raise ConfigError(
+            f"{held.run.path}: predicts without noise (sample.noise is zero), so nothing can vary.",
+            "Choose a run that draws its noise.",
+        )
     trial = _Trial(held, seeds, sample, torch_device, lpips)
     count = CaseProgress(held.cases, progress, repeats=runs)
     for case in held.cases:

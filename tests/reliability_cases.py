@@ -112,6 +112,17 @@ OUTPUTS = [
     with_run("no slice at a time", odd.scan(), f"{PREDICT} --batch-size 0", "--batch-size is 0"),
     with_run("no reverse step", odd.scan(), f"{PREDICT} --steps 0", "--steps"),
     with_run("a device that is none", odd.scan(), f"{PREDICT} --device tpu", "tpu"),
+    with_run("a threshold of 1", odd.scan(), f"{PREDICT} --threshold 1", "--threshold is 1"),
+    with_run("a threshold that is no number", odd.scan(), f"{PREDICT} --threshold nan", "--threshold is nan"),
+    with_run("a smallest size below nothing", odd.scan(), f"{PREDICT} --min-size -1", "--min-size is -1"),
+    with_run("no part to keep", odd.scan(), f"{PREDICT} --keep-largest 0", "--keep-largest is 0"),
+    with_run("a single run to compare", odd.scan(), f"{PREDICT} --uncertainty u.nii.gz --runs 1", "nothing to compare"),
+    with_run("runs and samples", odd.scan(), f"{PREDICT} --runs 3 --samples 3", "--runs and --samples"),
+    with_run("mask and uncertainty in one file", odd.scan(), f"{PREDICT} --uncertainty mask.nii.gz", "both mask and --uncertainty"),
+    with_run("a preview that is no PNG", odd.scan(), f"{PREDICT} --preview look.jpg", "a preview is a PNG"),
+    with_run("runs without noise", odd.scan(), f"{PREDICT} --runs 2 --deterministic", "Without noise"),
+    with_run("samples without noise", odd.scan(), f"{PREDICT} --samples 3 --deterministic", "without noise"),
+    with_run("no thread", odd.scan(), f"{PREDICT} --threads 0", "--threads is 0"),
 ]  # fmt: skip
 
 RUNS = [
@@ -232,6 +243,7 @@ PICTURES = [
     Row("a TIFF of two pages", odd.two_pages, "predict p.tif -o m.png", 2, "p.tif"),
     Row("a NIfTI mask of a picture", odd.picture("p.png"), "predict p.png -o mask.nii.gz", 2, "for a picture"),
     with_run("a picture for a run of scans", odd.picture("p.png"), "predict p.png -o m.png", "p.png"),
+    with_run("millilitres of a picture", odd.picture("p.png"), "predict p.png -o m.png --min-size 1", "a picture knows none"),
 ]  # fmt: skip
 
 ROWS = {

@@ -210,7 +210,8 @@ def test_sampling_options_are_laid_over_the_settings_of_the_run(
     for command in (predict, ["evaluate"], ["stability", "--runs", "2"]):
         assert run_command([*command, *several]) == 0
         sample = json.loads(capsys.readouterr().out)["sample"]
-        assert sample == {"steps": 2, "eta": 0.5, "samples": 3, "noise": "slice"}
+        expected = {"steps": 2, "eta": 0.5, "samples": 3, "noise": "slice", "flips": ""}
+        assert sample == expected
         assert set(reached) == {SampleConfig(**sample)}
         reached.clear()
     for command in (predict, ["evaluate"], ["stability"]):

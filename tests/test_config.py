@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sdseg_cli.config import RunConfig, TrainConfig
+from sdseg_cli.config import RunConfig, SampleConfig, TrainConfig
 from sdseg_cli.config_file import (
     differing_keys,
     from_dict,
@@ -93,6 +93,7 @@ def test_an_unknown_key_names_the_nearest() -> None:
         ("train.ema_decay=5", "train.ema_decay is 5"),
         ("train.clip_norm=-1", "train.clip_norm is -1"),
         ("train.foreground_weight=-3", "train.foreground_weight is -3"),
+        ("sample.flips=vh", 'sample.flips is "vh"'),
         ("model.unet.model_channels=48", "multiples of 32"),
         ("model.unet.heads=5", "multiples of 5"),
         ("model.unet.channel_mult=[]", r"widths \[\] are not all"),
@@ -132,3 +133,10 @@ def test_an_unknown_preset_lists_the_known() -> None:
     assert caught.value.hint == (
         "Choose one of tiny, sd, table6-baseline, table6-concat, table6-encoder, table6-full."
     )
+
+
+@pytest.mark.parametrize("setting", [{"samples": 2}, {"eta": 0.5, "steps": 2}])
+def test_settings_that_need_noise_are_refused_without_it(setting: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="would change nothing"):
+        SampleConfig(noise="zero", **setting)
+    assert SampleConfig(noise="zero", steps=3).noise == "zero"

@@ -156,7 +156,7 @@ def test_the_report_says_how_it_was_sampled(
 ) -> None:
     out = tmp_path / "m.nii.gz"
     report = predict_file(tiny_run.scan, out, predictor, sample=SampleConfig(samples=2))
-    expected = {"steps": 1, "eta": 0.0, "samples": 2, "noise": "slice"}
+    expected = {"steps": 1, "eta": 0.0, "samples": 2, "noise": "slice", "flips": ""}
     assert report.to_json()["sample"] == expected
     assert predict_file(tiny_run.scan, out, predictor).sample == predictor.config.sample
 
@@ -233,7 +233,13 @@ def test_the_report_is_the_contracts_object() -> None:
         "output": "m.nii.gz",
         "run": "run",
         "seed": 3,
-        "sample": {"steps": 2, "eta": 0.0, "samples": 1, "noise": "slice"},
+        "sample": {"steps": 2, "eta": 0.0, "samples": 1, "noise": "slice", "flips": ""},
+        "post": {
+            "threshold": 0.5,
+            "fill_holes": False,
+            "min_size_ml": None,
+            "keep_largest": None,
+        },
         "slices": 6,
         "foreground_voxels": 10,
         "foreground_ml": 0.45,

@@ -31,6 +31,9 @@ Eta = Annotated[
     typer.Option(min=0, max=1, help="Fresh noise between steps: 0 = none, 1 = ancestral."),
 ]
 Samples = Annotated[int | None, typer.Option(min=1, max=1000, help="Noise draws to average.")]
+Threads = Annotated[
+    int | None, typer.Option(help="CPU threads of one operation; default: as torch chooses.")
+]
 Split = Annotated[str, typer.Option(help="train, val or test.")]
 
 
@@ -58,14 +61,42 @@ def open_run(run: Path | None, output: Output) -> RunDir:
 
 
 def sampling(
-    settings: SampleConfig, steps: int | None, eta: float | None, samples: int | None
+    settings: SampleConfig,
+    steps: int | None,
+    eta: float | None,
+    samples: int | None,
+    *,
+    deterministic: bool = False,
+    flips: str | None = None,
 ) -> SampleConfig:
     """A run's `[sample]` settings with the options that were given laid over them.
 
+    Args:
+        settings: Of the run.
+        steps: `--steps`.
+        eta: `--eta`.
+        samples: `--samples`.
+        deterministic: `--deterministic`: no noise, so what a run says of samples and eta lapses.
+        flips: Those of the run's training, with `--tta`; None leaves the run's setting.
+
     Raises:
-        ConfigError: --eta would be ignored, for there is nothing between the steps of one step.
+        ConfigError: --eta would be ignored, for there is nothing between the steps of one step; or
+            an option needs the noise that --deterministic takes away.
     """
-    given: dict[str, Any] = {"steps": steps, "eta": eta, "samples": samples}
+    given: dict[str, Any] = {"steps": steps, "eta": eta, "samples": samples, "flips": flips}
+    if deterministic:
+        noise = {"--eta": bool(eta), "--samples": (samples or 1) > 1}
+        for option, wants_noise in noise.items():
+            if wants_noise:
+                raise ConfigError(
+                    f"{option} has no effect without noise.", f"Give {option} or --deterministic."
+                )
+        given |= {"noise": "zero", "eta": 0.0, "samples": 1}
+    if flips == "":
+        raise ConfigError(
+            "--tta: this run was trained without flips, so it knows no flipped slices.",
+            "Leave --tta out; --samples averages noise draws instead.",
+        )
     sample = replace(settings, **{key: value for key, value in given.items() if value is not None})
     if eta and sample.steps == 1:
         raise ConfigError(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +19,8 @@ from sdseg_cli.commands.options import (
     Samples,
     Seed,
     Steps,
+    Threads,
+    number,
     open_run,
     sampling,
 )
@@ -29,9 +32,13 @@ from sdseg_cli.commands.predict_cohort import (
     Workers,
     predict_cohort,
 )
+from sdseg_cli.config import THRESHOLD, RunConfig, SampleConfig
 from sdseg_cli.console import Output
 from sdseg_cli.errors import ConfigError
 from sdseg_cli.filenames import PACKAGE_FILE
+
+if TYPE_CHECKING:
+    from sdseg_cli.predict_file import PredictReport
 
 
 def predict(
@@ -53,80 +60,141 @@ def predict(
     ] = None,
     prob: Annotated[Path | None, typer.Option(help="Also write the probability map.")] = None,
     prob_dtype: Annotated[str, typer.Option(help="uint8 (steps of 1/255) or float32.")] = "uint8",
+    preview: Annotated[
+        Path | None, typer.Option(help="Also draw the mask on its scan, a PNG.")
+    ] = None,
+    threshold: Annotated[
+        float, typer.Option(help="Foreground is what has a probability above this.")
+    ] = THRESHOLD,
+    fill_holes: Annotated[
+        bool, typer.Option("--fill-holes", help="Fill what foreground encloses on all sides.")
+    ] = False,
+    min_size: Annotated[
+        float | None, typer.Option(metavar="ML", help="Drop parts smaller than so many ml.")
+    ] = None,
+    keep_largest: Annotated[
+        int | None, typer.Option(metavar="N", help="Keep only the N largest parts.")
+    ] = None,
     seed: Seed = 0,
     steps: Steps = None,
     eta: Eta = None,
     samples: Samples = None,
+    tta: Annotated[
+        bool, typer.Option("--tta", help="Average over the flips that the run was trained with.")
+    ] = False,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Predict from no noise at all.")
+    ] = False,
+    runs: Annotated[
+        int | None,
+        typer.Option(
+            metavar="K", min=2, max=100, help="Compare K noise draws; the mask is their mean."
+        ),
+    ] = None,
+    uncertainty: Annotated[
+        Path | None, typer.Option(help="Also write where K draws (default 5) disagree.")
+    ] = None,
     batch_size: BatchSize = None,
     device: Device = "auto",
     shard: ShardText = None,
     engine: EngineName = "local",
     workers: Workers = None,
     ray_address: RayAddress = None,
+    threads: Threads = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Segment a scan, or many; each mask lies on its scan's own grid."""
-    _check_model(run, model)
-    from sdseg_cli.imaging.files import check_writable, read_geometry
+    _check_options(run, model, samples, runs, deterministic and (runs or uncertainty) is not None)
+    from sdseg_cli.imaging.postprocess import PostProcess
     from sdseg_cli.imaging.scans import is_many
 
     output = Output(as_json=as_json, quiet=quiet)
     spread = Spread(shard, engine, workers, ray_address)
-    if is_many(scan, mask):
-        predict_cohort(
-            scan,
-            mask,
-            output,
-            model=lambda: open_run(run, output).path if model is None else model,
-            spread=spread,
-            predictor={"device": device, "batch_size": batch_size},
-            options={"series": series, "seed": seed, "probability_dtype": prob_dtype},
-            files={"probability": prob},
-            sample=lambda settings: sampling(settings, steps, eta, samples),
+    many = is_many(scan, mask)
+    if not many:
+        spread.refuse_for_one_scan()
+    do = predict_cohort if many else _predict_one
+
+    def sample(config: RunConfig) -> SampleConfig:
+        flips = config.train.flips if tta else None
+        return sampling(
+            config.sample, steps, eta, samples, deterministic=deterministic, flips=flips
         )
-        return
-    spread.refuse_for_one_scan()
+
+    do(
+        scan,
+        mask,
+        output,
+        model=lambda: open_run(run, output).path if model is None else model,
+        predictor={"device": device, "batch_size": batch_size, "threads": threads},
+        options={
+            "series": series,
+            "seed": seed,
+            "post": PostProcess(threshold, fill_holes, min_size, keep_largest),
+            "runs": runs,
+            "probability_dtype": prob_dtype,
+        },
+        files={"probability": prob, "uncertainty": uncertainty, "preview": preview},
+        sample=sample,
+        spread=spread,
+    )
+
+
+def _predict_one(
+    scan: Path,
+    mask: Path,
+    output: Output,
+    *,
+    model: Callable[[], Path],
+    predictor: Mapping[str, Any],
+    options: Mapping[str, Any],
+    files: Mapping[str, Any],
+    sample: Callable[[RunConfig], SampleConfig],
+    spread: Spread,
+) -> None:
+    """Predict one scan; the arguments are those of `predict_cohort`."""
+    from sdseg_cli.imaging.files import read_geometry
+    from sdseg_cli.predict_outputs import Outputs
+
     # The names first, then the scan's header, before torch takes its seconds.
-    check_writable(mask, scan)
-    read_geometry(scan, series)
+    Outputs(mask, **files, probability_dtype=options["probability_dtype"]).check_names(scan)
+    read_geometry(scan, options["series"])
 
     from sdseg_cli.predict import Predictor
     from sdseg_cli.predict_file import predict_file
 
-    trained = open_run(run, output).path if model is None else model
+    trained = model()
     with output.progress() as progress:
-        predictor = Predictor(trained, device=device, batch_size=batch_size)
+        ready = Predictor(trained, **predictor)
         report = predict_file(
             scan,
             mask,
-            predictor,
-            series=series,
-            seed=seed,
-            sample=sampling(predictor.config.sample, steps, eta, samples),
-            probability=prob,
-            probability_dtype=prob_dtype,
+            ready,
+            **options,
+            **files,
+            sample=sample(ready.config),
             progress=progress,
         )
     output.warn(report.warnings)
-    millilitres = report.foreground_ml
     output.result(
         report.to_json(),
         title=f"segmented {scan.name}",
         columns=("", "value"),
-        rows=[
-            ("slices", str(report.slices)),
-            ("foreground voxels", f"{report.foreground_voxels:,}"),
-            *([] if millilitres is None else [("foreground ml", f"{millilitres:.1f}")]),
-            ("seconds", f"{report.seconds:.1f}"),
-        ],
-        files=[path for path in (report.output, report.probability) if path is not None],
+        rows=_rows(report),
+        files=report.files,
     )
 
 
-def _check_model(run: Path | None, model: Path | None) -> None:
-    """One of the two at most, and a package where one is named. Raises ConfigError."""
+def _check_options(
+    run: Path | None,
+    model: Path | None,
+    samples: int | None,
+    runs: int | None,
+    compares_nothing: bool,
+) -> None:
+    """Refuse options that exclude each other, and what is no package. Raises ConfigError."""
     if run is not None and model is not None:
         raise ConfigError("--run and --model are both given.", "Give one of them.")
     if model is not None and not (model / PACKAGE_FILE).is_file():
@@ -134,3 +202,26 @@ def _check_model(run: Path | None, model: Path | None) -> None:
             f"{model}: no package there.",
             "Make one: sdseg weights export RUN; a run goes to --run.",
         )
+    if runs is not None and samples is not None:
+        raise ConfigError(
+            "--runs and --samples both say how many draws are averaged.", "Give one of them."
+        )
+    if compares_nothing:
+        raise ConfigError(
+            "Without noise all runs are one and the same.",
+            "Give --runs and --uncertainty, or --deterministic.",
+        )
+
+
+def _rows(report: PredictReport) -> list[tuple[str, str]]:
+    """The table of a report."""
+    rows = [
+        ("slices", str(report.slices)),
+        ("foreground voxels", f"{report.foreground_voxels:,}"),
+    ]
+    if report.foreground_ml is not None:
+        rows.append(("foreground ml", f"{report.foreground_ml:.1f}"))
+    if report.stability is not None:
+        rows.append((f"Dice between {report.stability.runs} runs", number(report.stability.dice)))
+        rows.append(("share of voxels that flip", number(report.stability.flipped)))
+    return [*rows, ("seconds", f"{report.seconds:.1f}")]

@@ -18,7 +18,7 @@ from sdseg_cli.findings import Finding
 
 if TYPE_CHECKING:
     from sdseg_cli.cohort import CohortReport, Engine, Shard
-    from sdseg_cli.config import SampleConfig
+    from sdseg_cli.config import RunConfig, SampleConfig
 
 ShardText = Annotated[
     str | None, typer.Option("--shard", help="Of a cohort: part i of n, i/n with i from 0 to n-1.")
@@ -77,7 +77,7 @@ def predict_cohort(
     predictor: Mapping[str, Any],
     options: Mapping[str, Any],
     files: Mapping[str, Path | None],
-    sample: Callable[[SampleConfig], SampleConfig],
+    sample: Callable[[RunConfig], SampleConfig],
 ) -> None:
     """Predict the scans of a folder or a list.
 
@@ -90,7 +90,7 @@ def predict_cohort(
         predictor: Keyword arguments of `Predictor`.
         options: Keyword arguments of `predict_file` that are the same for all scans.
         files: Those that name a file: here the folder of these files.
-        sample: Lays the options that were given over the run's way of sampling.
+        sample: How to sample, by a run's settings and the options that were given.
 
     Raises:
         CohortError: A scan failed, or was not begun because the work was stopped.
@@ -112,7 +112,7 @@ def predict_cohort(
     shard = (Shard() if spread.shard is None else Shard.parse(spread.shard)).among(ranks)
     engine = spread.make_engine()
     take_own_gpu(ranks)
-    chosen = {**options, "sample": sample(trained_config(trained).sample)}
+    chosen = {**options, "sample": sample(trained_config(trained))}
     task = Task(trained, folder, predictor, chosen, folders)
     try:
         # Ray's own messages go to stdout, which is for the result.

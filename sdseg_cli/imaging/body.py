@@ -50,6 +50,24 @@ def body_boxes(volume: Volume, normalise: Normalisation) -> NDArray[np.int64]:
     return boxes
 
 
+def shows_body(squares: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Whether anything of a body is in CT slices as a model sees them.
+
+    Air and lung lie below a window for soft tissue, at -1; so does a mattress. What is above it in
+    no block of 3x3 pixels is noise or a thin shell.
+
+    Args:
+        squares: (S,256,256) in [-1,1], by a window that starts between air and water.
+
+    Returns:
+        (S,) bool; False means that a model has nothing to find.
+    """
+    from scipy import ndimage
+
+    block = np.ones((3, 3), bool)
+    return np.array([ndimage.binary_erosion(square > -1, block).any() for square in squares], bool)
+
+
 def _box(plane: NDArray[np.float32], threshold: float) -> tuple[int, int, int] | None:
     """Square around the body of one plane (rows, cols), or None when there is no body."""
     rows, columns = plane.shape

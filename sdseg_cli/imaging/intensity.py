@@ -19,6 +19,8 @@ KINDS = ("window", "window-range", "percentile")
 PHOTOGRAPH = "photograph"
 """The modality of pictures."""
 PICTURE_WINDOW = (0.0, 255.0)
+ABOVE_AIR_HU = -800.0
+"""Air in and around a patient is below this, with its noise."""
 CT_MINIMUM_HU = -200.0
 """A scan with values below this is CT: only air lies there, and nothing else has negatives."""
 
@@ -76,6 +78,11 @@ class Normalisation:
         if modality == "CT":
             return cls("window", *CT_WINDOW_HU)
         return cls("percentile", *PERCENTILES)
+
+    @property
+    def hides_air(self) -> bool:
+        """Whether air in Hounsfield units (-1000) lies below the window, and water (0) within."""
+        return self.kind != "percentile" and ABOVE_AIR_HU <= self.low < 0 < self.high
 
     def limits(self, volume: Volume) -> Limits:
         """The values of this scan that become -1 and +1.

@@ -67,3 +67,11 @@ class Planes:
         row_step, column_step = (-1 if flip else 1 for flip in self.reversed[:2])
         view: Array = plane[::row_step, ::column_step]
         return view
+
+    def stacked(self, array: Array) -> Array:
+        """All of them, feet to head, as a view (S, rows, cols) of the stored array."""
+        rows, columns, slices = self.axes
+        turned = array.transpose(slices, rows, columns)
+        row_step, column_step, step = (-1 if flip else 1 for flip in self.reversed)
+        view: Array = turned[::step, ::row_step, ::column_step]
+        return view

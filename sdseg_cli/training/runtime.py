@@ -9,18 +9,14 @@ import copy
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
 from types import FrameType
 
 import torch
-from torch import Tensor
 
-from sdseg_cli.config import SampleConfig
 from sdseg_cli.errors import ConfigError
-from sdseg_cli.model import diffusion
-from sdseg_cli.model.sdseg import SDSeg, as_three_channels, full_precision
+from sdseg_cli.model.sdseg import SDSeg
 from sdseg_cli.model.unet import UNet
 
 LOWERED = {"mixed": torch.bfloat16, "mixed-float16": torch.float16}
@@ -85,48 +81,6 @@ def placed(model: SDSeg, device: torch.device) -> SDSeg:
     model.to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
-
-
-@torch.inference_mode()
-def predict_planes(
-    model: SDSeg, pixels: Tensor, slices: Sequence[int], *, seed: int, sample: SampleConfig
-) -> Tensor:
-    """From image to probability, each part in its precision: what prediction and validation share.
-
-    Args:
-        model: In eval mode, on the device that computes.
-        pixels: (B,H,W), of pictures (B,3,H,W), float32 in [-1,1].
-        slices: B numbers; with the seed they name each slice's own noise.
-        seed: Of all noise.
-        sample: Reverse steps, and how many draws of the noise are averaged.
-
-    Returns:
-        (B,H,W) float32 in [0,1], on the CPU: the mean over the samples.
-    """
-    with full_precision(tf32=model.config.tf32):
-        return _predicted(model, pixels, slices, seed, sample)
-
-
-def _predicted(
-    model: SDSeg, pixels: Tensor, slices: Sequence[int], seed: int, sample: SampleConfig
-) -> Tensor:
-    device = next(model.parameters()).device
-    image = as_three_channels(pixels.to(device))
-    with reduced_precision(device, model.config.precision):
-        zc = model.encode_image(image.contiguous(memory_format=torch.channels_last)).float()
-    shape = model.latent_shape(*pixels.shape[-2:])
-    names = ["shared"] * len(slices) if sample.noise == "shared" else slices
-
-    def noise(*draw: int) -> Tensor:
-        return diffusion.seeded_noise(seed, names, shape, *draw).to(device)
-
-    total = torch.zeros((len(image), *image.shape[-2:]), device=device)
-    for number in range(sample.samples):
-        start, fresh = noise(number) if number else noise(), partial(noise, number)
-        z0 = diffusion.ddim(model.denoise, start, zc, sample.steps, eta=sample.eta, fresh=fresh)
-        with reduced_precision(device, model.config.precision):
-            total += model.probability(z0)
-    return (total / sample.samples).cpu()
 
 
 class Ema:

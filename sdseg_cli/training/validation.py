@@ -13,7 +13,7 @@ from sdseg_cli.config import THRESHOLD, SampleConfig
 from sdseg_cli.model.sdseg import SDSeg
 from sdseg_cli.training.batches import PreparedSlices
 from sdseg_cli.training.distributed import Ranks
-from sdseg_cli.training.runtime import predict_planes
+from sdseg_cli.training.sampling import predict_planes
 
 SEED = 0
 

@@ -63,6 +63,7 @@ def test_the_mask_of_a_picture_is_kept_as_png(masks, tmp_path):
         {"sample": SampleConfig(eta=1.0)},
         {"sample": SampleConfig(samples=2)},
         {"sample": SampleConfig(noise="shared")},
+        {"sample": SampleConfig(flips="h")},
     ],
 )
 def test_a_mask_made_otherwise_is_not_found(masks, scan, change):
@@ -92,7 +93,8 @@ def test_the_index_names_what_each_mask_was_made_from(masks, scan):
     assert list(index["cases"]) == ["a", "b"]
     record = index["cases"]["a"]
     assert (record["checkpoint_sha256"], record["seed"]) == ("c" * 64, 0)
-    assert record["sample"] == {"steps": 1, "eta": 0.0, "samples": 1, "noise": "slice"}
+    expected = {"steps": 1, "eta": 0.0, "samples": 1, "noise": "slice", "flips": ""}
+    assert record["sample"] == expected
     assert record["scan"] == str(scan.source)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from sdseg_cli.config import RunConfig
 from sdseg_cli.config_file import from_dict
-from sdseg_cli.model.sdseg import build_sdseg
+from sdseg_cli.model.sdseg import SDSeg, build_sdseg
 from sdseg_cli.presets import PRESETS
+from sdseg_cli.training import objective, sampling
 from sdseg_cli.training.batches import PreparedSlices
 from sdseg_cli.training.checkpoint import Checkpoint
 from sdseg_cli.training.distributed import Ranks
@@ -63,3 +65,29 @@ def small_inputs(
     latents = small_latents(folder)
     shape = (ROW[0] // 2, *ROW[1:])
     return StepSource(config, small_slices(folder), latents, shape, ranks).inputs(step), latents
+
+
+def lower_as_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What CUDA gets of `reduced_precision`, on the CPU."""
+
+    def lowered(device: torch.device, precision: str = "mixed") -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16)
+
+    monkeypatch.setattr(sampling, "reduced_precision", lowered)
+    monkeypatch.setattr(objective, "reduced_precision", lowered)
+
+
+def parts_lowered(model: SDSeg) -> dict[str, bool]:
+    """Filled while the model computes: whether each part did so under autocast."""
+    lowered: dict[str, bool] = {}
+    parts = {
+        "mask encoder": model.autoencoder.encoder,
+        "vision encoder": model.vision_encoder,
+        "unet": model.unet,
+        "decoder": model.autoencoder.decoder,
+    }
+    for name, part in parts.items():
+        part.register_forward_pre_hook(
+            lambda *_, name=name: lowered.update({name: torch.is_autocast_enabled("cpu")})
+        )
+    return lowered

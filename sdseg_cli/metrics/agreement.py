@@ -1,0 +1,84 @@
+"""How far several masks of one scan agree, gathered plane by plane."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_CHUNK = 1 << 16
+"""Pixels counted at once; float32 counts exactly up to 2^24."""
+
+
+def disagreement(votes: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """How far K masks of a plane are from one opinion: 4 p (1 - p), p the share that is foreground.
+
+    0 where all say the same, 1 where half say foreground; with an odd K the most is 1 - 1/K^2.
+
+    Args:
+        votes: (K,rows,columns).
+
+    Returns:
+        (rows,columns) in steps of 1/255: 255 is 1.
+    """
+    share = np.arange(len(votes) + 1) / len(votes)
+    table = np.rint(255 * 4 * share * (1 - share)).astype(np.uint8)
+    plane: NDArray[np.uint8] = table[np.count_nonzero(votes, axis=0)]
+    return plane
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What `Tally` found."""
+
+    runs: int
+    dice: float | None
+    """Mean Dice of all pairs of masks of which at least one is not empty; None where all are."""
+    flipped: float | None
+    """Of the voxels that any mask has, the share that not all have; None where all are empty."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For reports."""
+        return {"runs": self.runs, "dice": self.dice, "flipped": self.flipped}
+
+
+class Tally:
+    """Counts of K masks of one scan, whose planes pass by one at a time.
+
+    Args:
+        runs: K, at least 2.
+    """
+
+    def __init__(self, runs: int) -> None:
+        self.runs = runs
+        self._shared = np.zeros((runs, runs), np.int64)
+        """Voxels that two masks share; on the diagonal, those of one."""
+        self._any = self._all = 0
+
+    def add(self, votes: NDArray[np.bool_]) -> None:
+        """Count a plane.
+
+        Args:
+            votes: (K,rows,columns).
+        """
+        flat = votes.reshape(self.runs, -1)
+        for start in range(0, flat.shape[1], _CHUNK):
+            part = flat[:, start : start + _CHUNK]
+            part = part[:, part.any(axis=0)]
+            self._any += part.shape[1]
+            self._all += int(np.count_nonzero(part.all(axis=0)))
+            ones = part.astype(np.float32)
+            self._shared += (ones @ ones.T).astype(np.int64)
+
+    def agreement(self) -> Agreement:
+        """What the planes so far come to."""
+        own = np.diag(self._shared)
+        one, other = np.triu_indices(self.runs, k=1)
+        voxels = own[one] + own[other]
+        there = voxels > 0
+        if not there.any():
+            return Agreement(self.runs, None, None)
+        dice = 2 * self._shared[one, other][there] / voxels[there]
+        return Agreement(self.runs, float(dice.mean()), 1 - self._all / self._any)

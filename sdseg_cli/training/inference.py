@@ -1,0 +1,120 @@
+"""Slices of any number -> probabilities, as fast as a device allows and free of how it was shared.
+
+On a CPU each slice has one core: the networks' operations are small, and shared among cores they
+mostly wait for each other. Convolution kernels also round a slice differently in different company
+and among different numbers of cores, so that this is the only way to a result free of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sdseg_cli.config import SampleConfig
+from sdseg_cli.errors import ConfigError, RunError
+from sdseg_cli.model.sdseg import SDSeg
+from sdseg_cli.training.runtime import ran_out_of_memory
+
+DEFAULT_BATCH = {"cpu": 8, "mps": 8, "cuda": 32}
+"""Slices that are read, computed and restored at a time."""
+Compute = Callable[..., torch.Tensor]
+"""`sampling.predict_planes` or `predict_draws`."""
+
+
+class Inference:
+    """A model on its device, asked about slices.
+
+    Args:
+        model: In eval mode, placed.
+        batch_size: Slices at a time; None is what suits the device. A GPU whose memory is too small
+            for it halves it.
+        threads: Cores of the CPU; None is what torch would use for one operation.
+
+    Raises:
+        ConfigError: The batch size or the number of threads is below 1.
+    """
+
+    def __init__(
+        self, model: SDSeg, *, batch_size: int | None = None, threads: int | None = None
+    ) -> None:
+        self.model, self.device = model, next(model.parameters()).device
+        for option, value in (("--batch-size", batch_size), ("--threads", threads)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{option} is {value}.", "Give at least 1.")
+        self.batch_size = batch_size or DEFAULT_BATCH[self.device.type]
+        self.threads = threads or torch.get_num_threads()
+        self._lanes: ThreadPoolExecutor | None = None
+
+    def __call__(
+        self,
+        compute: Compute,
+        pixels: NDArray[np.float32],
+        slices: Sequence[int],
+        *,
+        seed: int,
+        sample: SampleConfig,
+    ) -> NDArray[np.float32]:
+        """What `compute` says of each slice.
+
+        Args:
+            compute: As `sampling.predict_planes`.
+            pixels: (n,H,W) or (n,3,H,W) float32 in [-1,1], n >= 1.
+            slices: Their n numbers.
+            seed: Of all noise.
+            sample: How it is sampled.
+
+        Returns:
+            (n,...) float32.
+
+        Raises:
+            RunError: Not even one slice fits into the GPU's memory.
+        """
+
+        def part(first: int, count: int) -> NDArray[np.float32]:
+            some, names = torch.from_numpy(pixels[first : first + count]), slices[first:][:count]
+            return compute(self.model, some, names, seed=seed, sample=sample).numpy()
+
+        if self.device.type == "cpu":
+            return np.concatenate(self._side_by_side(lambda k: part(k, 1), len(slices)))
+        while True:
+            size = self.batch_size
+            try:
+                return np.concatenate([part(k, size) for k in range(0, len(slices), size)])
+            except RuntimeError as error:
+                if not ran_out_of_memory(error):
+                    raise
+                if size == 1:
+                    raise RunError(
+                        "one slice does not fit into the GPU's memory.",
+                        "Free the GPU, or use --device cpu.",
+                    ) from error
+            # Outside of the handler, which holds on to the tensors of the attempt.
+            self.batch_size = size // 2
+            torch.cuda.empty_cache()
+
+    def _side_by_side(
+        self, work: Callable[[int], NDArray[np.float32]], count: int
+    ) -> list[NDArray[np.float32]]:
+        """`[work(0), work(1), ...]`, each on one core; the first error is raised."""
+        if self._lanes is None:
+            self._lanes = ThreadPoolExecutor(
+                self.threads, "lane", initializer=torch.set_num_threads, initargs=(1,)
+            )
+        with _one_core_each():
+            return list(self._lanes.map(work, range(count)))
+
+
+@contextmanager
+def _one_core_each() -> Iterator[None]:
+    # What a thread may use is its own setting, but for matrix products, where it is the process's.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

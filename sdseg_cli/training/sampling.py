@@ -1,0 +1,117 @@
+"""From image to probability: what prediction and validation share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from sdseg_cli.config import SampleConfig
+from sdseg_cli.model import diffusion
+from sdseg_cli.model.sdseg import SDSeg, as_three_channels, full_precision
+from sdseg_cli.training.runtime import reduced_precision
+
+_FLIP_AXIS = {"h": -1, "v": -2}
+
+
+@torch.inference_mode()
+def predict_planes(
+    model: SDSeg, pixels: Tensor, slices: Sequence[int], *, seed: int, sample: SampleConfig
+) -> Tensor:
+    """The mean of all draws of the noise.
+
+    Args:
+        model: In eval mode, on the device that computes.
+        pixels: (B,H,W), of pictures (B,3,H,W), float32 in [-1,1].
+        slices: B numbers; with the seed they name each slice's own noise.
+        seed: Of all noise.
+        sample: Reverse steps, and how many draws of the noise and which flips are averaged.
+
+    Returns:
+        (B,H,W) float32 in [0,1], on the CPU.
+    """
+    total = torch.zeros((len(pixels), *pixels.shape[-2:]), device=_device_of(model))
+    for probability in draws(model, pixels, slices, seed=seed, sample=sample):
+        total += probability
+    return (total / sample.samples).cpu()
+
+
+@torch.inference_mode()
+def predict_draws(
+    model: SDSeg, pixels: Tensor, slices: Sequence[int], *, seed: int, sample: SampleConfig
+) -> Tensor:
+    """The draws whose mean `predict_planes` is: (B,K,H,W) float32 in [0,1], on the CPU."""
+    each = draws(model, pixels, slices, seed=seed, sample=sample)
+    return torch.stack([probability.cpu() for probability in each], dim=1)
+
+
+def draws(
+    model: SDSeg, pixels: Tensor, slices: Sequence[int], *, seed: int, sample: SampleConfig
+) -> Iterator[Tensor]:
+    """One probability for each draw of the noise; the image is encoded once for all of them.
+
+    Args: as `predict_planes`.
+
+    Returns:
+        `sample.samples` times (B,H,W) float32 in [0,1], on the device that computes.
+    """
+    as_seen = partial(_draws_as_seen, model, slices=slices, seed=seed, sample=sample)
+    return flip_average(as_seen, pixels, sample.flips)
+
+
+def flip_average(
+    predict: Callable[[Tensor], Iterator[Tensor]], pixels: Tensor, flips: str
+) -> Iterator[Tensor]:
+    """Test-time augmentation: the mean over planes and their flips, each answer flipped back.
+
+    Args:
+        predict: Gives one or more answers (B,H,W) for pixels as below.
+        pixels: (B,H,W) or (B,3,H,W).
+        flips: Letters of `SampleConfig.flips`.
+
+    Yields:
+        (B,H,W), as often as `predict` answers.
+    """
+    allowed = {_FLIP_AXIS[letter] for letter in flips}
+    ways = [axes for axes in ((), (-1,), (-2,), (-2, -1)) if allowed.issuperset(axes)]
+    for answers in zip(*(predict(pixels.flip(axes)) for axes in ways), strict=True):
+        back = [answer.flip(axes) for answer, axes in zip(answers, ways, strict=True)]
+        yield torch.stack(back).mean(dim=0)
+
+
+@torch.inference_mode()
+def _draws_as_seen(
+    model: SDSeg, pixels: Tensor, slices: Sequence[int], seed: int, sample: SampleConfig
+) -> Iterator[Tensor]:
+    """`draws` of the pixels as they are, without flips; each part in its precision."""
+    device = _device_of(model)
+    lowered = partial(reduced_precision, device, model.config.precision)
+    # TF32 is a setting of the whole process, which threads on a CPU must not turn.
+    exact = (
+        partial(full_precision, tf32=model.config.tf32) if device.type == "cuda" else nullcontext
+    )
+    image = as_three_channels(pixels.to(device))
+    with exact(), lowered():
+        zc = model.encode_image(image.contiguous(memory_format=torch.channels_last)).float()
+    shape = model.latent_shape(*pixels.shape[-2:])
+    names = ["shared"] * len(slices) if sample.noise == "shared" else slices
+
+    def noise(*draw: int) -> Tensor:
+        if sample.noise == "zero":
+            return torch.zeros((len(slices), *shape), device=device)
+        return diffusion.seeded_noise(seed, names, shape, *draw).to(device)
+
+    for number in range(sample.samples):
+        start, fresh = noise(number) if number else noise(), partial(noise, number)
+        with exact():
+            z0 = diffusion.ddim(model.denoise, start, zc, sample.steps, eta=sample.eta, fresh=fresh)
+            with lowered():
+                probability = model.probability(z0)
+        yield probability
+
+
+def _device_of(model: SDSeg) -> torch.device:
+    return next(model.parameters()).device

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdseg_cli.imaging.intensity import Limits
+from sdseg_cli.imaging.picture import Picture
+from sdseg_cli.report import preview as preview_module
+from sdseg_cli.report.preview import preview_slices, save_preview
+from tests.fake_run import volume
+
+ORANGE = np.array([255, 154, 46])
+
+
+def stack(filled: range, slices: int) -> np.ndarray:
+    mask = np.zeros((slices, 4, 4), np.uint8)
+    mask[filled.start : filled.stop, 1, 1] = 1
+    return mask
+
+
+def orange(path: Path) -> np.ndarray:
+    """(rows,columns) bool: where the outline's colour is."""
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    return np.abs(pixels - ORANGE).max(axis=-1) < 40
+
+
+def test_few_slices_are_all_shown() -> None:
+    assert preview_slices(stack(range(3, 6), 20)) == [3, 4, 5]
+
+
+def test_many_slices_are_spread_over_the_foreground() -> None:
+    # 23 slices from 10: every second one.
+    assert preview_slices(stack(range(10, 33), 50)) == list(range(10, 33, 2))
+
+
+def test_an_empty_mask_shows_the_whole_scan() -> None:
+    assert preview_slices(stack(range(0), 23)) == list(range(0, 23, 2))
+    assert preview_slices(stack(range(0), 2)) == [0, 1]
+
+
+def scan_of(shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]):
+    affine = np.diag([-spacing_mm[0], -spacing_mm[1], spacing_mm[2], 1.0])
+    return volume(np.full(shape, 40, np.int16), affine)
+
+
+def test_the_outline_has_the_true_proportions(tmp_path: Path) -> None:
+    # 20 x 20 voxels of 1 mm across and 3 mm down: as drawn, three times as high as wide.
+    scan = scan_of((40, 40, 1), (1.0, 3.0, 2.0))
+    mask = np.zeros((40, 40, 1), np.uint8)
+    mask[10:30, 10:30] = 1
+    save_preview(tmp_path / "look.png", scan, mask, Limits(-175, 250))
+    found = np.argwhere(orange(tmp_path / "look.png"))
+    height, width = np.ptp(found, axis=0)
+    assert height / width == pytest.approx(3, rel=0.06)
+
+
+def test_an_empty_mask_has_no_outline_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captions: list[str] = []
+    monkeypatch.setattr(preview_module, "bare", lambda _, text, *__: captions.append(text))
+    scan = scan_of((8, 8, 2), (1.0, 1.0, 1.0))
+    save_preview(tmp_path / "look.png", scan, np.zeros((8, 8, 2), np.uint8), Limits(-175, 250))
+    assert captions == ["slice 1 of 2: nothing found", "slice 2 of 2: nothing found"]
+    assert not orange(tmp_path / "look.png").any()
+
+
+def test_the_same_mask_gives_the_same_bytes(tmp_path: Path) -> None:
+    scan = scan_of((12, 12, 3), (1.0, 1.0, 1.0))
+    mask = np.zeros((12, 12, 3), np.uint8)
+    mask[4:8, 4:8, 1] = 1
+    made = []
+    for name in ("a.png", "new/b.png"):
+        save_preview(tmp_path / name, scan, mask, Limits(-175, 250))
+        made.append((tmp_path / name).read_bytes())
+    assert made[0] == made[1]
+
+
+def test_a_picture_is_drawn_whole_in_its_colours(tmp_path: Path) -> None:
+    pixels = np.zeros((30, 60, 3), np.uint8)
+    pixels[..., 2] = 200
+    mask = np.zeros((30, 60, 1), np.uint8)
+    mask[10:20, 10:50] = 1
+    save_preview(tmp_path / "look.png", Picture.of(pixels), mask, Limits(0, 255))
+    drawn = np.asarray(Image.open(tmp_path / "look.png").convert("RGB"))
+    blue = (drawn == (0, 0, 200)).all(axis=-1)
+    rows, columns = np.flatnonzero(blue.any(axis=1)), np.flatnonzero(blue.any(axis=0))
+    assert np.ptp(columns) / np.ptp(rows) == pytest.approx(2, rel=0.03)
+    found = np.argwhere(orange(tmp_path / "look.png"))
+    assert np.ptp(found[:, 1]) / np.ptp(found[:, 0]) == pytest.approx(4, rel=0.1)
+
+
+def test_a_large_picture_is_drawn_from_fewer_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, ...]] = []
+    show = preview_module.show_plane
+    monkeypatch.setattr(
+        preview_module,
+        "show_plane",
+        lambda a, p, *x, **y: shapes.append(p.shape) or show(a, p, *x, **y),
+    )
+    pixels = np.zeros((20, 4000, 3), np.uint8)
+    save_preview(
+        tmp_path / "look.png", Picture.of(pixels), np.zeros((20, 4000, 1), np.uint8), Limits(0, 255)
+    )
+    assert shapes == [(7, 1334, 3)]

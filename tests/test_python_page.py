@@ -1,0 +1,39 @@
+"""The examples of docs/PYTHON.md, run in order in one namespace."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from sdseg_cli.predict import Predictor
+from sdseg_cli.predict_file import predict_file
+from tests.conftest import Workspace
+
+PAGE = Path(__file__).resolve().parents[1] / "docs/PYTHON.md"
+
+
+def test_the_examples_run_and_do_what_they_say(
+    tiny_run: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(examples) == 4
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "tiny").symlink_to(tiny_run.run.path.parent)
+    shutil.copy(tiny_run.scan, "scan.nii.gz")
+    names: dict[str, Any] = {}
+    exec(examples[0], names)
+    predict_file(Path("scan.nii.gz"), Path("same.nii.gz"), Predictor("runs/tiny/run", device="cpu"))
+    assert Path("same.nii.gz").read_bytes() == Path("mask.nii.gz").read_bytes()
+    assert names["prediction"].probability.shape == (6, 256, 256)
+    for example in examples[1:]:
+        exec(example, names)
+    assert names["mask"].shape == nib.load("scan.nii.gz").shape
+    assert names["report"].stability.runs == 3
+    assert np.asarray(nib.load("uncertainty.nii.gz").dataobj).max() <= 1
