@@ -16,6 +16,7 @@ import typer
 from sdseg_cli import __version__
 from sdseg_cli.commands.check import check
 from sdseg_cli.commands.demo import demo
+from sdseg_cli.commands.distill import distill
 from sdseg_cli.commands.evaluate import evaluate
 from sdseg_cli.commands.predict import predict
 from sdseg_cli.commands.prepare import prepare
@@ -36,7 +37,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (prepare, train, runs, predict, evaluate, stability, check, demo):
+for command in (prepare, train, runs, predict, evaluate, stability, check, demo, distill):
     app.command()(command)
 app.add_typer(weights)
 

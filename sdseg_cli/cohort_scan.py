@@ -21,6 +21,7 @@ from sdseg_cli.model.tensor_files import file_sha256
 from sdseg_cli.predict import Predictor
 from sdseg_cli.predict_file import predict_file
 from sdseg_cli.report.ledger import DONE, FAILED, Ledger, Row
+from sdseg_cli.training.fast_decoder import decoder_identity
 from sdseg_cli.training.package import is_package, read_description
 from sdseg_cli.training.run_folder import RunDir
 
@@ -57,6 +58,7 @@ class Task:
             "predictor": {k: v for k, v in self.predictor.items() if k not in SPEED_ONLY},
             "options": {k: v for k, v in self.options.items() if v is not None},
             "beside": sorted(self.folders),
+            "decoder": decoder_identity(self.predictor.get("decoder", "auto"), self.model),
         }
         text = json.dumps(plain, sort_keys=True, default=_plain)
         return hashlib.sha256(text.encode()).hexdigest()

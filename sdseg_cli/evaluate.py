@@ -47,6 +47,7 @@ def evaluate(
     sample: SampleConfig | None = None,
     device: str = "auto",
     batch_size: int | None = None,
+    decoder: str = "auto",
     predictor: Predictor | None = None,
     progress: Progress = silent,
 ) -> EvaluateReport:
@@ -63,6 +64,7 @@ def evaluate(
         sample: Reverse steps and samples; None is the run's setting.
         device: "auto", "cpu", "cuda" or "mps".
         batch_size: Slices at a time; None for what suits the device.
+        decoder: As `Predictor`.
         predictor: The run's model if it is loaded already.
         progress: Told in slices.
 
@@ -79,7 +81,13 @@ def evaluate(
     """
     chosen_grid, chosen_protocol = _choices(grid, protocol)
     held = open_held_out(
-        run, workspace, split, device=device, batch_size=batch_size, predictor=predictor
+        run,
+        workspace,
+        split,
+        device=device,
+        batch_size=batch_size,
+        decoder=decoder,
+        predictor=predictor,
     )
     sample = sample or held.run.config().sample
     masks = KeptMasks(

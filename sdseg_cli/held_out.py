@@ -77,6 +77,7 @@ def open_held_out(
     *,
     device: str = "auto",
     batch_size: int | None = None,
+    decoder: str = "auto",
     predictor: Predictor | None = None,
 ) -> HeldOut:
     """Find the run and its data, check that they belong together, and load the model.
@@ -87,6 +88,7 @@ def open_held_out(
         split: "train", "val" or "test".
         device: "auto", "cpu", "cuda" or "mps".
         batch_size: Slices at a time; None for what suits the device.
+        decoder: "auto", "exact" or "fast".
         predictor: The run's model if it is loaded already.
 
     Raises:
@@ -108,7 +110,7 @@ def open_held_out(
     if predictor is None:
         from sdseg_cli.predict import Predictor
 
-        predictor = Predictor(folder.path, device=device, batch_size=batch_size)
+        predictor = Predictor(folder.path, device=device, batch_size=batch_size, decoder=decoder)
     if predictor.data != manifest.inference_settings():
         raise ConfigError(
             f"{manifest.name} was prepared anew since run {folder.path} was trained.",

@@ -27,11 +27,11 @@ from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation
 from sdseg_cli.imaging.picture import Picture
 from sdseg_cli.imaging.slices import Restore, SliceStack, to_stack
 from sdseg_cli.imaging.volume import Volume
-from sdseg_cli.model.sdseg import unfilled_sdseg
-from sdseg_cli.model.tensor_files import load_strictly
+from sdseg_cli.model.store import WeightStore
 from sdseg_cli.progress import Progress, silent
+from sdseg_cli.training.fast_decoder import choose_decoder
 from sdseg_cli.training.inference import Compute, Inference
-from sdseg_cli.training.package import read_trained
+from sdseg_cli.training.package import networks_of, read_trained
 from sdseg_cli.training.runtime import choose_device, placed
 from sdseg_cli.training.sampling import predict_draws, predict_planes
 
@@ -67,11 +67,14 @@ class Predictor:
         batch_size: Slices at a time; by default what suits the device. It changes speed and memory,
             not the mask.
         threads: Cores of a CPU; likewise. By default as torch chooses.
+        decoder: "exact", the autoencoder's own; "fast", the mask decoder; "auto", the fast one
+            where the run measured it to be harmless.
         skip_air: CT slices without a body are not computed, for nothing is in them.
 
     Raises:
         WeightsError: The checkpoint is missing or damaged.
-        ConfigError: The device is not there, or the batch size or threads are below 1.
+        ConfigError: The device or the decoder is not there, or the batch size or threads are
+            below 1.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Predictor:
         device: str = "auto",
         batch_size: int | None = None,
         threads: int | None = None,
+        decoder: str = "auto",
         skip_air: bool = True,
     ) -> None:
         self.run = Path(run_or_package)
@@ -97,11 +101,11 @@ class Predictor:
                 f"{self.run}: does not say how its slices are made ({error!r}).",
                 "Export it again from its run.",
             ) from error
-        model = unfilled_sdseg(self.config.model)
-        load_strictly(model, checkpoint.prediction_weights(), source=str(self.run))
-        model.latent_scale = checkpoint.latent_scale
-        model.eval().requires_grad_(False)
-        self.model = placed(model, self.device)
+        self.model = networks_of(checkpoint, self.device, source=str(self.run))
+        fast = choose_decoder(decoder, self.run, checkpoint, self.model, WeightStore.default())
+        self.model.mask_decoder = None if fast is None else placed(fast, self.device)
+        self.decoder = "exact" if fast is None else "fast"
+        """Which draws the mask."""
         self.skip_air = skip_air and self.normalisation.hides_air
         self._inference = Inference(self.model, batch_size=batch_size, threads=threads)
 

@@ -54,6 +54,7 @@ class PredictReport:
     """None for a picture, which knows no millimetres."""
     seconds: float
     sample: SampleConfig
+    decoder: str = "exact"
     post: PostProcess = field(default_factory=PostProcess)
     probability: Path | None = None
     uncertainty: Path | None = None
@@ -75,6 +76,7 @@ class PredictReport:
             "run": str(self.run),
             "seed": self.seed,
             "sample": asdict(self.sample),
+            "decoder": self.decoder,
             "post": asdict(self.post),
             "slices": self.slices,
             "foreground_voxels": self.foreground_voxels,
@@ -158,6 +160,7 @@ def predict_file(
         run=predictor.run,
         seed=seed,
         sample=sample,
+        decoder=predictor.decoder,
         post=post,
         slices=len(stack),
         foreground_voxels=voxels,

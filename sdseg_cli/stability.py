@@ -56,6 +56,7 @@ def stability(
     sample: SampleConfig | None = None,
     device: str = "auto",
     batch_size: int | None = None,
+    decoder: str = "auto",
     lpips_backbone: Path | None = None,
     lpips_linear: Path | None = None,
     predictor: Predictor | None = None,
@@ -72,6 +73,7 @@ def stability(
         sample: Reverse steps and samples; None is the run's setting.
         device: "auto", "cpu", "cuda" or "mps".
         batch_size: Slices at a time; None for what suits the device.
+        decoder: As `Predictor`.
         lpips_backbone: ImageNet AlexNet in torchvision's names, .pth or .safetensors.
         lpips_linear: LPIPS v0.1 heads for AlexNet, likewise.
         predictor: The run's model if it is loaded already.
@@ -93,7 +95,13 @@ def stability(
     if (lpips_backbone is None) != (lpips_linear is None):
         raise ConfigError("LPIPS needs two files, one is absent.", "Give both, or neither.")
     held = open_held_out(
-        run, workspace, split, device=device, batch_size=batch_size, predictor=predictor
+        run,
+        workspace,
+        split,
+        device=device,
+        batch_size=batch_size,
+        decoder=decoder,
+        predictor=predictor,
     )
     torch_device = "cuda" if held.predictor.device.type == "cuda" else "cpu"
     lpips = None

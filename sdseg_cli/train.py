@@ -20,13 +20,15 @@ from typing import Any
 
 from sdseg_cli.config import RunConfig
 from sdseg_cli.datasets.manifest import Manifest
-from sdseg_cli.errors import ConfigError, DataError
+from sdseg_cli.errors import ConfigError
 from sdseg_cli.findings import Finding
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.progress import TrainProgress, Watch, unwatched
+from sdseg_cli.splits import open_split
 from sdseg_cli.train_pictures import TrainPictures
 from sdseg_cli.training.batches import PreparedSlices
 from sdseg_cli.training.distributed import ranks_of, training_together
+from sdseg_cli.training.fast_decoder import DecoderCheck, measure_run
 from sdseg_cli.training.fit_batch import fitting_batch_size
 from sdseg_cli.training.initialise import step_zero
 from sdseg_cli.training.latents import MaskLatents, open_latents
@@ -63,6 +65,8 @@ class TrainReport:
     """"finished" or "stopped"."""
     origin: dict[str, str]
     """Part of the model -> the weights it started from."""
+    fast_decoder: DecoderCheck | None = None
+    """What prediction with the fast decoder costs, where there is one; of a finished run."""
     warnings: tuple[Finding, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -75,6 +79,7 @@ class TrainReport:
             "best": best,
             "state": self.state,
             "origin": self.origin,
+            "fast_decoder": self.fast_decoder and self.fast_decoder.to_json(),
             "warnings": [finding.to_json() for finding in self.warnings],
         }
 
@@ -131,7 +136,7 @@ def train(
         stop_signals() as stop,
         training_together(ranks, choose_device(device)) as own,
     ):
-        slices, fixed = _open_split(manifest, "train"), _open_split(manifest, "val")
+        slices, fixed = open_split(manifest, "train"), open_split(manifest, "val")
         data = manifest.inference_settings()
         found = resumed(config, data, run)
         state = found.checkpoint if found else None
@@ -152,6 +157,8 @@ def train(
         with closing(ahead), RunFiles(run, loop, data, tensorboard=tensorboard) as files:
             told = watch if ranks.writes else unwatched
             reached = _all_steps(loop, ahead, latents, slices, fixed, files, pictures, stop, told)
+        ends = reached == "finished" and ranks.writes
+        fast = measure_run(run, fixed, own, WeightStore.default()) if ends else None
     return TrainReport(
         run=run.path,
         step=loop.step,
@@ -160,6 +167,7 @@ def train(
         best=loop.best,
         state=reached,
         origin=origin,
+        fast_decoder=fast,
         warnings=warnings,
     )
 
@@ -240,22 +248,9 @@ def fitted(config: RunConfig, manifest: Manifest, run: RunDir, device: str) -> R
         size = run.config().train.batch_size
     elif own.type == "cuda":
         with tempfile.TemporaryDirectory() as folder:
-            slices = _open_split(manifest, "train")
+            slices = open_split(manifest, "train")
             size = fitting_batch_size(config, slices, Path(folder), own)
     return replace(config, train=replace(config.train, batch_size=size, accumulate=1))
-
-
-def _open_split(manifest: Manifest, split: str) -> PreparedSlices:
-    cases = manifest.cases(split)
-    if not cases:
-        raise DataError(
-            f"{manifest.name}: no {split} case.", "Prepare it again with at least 3 cases."
-        )
-    return PreparedSlices(
-        [manifest.root / case.folder for case in cases],
-        manifest.is_foreground,
-        [manifest.foreground_slices(case) for case in cases],
-    )
 
 
 def _begun(loop: Trainer) -> TrainProgress:

@@ -18,6 +18,7 @@ from sdseg_cli.model.tensor_files import file_sha256, read_tensors
 from sdseg_cli.presets import preset
 from sdseg_cli.progress import Progress, silent
 from sdseg_cli.training.checkpoint import Checkpoint, config_values
+from sdseg_cli.training.fast_decoder import decoder_file, read_check
 from sdseg_cli.training.package import Package, write_package
 from sdseg_cli.training.run_folder import RunDir
 
@@ -94,7 +95,9 @@ def export_run(run: Path, output: Path) -> Package:
         WeightsError: The checkpoint is missing or damaged.
         ConfigError: Something else lies at `output`.
     """
-    return write_package(Checkpoint.load(RunDir(run).best), output)
+    checkpoint, check = Checkpoint.load(RunDir(run).best), read_check(run)
+    fits = check is not None and check.step == checkpoint.step
+    return write_package(checkpoint, output, fast_decoder=decoder_file(run) if fits else None)
 
 
 def export_stored(

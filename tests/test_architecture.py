@@ -30,6 +30,8 @@ VERBS = {
     "evaluate_folders",
     "stability",
     "demo",
+    "distill",
+    "splits",
     "held_out",
     "weights",
 }
@@ -103,6 +105,8 @@ def test_a_verb_imports_no_other_verb_but_predict(verb: str) -> None:
     allowed = {verb} | ({"predict"} if verb in MAY_PREDICT else set())
     if verb in ("evaluate", "stability"):
         allowed.add("held_out")
+    if verb in ("train", "distill"):
+        allowed.add("splits")
     if verb == "train":
         allowed.add("train_pictures")
     if verb == "cohort_scan":

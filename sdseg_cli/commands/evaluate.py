@@ -11,6 +11,7 @@ import typer
 from sdseg_cli.commands.options import (
     BatchSize,
     Debug,
+    Decoder,
     Device,
     Eta,
     Json,
@@ -53,6 +54,7 @@ def evaluate(
     eta: Eta = None,
     samples: Samples = None,
     batch_size: BatchSize = None,
+    decoder: Decoder = "auto",
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
@@ -93,6 +95,7 @@ def evaluate(
                 sample=sample,
                 device=device,
                 batch_size=batch_size,
+                decoder=decoder,
                 progress=progress,
             )
     values = report.to_json()

@@ -21,6 +21,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tabl
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 BatchSize = Annotated[int | None, typer.Option(help="Slices at a time; the mask stays the same.")]
+Decoder = Annotated[
+    str, typer.Option(help="exact, fast, or auto: fast where the run measured it as good.")
+]
 Run = Annotated[Path | None, typer.Option(help="Run folder; default: the newest finished run.")]
 Seed = Annotated[int, typer.Option(help="Seed of all noise.")]
 Steps = Annotated[

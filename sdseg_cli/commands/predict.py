@@ -11,6 +11,7 @@ import typer
 from sdseg_cli.commands.options import (
     BatchSize,
     Debug,
+    Decoder,
     Device,
     Eta,
     Json,
@@ -94,6 +95,7 @@ def predict(
     uncertainty: Annotated[
         Path | None, typer.Option(help="Also write where K draws (default 5) disagree.")
     ] = None,
+    decoder: Decoder = "auto",
     batch_size: BatchSize = None,
     device: Device = "auto",
     shard: ShardText = None,
@@ -128,7 +130,12 @@ def predict(
         mask,
         output,
         model=lambda: open_run(run, output).path if model is None else model,
-        predictor={"device": device, "batch_size": batch_size, "threads": threads},
+        predictor={
+            "device": device,
+            "decoder": decoder,
+            "batch_size": batch_size,
+            "threads": threads,
+        },
         options={
             "series": series,
             "seed": seed,

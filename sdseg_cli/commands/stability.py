@@ -10,6 +10,7 @@ import typer
 from sdseg_cli.commands.options import (
     BatchSize,
     Debug,
+    Decoder,
     Device,
     Eta,
     Json,
@@ -40,6 +41,7 @@ def stability(
     ] = None,
     lpips_linear: Annotated[Path | None, typer.Option(help="LPIPS v0.1 linear heads.")] = None,
     batch_size: BatchSize = None,
+    decoder: Decoder = "auto",
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
@@ -61,6 +63,7 @@ def stability(
             sample=sample,
             device=device,
             batch_size=batch_size,
+            decoder=decoder,
             lpips_backbone=lpips_backbone,
             lpips_linear=lpips_linear,
             progress=progress,

@@ -16,6 +16,7 @@ from sdseg_cli.config import AutoencoderConfig, ModelConfig
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.autoencoder import Autoencoder, Encoder, sample_posterior
 from sdseg_cli.model.diffusion import Estimate
+from sdseg_cli.model.mask_decoder import MaskDecoder
 from sdseg_cli.model.unet import UNet
 
 
@@ -59,6 +60,8 @@ class SDSeg(nn.Module):
         self.vision_encoder = vision_encoder.requires_grad_(config.train_encoder)
         self.unet = unet
         self.latent_scale = latent_scale
+        self.mask_decoder: MaskDecoder | None = None
+        """In place of the autoencoder's decoder, where predictions are to be fast."""
         self.train()
 
     def train(self, mode: bool = True) -> SDSeg:
@@ -114,8 +117,11 @@ class SDSeg(nn.Module):
 
     def probability(self, z0: Tensor) -> Tensor:
         """Scaled latent (B,4,h,w) -> the Score map (B,H,W) in [0,1]: channel mean of (x + 1)/2
-        clamped.
+        clamped, or what the mask decoder says that is.
         """
+        if self.mask_decoder is not None:
+            fast: Tensor = self.mask_decoder(z0 / self.latent_scale)
+            return fast
         return ((self.decode(z0).float() + 1) / 2).clamp(0, 1).mean(dim=1)
 
 

@@ -106,19 +106,39 @@ def state_dict_of(values: Any, *, source: str) -> dict[str, Tensor]:
     return dict(values)
 
 
-def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+def write_tensors(
+    tensors: dict[str, Tensor], path: Path, *, told: Mapping[str, str] | None = None
+) -> None:
     """Write a `.safetensors` file, readable for those the user's umask lets read.
+
+    Args:
+        tensors: By name.
+        path: The file.
+        told: Texts that are kept with them.
 
     Raises:
         OSError: The disk refused.
     """
     try:
-        save_file(tensors, path)
+        save_file(tensors, path, None if told is None else dict(told))
     except safetensors.SafetensorError as error:
         raise OSError(str(error)) from error
     umask = os.umask(0)  # it can only be read by setting it
     os.umask(umask)
     path.chmod(0o666 & ~umask)
+
+
+def read_told(path: Path) -> dict[str, str]:
+    """The texts kept in a `.safetensors` file.
+
+    Raises:
+        WeightsError: Missing or damaged.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, safetensors.SafetensorError) as error:
+        raise WeightsError(f"{path}: damaged, or not a file of weights.", GET_AGAIN) from error
 
 
 def file_sha256(path: Path) -> str:

@@ -4,6 +4,7 @@ PACKAGE/
   model.safetensors   weights of the three networks, float16, the U-Net averaged over the steps
   sdseg.json          settings, how slices are made, latent scale, origin of the weights, sha256
   LICENSE.md          what may be done with it
+  mask_decoder.safetensors   the fast decoder and what it costs, where the run has one
 """
 
 from __future__ import annotations
@@ -15,21 +16,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sdseg_cli import __version__
+from sdseg_cli.config import RunConfig
+from sdseg_cli.config_file import from_dict
 from sdseg_cli.errors import ConfigError, RunError, WeightsError
 from sdseg_cli.filenames import PACKAGE_FILE
+from sdseg_cli.model.sdseg import SDSeg, unfilled_sdseg
 from sdseg_cli.model.tensor_files import (
     file_sha256,
+    load_strictly,
     positive_scale,
     read_tensors,
     write_tensors,
 )
 from sdseg_cli.training.checkpoint import Checkpoint, halved
 from sdseg_cli.training.run_folder import RunDir
+from sdseg_cli.training.runtime import placed
 
 FORMAT_VERSION = 1
 MODEL, DESCRIPTION, LICENSE = "model.safetensors", PACKAGE_FILE, "LICENSE.md"
-FILES = {MODEL, DESCRIPTION, LICENSE}
+FAST_DECODER = "mask_decoder.safetensors"
+FILES = {MODEL, DESCRIPTION, LICENSE, FAST_DECODER}
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "sha256": str,
     "step": int,
@@ -55,13 +64,16 @@ class Package:
         return {"package": str(self.folder), "sha256": self.sha256, "bytes": self.bytes}
 
 
-def write_package(checkpoint: Checkpoint, folder: Path, *, half: bool = True) -> Package:
+def write_package(
+    checkpoint: Checkpoint, folder: Path, *, half: bool = True, fast_decoder: Path | None = None
+) -> Package:
     """Make a package; it appears whole or not at all, and replaces only another package.
 
     Args:
         checkpoint: What prediction uses: `best.pt` of a run.
         folder: Of the package.
         half: Round the weights to float16; else they stay as they are.
+        fast_decoder: The run's mask decoder, if it has one.
 
     Raises:
         ConfigError: Something else lies there.
@@ -77,6 +89,8 @@ def write_package(checkpoint: Checkpoint, folder: Path, *, half: bool = True) ->
         weights = checkpoint.prediction_weights()
         write_tensors(halved(weights) if half else weights, building / MODEL)
         sha256 = file_sha256(building / MODEL)
+        if fast_decoder is not None:
+            shutil.copyfile(fast_decoder, building / FAST_DECODER)
         description = {
             "format_version": FORMAT_VERSION,
             "sdseg_version": __version__,
@@ -168,6 +182,20 @@ def read_package(folder: Path) -> Checkpoint:
         best=description["best"],
         origin=description["origin"],
     )
+
+
+def networks_of(checkpoint: Checkpoint, device: torch.device, *, source: str) -> SDSeg:
+    """The networks of a checkpoint as they predict: filled, on the device, in eval mode.
+
+    Raises:
+        WeightsError: They do not fit its own settings.
+    """
+    config = from_dict(checkpoint.config, RunConfig(), source=source)
+    model = unfilled_sdseg(config.model)
+    load_strictly(model, checkpoint.prediction_weights(), source=source)
+    model.latent_scale = checkpoint.latent_scale
+    model.eval().requires_grad_(False)
+    return placed(model, device)
 
 
 def read_trained(path: Path) -> Checkpoint:

@@ -12,12 +12,16 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from sdseg_cli.errors import ConfigError
 from sdseg_cli.model.sdseg import SDSeg
 from sdseg_cli.model.unet import UNet
+
+Network = TypeVar("Network", bound=nn.Module)
 
 LOWERED = {"mixed": torch.bfloat16, "mixed-float16": torch.float16}
 """`model.precision` -> the format of the encoder and the autoencoder on a GPU."""
@@ -76,8 +80,8 @@ def ran_out_of_memory(error: BaseException) -> bool:
     return full or any(words in str(error) for words in ("can't allocate memory", "ALLOC_FAILED"))
 
 
-def placed(model: SDSeg, device: torch.device) -> SDSeg:
-    """The model on the device, channels last: faster where there are tensor cores."""
+def placed(model: Network, device: torch.device) -> Network:
+    """The network on the device, channels last: faster where there are tensor cores."""
     model.to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model

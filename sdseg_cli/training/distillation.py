@@ -1,0 +1,230 @@
+"""Training of the fast mask decoder against the autoencoder's decoder.
+
+A U-Net's latent is not a mask's latent: where it is unsure, it lies between those of several masks,
+weaker, and with an error of its own. So the examples are latents of procedural (and, if given,
+prepared) masks that are blended with those of a changed mask, weakened towards the empty plane and
+disturbed; what the decoder makes of them is the target.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from sdseg_cli.model.autoencoder import Autoencoder
+from sdseg_cli.model.mask_decoder import MaskDecoder
+from sdseg_cli.model.seeds import seeded_generator
+from sdseg_cli.training.shapes import random_masks
+
+SIDE = 256
+RADIUS_PX = (1.5, 80.0)
+POOL, RENEW_EVERY, BATCH = 384, 4, 4
+"""Examples that are kept; every so many steps one is renewed, which costs as much as these steps;
+and how many a step learns from."""
+LEARNING_RATE, WARMUP, AVERAGE_DECAY = 3e-3, 100, 0.995
+REAL_SHARE = 0.5
+"""Of the masks, where prepared ones are given."""
+MOST_SHIFT_PX, MOST_GROWTH_PX = 6, 3
+MOST_NOISE = 0.3
+"""Standard deviation of an error, over that of the latents."""
+
+Masks = Callable[[int, Generator], Tensor]
+"""Gives so many masks (n,1,256,256), 0 or 1, drawn by the generator."""
+
+
+def procedural(count: int, generator: Generator) -> Tensor:
+    """`Masks` that need no data."""
+    masks = random_masks(count, SIDE, generator, radius_px=RADIUS_PX)[:, :1]
+    return (masks > 0).float()
+
+
+def mixed(prepared: Masks) -> Masks:
+    """Half of the masks prepared, half procedural."""
+
+    def some(count: int, generator: Generator) -> Tensor:
+        real = torch.rand(count, generator=generator) < REAL_SHARE
+        masks = procedural(count, generator)
+        if real.any():
+            masks[real] = prepared(int(real.sum()), generator)
+        return masks
+
+    return some
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Latents and what the decoder makes of them."""
+
+    latent: Tensor
+    """(n,4,32,32) float32, unscaled."""
+    target: Tensor
+    """(n,256,256) float32 in [0,1]."""
+
+
+class Teacher:
+    """An autoencoder, asked what it makes of latents.
+
+    Args:
+        autoencoder: Frozen, in eval mode, on the device that computes.
+        masks: Where masks come from.
+    """
+
+    def __init__(self, autoencoder: Autoencoder, masks: Masks = procedural) -> None:
+        self.autoencoder, self.masks = autoencoder, masks
+        self.device = next(autoencoder.parameters()).device
+        empty = self.encode(torch.zeros(1, 1, SIDE, SIDE))
+        self.empty = empty
+        """(1,4,32,32)"""
+        self.spread = float(self.encode(procedural(4, seeded_generator("spread", 0))).std())
+
+    @torch.inference_mode()
+    def encode(self, masks: Tensor) -> Tensor:
+        """(n,1,256,256), 0 or 1 -> posterior means (n,4,32,32)."""
+        planes = (masks * 2 - 1).expand(-1, 3, -1, -1).to(self.device)
+        one_by_one = torch.split(planes.contiguous(memory_format=torch.channels_last), 1)
+        return torch.cat([self.autoencoder.moments(one).chunk(2, dim=1)[0] for one in one_by_one])
+
+    @torch.inference_mode()
+    def decode(self, latent: Tensor) -> Tensor:
+        """(n,4,32,32) -> probability (n,256,256) in [0,1], as `SDSeg.probability`."""
+        planes = torch.cat([self.autoencoder.decode(one) for one in torch.split(latent, 1)])
+        return ((planes.float() + 1) / 2).clamp(0, 1).mean(dim=1)
+
+    def examples(self, count: int, generator: Generator) -> Examples:
+        """Fresh ones."""
+        masks = self.masks(count, generator)
+        latent = self.encode(masks)
+        blended = blend(latent, self.encode(changed(masks, generator)), generator)
+        weak = 1 - 0.5 * _uniform(count, generator).to(self.device) ** 2
+        blended = self.empty + weak * (blended - self.empty)
+        latent = torch.where(_which(count, 0.25, generator).to(self.device), latent, blended)
+        noise = torch.randn(latent.shape, generator=generator) * _uniform(count, generator) ** 2
+        latent = latent + MOST_NOISE * self.spread * noise.to(self.device)
+        return Examples(latent.clone(), self.decode(latent).clone())
+
+
+def changed(masks: Tensor, generator: Generator) -> Tensor:
+    """Masks (n,1,H,W) that might have been meant: shifted, and grown or shrunk by some pixels."""
+    found = []
+    for mask in masks:
+        down, right = torch.randint(-MOST_SHIFT_PX, MOST_SHIFT_PX + 1, (2,), generator=generator)
+        growth = int(torch.randint(-MOST_GROWTH_PX, MOST_GROWTH_PX + 1, (), generator=generator))
+        other = mask.roll((int(down), int(right)), dims=(1, 2))
+        sign, side = (1 if growth >= 0 else -1), 2 * abs(growth) + 1
+        found.append(sign * F.max_pool2d(sign * other, side, stride=1, padding=side // 2))
+    return torch.stack(found)
+
+
+def blend(one: Tensor, other: Tensor, generator: Generator) -> Tensor:
+    """Between two latents (n,4,h,w), here more of the one, there more of the other."""
+    coarse = torch.rand(len(one), 1, 5, 5, generator=generator)
+    share = F.interpolate(coarse, one.shape[-2:], mode="bicubic").clamp(0, 1).to(one.device)
+    return one + share * (other - one)
+
+
+def distillation_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy with the decoder's probability, and Dice, which small structures decide.
+
+    Args:
+        logits: (B,H,W).
+        target: (B,H,W) in [0,1].
+    """
+    p = torch.sigmoid(logits)
+    overlap, both = (p * target).sum(dim=(1, 2)), p.sum(dim=(1, 2)) + target.sum(dim=(1, 2))
+    dice = (2 * overlap + 1) / (both + 1)
+    return 5 * F.binary_cross_entropy_with_logits(logits, target) + (1 - dice).mean()
+
+
+class Distiller:
+    """Trains a mask decoder step by step; all that is drawn is a function of (seed, step).
+
+    Args:
+        decoder: Trains.
+        teacher: Knows the answers.
+        steps: Length of the learning rate's cosine.
+        seed: Of all examples.
+    """
+
+    def __init__(
+        self, decoder: MaskDecoder, teacher: Teacher, *, steps: int, seed: int = 0
+    ) -> None:
+        self.decoder = decoder.to(teacher.device).train()
+        self.decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.teacher, self.steps, self.seed = teacher, steps, seed
+        self.optimizer = torch.optim.AdamW(
+            decoder.parameters(), lr=LEARNING_RATE, weight_decay=0.01
+        )
+        self.average = copy.deepcopy(decoder).eval().requires_grad_(False)
+        self.pool: Examples | None = None
+        self.step = 0
+
+    def fill(self) -> None:
+        """Make the examples to begin with."""
+        generator = seeded_generator("pool", self.seed, self.step)
+        made = [self.teacher.examples(1, generator) for _ in range(POOL)]
+        self.pool = Examples(
+            torch.cat([one.latent for one in made]), torch.cat([one.target for one in made])
+        )
+
+    def train_step(self) -> float:
+        """One step; its loss."""
+        if self.pool is None:
+            self.fill()
+        assert self.pool is not None
+        generator = seeded_generator("distillation", self.seed, self.step)
+        count = len(self.pool.latent)
+        if self.step % RENEW_EVERY == 0:
+            fresh, place = self.teacher.examples(1, generator), self.step // RENEW_EVERY % count
+            self.pool.latent[place], self.pool.target[place] = fresh.latent[0], fresh.target[0]
+        chosen = torch.randint(count, (BATCH,), generator=generator)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(self.step)
+        logits = self.decoder.logits(self.pool.latent[chosen])
+        loss = distillation_loss(logits, self.pool.target[chosen])
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        with torch.no_grad():
+            decay = min(AVERAGE_DECAY, (1 + self.step) / (10 + self.step))
+            torch._foreach_lerp_(
+                list(self.average.parameters()), list(self.decoder.parameters()), 1 - decay
+            )
+        return loss.item()
+
+    def state(self) -> dict[str, Any]:
+        """All that goes on from here, but the examples, which are made anew."""
+        return {
+            "step": self.step,
+            "decoder": self.decoder.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def go_on(self, state: dict[str, Any]) -> None:
+        """Take in a `state`."""
+        self.decoder.load_state_dict(state["decoder"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+
+    def learning_rate(self, step: int) -> float:
+        """Warm-up, then half a cosine to a fiftieth."""
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1, step / self.steps)))
+        return LEARNING_RATE * min(1.0, (step + 1) / WARMUP) * (0.02 + 0.98 * cosine)
+
+
+def _uniform(count: int, generator: Generator) -> Tensor:
+    return torch.rand(count, 1, 1, 1, generator=generator)
+
+
+def _which(count: int, share: float, generator: Generator) -> Tensor:
+    return torch.rand(count, 1, 1, 1, generator=generator) < share

@@ -1,0 +1,221 @@
+"""Which decoder a trained model predicts with.
+
+A run keeps the fast mask decoder it was measured with, and how its Dice on validation slices
+differed: `mask_decoder.safetensors` beside its checkpoints, or in its package. The fast one is the
+default where that was below `LARGEST_DIFFERENCE`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdseg_cli.atomic import replacing
+from sdseg_cli.config import AutoencoderConfig
+from sdseg_cli.errors import ConfigError, WeightsError
+from sdseg_cli.model.autoencoder import Autoencoder
+from sdseg_cli.model.mask_decoder import MaskDecoder, autoencoder_hash, read_mask_decoder
+from sdseg_cli.model.sdseg import SDSeg
+from sdseg_cli.model.store import WeightStore
+from sdseg_cli.model.tensor_files import file_sha256, read_tensors, read_told, write_tensors
+from sdseg_cli.training.batches import PreparedSlices, spread
+from sdseg_cli.training.checkpoint import Checkpoint
+from sdseg_cli.training.distributed import Ranks
+from sdseg_cli.training.package import FAST_DECODER, is_package, networks_of
+from sdseg_cli.training.run_folder import RunDir
+from sdseg_cli.training.validation import validation
+
+DECODERS = ("auto", "exact", "fast")
+LARGEST_DIFFERENCE = 0.002
+"""Of the Dice on validation slices, in either direction."""
+
+
+@dataclass(frozen=True)
+class DecoderCheck:
+    """What a mask decoder costs a run."""
+
+    step: int
+    """The weights it was measured with."""
+    slices: int
+    exact_dice: float
+    """Mean over the validation cases, with the autoencoder's decoder."""
+    fast_dice: float
+
+    @property
+    def difference(self) -> float:
+        """Fast less exact."""
+        return self.fast_dice - self.exact_dice
+
+    @property
+    def is_harmless(self) -> bool:
+        """Whether the fast decoder may be the default."""
+        return abs(self.difference) < LARGEST_DIFFERENCE
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json` and the file."""
+        return {**asdict(self), "difference": self.difference}
+
+
+def decoder_file(model: Path) -> Path:
+    """Where a run folder or a package keeps its mask decoder."""
+    return model / FAST_DECODER if is_package(model) else RunDir(model).checkpoints / FAST_DECODER
+
+
+def find_mask_decoder(
+    autoencoder: Autoencoder, sizes: AutoencoderConfig, store: WeightStore
+) -> MaskDecoder | None:
+    """The mask decoder of an autoencoder: of the weight store (`sdseg distill`), or shipped.
+
+    Raises:
+        WeightsError: The file is damaged.
+    """
+    key = autoencoder_hash(autoencoder)
+    own, shipped = stored_decoder(store, key), resources.files("sdseg_cli") / "shipped"
+    if own.is_file():
+        return read_mask_decoder(read_tensors(own), sizes, source=str(own))
+    with resources.as_file(shipped / "tiny_mask_decoder.safetensors") as path:
+        if path.is_file() and read_told(path).get("autoencoder") == key:
+            return read_mask_decoder(read_tensors(path), sizes, source="tiny mask decoder")
+    return None
+
+
+def stored_decoder(store: WeightStore, key: str) -> Path:
+    """Where the store keeps the mask decoder of an autoencoder of this hash."""
+    return store.folder / "mask-decoders" / f"{key[:32]}.safetensors"
+
+
+def measure(
+    model: SDSeg,
+    decoder: MaskDecoder,
+    slices: PreparedSlices,
+    positions: Sequence[int],
+    *,
+    step: int,
+    batch_size: int,
+) -> DecoderCheck:
+    """Validate with both decoders.
+
+    Args:
+        model: As it predicts, without a mask decoder, in eval mode.
+        decoder: On any device.
+        slices: Of the validation cases.
+        positions: Which of them.
+        step: Of the model's weights.
+        batch_size: Slices at a time.
+    """
+    dice = {}
+    for fast in (False, True):
+        model.mask_decoder = decoder.to(next(model.parameters()).device) if fast else None
+        found = validation(model, slices, positions, (), Ranks(), batch_size=batch_size)
+        dice[fast] = found.dice
+    model.mask_decoder = None
+    return DecoderCheck(step, len(positions), dice[False], dice[True])
+
+
+def measure_run(
+    run: RunDir, slices: PreparedSlices, device: torch.device, store: WeightStore
+) -> DecoderCheck | None:
+    """Let a run keep the mask decoder of its autoencoder, and what it costs its best weights.
+
+    Args:
+        run: Its best weights have to have found something, or nothing is measured.
+        slices: Of the validation cases.
+        device: That computes.
+        store: Where mask decoders are.
+
+    Returns:
+        What it costs; None where nothing was measured, for there is no mask decoder for the
+        autoencoder or nothing to decode.
+    """
+    if not run.best.is_file():
+        return None
+    best = Checkpoint.load(run.best)
+    if not best.best.get("val_dice"):
+        return None
+    model, recipe = networks_of(best, device, source=str(run.best)), run.config().train
+    decoder = find_mask_decoder(model.autoencoder, model.config.autoencoder, store)
+    if decoder is None:
+        return None
+    positions = spread(slices, recipe.validation_slices)
+    check = measure(model, decoder, slices, positions, step=best.step, batch_size=recipe.batch_size)
+    keep_with_run(run, decoder, check)
+    return check
+
+
+def keep_with_run(run: RunDir, decoder: MaskDecoder, check: DecoderCheck) -> None:
+    """Write a mask decoder and what it costs into a run folder.
+
+    Raises:
+        RunError: The disk refused.
+    """
+    tensors = {key: value.cpu().contiguous() for key, value in decoder.state_dict().items()}
+    with replacing(run.checkpoints / FAST_DECODER) as temporary:
+        write_tensors(tensors, temporary, told={"check": json.dumps(check.to_json())})
+
+
+def read_check(model: Path) -> DecoderCheck | None:
+    """What the mask decoder of a run or package was measured to cost; None where it has none.
+
+    Raises:
+        WeightsError: The file is damaged.
+    """
+    path = decoder_file(model)
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(read_told(path)["check"])
+        values.pop("difference")
+        return DecoderCheck(**values)
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"{path}: does not say how it was measured.", "Run `sdseg distill --run RUN` again."
+        ) from error
+
+
+def choose_decoder(
+    asked: str, model: Path, checkpoint: Checkpoint, networks: SDSeg, store: WeightStore
+) -> MaskDecoder | None:
+    """The mask decoder to predict with; None is the autoencoder's own decoder.
+
+    Args:
+        asked: "auto" is "fast" where that was measured to be harmless for these very weights.
+        model: A run folder or a package.
+        checkpoint: Its weights.
+        networks: The same, filled in.
+        store: Where mask decoders are that a run was not measured with.
+
+    Raises:
+        ConfigError: There is no such decoder.
+        WeightsError: Its file is damaged.
+    """
+    if asked not in DECODERS:
+        raise ConfigError(f'there is no decoder "{asked}".', "Choose auto, exact or fast.")
+    if asked == "exact":
+        return None
+    check, sizes = read_check(model), networks.config.autoencoder
+    measured = check is not None and check.step == checkpoint.step
+    if asked == "auto" and not (check and measured and check.is_harmless):
+        return None
+    if measured:
+        path = decoder_file(model)
+        return read_mask_decoder(read_tensors(path), sizes, source=str(path))
+    found = find_mask_decoder(networks.autoencoder, sizes, store)
+    if found is None:
+        raise ConfigError(
+            "--decoder fast: there is none for this model's autoencoder.",
+            "`sdseg distill --run RUN` trains one; or use --decoder exact.",
+        )
+    return found
+
+
+def decoder_identity(asked: str, model: Path) -> str:
+    """Of everything that decides which decoder is taken: equal for equal masks."""
+    path = decoder_file(model)
+    known = file_sha256(path) if path.is_file() and asked != "exact" else ""
+    return f"{asked} {known}"

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from sdseg_cli.model.autoencoder import Autoencoder
+from sdseg_cli.model.mask_decoder import build_mask_decoder
+from sdseg_cli.model.pretrained import load_tiny_autoencoder
+from sdseg_cli.model.seeds import seeded_generator
+from sdseg_cli.presets import PRESETS
+from sdseg_cli.training import distillation
+from sdseg_cli.training.distillation import (
+    Distiller,
+    Teacher,
+    blend,
+    changed,
+    distillation_loss,
+    mixed,
+    procedural,
+)
+
+SIZES = PRESETS["tiny"].model.autoencoder
+
+
+@pytest.fixture(scope="module")
+def autoencoder() -> Autoencoder:
+    built = Autoencoder(SIZES)
+    load_tiny_autoencoder(built)
+    return built.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Planes of 64 px and few examples."""
+    monkeypatch.setattr(distillation, "SIDE", 64)
+    monkeypatch.setattr(distillation, "RADIUS_PX", (3.0, 20.0))
+    monkeypatch.setattr(distillation, "POOL", 6)
+    monkeypatch.setattr(distillation, "WARMUP", 1)
+    yield
+
+
+def generator(name: str = "test") -> torch.Generator:
+    return seeded_generator(name, 0)
+
+
+def test_procedural_masks_are_zeros_and_ones_of_the_generator() -> None:
+    masks = procedural(3, generator())
+    assert masks.shape == (3, 1, 256, 256)
+    assert set(masks.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(masks, procedural(3, generator()))
+    assert not torch.equal(masks, procedural(3, generator("other")))
+
+
+def test_of_mixed_masks_some_are_prepared_and_some_procedural(small: None) -> None:
+    ones = mixed(lambda count, _: torch.ones(count, 1, 64, 64))(40, generator())
+    full = ones.flatten(1).all(dim=1)
+    assert 10 <= int(full.sum()) <= 30
+
+
+def test_the_teacher_decodes_as_a_prediction_does(autoencoder: Autoencoder, small: None) -> None:
+    teacher = Teacher(autoencoder)
+    square = torch.zeros(1, 1, 64, 64)
+    square[..., 16:48, 16:48] = 1
+    drawn = teacher.decode(teacher.encode(square))
+    assert drawn.shape == (1, 64, 64)
+    found = drawn[0] > 0.5
+    overlap = 2 * (found & (square[0, 0] > 0)).sum() / (found.sum() + square.sum())
+    assert overlap > 0.95
+
+
+def test_examples_are_what_the_decoder_makes_of_disturbed_latents(
+    autoencoder: Autoencoder, small: None
+) -> None:
+    teacher = Teacher(autoencoder)
+    made, again = (teacher.examples(4, generator()) for _ in range(2))
+    assert made.latent.shape == (4, 4, 8, 8)
+    assert torch.equal(made.latent, again.latent)
+    assert torch.equal(made.target, teacher.decode(made.latent))
+    calm = teacher.encode(procedural(4, generator()))
+    assert not torch.allclose(made.latent, calm, atol=1e-3)
+
+
+def test_a_changed_mask_is_shifted_and_grown_by_some_pixels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dot = torch.zeros(1, 1, 32, 32)
+    dot[..., 16, 16] = 1
+    draws = iter([torch.tensor([2, -3]), torch.tensor(1)])
+    monkeypatch.setattr(torch, "randint", lambda *_, **__: next(draws))
+    expected = torch.zeros(32, 32)
+    expected[17:20, 12:15] = 1
+    assert torch.equal(changed(dot, generator())[0, 0], expected)
+
+
+def test_a_changed_mask_may_shrink(monkeypatch: pytest.MonkeyPatch) -> None:
+    square = torch.zeros(1, 1, 32, 32)
+    square[..., 10:15, 10:15] = 1
+    draws = iter([torch.tensor([0, 0]), torch.tensor(-2)])
+    monkeypatch.setattr(torch, "randint", lambda *_, **__: next(draws))
+    found = changed(square, generator())[0, 0]
+    assert found.sum() == 1
+    assert found[12, 12] == 1
+
+
+def test_a_blend_lies_between_the_two_latents_and_is_neither_everywhere() -> None:
+    zero, one = torch.zeros(2, 4, 8, 8), torch.ones(2, 4, 8, 8)
+    found = blend(zero, one, generator())
+    assert float(found.min()) >= 0
+    assert float(found.max()) <= 1
+    assert float(found.std()) > 0.05
+    assert torch.equal(found[:, 0], found[:, 3])
+
+
+def test_the_loss_is_five_times_the_entropy_and_what_dice_lacks() -> None:
+    logits, target = torch.zeros(1, 2, 2), torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
+    # p = 1/2 everywhere: entropy log 2; Dice (2 * 0.5 + 1) / (2 + 1 + 1) = 0.5
+    expected = 5 * math.log(2) + 0.5
+    assert distillation_loss(logits, target).item() == pytest.approx(expected)
+
+
+def test_training_learns_and_repeats_itself(autoencoder: Autoencoder, small: None) -> None:
+    def trained() -> tuple[list[float], torch.Tensor]:
+        torch.manual_seed(0)
+        loop = Distiller(build_mask_decoder(SIZES), Teacher(autoencoder), steps=30)
+        losses = [loop.train_step() for _ in range(30)]
+        return losses, loop.average.leave.weight
+
+    losses, weights = trained()
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    again, same = trained()
+    assert losses == again
+    assert torch.equal(weights, same)
+
+
+def test_examples_are_renewed_in_turn(autoencoder: Autoencoder, small: None) -> None:
+    loop = Distiller(build_mask_decoder(SIZES), Teacher(autoencoder), steps=30)
+    loop.fill()
+    assert loop.pool is not None
+    before = loop.pool.latent.clone()
+    for _ in range(distillation.RENEW_EVERY + 1):
+        loop.train_step()
+    renewed = [not torch.equal(a, b) for a, b in zip(before, loop.pool.latent, strict=True)]
+    assert renewed == [True, True, False, False, False, False]
+
+
+def test_a_state_goes_on_with_the_same_weights_and_step(
+    autoencoder: Autoencoder, small: None
+) -> None:
+    teacher = Teacher(autoencoder)
+    first = Distiller(build_mask_decoder(SIZES), teacher, steps=30)
+    for _ in range(3):
+        first.train_step()
+    second = Distiller(build_mask_decoder(SIZES), teacher, steps=30)
+    second.go_on(first.state())
+    assert second.step == 3
+    latent = torch.randn(1, 4, 8, 8)
+    assert torch.equal(second.average(latent), first.average(latent))
+    assert torch.equal(second.decoder(latent), first.decoder(latent))
+
+
+def test_the_learning_rate_warms_up_and_ends_at_a_fiftieth(autoencoder: Autoencoder) -> None:
+    loop = Distiller.__new__(Distiller)
+    loop.steps = 1000
+    rate = distillation.LEARNING_RATE
+    assert loop.learning_rate(0) == pytest.approx(rate / 100)
+    assert loop.learning_rate(500) == pytest.approx(rate * (0.02 + 0.98 / 2))
+    assert loop.learning_rate(1000) == pytest.approx(rate / 50)

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from sdseg_cli.errors import ConfigError, WeightsError
+from sdseg_cli.model.autoencoder import Autoencoder
+from sdseg_cli.model.mask_decoder import MaskDecoder, autoencoder_hash, build_mask_decoder
+from sdseg_cli.model.store import WeightStore
+from sdseg_cli.model.tensor_files import write_tensors
+from sdseg_cli.presets import PRESETS
+from sdseg_cli.splits import open_split
+from sdseg_cli.training.checkpoint import Checkpoint
+from sdseg_cli.training.fast_decoder import (
+    DecoderCheck,
+    choose_decoder,
+    decoder_file,
+    decoder_identity,
+    find_mask_decoder,
+    keep_with_run,
+    measure,
+    measure_run,
+    read_check,
+    stored_decoder,
+)
+from sdseg_cli.training.package import networks_of, write_package
+from sdseg_cli.training.run_folder import RunDir
+from tests.conftest import Workspace
+
+SIZES = PRESETS["tiny"].model.autoencoder
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def run(tiny_run: Workspace, tmp_path: Path) -> RunDir:
+    """A copy that may be changed, without what its training measured."""
+    copy = RunDir(Path(shutil.copytree(tiny_run.run.path, tmp_path / "run")))
+    decoder_file(copy.path).unlink(missing_ok=True)
+    return copy
+
+
+def constant(value: float) -> MaskDecoder:
+    """Draws this logit everywhere."""
+    decoder = build_mask_decoder(SIZES).eval()
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.zero_()
+        decoder.leave.bias.fill_(value)
+    return decoder
+
+
+def check(step: int, difference: float = 0.0) -> DecoderCheck:
+    return DecoderCheck(step, 4, 0.5, 0.5 + difference)
+
+
+@pytest.mark.parametrize(
+    ("difference", "harmless"), [(0.0, True), (0.0019, True), (-0.0019, True), (-0.0021, False)]
+)
+def test_a_difference_below_two_thousandths_is_harmless(difference: float, harmless: bool) -> None:
+    found = check(1, difference)
+    assert found.is_harmless is harmless
+    assert found.difference == pytest.approx(difference)
+
+
+def test_measuring_compares_the_dice_of_both_decoders(tiny_run: Workspace) -> None:
+    best = Checkpoint.load(tiny_run.run.best)
+    model = networks_of(best, CPU, source="run")
+    slices = open_split(tiny_run.manifest, "val")
+    chosen = slices.with_foreground[:1]
+    # All of a slice is found: Dice is 2 n / (n + all).
+    n = int(slices.batch(chosen).foreground.sum())
+    found = measure(model, constant(9.0), slices, chosen, step=3, batch_size=1)
+    assert found.step == 3
+    assert found.slices == 1
+    assert found.fast_dice == pytest.approx(2 * n / (n + 256 * 256))
+    assert found.exact_dice != found.fast_dice
+    assert model.mask_decoder is None
+
+
+def test_a_run_keeps_its_decoder_and_what_it_costs(run: RunDir) -> None:
+    assert read_check(run.path) is None
+    keep_with_run(run, constant(1.5), check(7))
+    assert read_check(run.path) == check(7)
+
+
+def test_a_decoder_that_does_not_say_how_it_was_measured_is_refused(run: RunDir) -> None:
+    write_tensors(constant(0.0).state_dict(), decoder_file(run.path))
+    with pytest.raises(WeightsError, match="how it was measured"):
+        read_check(run.path)
+    decoder_file(run.path).write_bytes(b"no")
+    with pytest.raises(WeightsError, match="damaged"):
+        read_check(run.path)
+
+
+@pytest.mark.parametrize(
+    ("asked", "older", "difference", "fast"),
+    [
+        ("auto", 0, 0.0, True),
+        ("auto", 0, 0.01, False),
+        ("auto", 1, 0.0, False),
+        ("exact", 0, 0.0, False),
+        ("fast", 0, 0.01, True),
+    ],
+)
+def test_the_fast_decoder_is_the_default_where_these_weights_do_as_well_with_it(
+    run: RunDir, tmp_path: Path, asked: str, older: int, difference: float, fast: bool
+) -> None:
+    best = Checkpoint.load(run.best)
+    networks = networks_of(best, CPU, source="run")
+    keep_with_run(run, constant(1.5), check(best.step - older, difference))
+    found = choose_decoder(asked, run.path, best, networks, WeightStore(tmp_path / "store"))
+    assert (found is not None) is fast
+    if found is not None:
+        assert float(found.leave.bias.detach()[0]) == 1.5
+
+
+def test_an_unknown_decoder_is_refused(run: RunDir, tmp_path: Path) -> None:
+    best = Checkpoint.load(run.best)
+    networks = networks_of(best, CPU, source="run")
+    with pytest.raises(ConfigError, match='no decoder "quick"'):
+        choose_decoder("quick", run.path, best, networks, WeightStore(tmp_path))
+
+
+def test_fast_is_refused_where_the_autoencoder_has_none(run: RunDir, tmp_path: Path) -> None:
+    best = Checkpoint.load(run.best)
+    networks = networks_of(best, CPU, source="run")
+    torch.nn.init.ones_(networks.autoencoder.decoder.conv_in.bias)
+    with pytest.raises(ConfigError, match="none for this model's autoencoder"):
+        choose_decoder("fast", run.path, best, networks, WeightStore(tmp_path))
+
+
+def test_one_in_the_store_is_found_by_its_autoencoder(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    autoencoder, store = Autoencoder(SIZES), WeightStore(tmp_path)
+    assert find_mask_decoder(autoencoder, SIZES, store) is None
+    path = stored_decoder(store, autoencoder_hash(autoencoder))
+    path.parent.mkdir()
+    write_tensors(constant(2.0).state_dict(), path)
+    found = find_mask_decoder(autoencoder, SIZES, store)
+    assert found is not None
+    assert float(found.leave.bias.detach()[0]) == 2.0
+
+
+def test_the_tiny_autoencoders_own_ships(run: RunDir, tmp_path: Path) -> None:
+    networks = networks_of(Checkpoint.load(run.best), CPU, source="run")
+    found = find_mask_decoder(networks.autoencoder, SIZES, WeightStore(tmp_path))
+    assert found is not None
+    empty = torch.full((1, 3, 64, 64), -1.0)
+    square = empty.clone()
+    square[..., 16:48, 16:48] = 1
+    for plane, voxels in ((empty, 0), (square, 32 * 32)):
+        latent = networks.autoencoder.moments(plane).chunk(2, dim=1)[0]
+        assert int((found(latent) > 0.5).sum()) == pytest.approx(voxels, rel=0.05)
+
+
+def test_a_run_that_found_nothing_is_not_measured(run: RunDir, tmp_path: Path) -> None:
+    best = Checkpoint.load(run.best)
+    for path in run.checkpoints.glob("best.pt*"):
+        path.unlink()
+    best.best["val_dice"] = 0.0
+    best.save(run.best)
+    assert measure_run(run, None, CPU, WeightStore(tmp_path)) is None
+    assert read_check(run.path) is None
+
+
+def test_measuring_a_run_keeps_what_predictions_then_read(
+    run: RunDir, tiny_run: Workspace, tmp_path: Path
+) -> None:
+    best = Checkpoint.load(run.best)
+    for path in run.checkpoints.glob("best.pt*"):
+        path.unlink()
+    best.best["val_dice"] = 0.1
+    best.save(run.best)
+    slices = open_split(tiny_run.manifest, "val")
+    found = measure_run(run, slices, CPU, WeightStore(tmp_path))
+    assert found is not None
+    assert found.slices == 4
+    assert read_check(run.path) == found
+
+
+def test_a_package_takes_the_decoder_along(run: RunDir, tmp_path: Path) -> None:
+    best = Checkpoint.load(run.best)
+    keep_with_run(run, constant(1.5), check(best.step))
+    folder = tmp_path / "package"
+    write_package(best, folder, fast_decoder=decoder_file(run.path))
+    assert read_check(folder) == check(best.step)
+    write_package(best, folder)
+    assert read_check(folder) is None
+
+
+def test_what_decides_the_decoder_has_a_name_of_its_own(run: RunDir) -> None:
+    bare = decoder_identity("auto", run.path)
+    keep_with_run(run, constant(1.5), check(1))
+    kept = decoder_identity("auto", run.path)
+    keep_with_run(run, constant(2.5), check(1))
+    other = decoder_identity("auto", run.path)
+    assert len({bare, kept, other, decoder_identity("fast", run.path)}) == 4
+    assert decoder_identity("exact", run.path) == "exact "
+    assert json.loads(json.dumps(check(1).to_json()))["difference"] == 0
