@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from sdseg_cli import __version__
+from sdseg_cli.commands.bench import bench
 from sdseg_cli.commands.check import check
 from sdseg_cli.commands.demo import demo
 from sdseg_cli.commands.distill import distill
@@ -37,7 +38,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (prepare, train, runs, predict, evaluate, stability, check, demo, distill):
+for command in (prepare, train, runs, predict, evaluate, stability, check, demo, distill, bench):
     app.command()(command)
 app.add_typer(weights)
 

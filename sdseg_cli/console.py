@@ -106,6 +106,21 @@ class Output:
         """
         if self.as_json:
             self.object(values)
+        self.table(title=title, columns=columns, rows=rows, unbroken=unbroken)
+        if self.as_json or self.quiet:
+            return
+        for path in files:
+            self._out.print(Text(f"wrote {path}"))
+
+    def table(
+        self,
+        *,
+        title: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        unbroken: bool = False,
+    ) -> None:
+        """A table, where there is no JSON or quiet."""
         if self.as_json or self.quiet:
             return
         table = Table(title=title, title_justify="left", header_style="bold")
@@ -119,8 +134,6 @@ class Output:
         for row in rows:
             table.add_row(*(Text(value) for value in row))
         self._out.print(table)
-        for path in files:
-            self._out.print(Text(f"wrote {path}"))
 
     def findings(
         self,

@@ -16,6 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [str(path.relative_to(PACKAGE)) for path in FILES]
 
 VERBS = {
+    "bench",
     "check",
     "cohort",
     "cohort_ray",
@@ -105,7 +106,7 @@ def test_a_verb_imports_no_other_verb_but_predict(verb: str) -> None:
     allowed = {verb} | ({"predict"} if verb in MAY_PREDICT else set())
     if verb in ("evaluate", "stability"):
         allowed.add("held_out")
-    if verb in ("train", "distill"):
+    if verb in ("bench", "distill", "train"):
         allowed.add("splits")
     if verb == "train":
         allowed.add("train_pictures")

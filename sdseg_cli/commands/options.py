@@ -12,6 +12,7 @@ import typer
 from sdseg_cli.config import SampleConfig
 from sdseg_cli.console import Output
 from sdseg_cli.errors import ConfigError
+from sdseg_cli.filenames import PACKAGE_FILE
 
 if TYPE_CHECKING:
     from sdseg_cli.training.run_folder import RunDir
@@ -61,6 +62,17 @@ def open_run(run: Path | None, output: Output) -> RunDir:
     if best["val_dice"] == 0:
         output.say("this run found nothing on its validation cases: expect nothing of it")
     return found
+
+
+def check_model(run: Path | None, model: Path | None) -> None:
+    """Refuse --run with --model, and a --model that is no package. Raises ConfigError."""
+    if run is not None and model is not None:
+        raise ConfigError("--run and --model are both given.", "Give one of them.")
+    if model is not None and not (model / PACKAGE_FILE).is_file():
+        raise ConfigError(
+            f"{model}: no package there.",
+            "Make one: sdseg weights export RUN; a run goes to --run.",
+        )
 
 
 def sampling(

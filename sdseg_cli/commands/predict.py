@@ -21,6 +21,7 @@ from sdseg_cli.commands.options import (
     Seed,
     Steps,
     Threads,
+    check_model,
     number,
     open_run,
     sampling,
@@ -36,7 +37,6 @@ from sdseg_cli.commands.predict_cohort import (
 from sdseg_cli.config import THRESHOLD, RunConfig, SampleConfig
 from sdseg_cli.console import Output
 from sdseg_cli.errors import ConfigError
-from sdseg_cli.filenames import PACKAGE_FILE
 
 if TYPE_CHECKING:
     from sdseg_cli.predict_file import PredictReport
@@ -202,13 +202,7 @@ def _check_options(
     compares_nothing: bool,
 ) -> None:
     """Refuse options that exclude each other, and what is no package. Raises ConfigError."""
-    if run is not None and model is not None:
-        raise ConfigError("--run and --model are both given.", "Give one of them.")
-    if model is not None and not (model / PACKAGE_FILE).is_file():
-        raise ConfigError(
-            f"{model}: no package there.",
-            "Make one: sdseg weights export RUN; a run goes to --run.",
-        )
+    check_model(run, model)
     if runs is not None and samples is not None:
         raise ConfigError(
             "--runs and --samples both say how many draws are averaged.", "Give one of them."

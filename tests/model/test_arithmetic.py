@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
-from sdseg_cli.model.arithmetic import gflop
+from sdseg_cli.model import arithmetic
+from sdseg_cli.model.arithmetic import gflop, matrix_rate, seconds_of
 
 
 def test_a_convolution_is_two_operations_per_weight_and_place() -> None:
@@ -15,3 +17,23 @@ def test_attention_is_counted_as_its_two_matrix_products() -> None:
     q = torch.zeros(1, 1, 64, 16)
     attend = nn.functional.scaled_dot_product_attention
     assert gflop(lambda: attend(q, q, q)) == 2 * (2 * 64 * 64 * 16) / 1e9
+
+
+def test_the_first_time_does_not_count_and_the_shortest_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Start; a first time of 1 s, then of 4 s, 2 s; the budget of 1 s is over before the third.
+    clock = iter([0.0, 0.0, 0.1, 0.1, 0.2, 4.2, 0.5, 5.0, 7.0, 9.0])
+    monkeypatch.setattr(arithmetic.time, "perf_counter", lambda: next(clock))
+    calls: list[int] = []
+    found = seconds_of(lambda: calls.append(1), torch.device("cpu"))
+    assert len(calls) == 3
+    assert found == 2.0
+
+
+def test_the_rate_is_the_products_arithmetic_over_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(arithmetic, "MATRIX", 10)
+    monkeypatch.setattr(arithmetic, "seconds_of", lambda *_: 0.5)
+    assert matrix_rate(torch.device("cpu")) == 2 * 1000 / 1e9 / 0.5

@@ -1,0 +1,307 @@
+"""How fast this machine predicts: each stage, and whole slices in every way there is, against a
+plain loop and against the arithmetic.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sdseg_cli.config import THRESHOLD, SampleConfig
+from sdseg_cli.datasets.manifest import Manifest
+from sdseg_cli.errors import ConfigError
+from sdseg_cli.imaging.intensity import CT_WINDOW_HU, Normalisation
+from sdseg_cli.imaging.phantom import make_phantom
+from sdseg_cli.imaging.slices import SliceStack, to_stack
+from sdseg_cli.model import diffusion
+from sdseg_cli.model.arithmetic import gflop, matrix_rate, seconds_of
+from sdseg_cli.model.mask_decoder import MaskDecoder, build_mask_decoder
+from sdseg_cli.model.sdseg import SDSeg, as_three_channels, build_sdseg
+from sdseg_cli.model.store import WeightStore
+from sdseg_cli.presets import preset
+from sdseg_cli.progress import Progress, silent
+from sdseg_cli.splits import open_split
+from sdseg_cli.training.batches import spread
+from sdseg_cli.training.fast_decoder import find_mask_decoder
+from sdseg_cli.training.inference import Inference
+from sdseg_cli.training.package import networks_of, read_trained
+from sdseg_cli.training.runtime import choose_device, placed
+from sdseg_cli.training.sampling import predict_planes
+
+SIDE, ROUNDS = 256, 2
+"""Ways are compared in turn, so often; the shortest time counts."""
+GPU_BATCHES = (1, 8, 32)
+PLAIN = "plain"
+"""One slice at a time, every core for each operation, float32, default layout, exact decoder."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of a prediction, of one slice."""
+
+    name: str
+    seconds: float
+    gflop: float | None = None
+    """None where there is no arithmetic to speak of."""
+
+    def floor_s(self, gflop_per_s: float) -> float | None:
+        """What its arithmetic alone would take at the rate of matrix products."""
+        return None if self.gflop is None else self.gflop / gflop_per_s
+
+
+@dataclass(frozen=True)
+class Tier:
+    """One way to predict."""
+
+    name: str
+    decoder: str
+    precision: str
+    batch: int
+    slices_per_s: float
+    gflop: float
+    dice: float | None
+    """Mean Dice with the plain masks; None for a model that was not trained."""
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """What was measured."""
+
+    model: str
+    device: str
+    threads: int
+    gflop_per_s: float
+    """Of products of float32 matrices, all cores or the GPU together."""
+    slices: int
+    stages: tuple[Stage, ...]
+    tiers: tuple[Tier, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of `--json`."""
+        values = asdict(self)
+        for stage, row in zip(self.stages, values["stages"], strict=True):
+            row["floor_s"] = stage.floor_s(self.gflop_per_s)
+        for tier, row in zip(self.tiers, values["tiers"], strict=True):
+            row["floor_slices_per_s"] = self.gflop_per_s / tier.gflop
+        return values
+
+
+def bench(
+    model: Path | None = None,
+    *,
+    preset_name: str = "tiny",
+    workspace: Path | None = None,
+    slices: int = 8,
+    device: str = "auto",
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> BenchReport:
+    """Measure.
+
+    Args:
+        model: A run folder or a package; None for the preset's networks, untrained.
+        preset_name: Without a model, whose sizes.
+        workspace: Where the model's prepared set may be, whose validation slices are taken; else
+            slices of a phantom are.
+        slices: How many are predicted in each way.
+        device: "auto", "cpu", "cuda" or "mps".
+        threads: Cores of a CPU; None as torch chooses.
+        progress: Told after each part.
+
+    Raises:
+        WeightsError: The model cannot be loaded.
+        ConfigError: There is no such preset or device, or fewer than one slice.
+    """
+    if slices < 1:
+        raise ConfigError(f"--slices is {slices}.", "Give at least 1.")
+    own = choose_device(device)
+    with _threads(threads):
+        networks, decoder = _networks(model, preset_name, own)
+        pixels = _pixels(model, workspace, slices)
+        jobs = list(_tiers(networks, decoder, own, len(pixels)))
+        total = 1 + ROUNDS * len(jobs)
+        stages = _stages(networks, decoder, own)
+        progress(1, total, "measured")
+        best = [float("inf")] * len(jobs)
+        masks: list[NDArray[np.bool_]] = [np.zeros(0, bool)] * len(jobs)
+        for turn in range(ROUNDS):
+            for k, (_, predict) in enumerate(jobs):
+                masks[k], seconds = _masks(predict, pixels)
+                best[k] = min(best[k], seconds)
+                progress(2 + turn * len(jobs) + k, total, "measured")
+        tiers = [
+            replace(
+                tier,
+                slices_per_s=len(pixels) / seconds,
+                dice=None if model is None else _mean_dice(found, masks[0]),
+            )
+            for (tier, _), seconds, found in zip(jobs, best, masks, strict=True)
+        ]
+        return BenchReport(
+            model=preset_name if model is None else str(model),
+            device=torch.cuda.get_device_name(own) if own.type == "cuda" else own.type,
+            threads=torch.get_num_threads(),
+            gflop_per_s=matrix_rate(own),
+            slices=len(pixels),
+            stages=stages,
+            tiers=tuple(tiers),
+        )
+
+
+@torch.inference_mode()
+def _stages(model: SDSeg, decoder: MaskDecoder, device: torch.device) -> tuple[Stage, ...]:
+    """One slice through each part alone, in float32, all cores for one operation."""
+    shape = model.latent_shape(SIDE, SIDE)
+    image = torch.zeros(1, 3, SIDE, SIDE, device=device).contiguous(
+        memory_format=torch.channels_last
+    )
+    latent = torch.randn(1, *shape, device=device)
+    parts: dict[str, Callable[[], object]] = {
+        "vision encoder": lambda: model.encode_image(image),
+        "U-Net, one step": lambda: model.denoise(latent, 999, latent),
+        "exact decoder": lambda: model.decode(latent),
+        "fast decoder": lambda: decoder(latent),
+    }
+    computed = [Stage(name, seconds_of(work, device), gflop(work)) for name, work in parts.items()]
+    stack = _phantom()
+    plane = np.zeros((SIDE, SIDE), np.float32)
+    cpu = torch.device("cpu")
+    return (
+        Stage("slice from the scan", seconds_of(lambda: stack.pixels(0, 1), cpu)),
+        *computed,
+        Stage("back to its grid", seconds_of(lambda: stack.restore.to_native(plane, 0), cpu)),
+    )
+
+
+Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""(n,256,256) pixels -> probabilities."""
+
+
+def _tiers(
+    model: SDSeg, decoder: MaskDecoder, device: torch.device, count: int
+) -> Iterator[tuple[Tier, Predict]]:
+    """Every way to predict on this device, the plain one first, and what does it."""
+    latent = torch.zeros(1, *model.latent_shape(SIDE, SIDE), device=device)
+    heads: dict[str, tuple[MaskDecoder | None, Callable[[Tensor], Tensor]]]
+    heads = {"exact": (None, model.decode), "fast": (decoder, decoder)}
+    image = torch.zeros(1, 3, SIDE, SIDE, device=device)
+    shared = gflop(lambda: (model.encode_image(image), model.denoise(latent, 999, latent)))
+    whole = shared + gflop(lambda: model.decode(latent))
+    yield Tier(PLAIN, "exact", "float32", 1, 0.0, whole, None), _plain(model)
+    gpu = device.type == "cuda"
+    batches = [batch for batch in GPU_BATCHES if batch <= count] if gpu else [count]
+    for name, (head, decode) in heads.items():
+        cost = shared + gflop(partial(decode, latent))
+        for precision in ("float32", "mixed", "mixed-float16") if gpu else ("float32",):
+            for batch in batches:
+                title = f"{name}, {precision}, {batch} at a time" if gpu else name
+                tier = Tier(title, name, precision, batch, 0.0, cost, None)
+                yield tier, partial(_ours, model, head, precision, batch)
+
+
+def _plain(model: SDSeg) -> Predict:
+    """What one writes first: slice by slice, every core for each operation, default layout."""
+    own = copy.deepcopy(model)
+    own.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    device = next(own.parameters()).device
+
+    @torch.inference_mode()
+    def predict(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        found = []
+        for k, plane in enumerate(torch.from_numpy(pixels).to(device)):
+            zc = own.encode_image(as_three_channels(plane[None]).contiguous())
+            noise = diffusion.seeded_noise(0, [k], own.latent_shape(SIDE, SIDE)).to(device)
+            found.append(own.probability(diffusion.single_step(own.denoise, noise, zc)).cpu())
+        return torch.cat(found).numpy()
+
+    return predict
+
+
+def _ours(
+    model: SDSeg,
+    head: MaskDecoder | None,
+    precision: str,
+    batch: int,
+    pixels: NDArray[np.float32],
+) -> NDArray[np.float32]:
+    before = model.config
+    model.config, model.mask_decoder = replace(before, precision=precision), head
+    try:
+        ask = Inference(model, batch_size=batch)
+        slices = range(len(pixels))
+        return ask(predict_planes, pixels, slices, seed=0, sample=SampleConfig())
+    finally:
+        model.config, model.mask_decoder = before, None
+
+
+def _masks(predict: Predict, pixels: NDArray[np.float32]) -> tuple[NDArray[np.bool_], float]:
+    """(n,256,256) and the seconds it took, after one slice that does not count."""
+    predict(pixels[:1])
+    started = time.perf_counter()
+    masks = predict(pixels) > THRESHOLD  # on the CPU, so a GPU has ended
+    return masks, time.perf_counter() - started
+
+
+def _mean_dice(masks: NDArray[np.bool_], others: NDArray[np.bool_]) -> float:
+    """Over slices that are not empty in both; 1 where there is none."""
+    both = masks.sum(axis=(1, 2)) + others.sum(axis=(1, 2))
+    overlap = (masks & others).sum(axis=(1, 2))[both > 0]
+    return float((2 * overlap / both[both > 0]).mean()) if (both > 0).any() else 1.0
+
+
+def _networks(
+    model: Path | None, preset_name: str, device: torch.device
+) -> tuple[SDSeg, MaskDecoder]:
+    """The networks and a mask decoder, untrained where there is none."""
+    if model is None:
+        torch.manual_seed(0)
+        built = build_sdseg(preset(preset_name).model).eval().requires_grad_(False)
+        networks, found = placed(built, device), None
+    else:
+        networks = networks_of(read_trained(model), device, source=str(model))
+        sizes, store = networks.config.autoencoder, WeightStore.default()
+        found = find_mask_decoder(networks.autoencoder, sizes, store)
+    decoder = found or build_mask_decoder(networks.config.autoencoder).eval()
+    return networks, placed(decoder.requires_grad_(False), device)
+
+
+def _pixels(model: Path | None, workspace: Path | None, count: int) -> NDArray[np.float32]:
+    """(count,256,256), of a run on pictures (count,3,256,256), in [-1,1]."""
+    if model is not None and workspace is not None:
+        dataset = read_trained(model).data.get("dataset")
+        try:
+            slices = open_split(Manifest.find(workspace, str(dataset)), "val")
+        except ConfigError:  # the set is elsewhere
+            pass
+        else:
+            return slices.batch(spread(slices, count)[:count]).image.numpy()
+    stack = _phantom()
+    return stack.pixels(0, min(count, len(stack)))
+
+
+def _phantom() -> SliceStack:
+    scan = make_phantom(0, 1, (128, 128, 16), (2.9, 2.9, 10.0)).scan
+    return to_stack(scan, Normalisation("window", *CT_WINDOW_HU), size=SIDE)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count is not None and count < 1:
+        raise ConfigError(f"--threads is {count}.", "Give at least 1.")
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
