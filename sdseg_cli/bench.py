@@ -7,7 +7,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,13 +33,14 @@ from sdseg_cli.progress import Progress, silent
 from sdseg_cli.splits import open_split
 from sdseg_cli.training.batches import spread
 from sdseg_cli.training.fast_decoder import find_mask_decoder
-from sdseg_cli.training.inference import Inference
+from sdseg_cli.training.inference import Inference, cores, keep_freed_memory, quicken
 from sdseg_cli.training.package import networks_of, read_trained
 from sdseg_cli.training.runtime import choose_device, placed
 from sdseg_cli.training.sampling import predict_planes
 
-SIDE, ROUNDS = 256, 2
+SIDE, ROUNDS, CPU = 256, 2, torch.device("cpu")
 """Ways are compared in turn, so often; the shortest time counts."""
+GLIBC_KEEPS = 32 * 2**20
 GPU_BATCHES = (1, 8, 32)
 PLAIN = "plain"
 """One slice at a time, every core for each operation, float32, default layout, exact decoder."""
@@ -121,17 +121,22 @@ def bench(
 
     Raises:
         WeightsError: The model cannot be loaded.
-        ConfigError: There is no such preset or device, or fewer than one slice.
+        ConfigError: There is no such preset or device, or fewer than one slice or thread.
     """
     if slices < 1:
         raise ConfigError(f"--slices is {slices}.", "Give at least 1.")
+    if threads is not None and threads < 1:
+        raise ConfigError(f"--threads is {threads}.", "Give at least 1.")
     own = choose_device(device)
-    with _threads(threads):
+    with cores(threads):
         networks, decoder = _networks(model, preset_name, own)
         pixels = _pixels(model, workspace, slices)
-        jobs = list(_tiers(networks, decoder, own, len(pixels)))
+        simple = copy.deepcopy(networks)
+        simple.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        quicken(networks)
+        jobs = list(_tiers(simple, networks, decoder, len(pixels)))
         total = 1 + ROUNDS * len(jobs)
-        stages = _stages(networks, decoder, own)
+        stages = _stages(simple, networks, decoder)
         progress(1, total, "measured")
         best = [float("inf")] * len(jobs)
         masks: list[NDArray[np.bool_]] = [np.zeros(0, bool)] * len(jobs)
@@ -160,28 +165,31 @@ def bench(
 
 
 @torch.inference_mode()
-def _stages(model: SDSeg, decoder: MaskDecoder, device: torch.device) -> tuple[Stage, ...]:
+def _stages(simple: SDSeg, model: SDSeg, decoder: MaskDecoder) -> tuple[Stage, ...]:
     """One slice through each part alone, in float32, all cores for one operation."""
-    shape = model.latent_shape(SIDE, SIDE)
-    image = torch.zeros(1, 3, SIDE, SIDE, device=device).contiguous(
-        memory_format=torch.channels_last
-    )
-    latent = torch.randn(1, *shape, device=device)
-    parts: dict[str, Callable[[], object]] = {
-        "vision encoder": lambda: model.encode_image(image),
-        "U-Net, one step": lambda: model.denoise(latent, 999, latent),
-        "exact decoder": lambda: model.decode(latent),
-        "fast decoder": lambda: decoder(latent),
-    }
-    computed = [Stage(name, seconds_of(work, device), gflop(work)) for name, work in parts.items()]
-    stack = _phantom()
-    plane = np.zeros((SIDE, SIDE), np.float32)
-    cpu = torch.device("cpu")
+    device = next(model.parameters()).device
+
+    def computed(name: str, work: Callable[[SDSeg], object]) -> Stage:
+        return Stage(name, seconds_of(lambda: work(model), device), gflop(lambda: work(simple)))
+
+    image, latent = _inputs(model)
+    stack, plane = _phantom(), np.zeros((SIDE, SIDE), np.float32)
     return (
-        Stage("slice from the scan", seconds_of(lambda: stack.pixels(0, 1), cpu)),
-        *computed,
-        Stage("back to its grid", seconds_of(lambda: stack.restore.to_native(plane, 0), cpu)),
+        Stage("slice from the scan", seconds_of(lambda: stack.pixels(0, 1), CPU)),
+        computed("vision encoder", lambda networks: networks.encode_image(image)),
+        computed("U-Net, one step", lambda networks: networks.denoise(latent, 999, latent)),
+        computed("exact decoder", lambda networks: networks.decode(latent)),
+        computed("fast decoder", lambda _: decoder(latent)),
+        Stage("back to its grid", seconds_of(lambda: stack.restore.to_native(plane, 0), CPU)),
     )
+
+
+def _inputs(model: SDSeg) -> tuple[Tensor, Tensor]:
+    """An image (1,3,256,256) and a latent (1,4,32,32) on the model's device."""
+    device = next(model.parameters()).device
+    image = torch.zeros(1, 3, SIDE, SIDE, device=device)
+    latent = torch.zeros(1, *model.latent_shape(SIDE, SIDE), device=device)
+    return image.contiguous(memory_format=torch.channels_last), latent
 
 
 Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -189,20 +197,17 @@ Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 def _tiers(
-    model: SDSeg, decoder: MaskDecoder, device: torch.device, count: int
+    simple: SDSeg, model: SDSeg, decoder: MaskDecoder, count: int
 ) -> Iterator[tuple[Tier, Predict]]:
     """Every way to predict on this device, the plain one first, and what does it."""
-    latent = torch.zeros(1, *model.latent_shape(SIDE, SIDE), device=device)
-    heads: dict[str, tuple[MaskDecoder | None, Callable[[Tensor], Tensor]]]
-    heads = {"exact": (None, model.decode), "fast": (decoder, decoder)}
-    image = torch.zeros(1, 3, SIDE, SIDE, device=device)
-    shared = gflop(lambda: (model.encode_image(image), model.denoise(latent, 999, latent)))
-    whole = shared + gflop(lambda: model.decode(latent))
-    yield Tier(PLAIN, "exact", "float32", 1, 0.0, whole, None), _plain(model)
-    gpu = device.type == "cuda"
+    image, latent = _inputs(simple)
+    shared = gflop(lambda: (simple.encode_image(image), simple.denoise(latent, 999, latent)))
+    whole = shared + gflop(lambda: simple.decode(latent))
+    yield Tier(PLAIN, "exact", "float32", 1, 0.0, whole, None), partial(_plain, simple)
+    gpu = image.device.type == "cuda"
     batches = [batch for batch in GPU_BATCHES if batch <= count] if gpu else [count]
-    for name, (head, decode) in heads.items():
-        cost = shared + gflop(partial(decode, latent))
+    for name, head in (("exact", None), ("fast", decoder)):
+        cost = whole if head is None else shared + gflop(partial(head, latent))
         for precision in ("float32", "mixed", "mixed-float16") if gpu else ("float32",):
             for batch in batches:
                 title = f"{name}, {precision}, {batch} at a time" if gpu else name
@@ -210,22 +215,17 @@ def _tiers(
                 yield tier, partial(_ours, model, head, precision, batch)
 
 
-def _plain(model: SDSeg) -> Predict:
-    """What one writes first: slice by slice, every core for each operation, default layout."""
-    own = copy.deepcopy(model)
-    own.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    device = next(own.parameters()).device
-
-    @torch.inference_mode()
-    def predict(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        found = []
-        for k, plane in enumerate(torch.from_numpy(pixels).to(device)):
-            zc = own.encode_image(as_three_channels(plane[None]).contiguous())
-            noise = diffusion.seeded_noise(0, [k], own.latent_shape(SIDE, SIDE)).to(device)
-            found.append(own.probability(diffusion.single_step(own.denoise, noise, zc)).cpu())
-        return torch.cat(found).numpy()
-
-    return predict
+@torch.inference_mode()
+def _plain(model: SDSeg, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    keep_freed_memory(GLIBC_KEEPS)  # as nobody would have asked
+    found = []
+    for k, plane in enumerate(torch.from_numpy(pixels)):
+        image = as_three_channels(plane[None].to(next(model.parameters()).device))
+        zc = model.encode_image(image.contiguous())
+        noise = diffusion.seeded_noise(0, [k], model.latent_shape(SIDE, SIDE)).to(zc.device)
+        z0 = diffusion.single_step(model.denoise, noise, zc)
+        found.append(model.probability(z0).cpu())
+    return torch.cat(found).numpy()
 
 
 def _ours(
@@ -263,7 +263,7 @@ def _mean_dice(masks: NDArray[np.bool_], others: NDArray[np.bool_]) -> float:
 def _networks(
     model: Path | None, preset_name: str, device: torch.device
 ) -> tuple[SDSeg, MaskDecoder]:
-    """The networks and a mask decoder, untrained where there is none."""
+    """With a mask decoder, untrained where there is none."""
     if model is None:
         torch.manual_seed(0)
         built = build_sdseg(preset(preset_name).model).eval().requires_grad_(False)
@@ -293,15 +293,3 @@ def _pixels(model: Path | None, workspace: Path | None, count: int) -> NDArray[n
 def _phantom() -> SliceStack:
     scan = make_phantom(0, 1, (128, 128, 16), (2.9, 2.9, 10.0)).scan
     return to_stack(scan, Normalisation("window", *CT_WINDOW_HU), size=SIDE)
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count is not None and count < 1:
-        raise ConfigError(f"--threads is {count}.", "Give at least 1.")
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -30,7 +30,7 @@ from sdseg_cli.imaging.volume import Volume
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.progress import Progress, silent
 from sdseg_cli.training.fast_decoder import choose_decoder
-from sdseg_cli.training.inference import Compute, Inference
+from sdseg_cli.training.inference import Compute, Inference, quicken
 from sdseg_cli.training.package import networks_of, read_trained
 from sdseg_cli.training.runtime import choose_device, placed
 from sdseg_cli.training.sampling import predict_draws, predict_planes
@@ -106,6 +106,7 @@ class Predictor:
         self.model.mask_decoder = None if fast is None else placed(fast, self.device)
         self.decoder = "exact" if fast is None else "fast"
         """Which draws the mask."""
+        quicken(self.model)
         self.skip_air = skip_air and self.normalisation.hides_air
         self._inference = Inference(self.model, batch_size=batch_size, threads=threads)
 

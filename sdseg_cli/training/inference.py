@@ -7,6 +7,8 @@ and among different numbers of cores, so that this is the only way to a result f
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,12 +20,28 @@ from numpy.typing import NDArray
 from sdseg_cli.config import SampleConfig
 from sdseg_cli.errors import ConfigError, RunError
 from sdseg_cli.model.sdseg import SDSeg
+from sdseg_cli.model.winograd import use_winograd
 from sdseg_cli.training.runtime import ran_out_of_memory
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX, INT_MAX = -1, -3, -8, 2**31 - 1
+"""Of <malloc.h>."""
 DEFAULT_BATCH = {"cpu": 8, "mps": 8, "cuda": 32}
 """Slices that are read, computed and restored at a time."""
+KEPT_BYTES = 128 * 2**20
+"""More than any tensor between two operations on a slice, and less than most scans."""
 Compute = Callable[..., torch.Tensor]
 """`sampling.predict_planes` or `predict_draws`."""
+
+
+def quicken(model: SDSeg) -> None:
+    """On a CPU, the wide convolutions of the encoder and the decoder with fewer multiplications.
+
+    The U-Net keeps its own: an error of the noise may reach the latent 38.66 times larger.
+    """
+    if next(model.parameters()).device.type == "cpu":
+        use_winograd(model.vision_encoder)
+        if model.mask_decoder is None:
+            use_winograd(model.autoencoder.decoder)
 
 
 class Inference:
@@ -49,6 +67,8 @@ class Inference:
         self.batch_size = batch_size or DEFAULT_BATCH[self.device.type]
         self.threads = threads or torch.get_num_threads()
         self._lanes: ThreadPoolExecutor | None = None
+        if self.device.type == "cpu":
+            keep_freed_memory(KEPT_BYTES)
 
     def __call__(
         self,
@@ -105,16 +125,37 @@ class Inference:
             self._lanes = ThreadPoolExecutor(
                 self.threads, "lane", initializer=torch.set_num_threads, initargs=(1,)
             )
-        with _one_core_each():
+        with cores(1):
             return list(self._lanes.map(work, range(count)))
 
 
 @contextmanager
-def _one_core_each() -> Iterator[None]:
+def cores(count: int | None) -> Iterator[None]:
+    """Within the block one operation has so many cores; None changes nothing."""
     # What a thread may use is its own setting, but for matrix products, where it is the process's.
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count or before)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def keep_freed_memory(most: int) -> None:
+    """Let freed memory wait for the next operation.
+
+    By default glibc gives blocks above 32 MiB back at once, and the system clears them before it
+    hands them out again: a quarter of the time of the paper's decoder. All threads share one arena,
+    for others hold no large block. Where the C library is another one, nothing happens.
+
+    Args:
+        most: Size of the largest block that is kept, in bytes.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if set_option is not None:
+        for option, value in (
+            (M_ARENA_MAX, 1),
+            (M_MMAP_THRESHOLD, most),
+            (M_TRIM_THRESHOLD, INT_MAX),
+        ):
+            set_option(option, value)
