@@ -9,18 +9,22 @@ Each measurement is stored as soon as it is done, and skipped when the same comm
                  U-Net, compiled): slices/s, peak memory, the share of the time the GPU is busy, and
                  the hours that the paper's 100,000 steps of batch 4 take
     plain        the same by the plain loop of train_speed.py, for the ratio
-    predict      slices/s of encoder + U-Net + Eq. 2 + decoder, per batch size, and of each part
+    bench        `sdseg bench`: slices/s of prediction by decoder, precision and batch size, each
+                 part alone, and the plain loop
+    file         a CT of 128 slices from file to file, exact and fast; needs nibabel
     precision    error of z0, Dice and speed by part and format: the table of precision.py
 
-Weights are random in the first three: speed and memory do not depend on them. Precision does, so it
-needs a trained run, named with --run and --workspace, and is left out without one.
+Weights are random in all but the last: speed and memory do not depend on them. Precision does, so
+it needs a trained run, named with --run and --workspace, and is left out without one.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,17 +32,24 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from benchmarks.made_up import SIZE, made_up_slices, step_zero, stepper
 from benchmarks.precision import run_table
-from benchmarks.results import Results, Row, machine, seconds, seconds_per_call
+from benchmarks.results import Results, Row, machine, seconds
 from benchmarks.train_speed import milliseconds_by_operator, plain_loop
+from sdseg_cli.bench import bench
 from sdseg_cli.config import RunConfig
-from sdseg_cli.model import diffusion
-from sdseg_cli.model.sdseg import SDSeg, as_three_channels, build_sdseg
+from sdseg_cli.imaging.intensity import CT_WINDOW_HU, Normalisation
+from sdseg_cli.imaging.phantom import make_phantom
+from sdseg_cli.model.mask_decoder import autoencoder_hash, build_mask_decoder
+from sdseg_cli.model.sdseg import build_sdseg
+from sdseg_cli.model.store import WeightStore
+from sdseg_cli.model.tensor_files import write_tensors
 from sdseg_cli.presets import preset
-from sdseg_cli.training.runtime import choose_device, placed, reduced_precision
+from sdseg_cli.training.checkpoint import Checkpoint
+from sdseg_cli.training.fast_decoder import stored_decoder
+from sdseg_cli.training.package import write_package
+from sdseg_cli.training.runtime import choose_device
 from sdseg_cli.training.trainer import StepResult
 
 SLICES = 64
@@ -155,50 +166,41 @@ def summary(rows: dict[str, Row], preset_name: str, batch_size: int) -> str:
     return text + (f"; {speed[best] / slow:.2f} times the plain loop" if slow else "")
 
 
-def _inputs(model: SDSeg, batch_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    image = torch.rand(batch_size, SIZE, SIZE, generator=generator) * 2 - 1
-    noise = torch.randn(batch_size, *model.latent_shape(SIZE, SIZE), generator=generator)
-    return as_three_channels(image.to(device)), noise.to(device)
+def file_to_file(config: RunConfig, decoder: str, device: torch.device) -> Row:
+    """A scan of 128 slices of 512x512, from a NIfTI file to its mask's, by an untrained model."""
+    import nibabel as nib
 
+    from sdseg_cli.predict import Predictor
+    from sdseg_cli.predict_file import predict_file
 
-@torch.inference_mode()
-def prediction(model: SDSeg, batch_size: int, device: torch.device, budget_s: float) -> Row:
-    """Slices/s as `predict` computes them, and of each part alone."""
-    image, noise = _inputs(model, batch_size, device)
-    image = image.contiguous(memory_format=torch.channels_last)
-
-    def encode() -> Tensor:
-        with reduced_precision(device):
-            return model.encode_image(image).float()
-
-    zc = encode()
-    z0 = diffusion.single_step(model.denoise, noise, zc)
-
-    def denoise() -> Tensor:
-        return diffusion.single_step(model.denoise, noise, zc)
-
-    def decode() -> Tensor:
-        with reduced_precision(device):
-            return model.probability(z0)
-
-    def whole() -> Tensor:
-        latent = diffusion.single_step(model.denoise, noise, encode())
-        with reduced_precision(device):
-            return model.probability(latent)
-
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    row: Row = {
-        f"{name}_slices_per_s": batch_size / seconds_per_call(part, device, budget_s / 4)
-        for name, part in (
-            ("whole", whole),
-            ("encoder", encode),
-            ("unet", denoise),
-            ("decoder", decode),
-        )
+    torch.manual_seed(0)
+    data = {
+        "normalisation": Normalisation("window", *CT_WINDOW_HU).to_dict(),
+        "crop": "none",
+        "size": SIZE,
+        "dataset": "made-up",
     }
-    return {**row, "peak_gib": peak_gib(device)}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = build_sdseg(config.model)
+        write_package(Checkpoint.begin(config, model, data), folder / "package")
+        key = autoencoder_hash(model.autoencoder)
+        own = stored_decoder(WeightStore(folder / "store"), key)
+        own.parent.mkdir(parents=True)
+        write_tensors(build_mask_decoder(config.model.autoencoder).state_dict(), own)
+        os.environ["SDSEG_WEIGHTS"] = str(folder / "store")
+        scan = make_phantom(0, 1, (512, 512, 128), (0.7, 0.7, 1.6)).scan
+        nib.save(nib.Nifti1Image(scan.array, scan.geometry.affine), folder / "scan.nii.gz")
+        started = time.perf_counter()
+        predictor = Predictor(folder / "package", device=device.type, decoder=decoder)
+        loaded = time.perf_counter()
+        report = predict_file(folder / "scan.nii.gz", folder / "mask.nii.gz", predictor)
+        return {
+            "load_s": loaded - started,
+            "predict_s": report.seconds,
+            "slices_per_s": report.slices / report.seconds,
+            "peak_gib": peak_gib(device),
+        }
 
 
 def main() -> None:
@@ -234,13 +236,19 @@ def main() -> None:
         )
     for batch in batches:
         print(summary(results.rows, args.preset, batch))
-    torch.manual_seed(0)
-    model = placed(build_sdseg(config.model).eval().requires_grad_(False), device)
-    for batch in (1, 16, 64, 128) if large else (1, 8):
-        results.measure(
-            f"{args.preset}/predict/batch{batch}",
-            partial(prediction, model, batch, device, args.budget),
-        )
+    results.measure(
+        f"{args.preset}/bench",
+        lambda: bench(
+            preset_name=args.preset, slices=128 if large else 2, device=device.type
+        ).to_json(),
+    )
+    if importlib.util.find_spec("nibabel") is None:
+        print("file to file: left out, nibabel is not installed.")
+    else:
+        for decoder in ("exact", "fast"):
+            results.measure(
+                f"{args.preset}/file/{decoder}", partial(file_to_file, config, decoder, device)
+            )
     if args.run is None:
         print("precision: left out, it needs a trained model; give --run and --workspace.")
     else:

@@ -41,7 +41,7 @@ from sdseg_cli.training.sampling import predict_planes
 SIDE, ROUNDS, CPU = 256, 2, torch.device("cpu")
 """Ways are compared in turn, so often; the shortest time counts."""
 GLIBC_KEEPS = 32 * 2**20
-GPU_BATCHES = (1, 8, 32)
+GPU_BATCHES = (1, 8, 32, 128)
 PLAIN = "plain"
 """One slice at a time, every core for each operation, float32, default layout, exact decoder."""
 

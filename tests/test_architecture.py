@@ -173,8 +173,9 @@ def test_settings_need_the_standard_library_only(name: str) -> None:
     assert loaded - set(sys.stdlib_module_names) == {"sdseg_cli"}
 
 
-def test_the_training_path_loads_on_a_bare_torch_machine() -> None:
-    assert not _loaded("import sdseg_cli.train") & {"monai", "nibabel", "SimpleITK", "skimage"}
+@pytest.mark.parametrize("verb", ["train", "bench", "distill"])
+def test_what_a_gpu_is_wanted_for_loads_on_a_bare_torch_machine(verb: str) -> None:
+    assert not _loaded(f"import sdseg_cli.{verb}") & {"monai", "nibabel", "SimpleITK", "skimage"}
 
 
 def test_preparing_loads_no_torch() -> None:

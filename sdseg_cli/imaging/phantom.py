@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -101,6 +100,8 @@ def write_phantom_set(
 
 
 def _save(path: Path, volume: Volume) -> None:
+    import nibabel as nib  # making a phantom needs none, and a bare machine has none
+
     image = nib.Nifti1Image(volume.array, volume.geometry.affine)
     image.header.set_xyzt_units("mm")
     with replacing(path) as temporary:
