@@ -76,7 +76,7 @@ def distill(
     preset_name: str = "tiny",
     masks: Manifest | None = None,
     output: Path | None = None,
-    steps: int = 8000,
+    steps: int = 10_000,
     seed: int = 0,
     device: str = "auto",
     store: WeightStore | None = None,
@@ -145,7 +145,7 @@ def agreement(decoder: torch.nn.Module, teacher: Teacher, count: int) -> float:
     """
     found = []
     for k in range(count):
-        one = teacher.examples(1, seeded_generator("held out", k))
+        one = teacher.example(seeded_generator("held out", k))
         fast, exact = decoder(one.latent) > 0.5, one.target > 0.5
         if both := int(fast.sum() + exact.sum()):
             found.append(2 * int((fast & exact).sum()) / both)

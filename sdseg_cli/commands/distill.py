@@ -19,7 +19,7 @@ def distill(
     dataset: Annotated[
         str | None, typer.Option(help="A prepared set, whose training masks are half of them all.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 8000,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 10_000,
     seed: Annotated[int, typer.Option(help="Seed of all examples.")] = 0,
     out: Annotated[
         Path | None, typer.Option("--output", "-o", help="The file; default: the weight store.")

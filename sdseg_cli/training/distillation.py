@@ -1,16 +1,19 @@
 """Training of the fast mask decoder against the autoencoder's decoder.
 
-A U-Net's latent is not a mask's latent: where it is unsure, it lies between those of several masks,
-weaker, and with an error of its own. So the examples are latents of procedural (and, if given,
-prepared) masks that are blended with those of a changed mask, weakened towards the empty plane and
-disturbed; what the decoder makes of them is the target.
+A U-Net's latent is not a mask's latent: where it is unsure, it lies between those of all masks that
+might be, and has an error of its own. So the examples are latents of procedural (and, if given,
+prepared) masks, blended with those of the same mask moved, grown or shrunk and with that of the
+empty plane, and disturbed; what the decoder makes of them is the target.
+
+The loss is a cross-entropy alone: a Dice term would draw whatever it is not sure of, for half of
+the Dice it reaches is enough of a probability to gain by it.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,11 +31,14 @@ RADIUS_PX = (1.5, 80.0)
 POOL, RENEW_EVERY, BATCH = 384, 4, 4
 """Examples that are kept; every so many steps one is renewed, which costs as much as these steps;
 and how many a step learns from."""
-LEARNING_RATE, WARMUP, AVERAGE_DECAY = 3e-3, 100, 0.995
+LEARNING_RATE, WARMUP, AVERAGE_DECAY = 2e-3, 100, 0.998
 REAL_SHARE = 0.5
 """Of the masks, where prepared ones are given."""
-MOST_SHIFT_PX, MOST_GROWTH_PX = 6, 3
-MOST_NOISE = 0.3
+MOST_MASKS, FARTHEST_PX = 4, 12
+"""So many masks are blended, and so far one is moved; it grows or shrinks by half as much."""
+WITH_EMPTY = 0.5
+"""Of the examples, blended with the empty plane too."""
+MOST_NOISE = 0.2
 """Standard deviation of an error, over that of the latents."""
 
 Masks = Callable[[int, Generator], Tensor]
@@ -97,49 +103,46 @@ class Teacher:
         planes = torch.cat([self.autoencoder.decode(one) for one in torch.split(latent, 1)])
         return ((planes.float() + 1) / 2).clamp(0, 1).mean(dim=1)
 
-    def examples(self, count: int, generator: Generator) -> Examples:
-        """Fresh ones."""
-        masks = self.masks(count, generator)
-        latent = self.encode(masks)
-        blended = blend(latent, self.encode(changed(masks, generator)), generator)
-        weak = 1 - 0.5 * _uniform(count, generator).to(self.device) ** 2
-        blended = self.empty + weak * (blended - self.empty)
-        latent = torch.where(_which(count, 0.25, generator).to(self.device), latent, blended)
-        noise = torch.randn(latent.shape, generator=generator) * _uniform(count, generator) ** 2
+    def example(self, generator: Generator) -> Examples:
+        """A fresh one, n = 1."""
+        mask = self.masks(1, generator)
+        far = int(torch.randint(1, FARTHEST_PX + 1, (), generator=generator))
+        count = int(torch.randint(1, MOST_MASKS + 1, (), generator=generator))
+        others = [changed(mask[0], far, generator) for _ in range(count - 1)]
+        latent = blend(self.encode(torch.stack([mask[0], *others])), generator)
+        if _uniform(generator) < WITH_EMPTY:
+            missing = _uniform(generator) * _smooth(1, 3, latent.shape[-2:], generator)
+            latent = latent + missing.to(self.device) * (self.empty - latent)
+        noise = torch.randn(latent.shape, generator=generator) * _uniform(generator) ** 2
         latent = latent + MOST_NOISE * self.spread * noise.to(self.device)
         return Examples(latent.clone(), self.decode(latent).clone())
 
 
-def changed(masks: Tensor, generator: Generator) -> Tensor:
-    """Masks (n,1,H,W) that might have been meant: shifted, and grown or shrunk by some pixels."""
-    found = []
-    for mask in masks:
-        down, right = torch.randint(-MOST_SHIFT_PX, MOST_SHIFT_PX + 1, (2,), generator=generator)
-        growth = int(torch.randint(-MOST_GROWTH_PX, MOST_GROWTH_PX + 1, (), generator=generator))
-        other = mask.roll((int(down), int(right)), dims=(1, 2))
-        sign, side = (1 if growth >= 0 else -1), 2 * abs(growth) + 1
-        found.append(sign * F.max_pool2d(sign * other, side, stride=1, padding=side // 2))
-    return torch.stack(found)
+def changed(mask: Tensor, far: int, generator: Generator) -> Tensor:
+    """A mask (1,H,W) that might be meant: moved by up to `far` px, grown or shrunk by half that."""
+    down, right = torch.randint(-far, far + 1, (2,), generator=generator)
+    growth = int(torch.randint(-(far // 2), far // 2 + 1, (), generator=generator))
+    moved = mask.roll((int(down), int(right)), dims=(1, 2))
+    sign, side = (1 if growth >= 0 else -1), 2 * abs(growth) + 1
+    return sign * F.max_pool2d(sign * moved, side, stride=1, padding=side // 2)
 
 
-def blend(one: Tensor, other: Tensor, generator: Generator) -> Tensor:
-    """Between two latents (n,4,h,w), here more of the one, there more of the other."""
-    coarse = torch.rand(len(one), 1, 5, 5, generator=generator)
-    share = F.interpolate(coarse, one.shape[-2:], mode="bicubic").clamp(0, 1).to(one.device)
-    return one + share * (other - one)
+def blend(latents: Tensor, generator: Generator) -> Tensor:
+    """The mean (1,4,h,w) of latents (n,4,h,w), here more of the one, there more of the other."""
+    shares = _smooth(len(latents), 4, latents.shape[-2:], generator) ** 2 + 1e-3
+    shares = (shares / shares.sum(dim=0, keepdim=True)).to(latents.device)
+    return (shares * latents).sum(dim=0, keepdim=True)
 
 
 def distillation_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy with the decoder's probability, and Dice, which small structures decide.
+    """Cross-entropy with the decoder's probability; planes with little on them count for more.
 
     Args:
         logits: (B,H,W).
         target: (B,H,W) in [0,1].
     """
-    p = torch.sigmoid(logits)
-    overlap, both = (p * target).sum(dim=(1, 2)), p.sum(dim=(1, 2)) + target.sum(dim=(1, 2))
-    dice = (2 * overlap + 1) / (both + 1)
-    return 5 * F.binary_cross_entropy_with_logits(logits, target) + (1 - dice).mean()
+    each = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(dim=(1, 2))
+    return (each * torch.rsqrt(target.mean(dim=(1, 2)) + 0.01)).mean()
 
 
 class Distiller:
@@ -168,7 +171,7 @@ class Distiller:
     def fill(self) -> None:
         """Make the examples to begin with."""
         generator = seeded_generator("pool", self.seed, self.step)
-        made = [self.teacher.examples(1, generator) for _ in range(POOL)]
+        made = [self.teacher.example(generator) for _ in range(POOL)]
         self.pool = Examples(
             torch.cat([one.latent for one in made]), torch.cat([one.target for one in made])
         )
@@ -181,7 +184,7 @@ class Distiller:
         generator = seeded_generator("distillation", self.seed, self.step)
         count = len(self.pool.latent)
         if self.step % RENEW_EVERY == 0:
-            fresh, place = self.teacher.examples(1, generator), self.step // RENEW_EVERY % count
+            fresh, place = self.teacher.example(generator), self.step // RENEW_EVERY % count
             self.pool.latent[place], self.pool.target[place] = fresh.latent[0], fresh.target[0]
         chosen = torch.randint(count, (BATCH,), generator=generator)
         for group in self.optimizer.param_groups:
@@ -222,9 +225,11 @@ class Distiller:
         return LEARNING_RATE * min(1.0, (step + 1) / WARMUP) * (0.02 + 0.98 * cosine)
 
 
-def _uniform(count: int, generator: Generator) -> Tensor:
-    return torch.rand(count, 1, 1, 1, generator=generator)
+def _uniform(generator: Generator) -> float:
+    return float(torch.rand((), generator=generator))
 
 
-def _which(count: int, share: float, generator: Generator) -> Tensor:
-    return torch.rand(count, 1, 1, 1, generator=generator) < share
+def _smooth(count: int, knots: int, size: Sequence[int], generator: Generator) -> Tensor:
+    """(count,1,h,w) in [0,1], varying slowly."""
+    coarse = torch.rand(count, 1, knots, knots, generator=generator)
+    return F.interpolate(coarse, tuple(size), mode="bicubic").clamp(0, 1)
