@@ -32,7 +32,7 @@ from sdseg_cli.training.fast_decoder import DecoderCheck, measure_run
 from sdseg_cli.training.fit_batch import fitting_batch_size
 from sdseg_cli.training.initialise import step_zero
 from sdseg_cli.training.latents import MaskLatents, open_latents
-from sdseg_cli.training.resume import resumed
+from sdseg_cli.training.resume import refuse_foreign, resumed
 from sdseg_cli.training.run_files import RunFiles
 from sdseg_cli.training.run_folder import RunDir
 from sdseg_cli.training.run_lock import locked
@@ -120,7 +120,8 @@ def train(
         What was reached. SIGINT, SIGTERM and SIGUSR1 save and return with state "stopped".
 
     Raises:
-        ConfigError: The run folder holds a run with other settings; TensorBoard is not installed.
+        ConfigError: The run folder holds a run with other settings, or other things and no run;
+            TensorBoard is not installed.
         DataError: The prepared set lacks train or val cases, or is damaged.
         WeightsError: Pretrained weights are missing, or no checkpoint is whole.
         RunError: The loss became NaN or infinite, memory ran out, the disk refused, or another
@@ -130,6 +131,7 @@ def train(
     started = time.monotonic()
     if tensorboard:
         require_tensorboard()
+    refuse_foreign(run)
     ranks = ranks_of(os.environ)
     with (
         locked(run.lock_file) if ranks.writes else nullcontext(),
@@ -236,8 +238,9 @@ def fitted(config: RunConfig, manifest: Manifest, run: RunDir, device: str) -> R
     the one that is set.
 
     Raises:
-        ConfigError: Several processes train together.
+        ConfigError: Several processes train together, or the folder holds no run but other things.
     """
+    refuse_foreign(run)
     size, own = config.train.batch_size, choose_device(device)
     if ranks_of(os.environ).world > 1:
         raise ConfigError(

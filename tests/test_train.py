@@ -190,6 +190,19 @@ def test_a_run_of_the_format_before_is_gone_on_with(tiny_run: Workspace, finishe
     assert Checkpoint.load(finished.best).step == tiny_run.run.status()["best"]["step"]
 
 
+def test_what_others_keep_in_a_folder_is_never_replaced(
+    tiny_run: Workspace, tmp_path: Path
+) -> None:
+    foreign = RunDir(tmp_path / "foreign")
+    for path in (foreign.config_file, foreign.log_file, foreign.curve):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    before = contents(foreign.path)
+    with pytest.raises(ConfigError, match="is not empty and holds no run"):
+        train(tiny_settings(steps=1), tiny_run.manifest, foreign, device="cpu")
+    assert contents(foreign.path) == before
+
+
 def test_two_processes_never_train_in_one_folder(tiny_run: Workspace, finished: RunDir) -> None:
     before = contents(finished.path)
     with (

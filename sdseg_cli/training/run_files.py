@@ -58,9 +58,10 @@ class RunFiles:
         for folder in (run.path, run.checkpoints, run.report):
             remove_leftovers(folder)
         truncate_log(run.log_file, loop.step)
+        # The status first: by it a folder without a checkpoint is known to be a run's.
+        _write_status(run, "running", loop.step, loop.best)
         with replacing(run.config_file) as temporary:
             temporary.write_text(to_toml(loop.config), encoding="utf-8")
-        _write_status(run, "running", loop.step, loop.best)
         if found is None or kept is None:
             return ()
         names = ", ".join(path.name for path in found.damaged)
