@@ -32,7 +32,8 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the run.")] = None,
     run: Annotated[
-        Path | None, typer.Option(help="Run folder, or a name below runs/DATASET/.")
+        str | None,
+        typer.Option(metavar="PATH", help="Run folder; a bare word is a name below runs/DATASET/."),
     ] = None,
     init: Annotated[
         str | None,
@@ -168,9 +169,11 @@ def _batch_size(text: str | None) -> int | None:
     return int(text)
 
 
-def _run_folder(run: Path | None, dataset: str, settings: RunConfig) -> Path:
+def _run_folder(run: str | None, dataset: str, settings: RunConfig) -> Path:
+    from sdseg_cli.training.run_folder import words_of
+
     default = settings.preset + (f"-seed{settings.seed}" if settings.seed else "")
-    name = Path(default) if run is None else run
-    if name.is_absolute() or len(name.parts) > 1:
-        return name
-    return workspace() / "runs" / dataset / name
+    name = default if run is None else run
+    if len(words_of(name)) == 1:
+        return workspace() / "runs" / dataset / name
+    return Path(name)
