@@ -23,7 +23,7 @@ from sdseg_cli.datasets.manifest import Manifest
 from sdseg_cli.errors import ConfigError
 from sdseg_cli.findings import Finding
 from sdseg_cli.model.store import WeightStore
-from sdseg_cli.progress import TrainProgress, Watch, unwatched
+from sdseg_cli.progress import TrainProgress, Watch, unasked, unwatched
 from sdseg_cli.splits import open_split
 from sdseg_cli.train_pictures import TrainPictures
 from sdseg_cli.training.batches import PreparedSlices
@@ -97,6 +97,7 @@ def train(
     tensorboard: bool = False,
     watch: Watch = unwatched,
     warn: Warn = unheard,
+    asked: Callable[[], None] = unasked,
 ) -> TrainReport:
     """Train SDSeg on a prepared set, or go on where the run stopped.
 
@@ -115,6 +116,7 @@ def train(
         tensorboard: Write the log for TensorBoard too.
         watch: Told before the first step and after each.
         warn: Told at once of a damaged checkpoint that is passed over.
+        asked: Told at once of the signal to stop, in its handler: it may neither wait nor print.
 
     Returns:
         What was reached. SIGINT, SIGTERM and SIGUSR1 save and return with state "stopped".
@@ -135,7 +137,7 @@ def train(
     ranks = ranks_of(os.environ)
     with (
         locked(run.lock_file) if ranks.writes else nullcontext(),
-        stop_signals() as stop,
+        stop_signals(asked if ranks.writes else unasked) as stop,
         training_together(ranks, choose_device(device)) as own,
     ):
         slices, fixed = open_split(manifest, "train"), open_split(manifest, "val")
