@@ -155,12 +155,15 @@ def train(
         del state, found  # gigabytes that the trainer has copied
         pictures = TrainPictures(run, fixed, manifest.cases("val"), recipe=config.train, at=begun)
         folders = (manifest.root / "latents", run.path / "latents")
-        latents = open_latents(folders, slices, loop.model, data, own, ranks)
-        source = StepSource(config, slices, latents, loop.model.latent_shape(*slices.plane), ranks)
-        ahead = source.ahead(begun, config.train.steps, workers=workers, pin=own.type == "cuda")
-        with closing(ahead), RunFiles(run, loop, data, tensorboard=tensorboard) as files:
-            told = watch if ranks.writes else unwatched
-            reached = _all_steps(loop, ahead, latents, slices, fixed, files, pictures, stop, told)
+        shape, told = loop.model.latent_shape(*slices.plane), watch if ranks.writes else unwatched
+        with RunFiles(run, loop, data, tensorboard=tensorboard) as files:
+            latents = open_latents(folders, slices, loop.model, data, own, ranks)
+            source = StepSource(config, slices, latents, shape, ranks)
+            steps = source.ahead(begun, config.train.steps, workers=workers, pin=own.type == "cuda")
+            with closing(steps) as ahead:
+                reached = _all_steps(
+                    loop, ahead, latents, slices, fixed, files, pictures, stop, told
+                )
         ends = reached == "finished" and ranks.writes
         fast = measure_run(run, fixed, own, WeightStore.default()) if ends else None
     return TrainReport(

@@ -232,6 +232,7 @@ def test_a_full_disk_is_one_clear_error_and_the_checkpoint_before_stays_whole(
         train(config, tiny_set.manifest, run, device="cpu")
     assert "space left on the disk" in caught.value.hint
     assert (run.last, Checkpoint.load(run.last).step) == (run.step_file(2), 2)
+    assert (run.status()["state"], run.status()["step"]) == ("failed", 2)
     monkeypatch.undo()
     train(config, tiny_set.manifest, run, device="cpu")
     assert run.log_file.read_bytes() == tiny_run.run.log_file.read_bytes()
@@ -313,10 +314,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 ) -> None:
     nan = torch.tensor(float("nan"), requires_grad=True)
     monkeypatch.setattr(objective.diffusion, "loss_terms", lambda *_, **__: (nan, nan))
+    run = RunDir(tmp_path / "run")
     with pytest.raises(
         RunError, match=r"the loss is nan at step 1, of case_\d slice \d, case_\d slice \d"
     ):
-        train(tiny_settings(steps=2), tiny_set.manifest, RunDir(tmp_path / "run"), device="cpu")
+        train(tiny_settings(steps=2), tiny_set.manifest, run, device="cpu")
+    assert run.status() == {"state": "failed", "step": 0, "best": {}}
 
 
 def test_a_set_without_validation_cases_is_refused(tiny_set: Workspace, tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def _saying_where_it_begins(output: Output, watch: Watch) -> Watch:
 
     def tell(now: TrainProgress) -> None:
         nonlocal told
-        if not told and 0 < now.step < now.steps:
+        if not told and now.step > 0:
             output.say(f"going on from step {now.step}")
         told = True
         watch(now)

@@ -28,7 +28,7 @@ def reports(*steps: int) -> list[TrainProgress]:
 def test_where_a_run_goes_on_is_said_once_when_its_first_step_is_near(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    said = {(4, 5, 6): "going on from step 4\n", (0, 1, 2): "", (9,): ""}
+    said = {(4, 5, 6): "going on from step 4\n", (0, 1, 2): ""}
     for steps, line in said.items():
         seen: list[TrainProgress] = []
         watch = _saying_where_it_begins(Output(), seen.append)
