@@ -9,6 +9,7 @@ READY := $(VENV)/.ready
 install: $(READY)
 
 $(READY): pyproject.toml constraints.txt
+	@echo "installing (some minutes)..."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(READY)

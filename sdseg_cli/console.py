@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import typer
@@ -170,6 +172,27 @@ class Output:
                 yield _BarProgress(shown)
         else:
             yield _LineProgress(self._log)
+
+    @contextmanager
+    def at_once(self, text: str) -> Iterator[Callable[[], None]]:
+        """A callback that has a line printed on stderr, once, and that signal handlers may call.
+
+        Another thread prints: a handler may have interrupted whoever holds the console. Neither
+        --quiet nor --json silences what answers a key that was pressed.
+        """
+        asked: SimpleQueue[bool] = SimpleQueue()  # the one queue that handlers may put into
+
+        def wait() -> None:
+            if asked.get():
+                self._log.print(Text(text))
+
+        printer = threading.Thread(target=wait, daemon=True)
+        printer.start()
+        try:
+            yield lambda: asked.put(True)
+        finally:
+            asked.put(False)
+            printer.join()
 
     @contextmanager
     def training(self, title: str) -> Iterator[callback.Watch]:

@@ -1,12 +1,13 @@
 """Predictions against references: 3D Dice and IoU per case, their summary, and pictures.
 
 For each case: predict (or reuse the mask a former call kept), score, record. Then the best, the
-median and the worst case are predicted once more for their probabilities, and drawn.
+median and the worst case are drawn; one slice of each is predicted anew, for its probability.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -217,8 +218,14 @@ class _Scoring:
         return tuple(files)
 
     def _plane(self, case: PreparedCase, result: CaseResult, progress: Progress) -> CasePlane:
+        """The telling slice of a case; of its probability that slice is all that is predicted."""
         scan, reference = self.held.read(case)
-        prediction, mask = self._predict(case, scan, progress)
+        mask = self.masks.find(case.id, scan)
+        if mask is None:  # somebody took it away since it was scored
+            mask = self._predict(case, scan, progress)[1]
+        predictor = self.held.predictor
+        stack = predictor.stack(scan)
+        plane = partial(predictor.plane, stack, seed=self.masks.seed, sample=self.masks.sample)
         limits = Normalisation.from_dict(self.held.manifest.normalisation).limits(scan)
         return case_plane(
             case.id,
@@ -226,8 +233,8 @@ class _Scoring:
             scan,
             reference,
             mask,
-            prediction.probability,
-            prediction.restore,
+            plane,
+            stack.restore,
             dice=result.values["dice"],
             window=(limits.low, limits.high),
         )

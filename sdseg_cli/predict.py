@@ -146,6 +146,17 @@ class Predictor:
         """
         yield from self._batches(predict_planes, stack, seed, sample, progress)
 
+    def plane(
+        self, stack: SliceStack, k: int, *, seed: int = 0, sample: SampleConfig | None = None
+    ) -> NDArray[np.float32]:
+        """Slice k alone, (256,256): as among all others, for its noise depends on its number only.
+
+        See `planes` for the arguments.
+        """
+        pixels, sample = stack.pixels(k, k + 1), sample or self.config.sample
+        found: NDArray[np.float32] = self._computed(predict_planes, k, pixels, seed, sample)[0]
+        return found
+
     def draws(
         self,
         stack: SliceStack,
@@ -170,20 +181,27 @@ class Predictor:
         progress: Progress,
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         sample = sample or self.config.sample
-        shape = (sample.samples,) if compute is predict_draws else ()
         with closing(self._squares(stack)) as squares:
             for start, pixels in squares:
-                found = np.zeros((len(pixels), *shape, self.size, self.size), np.float32)
-                shown = (
-                    np.flatnonzero(shows_body(pixels)) if self.skip_air else np.arange(len(pixels))
-                )
-                if len(shown):
-                    slices = [start + int(k) for k in shown]
-                    found[shown] = self._inference(
-                        compute, pixels[shown], slices, seed=seed, sample=sample
-                    )
-                yield start, found
+                yield start, self._computed(compute, start, pixels, seed, sample)
                 progress(start + len(pixels), len(stack), "predicting slices")
+
+    def _computed(
+        self,
+        compute: Compute,
+        start: int,
+        pixels: NDArray[np.float32],
+        seed: int,
+        sample: SampleConfig,
+    ) -> NDArray[np.float32]:
+        """What `compute` says of the slices from `start` on; zeros where there is only air."""
+        shape = (sample.samples,) if compute is predict_draws else ()
+        found = np.zeros((len(pixels), *shape, self.size, self.size), np.float32)
+        shown = np.flatnonzero(shows_body(pixels)) if self.skip_air else np.arange(len(pixels))
+        if len(shown):
+            slices = [start + int(k) for k in shown]
+            found[shown] = self._inference(compute, pixels[shown], slices, seed=seed, sample=sample)
+        return found
 
     def _squares(self, stack: SliceStack) -> Generator[tuple[int, NDArray[np.float32]]]:
         """Number of the first slice and pixels, batch by batch, each made during the one before."""

@@ -42,6 +42,7 @@ from sdseg_cli.imaging.prepared import (
 from sdseg_cli.imaging.slices import CROPS
 from sdseg_cli.processes import available_cores, in_processes
 from sdseg_cli.progress import Progress, silent
+from sdseg_cli.replacing_sets import replaced
 
 SIZE = 256
 """Side of the model's squares in pixels."""
@@ -99,7 +100,8 @@ def prepare(
         progress: Told of each case.
 
     Raises:
-        ConfigError: An option makes no sense.
+        ConfigError: An option makes no sense; or the set in place would get other settings while
+            a run is being trained on it.
         DataError: No cases, too few, or a faulty one; then nothing is left behind.
         RunError: The disk refused.
     """
@@ -126,22 +128,11 @@ def _carry_out(
     bad = [fault for fault in found if fault]
     usable = _without(listed, bad, plan.skip_bad)
     modality, normalisation = _normalisation(plan, usable)
-    jobs = [
-        CaseJob(
-            case.id,
-            case.image,
-            case.label,
-            normalisation,
-            plan.crop,
-            SIZE,
-            plan.spec.cleaning,
-            plan.spec.mask_levels,
-        )
-        for case in usable
-        if case.label
-    ]
+    target = None if plan.target is None else list(plan.target)
+    known = {"normalisation": normalisation.to_dict(), "crop": plan.crop, "target": target}
+    replaced(staging.final, known)  # before minutes of work, too
     try:
-        records, kept, late = _records(jobs, staging, plan, progress)
+        records, kept, late = _records(_jobs(plan, usable, normalisation), staging, plan, progress)
         usable = _without(usable, late, plan.skip_bad)
         split = _split(plan, cases, usable)
         while leaks := _leaks(usable, records, split):  # each turn leaves a case out
@@ -168,6 +159,7 @@ def _carry_out(
             mask_levels=plan.spec.mask_levels,
         )
         check_foreground(manifest)
+        replaces = replaced(staging.final, manifest.inference_settings())
         if len(kept) < len(entries) or not staging.is_current(manifest.to_text()):
             staging.publish(manifest.to_text(), set(records) - kept, kept)
     except (ConfigError, DataError):
@@ -177,7 +169,27 @@ def _carry_out(
     skipped = [one.to_json() for one in (*bad, *late)]
     unlisted = [id for id in ids if id not in split.of]
     warnings = _warnings(plan, modality == "CT", usable, records, split)
+    if replaces is not None:
+        warnings = (replaces, *warnings)
     return PrepareReport.of(manifest, skipped, unlisted, warnings)
+
+
+def _jobs(plan: _Plan, cases: Sequence[Case], normalisation: Normalisation) -> list[CaseJob]:
+    """What is to be done for each case."""
+    return [
+        CaseJob(
+            case.id,
+            case.image,
+            case.label,
+            normalisation,
+            plan.crop,
+            SIZE,
+            plan.spec.cleaning,
+            plan.spec.mask_levels,
+        )
+        for case in cases
+        if case.label
+    ]
 
 
 def _records(

@@ -50,6 +50,10 @@ def unwatched(now: TrainProgress) -> None:
     """The default: say nothing."""
 
 
+def unasked() -> None:
+    """The default where a stop is acknowledged: say nothing."""
+
+
 class Pace:
     """How fast a training goes and how long it still takes, from what it tells.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from sdseg_cli.errors import SdsegError
 from sdseg_cli.training.run_folder import RunDir, find_run
+from sdseg_cli.training.run_log import last_step
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class RunSummary:
     """Folder below `runs/`."""
     preset: str | None
     step: int | None
+    """Of the last checkpoint; while it trains, of the last line in the log."""
     steps: int | None
     best_dice: float | None
     """Best validation Dice."""
@@ -74,15 +76,18 @@ def _summary(run: RunDir, *, default: bool) -> RunSummary:
     best = best if isinstance(best, dict) else {}
     train = settings.get("train")
     dice = best.get("val_dice")
+    state, step = _state(run, settings, status), _count(status.get("step", 0 if settings else None))
+    if state == "running" and (now := last_step(run.log_file)) is not None:
+        step = now
     return RunSummary(
         path=run.path,
         dataset=run.path.parent.name,
         preset=str(settings["preset"]) if "preset" in settings else None,
-        step=_count(status.get("step", 0 if settings else None)),
+        step=step,
         steps=_count(train.get("steps") if isinstance(train, dict) else None),
         best_dice=float(dice) if isinstance(dice, int | float) else None,
         best_step=_count(best.get("step")),
-        state=_state(run, settings, status),
+        state=state,
         bytes=sum(_size(path) for path in run.path.rglob("*")),
         written=_written(run),
         default=default,

@@ -23,7 +23,7 @@ from sdseg_cli.datasets.manifest import Manifest
 from sdseg_cli.errors import ConfigError
 from sdseg_cli.findings import Finding
 from sdseg_cli.model.store import WeightStore
-from sdseg_cli.progress import TrainProgress, Watch, unwatched
+from sdseg_cli.progress import TrainProgress, Watch, unasked, unwatched
 from sdseg_cli.splits import open_split
 from sdseg_cli.train_pictures import TrainPictures
 from sdseg_cli.training.batches import PreparedSlices
@@ -32,7 +32,7 @@ from sdseg_cli.training.fast_decoder import DecoderCheck, measure_run
 from sdseg_cli.training.fit_batch import fitting_batch_size
 from sdseg_cli.training.initialise import step_zero
 from sdseg_cli.training.latents import MaskLatents, open_latents
-from sdseg_cli.training.resume import resumed
+from sdseg_cli.training.resume import refuse_foreign, resumed
 from sdseg_cli.training.run_files import RunFiles
 from sdseg_cli.training.run_folder import RunDir
 from sdseg_cli.training.run_lock import locked
@@ -97,6 +97,7 @@ def train(
     tensorboard: bool = False,
     watch: Watch = unwatched,
     warn: Warn = unheard,
+    asked: Callable[[], None] = unasked,
 ) -> TrainReport:
     """Train SDSeg on a prepared set, or go on where the run stopped.
 
@@ -115,12 +116,14 @@ def train(
         tensorboard: Write the log for TensorBoard too.
         watch: Told before the first step and after each.
         warn: Told at once of a damaged checkpoint that is passed over.
+        asked: Told at once of the signal to stop, in its handler: it may neither wait nor print.
 
     Returns:
         What was reached. SIGINT, SIGTERM and SIGUSR1 save and return with state "stopped".
 
     Raises:
-        ConfigError: The run folder holds a run with other settings; TensorBoard is not installed.
+        ConfigError: The run folder holds a run with other settings, or other things and no run;
+            TensorBoard is not installed.
         DataError: The prepared set lacks train or val cases, or is damaged.
         WeightsError: Pretrained weights are missing, or no checkpoint is whole.
         RunError: The loss became NaN or infinite, memory ran out, the disk refused, or another
@@ -130,10 +133,11 @@ def train(
     started = time.monotonic()
     if tensorboard:
         require_tensorboard()
+    refuse_foreign(run)
     ranks = ranks_of(os.environ)
     with (
         locked(run.lock_file) if ranks.writes else nullcontext(),
-        stop_signals() as stop,
+        stop_signals(asked if ranks.writes else unasked) as stop,
         training_together(ranks, choose_device(device)) as own,
     ):
         slices, fixed = open_split(manifest, "train"), open_split(manifest, "val")
@@ -151,12 +155,15 @@ def train(
         del state, found  # gigabytes that the trainer has copied
         pictures = TrainPictures(run, fixed, manifest.cases("val"), recipe=config.train, at=begun)
         folders = (manifest.root / "latents", run.path / "latents")
-        latents = open_latents(folders, slices, loop.model, data, own, ranks)
-        source = StepSource(config, slices, latents, loop.model.latent_shape(*slices.plane), ranks)
-        ahead = source.ahead(begun, config.train.steps, workers=workers, pin=own.type == "cuda")
-        with closing(ahead), RunFiles(run, loop, data, tensorboard=tensorboard) as files:
-            told = watch if ranks.writes else unwatched
-            reached = _all_steps(loop, ahead, latents, slices, fixed, files, pictures, stop, told)
+        shape, told = loop.model.latent_shape(*slices.plane), watch if ranks.writes else unwatched
+        with RunFiles(run, loop, data, tensorboard=tensorboard) as files:
+            latents = open_latents(folders, slices, loop.model, data, own, ranks)
+            source = StepSource(config, slices, latents, shape, ranks)
+            steps = source.ahead(begun, config.train.steps, workers=workers, pin=own.type == "cuda")
+            with closing(steps) as ahead:
+                reached = _all_steps(
+                    loop, ahead, latents, slices, fixed, files, pictures, stop, told
+                )
         ends = reached == "finished" and ranks.writes
         fast = measure_run(run, fixed, own, WeightStore.default()) if ends else None
     return TrainReport(
@@ -236,8 +243,9 @@ def fitted(config: RunConfig, manifest: Manifest, run: RunDir, device: str) -> R
     the one that is set.
 
     Raises:
-        ConfigError: Several processes train together.
+        ConfigError: Several processes train together, or the folder holds no run but other things.
     """
+    refuse_foreign(run)
     size, own = config.train.batch_size, choose_device(device)
     if ranks_of(os.environ).world > 1:
         raise ConfigError(

@@ -38,6 +38,8 @@ class FakePredictor:
     calls: list[tuple[str, int, SampleConfig]] = field(default_factory=list)
     device: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(type="cpu"))
     certainty: float = 1.0
+    slices: list[tuple[str, int, int, SampleConfig]] = field(default_factory=list)
+    """Those that were asked for alone."""
 
     def predict(self, volume, *, case_id, seed=0, sample=None, progress=None):
         from sdseg_cli.predict import Prediction
@@ -50,6 +52,16 @@ class FakePredictor:
         if progress is not None:
             progress(restore.slices, restore.slices, "predicting slices")
         return Prediction(case_id, probability, restore, seed, 0.1)
+
+    def stack(self, volume):
+        return SimpleNamespace(volume=volume, restore=Restore.of(volume.geometry))
+
+    def plane(self, stack, k, *, seed=0, sample=None):
+        case_id = stack.volume.source.name.removesuffix(".nii.gz")
+        self.slices.append((case_id, k, seed, sample))
+        answer = self.answers[case_id]
+        mask = answer[seed] if isinstance(answer, dict) else answer
+        return as_planes(mask, stack.restore)[k].astype(np.float32) * self.certainty
 
 
 @dataclass

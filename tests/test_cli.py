@@ -15,7 +15,9 @@ import sdseg_cli.cli as cli
 from sdseg_cli import __version__
 from sdseg_cli.cli import run_command
 from sdseg_cli.config import RunConfig, SampleConfig
+from sdseg_cli.config_file import to_toml
 from sdseg_cli.errors import GeometryError, RunError
+from sdseg_cli.training.run_folder import RunDir
 from tests.conftest import Workspace, write_case
 from tests.parity.fill import tiny_autoencoder, tiny_checkpoint
 
@@ -365,9 +367,27 @@ def test_prepare_says_what_counts_as_foreground(
     assert run_command(["prepare", "raw", "--workers", "1"]) == 0
     err = capsys.readouterr().err
     assert "CT, window -175 to 250, crop none; labels 3: it is the foreground" in err
-    for arguments, replaced in (([], False), (["--target", "3"], True), (["--target", "3"], False)):
-        assert run_command(["prepare", "raw", "--workers", "1", *arguments]) == 0
-        assert ("replaced raw" in capsys.readouterr().err) is replaced
+    assert f"next: SDSEG_HOME={home / 'home'} sdseg train --dataset raw" in err
+
+
+def test_a_set_that_is_replaced_under_a_run_is_told_under_quiet_too(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in (1, 2, 3):
+        write_case(home / "raw", number)
+    prepare = ["prepare", "raw", "--workers", "1", "--quiet"]
+    assert run_command(prepare) == 0
+    run = RunDir(home / "home" / "runs" / "raw" / "mine")
+    run.checkpoints.mkdir(parents=True)
+    run.config_file.write_text(to_toml(RunConfig(dataset="raw")))
+    run.best.touch()
+    capsys.readouterr()
+    for target, replaced in ((None, False), ("3", True), ("3", False)):
+        assert run_command([*prepare, *(["--target", target] if target else [])]) == 0
+        err = capsys.readouterr().err
+        assert (
+            "warning set-replaced, *: replaced raw, which had another target" in err
+        ) is replaced
 
 
 def test_a_trailing_slash_is_the_same_data_set_and_a_finished_run_says_so(

@@ -113,13 +113,32 @@ def test_masks_lie_on_the_scans_grid(workspace):
     assert np.array_equal(np.asarray(written.dataobj), MOVED)
 
 
+@pytest.mark.parametrize("grid", ["native", "model"])
+def test_of_what_it_draws_it_predicts_one_slice_once_more(workspace, drawn, grid):
+    workspace.predictor.certainty = 0.75
+    run(workspace, grid=grid, seed=3)
+    assert [case for case, *_ in workspace.predictor.calls] == ["a", "b", "c", "nothing"]
+    # The blocks lie in slices 1 and 2, and the first of the fullest is drawn.
+    asked = sorted(workspace.predictor.slices, key=lambda one: one[0])
+    assert asked == [(case, 1, 3, SampleConfig()) for case in "abc"]
+    (row,) = next(rows for path, rows in drawn.items() if path.name == "median.png")
+    assert (row.case_id, row.slice_index, row.probability.max()) == ("b", 1, 0.75)
+
+
 def test_a_second_call_predicts_only_what_it_draws(workspace):
     run(workspace)
-    assert [case for case, *_ in workspace.predictor.calls[:4]] == ["a", "b", "c", "nothing"]
-    workspace.predictor.calls.clear()
+    for calls in (workspace.predictor.calls, workspace.predictor.slices):
+        calls.clear()
     second = run(workspace)
-    assert sorted(case for case, *_ in workspace.predictor.calls) == ["a", "b", "c"]
+    assert workspace.predictor.calls == []
+    assert sorted(case for case, *_ in workspace.predictor.slices) == ["a", "b", "c"]
     assert second.to_json()["metrics"]["dice"]["mean"] == 0.5
+
+
+def test_a_mask_that_was_taken_away_before_it_is_drawn_is_predicted_anew(workspace, monkeypatch):
+    monkeypatch.setattr("sdseg_cli.report.kept_masks.KeptMasks.find", lambda *_: None)
+    assert [file.name for file in run(workspace).files][-1] == "cases.png"
+    assert sorted(case for case, *_ in workspace.predictor.calls[4:]) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("change", ["seed", "sample", "checkpoint", "scan", "mask", "index"])
@@ -174,7 +193,7 @@ def test_a_single_case_has_no_interval_but_pictures(tmp_path):
         "ci95": [None, None],
         "n": 1,
     }
-    assert len(made.predictor.calls) == 2  # once to score, once to draw
+    assert (len(made.predictor.calls), len(made.predictor.slices)) == (1, 1)  # scored, drawn
 
 
 def test_progress_counts_slices_up_to_the_total(workspace):

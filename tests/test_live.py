@@ -137,3 +137,16 @@ def test_a_terminal_gets_the_live_view_and_its_last_words_are_wiped() -> None:
         view(report(1, 1.0))
     assert "the run" in file.getvalue()
     assert file.getvalue().endswith("\x1b[2K")  # erases the line it stood on
+
+
+@pytest.mark.parametrize("how", [{}, {"quiet": True}, {"as_json": True}])
+def test_a_signal_is_answered_on_stderr_once_while_it_trains(
+    how: dict[str, bool], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Output(**how).at_once("stopping") as asked:
+        asked()
+        asked()
+    assert capsys.readouterr() == ("", "stopping\n")
+    with Output(**how).at_once("stopping"):
+        pass
+    assert capsys.readouterr() == ("", "")

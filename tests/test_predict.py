@@ -10,6 +10,7 @@ import torch
 from sdseg_cli.config import SampleConfig
 from sdseg_cli.errors import ConfigError, DataError, WeightsError
 from sdseg_cli.imaging.files import read_image
+from sdseg_cli.imaging.volume import Geometry, Volume
 from sdseg_cli.predict import Predictor
 from sdseg_cli.predict_file import PredictReport, predict_file
 from tests.conftest import Workspace
@@ -140,6 +141,28 @@ def test_more_reverse_steps_give_another_map(predictor: Predictor, tiny_run: Wor
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("decoder", ["exact", "fast"])
+def test_a_slice_alone_is_as_in_the_whole_scan_bit_for_bit(
+    tiny_run: Workspace, decoder: str
+) -> None:
+    predictor = _lively(Predictor(tiny_run.run.path, device="cpu", decoder=decoder, batch_size=4))
+    volume, sample = read_image(tiny_run.scan), SampleConfig(steps=2, eta=1.0, samples=2)
+    stack = predictor.stack(volume)
+    whole = predictor.predict(volume, seed=3, sample=sample).probability
+    for k in (0, 1, 5):
+        alone = predictor.plane(stack, k, seed=3, sample=sample)
+        assert alone.shape == (256, 256)
+        assert alone.tobytes() == whole[k].tobytes()
+    assert alone.max() > 0 and not np.array_equal(whole[0], whole[5])
+
+
+def test_a_slice_of_air_alone_is_zero_as_in_the_whole_scan(predictor: Predictor) -> None:
+    air = Volume(np.full((40, 36, 3), -1000, np.int16), Geometry((40, 36, 3), np.eye(4)))
+    plane = predictor.plane(predictor.stack(air), 2)
+    assert plane.dtype == np.float32
+    assert not plane.any()
+
+
 def test_the_batch_size_changes_no_byte_with_fresh_noise_and_samples(tiny_run: Workspace) -> None:
     sample, volume = SampleConfig(steps=2, eta=1.0, samples=2), read_image(tiny_run.scan)
     maps = [

@@ -83,6 +83,17 @@ def test_a_run_that_nobody_works_on_was_interrupted(
     assert [one.state for one in list_runs(tmp_path)] == ["running", "interrupted"]
 
 
+def test_a_run_that_trains_is_as_far_as_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path, "a/one", 1000, status=ended("running", step=200))
+    make_run(tmp_path, "a/new", 900, status=ended("running", step=0))
+    run.log_file.write_text('{"step": 222}\n{"step": 223, "lo')
+    assert {one.path.name: one.step for one in list_runs(tmp_path)} == {"one": 200, "new": 0}
+    monkeypatch.setattr(RunDir, "is_locked", lambda run: True)
+    assert {one.path.name: one.step for one in list_runs(tmp_path)} == {"one": 222, "new": 0}
+
+
 def test_damaged_and_foreign_folders_do_not_break_the_list(tmp_path: Path) -> None:
     make_run(tmp_path, "a/good", 1000, status=ended("finished"))
     broken = make_run(tmp_path, "a/broken", 2000, status=ended("finished"))

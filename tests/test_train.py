@@ -190,6 +190,19 @@ def test_a_run_of_the_format_before_is_gone_on_with(tiny_run: Workspace, finishe
     assert Checkpoint.load(finished.best).step == tiny_run.run.status()["best"]["step"]
 
 
+def test_what_others_keep_in_a_folder_is_never_replaced(
+    tiny_run: Workspace, tmp_path: Path
+) -> None:
+    foreign = RunDir(tmp_path / "foreign")
+    for path in (foreign.config_file, foreign.log_file, foreign.curve):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    before = contents(foreign.path)
+    with pytest.raises(ConfigError, match="is not empty and holds no run"):
+        train(tiny_settings(steps=1), tiny_run.manifest, foreign, device="cpu")
+    assert contents(foreign.path) == before
+
+
 def test_two_processes_never_train_in_one_folder(tiny_run: Workspace, finished: RunDir) -> None:
     before = contents(finished.path)
     with (
@@ -219,6 +232,7 @@ def test_a_full_disk_is_one_clear_error_and_the_checkpoint_before_stays_whole(
         train(config, tiny_set.manifest, run, device="cpu")
     assert "space left on the disk" in caught.value.hint
     assert (run.last, Checkpoint.load(run.last).step) == (run.step_file(2), 2)
+    assert (run.status()["state"], run.status()["step"]) == ("failed", 2)
     monkeypatch.undo()
     train(config, tiny_set.manifest, run, device="cpu")
     assert run.log_file.read_bytes() == tiny_run.run.log_file.read_bytes()
@@ -300,10 +314,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 ) -> None:
     nan = torch.tensor(float("nan"), requires_grad=True)
     monkeypatch.setattr(objective.diffusion, "loss_terms", lambda *_, **__: (nan, nan))
+    run = RunDir(tmp_path / "run")
     with pytest.raises(
         RunError, match=r"the loss is nan at step 1, of case_\d slice \d, case_\d slice \d"
     ):
-        train(tiny_settings(steps=2), tiny_set.manifest, RunDir(tmp_path / "run"), device="cpu")
+        train(tiny_settings(steps=2), tiny_set.manifest, run, device="cpu")
+    assert run.status() == {"state": "failed", "step": 0, "best": {}}
 
 
 def test_a_set_without_validation_cases_is_refused(tiny_set: Workspace, tmp_path: Path) -> None:

@@ -25,7 +25,11 @@ BatchSize = Annotated[int | None, typer.Option(help="Slices at a time; the mask 
 Decoder = Annotated[
     str, typer.Option(help="exact, fast, or auto: fast where the run measured it as good.")
 ]
-Run = Annotated[Path | None, typer.Option(help="Run folder; default: the newest finished run.")]
+Run = Annotated[
+    str | None,
+    typer.Option(metavar="PATH", help="Run folder, or its name; default: the newest finished run."),
+]
+"""As typed: only the text tells the path `./x` from the name `x`."""
 Seed = Annotated[int, typer.Option(help="Seed of all noise.")]
 Steps = Annotated[
     int | None, typer.Option(min=1, max=1000, help="Reverse steps: 1 = the paper, more = DDIM.")
@@ -46,7 +50,7 @@ def workspace() -> Path:
     return Path(os.environ.get("SDSEG_HOME") or ".")
 
 
-def open_run(run: Path | None, output: Output) -> RunDir:
+def open_run(run: str | None, output: Output) -> RunDir:
     """The run to predict with; says which, and how good it was, where nobody named one.
 
     Raises:
@@ -64,7 +68,7 @@ def open_run(run: Path | None, output: Output) -> RunDir:
     return found
 
 
-def check_model(run: Path | None, model: Path | None) -> None:
+def check_model(run: str | None, model: Path | None) -> None:
     """Refuse --run with --model, and a --model that is no package. Raises ConfigError."""
     if run is not None and model is not None:
         raise ConfigError("--run and --model are both given.", "Give one of them.")

@@ -195,7 +195,7 @@ def _predict_one(
 
 
 def _check_options(
-    run: Path | None,
+    run: str | None,
     model: Path | None,
     samples: int | None,
     runs: int | None,

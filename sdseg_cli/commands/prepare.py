@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -12,8 +12,7 @@ import typer
 from sdseg_cli.commands.options import Debug, Json, Quiet, pair, whole_numbers, workspace
 from sdseg_cli.console import Output
 from sdseg_cli.datasets import DATASETS
-from sdseg_cli.datasets.manifest import Manifest, prepared_names
-from sdseg_cli.errors import DataError
+from sdseg_cli.datasets.manifest import Manifest
 from sdseg_cli.processes import warm_up
 
 
@@ -52,7 +51,6 @@ def prepare(
     from sdseg_cli.prepare import prepare as run_prepare
 
     output = Output(as_json=as_json, quiet=quiet)
-    before = _prepared_so_far()
     with output.progress() as progress:
         report = run_prepare(
             src,
@@ -74,11 +72,6 @@ def prepare(
     output.say(f"scans below {_common_folder(made)}")
     output.say(_what_was_made(made))
     output.say(f"split: {made.split['rule']}")
-    if before.get(made.name) not in (None, made.inference_settings()):
-        output.say(
-            f"replaced {made.name}, which was prepared with other settings or data before; runs "
-            "that were trained on it can no longer be evaluated or resumed"
-        )
     for skip in report.skipped:
         output.say(f"skipped {skip['case']}: {skip['why']}")
     output.warn(report.warnings)
@@ -89,16 +82,10 @@ def prepare(
         rows=[*((k, str(v)) for k, v in report.cases.items()), ("slices", str(report.slices))],
         files=[report.manifest],
     )
-    output.say(f"next: sdseg train --dataset {made.name}")
-
-
-def _prepared_so_far() -> dict[str, object]:
-    """Name -> settings of what is prepared; a damaged manifest is about to be replaced anyway."""
-    found: dict[str, object] = {}
-    for name in prepared_names(workspace()):
-        with suppress(DataError):
-            found[name] = Manifest.find(workspace(), name).inference_settings()
-    return found
+    home = os.environ.get("SDSEG_HOME")
+    output.say(
+        f"next: {f'SDSEG_HOME={quote(home)} ' if home else ''}sdseg train --dataset {made.name}"
+    )
 
 
 def _common_folder(manifest: Manifest) -> str:

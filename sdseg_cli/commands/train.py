@@ -15,7 +15,12 @@ from sdseg_cli.console import Output
 from sdseg_cli.errors import ConfigError
 from sdseg_cli.presets import PRESETS, preset
 
+STOPPING = (
+    "stopping after this step, then saving; Ctrl-C again ends at once and loses what is not saved"
+)
+
 if TYPE_CHECKING:
+    from sdseg_cli.progress import TrainProgress, Watch
     from sdseg_cli.train import TrainReport
     from sdseg_cli.training.run_folder import RunDir
 
@@ -32,7 +37,8 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the run.")] = None,
     run: Annotated[
-        Path | None, typer.Option(help="Run folder, or a name below runs/DATASET/.")
+        str | None,
+        typer.Option(metavar="PATH", help="Run folder; a bare word is a name below runs/DATASET/."),
     ] = None,
     init: Annotated[
         str | None,
@@ -84,12 +90,11 @@ def train(
     if adapts:
         settings = fitted(settings, manifest, folder, device)
         output.say(f"batch size {settings.train.batch_size}; the learning rate stays as it is.")
-    begun = folder.status().get("step", 0)
-    output.say(
-        f"run {folder.path}: preset {settings.preset}, {settings.train.steps} steps"
-        + (f", going on from step {begun}" if begun else "")
-    )
-    with output.training(f"{folder.path}, preset {settings.preset}") as watch:
+    output.say(f"run {folder.path}: preset {settings.preset}, {settings.train.steps} steps")
+    with (
+        output.training(f"{folder.path}, preset {settings.preset}") as watch,
+        output.at_once(STOPPING) as asked,
+    ):
         report = run_train(
             settings,
             manifest,
@@ -99,10 +104,25 @@ def train(
             compiled=compiled,
             adapts=adapts,
             tensorboard=tensorboard,
-            watch=watch,
+            watch=_saying_where_it_begins(output, watch),
             warn=lambda finding: output.warn([finding]),
+            asked=asked,
         )
     _show(output, report, folder)
+
+
+def _saying_where_it_begins(output: Output, watch: Watch) -> Watch:
+    """Once it is known: after all that may refuse to go on."""
+    told = False
+
+    def tell(now: TrainProgress) -> None:
+        nonlocal told
+        if not told and now.step > 0:
+            output.say(f"going on from step {now.step}")
+        told = True
+        watch(now)
+
+    return tell
 
 
 def _show(output: Output, report: TrainReport, folder: RunDir) -> None:
@@ -168,9 +188,11 @@ def _batch_size(text: str | None) -> int | None:
     return int(text)
 
 
-def _run_folder(run: Path | None, dataset: str, settings: RunConfig) -> Path:
+def _run_folder(run: str | None, dataset: str, settings: RunConfig) -> Path:
+    from sdseg_cli.training.run_folder import words_of
+
     default = settings.preset + (f"-seed{settings.seed}" if settings.seed else "")
-    name = Path(default) if run is None else run
-    if name.is_absolute() or len(name.parts) > 1:
-        return name
-    return workspace() / "runs" / dataset / name
+    name = default if run is None else run
+    if len(words_of(name)) == 1:
+        return workspace() / "runs" / dataset / name
+    return Path(name)

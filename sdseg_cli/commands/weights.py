@@ -95,7 +95,9 @@ def fetch(
 
 @weights.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="A run, or a stored official SDSeg model.")],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run, or a stored official SDSeg model.")
+    ],
     package: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder to make; default: NAME.sdseg.")
     ] = None,
@@ -111,7 +113,7 @@ def export(
     debug: Debug = False,
 ) -> None:
     """Write a small package for `predict --model`: float16 weights, settings, sha256, terms."""
-    stored = _store().find(str(run)) if run.name == str(run) else None
+    stored = _store().find(run) if Path(run).name == run else None
     if stored is not None:
         folder = package or Path(f"{stored.name}.sdseg")
         made = _export_stored(stored, folder, window, half=not float32)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from sdseg_cli.errors import ConfigError, DataError
@@ -210,9 +211,11 @@ class Manifest:
         if Path(dataset).name == FILE_NAME:
             return cls.load(Path(dataset))
         known = prepared_names(workspace)
+        hint = f"Prepared here: {', '.join(known)}." if known else "Run `sdseg prepare SRC` first."
+        if dataset and Path(dataset).is_dir():
+            hint = f"That is a folder of scans: prepare it first: sdseg prepare {quote(dataset)}"
         raise ConfigError(
-            f"No data set named {dataset!r} is prepared in {workspace / 'prepared'}.",
-            f"Prepared here: {', '.join(known)}." if known else "Run `sdseg prepare SRC` first.",
+            f"No data set named {dataset!r} is prepared in {workspace / 'prepared'}.", hint
         )
 
 

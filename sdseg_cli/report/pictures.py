@@ -6,7 +6,7 @@ of their true proportions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def case_plane(
     volume: Volume,
     reference: NDArray[np.bool_],
     prediction: NDArray[np.bool_],
-    probability: NDArray[np.float32],
+    probability: Callable[[int], NDArray[np.float32]],
     restore: Restore,
     *,
     dice: float | None,
@@ -88,7 +88,7 @@ def case_plane(
         volume: The scan, (I,J,K).
         reference: (I,J,K) bool, on the scan's grid.
         prediction: (I,J,K) bool, on the scan's grid.
-        probability: (S,256,256) in [0,1], the model's planes.
+        probability: Slice number -> (256,256) in [0,1], the model's plane; asked once.
         restore: The way from the model's planes to the scan.
         dice: Of the whole case; None where it is undefined.
         window: The scan's values drawn black and white.
@@ -107,7 +107,7 @@ def case_plane(
         image=volume.values(restore.canonical_plane(volume.array, k)),
         reference=np.array(restore.canonical_plane(reference, k)),
         prediction=np.array(restore.canonical_plane(prediction, k)),
-        probability=restore.to_native(probability[k], k),
+        probability=restore.to_native(probability(k), k),
         window=window,
         pixel_mm=(height_mm, width_mm),
     )

@@ -154,7 +154,7 @@ def resolved_start(init: str, workspace: Path, store: WeightStore) -> str:
     if init in KEYWORDS or store.find(init) is not None:
         return init
     path = Path(init)
-    if not is_package(path) and (run := run_folder(workspace, path)) is not None:
+    if not is_package(path) and (run := run_folder(workspace, init)) is not None:
         path = run
     # A link stays a link: what it names today is the run, what it points to may change.
     return os.path.normpath(path.absolute())

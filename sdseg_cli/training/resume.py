@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from sdseg_cli.training.checkpoint import Checkpoint, DamagedError, hash_file
 from sdseg_cli.training.run_folder import RunDir
 
 KEPT = 2
+NOTHING_YET = re.compile(r"\.lock|latents|\..*\.part\..*")
+"""What a process may leave that was ended before its run began."""
 MAY_CHANGE = ("train.steps", "train.accumulate", "train.patience")
 """Settings in which the command that resumes may differ; fewer steps than were done are refused."""
 
@@ -68,6 +71,40 @@ def newest_whole(run: RunDir) -> Resumed | None:
             "begins anew.",
         )
     return None
+
+
+def refuse_foreign(run: RunDir) -> None:
+    """Refuse a folder in which a new run would replace files of others; nothing is written.
+
+    A run that was interrupted before its first checkpoint left a `status.json`, and settings that
+    can be read.
+
+    Raises:
+        ConfigError: The folder is not empty and holds no run.
+    """
+    try:
+        names = [path.name for path in run.path.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return  # new, or refused when the lock is made
+    except OSError as error:
+        raise ConfigError(
+            f"{run.path}: cannot be read ({error.strerror}).", "Give --run a new folder."
+        ) from error
+    empty = all(NOTHING_YET.fullmatch(name) for name in names)
+    if not (empty or run.step_files() or _is_begun(run)):
+        raise ConfigError(f"{run.path} is not empty and holds no run.", "Give --run a new folder.")
+
+
+def _is_begun(run: RunDir) -> bool:
+    """Whether `status.json` is a run's, and so are its settings, where there are any yet."""
+    if not run.status().keys() >= {"state", "step", "best"}:
+        return False
+    try:
+        if run.config_file.exists():
+            run.config()
+    except ConfigError:
+        return False
+    return True
 
 
 def resumed(config: RunConfig, data: dict[str, Any], run: RunDir) -> Resumed | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from typing import Any
 
 from sdseg_cli.atomic import remove_leftovers, replacing
@@ -18,7 +19,8 @@ from sdseg_cli.training.trainer import StepResult, Trainer
 
 
 class RunFiles:
-    """Log, checkpoints and status of one call; open within its `with` block.
+    """Log, checkpoints and status of one call; open within its `with` block. An error that leaves
+    the block leaves the state "failed".
 
     Args:
         run: The folder, made ready by `begin`.
@@ -58,9 +60,10 @@ class RunFiles:
         for folder in (run.path, run.checkpoints, run.report):
             remove_leftovers(folder)
         truncate_log(run.log_file, loop.step)
+        # The status first: by it a folder without a checkpoint is known to be a run's.
+        _write_status(run, "running", loop.step, loop.best)
         with replacing(run.config_file) as temporary:
             temporary.write_text(to_toml(loop.config), encoding="utf-8")
-        _write_status(run, "running", loop.step, loop.best)
         if found is None or kept is None:
             return ()
         names = ", ".join(path.name for path in found.damaged)
@@ -76,9 +79,15 @@ class RunFiles:
     def __enter__(self) -> RunFiles:
         return self
 
-    def __exit__(self, *raised: object) -> None:
-        if self._log is not None:
-            self._log.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self._log is None:
+            return
+        # An interrupt is no failure. A full disk may refuse this too; its own error matters more.
+        if isinstance(error, Exception):
+            with suppress(RunError):
+                saved_best = self.run.status().get("best", {})
+                _write_status(self.run, "failed", self.saved, saved_best)
+        self._log.close()
 
     def log(self, result: StepResult, slices: PreparedSlices) -> bool:
         """Write a step's line.
@@ -136,8 +145,6 @@ class RunFiles:
             raise self._diverged(f"the weights are not finite after step {self._loop.step}.")
 
     def _diverged(self, what: str) -> RunError:
-        if self._log is not None:
-            _write_status(self.run, "failed", self.saved, self._loop.best)
         last = f"{self.run.last}, step {self.saved}" if self.saved else "none yet"
         return RunError(
             what,

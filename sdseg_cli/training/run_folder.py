@@ -3,7 +3,7 @@
 RunDir/
   config.toml        every setting
   log.jsonl          one line per optimiser step, and one per validation
-  status.json        state (running, stopped, finished), step, best
+  status.json        state (running, stopped, finished, failed), step, best
   checkpoints/       step-N.pt (everything, to resume; the last two), best.pt (what prediction
                      needs), each with its .sha256
   predictions/  report/
@@ -116,12 +116,22 @@ class RunDir:
         return status if isinstance(status, dict) else {}
 
 
-def find_run(workspace: Path, run: Path | None) -> RunDir:
+def words_of(text: str) -> list[str]:
+    """What `--run` is made of, where it may be a name: `WORD` or `DATASET/WORD`.
+
+    Empty for `./x`, `../x`, `x/` and `/x`, which can only be paths. Needs the text as typed: a Path
+    has lost that.
+    """
+    words = re.split(r"[/\\]", text)
+    return [] if {"", ".", ".."} & set(words) else words
+
+
+def find_run(workspace: Path, run: Path | str | None) -> RunDir:
     """The run asked for, or the newest finished one, or the newest stopped one.
 
     Args:
         workspace: Folder that holds `runs/`.
-        run: A run folder, a path below `runs/`, or None.
+        run: A run folder, a path below `runs/`, or None; as text, `./x` is a path only.
 
     Raises:
         ConfigError: There is no such run, or none yet.
@@ -143,15 +153,16 @@ def find_run(workspace: Path, run: Path | None) -> RunDir:
     return max(found, key=rank)
 
 
-def run_folder(workspace: Path, run: Path) -> Path | None:
-    """The run at a path, at a path below `runs`, or, for a bare word, of that name in any set.
+def run_folder(workspace: Path, run: Path | str) -> Path | None:
+    """The run at a path, or of a name: at a path below `runs`, or a bare word in any set.
 
     Raises:
         ConfigError: Several runs have that name.
     """
-    runs = workspace / "runs"
-    there = [path for path in (run, runs / run) if RunDir(path).config_file.is_file()]
-    if not there and len(run.parts) == 1:
+    runs, words = workspace / "runs", words_of(str(run))
+    places = [Path(run), *([runs / run] if words else [])]
+    there = [path for path in places if RunDir(path).config_file.is_file()]
+    if not there and len(words) == 1:
         there = sorted(p for p in runs.glob(f"*/{run}") if RunDir(p).config_file.is_file())
         if len(there) > 1:
             names = ", ".join(str(path.relative_to(runs)) for path in there)
@@ -161,10 +172,10 @@ def run_folder(workspace: Path, run: Path) -> Path | None:
     return there[0] if there else None
 
 
-def _named_run(workspace: Path, run: Path) -> RunDir:
+def _named_run(workspace: Path, run: Path | str) -> RunDir:
     found, runs = run_folder(workspace, run), workspace / "runs"
     if found is None:
-        if (run / PACKAGE_FILE).is_file():
+        if (Path(run) / PACKAGE_FILE).is_file():
             raise ConfigError(f"{run}: a package, no run.", "Give it to predict with --model.")
         made = ", ".join(
             sorted(str(p.parent.relative_to(runs)) for p in runs.glob("*/*/config.toml"))

@@ -8,6 +8,7 @@ import errno
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,10 @@ TAGS = {
     "val_dice": "validation Dice",
 }
 """Key of a row -> its name in TensorBoard; other keys keep theirs."""
+
+
+TAIL_BYTES = 4096
+"""Many lines of a log, each of which has its step."""
 
 
 class RunLog:
@@ -110,6 +115,20 @@ def _board(folder: Path, after: int) -> SummaryWriter:
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(folder), purge_step=after + 1)
+
+
+def last_step(path: Path) -> int | None:
+    """The step of the last whole line, while another process writes; None where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        with suppress(ValueError, KeyError, TypeError):
+            return int(json.loads(line)["step"])
+    return None
 
 
 def truncate_log(path: Path, step: int) -> None:

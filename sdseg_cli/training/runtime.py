@@ -9,7 +9,7 @@ import copy
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import TypeVar
@@ -20,6 +20,7 @@ from torch import nn
 from sdseg_cli.errors import ConfigError
 from sdseg_cli.model.sdseg import SDSeg
 from sdseg_cli.model.unet import UNet
+from sdseg_cli.progress import unasked
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -120,9 +121,12 @@ class Ema:
 
 
 @contextmanager
-def stop_signals() -> Iterator[threading.Event]:
+def stop_signals(asked: Callable[[], None] = unasked) -> Iterator[threading.Event]:
     """Within the block SIGINT, SIGTERM and SIGUSR1 (batch systems' notice) set the event instead of
     ending the process. A second SIGINT is taken at its word: KeyboardInterrupt.
+
+    Args:
+        asked: Called at the first signal, within its handler: it may neither wait nor print.
     """
     stop = threading.Event()
     asked_at = 0.0
@@ -132,9 +136,12 @@ def stop_signals() -> Iterator[threading.Event]:
         again = stop.is_set() and time.monotonic() - asked_at > SECOND_SIGINT_S
         if signum == signal.SIGINT and again:
             raise KeyboardInterrupt
-        if not stop.is_set():
+        first = not stop.is_set()
+        if first:
             asked_at = time.monotonic()
         stop.set()
+        if first:
+            asked()
 
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread may take signals

@@ -139,3 +139,14 @@ def test_a_manifest_from_before_there_was_cleaning_cleans_nothing(tmp_path: Path
     del content["cleaning"]
     (tmp_path / "manifest.json").write_text(json.dumps(content))
     assert Manifest.load(tmp_path).cleaning == {}
+
+
+def test_a_folder_of_scans_is_no_prepared_set_and_the_hint_says_how_it_becomes_one(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "my scans").mkdir()
+    with pytest.raises(ConfigError, match="No data set named") as caught:
+        Manifest.find(tmp_path, str(tmp_path / "my scans"))
+    assert caught.value.hint == (
+        f"That is a folder of scans: prepare it first: sdseg prepare '{tmp_path}/my scans'"
+    )

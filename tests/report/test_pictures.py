@@ -76,7 +76,15 @@ def test_planes_are_shown_front_up_and_patient_right_on_the_left():
     reference = scan.array > 0
     probability = np.zeros((4, 8, 8), np.float32)
     plane = case_plane(
-        "x", "", scan, reference, reference, probability, restore, dice=1.0, window=(0.0, 1.0)
+        "x",
+        "",
+        scan,
+        reference,
+        reference,
+        probability.__getitem__,
+        restore,
+        dice=1.0,
+        window=(0.0, 1.0),
     )
     assert plane.image.shape == (6, 8)
     assert np.argwhere(plane.image == 90).tolist() == [[0, 0]]
@@ -140,7 +148,15 @@ def test_the_mandible_lies_in_front_of_the_spinal_cord_in_a_real_picture():
     mandible = labels.array == 7
     probability = np.zeros((restore.slices, 256, 256), np.float32)
     shown = case_plane(
-        "x", "", scan, mandible, mandible, probability, restore, dice=1.0, window=(-175.0, 250.0)
+        "x",
+        "",
+        scan,
+        mandible,
+        mandible,
+        probability.__getitem__,
+        restore,
+        dice=1.0,
+        window=(-175.0, 250.0),
     )
     cord = restore.canonical_plane(labels.array == 2, shown.slice_index)
     assert np.argwhere(shown.reference)[:, 0].mean() < np.argwhere(cord)[:, 0].mean()

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from sdseg_cli.errors import RunError, WeightsError
+from sdseg_cli.config import RunConfig
+from sdseg_cli.config_file import to_toml
+from sdseg_cli.errors import ConfigError, RunError, WeightsError
 from sdseg_cli.training.checkpoint import Checkpoint, hash_file
-from sdseg_cli.training.resume import keep, newest_whole, set_aside
+from sdseg_cli.training.resume import keep, newest_whole, refuse_foreign, set_aside
 from sdseg_cli.training.run_folder import RunDir
 
 
@@ -111,3 +114,43 @@ def test_a_run_of_the_format_before_goes_on_from_last_pt(tmp_path: Path) -> None
     assert "last.pt" in names(run)  # the one before the newest
     keep(run, at(15))
     assert "last.pt" not in names(run)
+
+
+OURS = {"state": "running", "step": 0, "best": {}}
+
+
+def written(folder: Path, **files: str) -> RunDir:
+    """A folder of `NAME_SUFFIX=text` files."""
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name.replace("_", ".")).write_text(text)
+    return RunDir(folder)
+
+
+def test_a_folder_with_other_files_and_no_run_is_refused(tmp_path: Path) -> None:
+    status, settings = json.dumps(OURS), to_toml(RunConfig(dataset="x"))
+    foreign = {
+        "text": {"notes_txt": "mine"},
+        "settings": {"config_toml": settings},
+        "strange": {"config_toml": "[server]\nport = 1\n", "status_json": status},
+        "state": {"config_toml": settings, "status_json": '{"state": "up"}'},
+    }
+    for name, files in foreign.items():
+        run = written(tmp_path / name, **files)
+        with pytest.raises(ConfigError, match=f"{name} is not empty and holds no run") as caught:
+            refuse_foreign(run)
+        assert caught.value.hint == "Give --run a new folder."
+
+
+def test_a_new_folder_and_a_run_of_ours_are_gone_on_with(tmp_path: Path, run: RunDir) -> None:
+    status, settings = json.dumps(OURS), to_toml(RunConfig(dataset="x"))
+    refuse_foreign(RunDir(tmp_path / "new"))
+    refuse_foreign(run)  # it has checkpoints, whatever else there is
+    refuse_foreign(written(tmp_path / "begun", config_toml=settings, status_json=status))
+    refuse_foreign(written(tmp_path / "killed_while_it_began", status_json=status))
+    refuse_foreign(written(tmp_path / "empty"))
+    locked = written(tmp_path / "locked")
+    locked.lock_file.touch()
+    (locked.path / ".12.part.status.json").touch()
+    (locked.path / "latents").mkdir()
+    refuse_foreign(locked)

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
+import sdseg_cli.training.run_files as run_files_module
+from sdseg_cli.errors import RunError
 from sdseg_cli.training.distributed import Ranks
 from sdseg_cli.training.run_files import RunFiles
 from sdseg_cli.training.run_folder import RunDir
@@ -24,3 +27,41 @@ def test_of_several_processes_only_the_first_writes(tmp_path: Path) -> None:
         files.save("stopped")
     assert loop.best == {"step": 1, "val_dice": 0.5}  # for all must stop early together
     assert not run.path.exists()
+
+
+def begun(folder: Path) -> RunFiles:
+    """A run right before its first step."""
+    run, loop = RunDir(folder / "run"), small_trainer(small_config())
+    RunFiles.begin(run, loop, None)
+    return RunFiles(run, loop, {}, tensorboard=False)
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (RunError("the disk is full.", "Free some space."), "failed"),
+        (ValueError("a bug"), "failed"),
+        (KeyboardInterrupt(), "running"),  # as a kill: `sdseg runs` calls it interrupted
+    ],
+)
+def test_an_error_leaves_the_state_failed_and_what_was_saved(
+    tmp_path: Path, error: BaseException, state: str
+) -> None:
+    files = begun(tmp_path)
+    with pytest.raises(type(error)), files:
+        files.run.status_file.write_text('{"state": "running", "step": 3, "best": {"step": 2}}')
+        files.saved = 3
+        raise error
+    assert files.run.status() == {"state": state, "step": 3, "best": {"step": 2}}
+
+
+def test_a_state_that_cannot_be_written_masks_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise RunError("status.json: cannot be written.", "Free some space.")
+
+    files = begun(tmp_path)
+    monkeypatch.setattr(run_files_module, "_write_status", full)
+    with pytest.raises(RunError, match="the loss is nan"), files:
+        raise RunError("the loss is nan.", "Lower it.")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sdseg_cli.errors import ConfigError
-from sdseg_cli.training.run_folder import RunDir, find_run
+from sdseg_cli.training.run_folder import RunDir, find_run, words_of
 
 
 def _run(workspace: Path, name: str, state: str, age: int) -> Path:
@@ -37,6 +37,27 @@ def test_a_run_is_found_by_path_by_dataset_and_name_and_by_name(tmp_path: Path) 
     path = _run(tmp_path, "mine", "finished", age=0)
     for asked in (path, Path("set/mine"), Path("mine")):
         assert find_run(tmp_path, asked).path == path
+
+
+@pytest.mark.parametrize("path", ["./mine", "mine/", "../here/mine"])
+def test_what_is_written_as_a_path_is_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    _run(tmp_path, "mine", "finished", age=0)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert find_run(tmp_path, "mine").path == tmp_path / "runs" / "set" / "mine"
+    with pytest.raises(ConfigError, match="no run there"):
+        find_run(tmp_path, path)
+    (tmp_path / "runs" / "set" / "mine").rename(tmp_path / "here" / "mine")
+    assert find_run(tmp_path, path).path.samefile(tmp_path / "here" / "mine")
+
+
+def test_only_words_may_be_names() -> None:
+    assert words_of("mine") == ["mine"]
+    assert words_of("set/mine") == ["set", "mine"]
+    for path in ("./mine", "../mine", "mine/", "/mine", ".", "..", "/", "a/../b", ""):
+        assert words_of(path) == [], path
 
 
 def test_no_run_yet_says_how_to_train_one(tmp_path: Path) -> None:

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from sdseg_cli.errors import ConfigError, RunError
-from sdseg_cli.training.run_log import RunLog, require_tensorboard, truncate_log
+from sdseg_cli.training.run_log import (
+    TAIL_BYTES,
+    RunLog,
+    last_step,
+    require_tensorboard,
+    truncate_log,
+)
 
 
 def write(folder: Path, steps: range, loss: float) -> None:
@@ -25,6 +31,17 @@ def test_each_line_is_in_the_file_at_once(tmp_path: Path) -> None:
         log.write({"step": 2, "loss": 0.5})
         log.sync()
         assert path.read_text() == '{"step": 1}\n{"step": 2, "loss": 0.5}\n'
+
+
+def test_the_last_step_is_read_from_the_end_of_the_file(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    assert last_step(log) is None
+    log.write_text("{torn")
+    assert last_step(log) is None
+    log.write_bytes(
+        b"x" * 9 * TAIL_BYTES + b'\n{"step": 7}\n{"step": 8, "loss": 1}\n{"step": 9, "l'
+    )
+    assert last_step(log) == 8
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")

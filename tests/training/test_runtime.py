@@ -114,6 +114,14 @@ def test_a_stop_signal_sets_the_event_and_the_old_handler_comes_back(
     assert signal.getsignal(number) is before
 
 
+def test_the_first_stop_signal_is_acknowledged_at_once_and_only_it() -> None:
+    told: list[bool] = []
+    with stop_signals(lambda: told.append(stop.is_set())) as stop:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(os.getpid(), number)
+            assert told == [True]
+
+
 def test_a_second_ctrl_c_ends_at_once_but_not_an_echo_of_the_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
