@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from sdseg_cli.config import THRESHOLD, RunConfig, SampleConfig
 from sdseg_cli.config_file import from_dict
-from sdseg_cli.errors import DataError, WeightsError
+from sdseg_cli.errors import ConfigError, DataError, WeightsError
 from sdseg_cli.imaging.body import shows_body
 from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation
 from sdseg_cli.imaging.picture import Picture
-from sdseg_cli.imaging.slices import Restore, SliceStack, to_stack
+from sdseg_cli.imaging.slices import CROPS, Restore, SliceStack, to_stack
 from sdseg_cli.imaging.volume import Volume
 from sdseg_cli.model.sdseg import unfilled_sdseg
 from sdseg_cli.model.tensor_files import load_strictly
@@ -67,11 +67,13 @@ class Predictor:
         batch_size: Slices at a time; by default what suits the device. It changes speed and memory,
             not the mask.
         threads: Cores of a CPU; likewise. By default as torch chooses.
+        crop: "none" or "body", in place of how the run's slices were cropped.
         skip_air: CT slices without a body are not computed, for nothing is in them.
 
     Raises:
         WeightsError: The checkpoint is missing or damaged.
-        ConfigError: The device is not there, or the batch size or threads are below 1.
+        ConfigError: The device is not there, the batch size or threads are below 1, or there is no
+            such crop.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Predictor:
         device: str = "auto",
         batch_size: int | None = None,
         threads: int | None = None,
+        crop: str | None = None,
         skip_air: bool = True,
     ) -> None:
         self.run = Path(run_or_package)
@@ -97,6 +100,8 @@ class Predictor:
                 f"{self.run}: does not say how its slices are made ({error!r}).",
                 "Export it again from its run.",
             ) from error
+        if crop is not None:
+            self.crop = checked_crop(crop, pictures=self.data.get("modality") == PHOTOGRAPH)
         model = unfilled_sdseg(self.config.model)
         load_strictly(model, checkpoint.prediction_weights(), source=str(self.run))
         model.latent_scale = checkpoint.latent_scale
@@ -119,6 +124,11 @@ class Predictor:
                 f"Choose a run of {'pictures' if is_picture else 'volumes'} with --run.",
             )
         return to_stack(volume, self.normalisation, size=self.size, crop=self.crop)
+
+    def batch_bytes(self, draws: int = 1, batch_size: int | None = None) -> int:
+        """About what a batch takes of the machine's memory; see `Inference.batch_bytes`."""
+        colours = 3 if self.data.get("modality") == PHOTOGRAPH else 1
+        return self._inference.batch_bytes(colours * self.size**2, draws, batch_size)
 
     def planes(
         self,
@@ -207,6 +217,17 @@ class Predictor:
         for start, planes in self.planes(stack, seed=seed, sample=sample, progress=progress):
             probability[start : start + len(planes)] = planes
         return Prediction(case_id, probability, stack.restore, seed, time.monotonic() - started)
+
+
+def checked_crop(crop: str, *, pictures: bool) -> str:
+    """The crop, if there is one of that name. Raises ConfigError."""
+    if crop not in CROPS:
+        raise ConfigError(f"--crop {crop} is unknown.", f"Use one of {', '.join(CROPS)}.")
+    if pictures and crop != "none":
+        raise ConfigError(
+            f"--crop {crop} does not go with pictures.", "Leave it out: it looks for a body."
+        )
+    return crop
 
 
 def place_mask(

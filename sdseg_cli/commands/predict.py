@@ -94,6 +94,10 @@ def predict(
     uncertainty: Annotated[
         Path | None, typer.Option(help="Also write where K draws (default 5) disagree.")
     ] = None,
+    crop: Annotated[
+        str | None,
+        typer.Option(help="none, or body: a square around the body; default: the run's own."),
+    ] = None,
     batch_size: BatchSize = None,
     device: Device = "auto",
     shard: ShardText = None,
@@ -128,7 +132,12 @@ def predict(
         mask,
         output,
         model=lambda: open_run(run, output).path if model is None else model,
-        predictor={"device": device, "batch_size": batch_size, "threads": threads},
+        predictor={
+            "device": device,
+            "batch_size": batch_size,
+            "threads": threads,
+            "crop": crop,
+        },
         options={
             "series": series,
             "seed": seed,
