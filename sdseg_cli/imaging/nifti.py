@@ -20,7 +20,7 @@ from sdseg_cli.imaging.claims import require_held
 from sdseg_cli.imaging.shear import geometry_of
 from sdseg_cli.imaging.volume import Array, Claim, Geometry, Volume
 
-_BLOCK_BYTES = 1 << 22
+_BLOCK_BYTES = 1 << 20
 _FREE_TEXTS = {"descrip", "aux_file", "db_name", "data_type"}
 """What a scan's header may say about its patient: none of it goes into a mask."""
 
