@@ -18,6 +18,7 @@ import csv
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -162,15 +163,21 @@ def check_end(setting: Setting, out: str) -> None:
 
 
 def kill_and_go_on(setting: Setting, kills: int, seed: int) -> dict[str, Any]:
-    """One process at a time, killed at random moments until so many have died."""
+    """One process at a time, killed at random moments spread over the cohort.
+
+    Each is killed up to a second after the masks are so many more, from none (so that it is
+    starting, or verifying what is there) to twice as many as would bring all kills to the end.
+    """
     rng, died, ended = random.Random(seed), 0, 0
     at: list[int] = []
     while True:
         out = f"killed-{ended}"
         process = predict(setting.home, out)
-        try:
-            process.wait(None if died == kills else rng.uniform(0.1, 1.0) * setting.seconds)
-        except subprocess.TimeoutExpired:
+        if died < kills:
+            there, step = len(found(setting.home / out)), 2 * len(setting.good) // kills
+            moment = min(there + rng.randint(0, step), len(setting.good) - 1)
+            wait_for_masks(setting, out, max(there, moment), [process])
+            time.sleep(rng.uniform(0, 1))
             process.kill()
         code = process.wait()
         masks = check_masks(setting, out)
@@ -179,7 +186,7 @@ def kill_and_go_on(setting: Setting, kills: int, seed: int) -> dict[str, Any]:
             ended += 1
             if died == kills:
                 return {"killed": died, "masks_at_each_kill": at, "cohorts_that_ended": ended}
-        elif code > 0:
+        elif code != -signal.SIGKILL:
             raise SystemExit(f"the same command ended with {code}")
         else:
             died += 1
@@ -208,7 +215,7 @@ def ray_with_a_dead_actor(setting: Setting) -> dict[str, Any]:
     driver = predict(setting.home, "ray", "--engine", "ray", "--workers", "2")
     wait_for_masks(setting, "ray", len(setting.good) // 2, [driver])
     actors = actors_of(driver.pid)
-    os.kill(actors[0], 9)
+    os.kill(actors[0], signal.SIGKILL)
     masks = check_masks(setting, "ray")
     if driver.wait() != PART_FAILED:
         raise SystemExit(f"the driver ended with {driver.returncode}")

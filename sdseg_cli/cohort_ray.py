@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdseg_cli.cohort_scan import Outcome, Task, Worker, failed_row, row_names, said
-from sdseg_cli.errors import ConfigError, SdsegError
+from sdseg_cli.errors import ConfigError, RunError, SdsegError
 from sdseg_cli.imaging.scans import Scan
 from sdseg_cli.processes import available_cores
 from sdseg_cli.report.ledger import Ledger
 
 RETRIES = 2
 """So often a scan is begun again whose actor died."""
+LOOK_S = 30.0
+"""After so long without an outcome: is the cluster still there?"""
 
 
 def require_ray() -> None:
@@ -52,6 +54,7 @@ class RayEngine:
 
         Raises:
             ConfigError: The cluster is not there, or too small for so many workers.
+            RunError: The cluster is gone.
             SdsegError: As `Worker`.
         """
         import ray
@@ -148,6 +151,7 @@ def _through_pool(
     stop: threading.Event,
 ) -> Iterator[Outcome]:
     """Keep every actor busy until there is nothing left to begin, and nothing begun."""
+    import ray
     from ray.exceptions import ActorDiedError, RayError, RayTaskError
     from ray.util import ActorPool
 
@@ -160,7 +164,7 @@ def _through_pool(
         if not pool.has_next():
             break
         try:
-            outcome: Outcome = pool.get_next_unordered()
+            outcome: Outcome = pool.get_next_unordered(timeout=LOOK_S)
         except RayTaskError as error:
             if isinstance(error.cause, SdsegError):
                 raise error.cause from error
@@ -169,6 +173,13 @@ def _through_pool(
             if isinstance(error, ActorDiedError):
                 pool.push(kind.remote(*arguments))
             continue
+        except TimeoutError as silence:
+            if any(node["Alive"] for node in ray.nodes()):
+                continue
+            # It would be waited for in vain: as where a laptop slept, and Ray took it for dead.
+            raise RunError(
+                "the Ray cluster has no machine left.", "The same command goes on, once it has."
+            ) from silence
         del begun[outcome.scan.mask]
         yield outcome
     yield from (_given_up(arguments[0], scan) for scan in begun.values())

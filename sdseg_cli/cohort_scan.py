@@ -55,7 +55,9 @@ class Task:
         told = self.model / PACKAGE_FILE if is_package(self.model) else RunDir(self.model).best
         plain = {
             "model": file_sha256(told),
-            "predictor": {k: v for k, v in self.predictor.items() if k not in SPEED_ONLY},
+            "predictor": {
+                k: v for k, v in self.predictor.items() if k not in SPEED_ONLY and v is not None
+            },
             "options": {k: v for k, v in self.options.items() if v is not None},
             "beside": sorted(self.folders),
             "decoder": decoder_identity(self.predictor.get("decoder", "auto"), self.model),

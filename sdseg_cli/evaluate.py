@@ -25,6 +25,7 @@ from sdseg_cli.progress import Progress, silent
 from sdseg_cli.report.evaluation import CaseResult, EvaluateReport, score_case
 from sdseg_cli.report.kept_masks import KeptMasks, sha256_of
 from sdseg_cli.report.pictures import CasePlane, case_plane, save_cases
+from sdseg_cli.training.fast_decoder import decoder_identity
 
 if TYPE_CHECKING:
     from sdseg_cli.predict import Prediction, Predictor
@@ -94,6 +95,7 @@ def evaluate(
     masks = KeptMasks(
         held.run.predictions / split,
         sha256_of(held.run.best),
+        decoder_identity(held.predictor.decoder, held.run.path),
         held.predictor.device.type,
         seed,
         sample,

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from sdseg_cli.config import THRESHOLD, RunConfig, SampleConfig
 from sdseg_cli.config_file import from_dict
-from sdseg_cli.errors import DataError, WeightsError
+from sdseg_cli.errors import ConfigError, DataError, WeightsError
 from sdseg_cli.imaging.body import shows_body
 from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation
 from sdseg_cli.imaging.picture import Picture
-from sdseg_cli.imaging.slices import Restore, SliceStack, to_stack
+from sdseg_cli.imaging.slices import CROPS, Restore, SliceStack, to_stack
 from sdseg_cli.imaging.volume import Volume
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.progress import Progress, silent
@@ -69,12 +69,13 @@ class Predictor:
         threads: Cores of a CPU; likewise. By default as torch chooses.
         decoder: "exact", the autoencoder's own; "fast", the mask decoder; "auto", the fast one
             where the run measured it to be harmless.
+        crop: "none" or "body", in place of how the run's slices were cropped.
         skip_air: CT slices without a body are not computed, for nothing is in them.
 
     Raises:
         WeightsError: The checkpoint is missing or damaged.
-        ConfigError: The device or the decoder is not there, or the batch size or threads are
-            below 1.
+        ConfigError: The device, the decoder or the crop is not there, or the batch size or threads
+            are below 1.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Predictor:
         batch_size: int | None = None,
         threads: int | None = None,
         decoder: str = "auto",
+        crop: str | None = None,
         skip_air: bool = True,
     ) -> None:
         self.run = Path(run_or_package)
@@ -101,6 +103,8 @@ class Predictor:
                 f"{self.run}: does not say how its slices are made ({error!r}).",
                 "Export it again from its run.",
             ) from error
+        if crop is not None:
+            self.crop = checked_crop(crop, pictures=self.data.get("modality") == PHOTOGRAPH)
         self.model = networks_of(checkpoint, self.device, source=str(self.run))
         fast = choose_decoder(decoder, self.run, checkpoint, self.model, WeightStore.default())
         self.model.mask_decoder = None if fast is None else placed(fast, self.device)
@@ -124,6 +128,11 @@ class Predictor:
                 f"Choose a run of {'pictures' if is_picture else 'volumes'} with --run.",
             )
         return to_stack(volume, self.normalisation, size=self.size, crop=self.crop)
+
+    def batch_bytes(self, draws: int = 1, batch_size: int | None = None) -> int:
+        """About what a batch takes of the machine's memory; see `Inference.batch_bytes`."""
+        colours = 3 if self.data.get("modality") == PHOTOGRAPH else 1
+        return self._inference.batch_bytes(colours * self.size**2, draws, batch_size)
 
     def planes(
         self,
@@ -230,6 +239,17 @@ class Predictor:
         for start, planes in self.planes(stack, seed=seed, sample=sample, progress=progress):
             probability[start : start + len(planes)] = planes
         return Prediction(case_id, probability, stack.restore, seed, time.monotonic() - started)
+
+
+def checked_crop(crop: str, *, pictures: bool) -> str:
+    """The crop, if there is one of that name. Raises ConfigError."""
+    if crop not in CROPS:
+        raise ConfigError(f"--crop {crop} is unknown.", f"Use one of {', '.join(CROPS)}.")
+    if pictures and crop != "none":
+        raise ConfigError(
+            f"--crop {crop} does not go with pictures.", "Leave it out: it looks for a body."
+        )
+    return crop
 
 
 def place_mask(

@@ -23,6 +23,7 @@ from sdseg_cli.imaging.postprocess import PostProcess
 from sdseg_cli.imaging.volume import Volume
 from sdseg_cli.metrics.agreement import Agreement, Tally, disagreement
 from sdseg_cli.predict import Predictor
+from sdseg_cli.predict_memory import Room
 from sdseg_cli.predict_outputs import Maps, Outputs
 from sdseg_cli.progress import Progress, silent
 
@@ -130,6 +131,7 @@ def predict_file(
         DataError: The scan cannot be read, or is none of the kind the run was trained on.
         ConfigError: An output's name cannot be written to, or is the scan itself; an option does
             not go with the scan or with another one.
+        RunError: It does not fit into the memory that is free, or the disk refused.
     """
     started = time.monotonic()
     outputs = Outputs(output, probability, probability_dtype, uncertainty, preview)
@@ -139,7 +141,10 @@ def predict_file(
     if runs is not None:
         sample = drawn_often(sample, runs)
     post = post or PostProcess()
-    volume = read_image(scan, series)
+    room = Room(
+        scan.name, outputs, lambda size: predictor.batch_bytes(runs or 1, size), draws=runs or 1
+    )
+    volume = read_image(scan, series, room)
     outputs.check_scan(volume)
     post.require_size_known(volume)
     warnings = check_volume(volume, predictor.normalisation)

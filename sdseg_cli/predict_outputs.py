@@ -109,9 +109,10 @@ class Maps:
     def __init__(self, outputs: Outputs, restore: Restore, threshold: float) -> None:
         self.outputs, self.restore, self.threshold = outputs, restore, threshold
         shape, dtype = restore.planes.stored_shape, np.dtype(outputs.probability_dtype)
-        self.mask = np.zeros(shape, np.uint8)
-        self.probability = None if outputs.probability is None else np.zeros(shape, dtype)
-        self.uncertainty = None if outputs.uncertainty is None else np.zeros(shape, np.uint8)
+        # In the order in which files store voxels, so that writing one makes no turned copy.
+        self.mask = np.zeros(shape, np.uint8, "F")
+        self.probability = None if outputs.probability is None else np.zeros(shape, dtype, "F")
+        self.uncertainty = None if outputs.uncertainty is None else np.zeros(shape, np.uint8, "F")
 
     def place(self, k: int, native: NDArray[np.float32]) -> None:
         """Take in slice k: probabilities (rows,columns) in [0,1] on the scan's own plane."""

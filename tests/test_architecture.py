@@ -26,6 +26,7 @@ VERBS = {
     "runs",
     "predict",
     "predict_file",
+    "predict_memory",
     "predict_outputs",
     "evaluate",
     "evaluate_folders",
@@ -115,6 +116,8 @@ def test_a_verb_imports_no_other_verb_but_predict(verb: str) -> None:
     if verb in ("cohort", "cohort_ray"):
         allowed.add("cohort_scan")
     if verb == "predict_file":
+        allowed |= {"predict_memory", "predict_outputs"}
+    if verb == "predict_memory":
         allowed.add("predict_outputs")
     assert _rooms(PACKAGE / f"{verb}.py") & VERBS <= allowed
 

@@ -101,7 +101,10 @@ def test_what_changed_is_done_again(task: Task, stand_in: StandIn) -> None:
     assert redone(task) == GOOD, "no record"
     assert redone(replace(task, options={"threshold": 10})) == GOOD, "another option"
     assert redone(replace(task, options={"threshold": 10, "new": None})) == []
-    assert redone(replace(task, options={"threshold": 10}, predictor={"device": "cpu"})) == []
+    speed = {"device": "cpu", "crop": None}
+    assert redone(replace(task, options={"threshold": 10}, predictor=speed)) == []
+    cropped = replace(task, options={"threshold": 10}, predictor={"crop": "body"})
+    assert redone(cropped) == GOOD, "another crop"
     (task.model / "checkpoints" / "best.pt").write_text("other weights")
     assert redone(replace(task, options={"threshold": 10})) == GOOD, "another model"
 

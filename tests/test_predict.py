@@ -11,7 +11,7 @@ from sdseg_cli.config import SampleConfig
 from sdseg_cli.errors import ConfigError, DataError, WeightsError
 from sdseg_cli.imaging.files import read_image
 from sdseg_cli.imaging.volume import Geometry, Volume
-from sdseg_cli.predict import Predictor
+from sdseg_cli.predict import Predictor, checked_crop
 from sdseg_cli.predict_file import PredictReport, predict_file
 from tests.conftest import Workspace
 
@@ -241,6 +241,34 @@ def test_the_scan_is_never_overwritten(
 def test_a_batch_size_below_one_is_refused(tiny_run: Workspace) -> None:
     with pytest.raises(ConfigError, match="--batch-size is 0"):
         Predictor(tiny_run.run.path, device="cpu", batch_size=0)
+
+
+def test_crop_overrides_the_runs_own(tiny_run: Workspace) -> None:
+    whole, body = (Predictor(tiny_run.run.path, device="cpu", crop=crop) for crop in (None, "body"))
+    assert (whole.crop, body.crop) == ("none", "body")
+    volume = read_image(tiny_run.scan)
+    # The body has 28 rows and 32 columns of a plane of 36 x 40; with its margins, 35 on a side.
+    assert whole.stack(volume).restore.boxes[2].tolist() == [-2, 0, 40]
+    assert body.stack(volume).restore.boxes[2][2] == 35
+
+
+def test_an_unknown_crop_is_refused_and_so_is_the_body_of_a_picture(tiny_run: Workspace) -> None:
+    with pytest.raises(ConfigError, match="--crop head is unknown"):
+        Predictor(tiny_run.run.path, device="cpu", crop="head")
+    with pytest.raises(ConfigError, match="--crop body does not go with pictures"):
+        checked_crop("body", pictures=True)
+    assert checked_crop("none", pictures=True) == "none"
+
+
+def test_a_batch_takes_its_pixels_twice_its_answers_and_the_networks_planes(
+    tiny_run: Workspace,
+) -> None:
+    predictor = Predictor(tiny_run.run.path, device="cpu", batch_size=4, threads=2)
+    fixed, plane = 50_000_000, 256 * 256 * 4
+    # Of tiny's autoencoder's 8 channels 12 planes each, for the two slices that are computed.
+    assert predictor.batch_bytes() == fixed + plane * (4 * 3 + 2 * 12 * 8)
+    assert predictor.batch_bytes(draws=5) == fixed + plane * (4 * 7 + 2 * 12 * 8)
+    assert predictor.batch_bytes(batch_size=1) == fixed + plane * (3 + 12 * 8)
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:

@@ -36,6 +36,9 @@ class Given:
         self.normalisation = Normalisation("window", *window)
         self.asked: list[SampleConfig] = []
 
+    def batch_bytes(self, draws: int, batch_size: int | None) -> int:
+        return 0
+
     def stack(self, volume: Volume) -> SliceStack:
         return to_stack(volume, self.normalisation, size=SIDE)
 

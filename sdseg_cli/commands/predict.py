@@ -96,6 +96,10 @@ def predict(
         Path | None, typer.Option(help="Also write where K draws (default 5) disagree.")
     ] = None,
     decoder: Decoder = "auto",
+    crop: Annotated[
+        str | None,
+        typer.Option(help="none, or body: a square around the body; default: the run's own."),
+    ] = None,
     batch_size: BatchSize = None,
     device: Device = "auto",
     shard: ShardText = None,
@@ -135,6 +139,7 @@ def predict(
             "decoder": decoder,
             "batch_size": batch_size,
             "threads": threads,
+            "crop": crop,
         },
         options={
             "series": series,

@@ -25,7 +25,7 @@ from sdseg_cli.imaging.dicom_series import (
     unreadable,
 )
 from sdseg_cli.imaging.dicom_stack import check_claims, sorted_stack
-from sdseg_cli.imaging.volume import Array, Geometry, Volume
+from sdseg_cli.imaging.volume import Array, Claim, Geometry, Volume
 
 _PIXEL_ELEMENTS = (
     "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated",
@@ -53,7 +53,7 @@ class DicomHeader:
     blank: tuple[str, ...]
 
 
-def read(source: Path, series: str | None = None) -> Volume:
+def read(source: Path, series: str | None = None, claim: Claim | None = None) -> Volume:
     """Read a DICOM series.
 
     Slope and intercept stay apart from the stored integers where all slices share them; where they
@@ -62,6 +62,7 @@ def read(source: Path, series: str | None = None) -> Volume:
     Args:
         source: A folder (nested, names do not matter), a .zip, or one file of the series.
         series: Which one, where there are several; see `dicom_series.find_series`.
+        claim: Told of the headers before the pixels are read.
 
     Raises:
         DataError: No series, not one stack of equally spaced slices, or a damaged file.
@@ -70,6 +71,9 @@ def read(source: Path, series: str | None = None) -> Volume:
     with opened(source) as folder:
         stack, geometry = _stack(source, folder, series)
         scalings = [_scaling(slice_) for slice_ in stack]
+        if claim is not None:
+            (bits,) = stack[0].numbers("BitsAllocated", 1)
+            claim(geometry, int(bits) // 8 if len(set(scalings)) == 1 else np.float32().itemsize)
         array = _read_array(stack, geometry.shape, scalings)
         files = tuple(slice_.path.relative_to(folder) for slice_ in stack)
     slope, intercept = (1.0, 0.0) if array.dtype == np.float32 else scalings[0][:2]

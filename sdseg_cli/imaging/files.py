@@ -32,16 +32,17 @@ from sdseg_cli.imaging.picture import (
     read_picture_labels,
     write_png,
 )
-from sdseg_cli.imaging.volume import Array, Geometry, Volume
+from sdseg_cli.imaging.volume import Array, Claim, Geometry, Volume
 
 
-def read_image(path: Path, series: str | None = None) -> Volume:
+def read_image(path: Path, series: str | None = None, claim: Claim | None = None) -> Volume:
     """Read a scan at its stored type.
 
     Args:
         path: A .nii, .nii.gz, .nrrd, .mha or .mhd file of one 3D volume; a DICOM series (its
             folder, a .zip, or one of its files); or a picture.
         series: Which series, where a DICOM source holds several.
+        claim: Told of a volume before its voxels are read; a picture is small.
 
     Raises:
         DataError: The file is missing, damaged, or not one 3D volume of numbers.
@@ -49,10 +50,11 @@ def read_image(path: Path, series: str | None = None) -> Volume:
     """
     suffix = check_readable(path, series)
     if suffix == DICOM_SUFFIX:
-        return dicom.read(path, series)
+        return dicom.read(path, series, claim)
     if is_picture(path):
         return read_picture(path)
-    return nifti.read(path) if suffix in NIFTI_SUFFIXES else metaimage.read(path)
+    reader = nifti.read if suffix in NIFTI_SUFFIXES else metaimage.read
+    return reader(path, claim)
 
 
 def read_geometry(path: Path, series: str | None = None) -> Geometry:
@@ -149,10 +151,8 @@ def write_probability(
         DataError: The name has another suffix, or is a folder.
         RunError: The disk refused.
     """
-    is_shares = probability.dtype == np.uint8
-    if is_shares and suffix_of(path) not in NIFTI_SUFFIXES and not isinstance(like, Picture):
-        probability, is_shares = probability.astype(np.float32) / np.float32(255), False
-    _write(path, probability, like, slope=PROBABILITY_SLOPE if is_shares else 1.0)
+    shares = probability.dtype == np.uint8
+    _write(path, probability, like, slope=PROBABILITY_SLOPE if shares else 1.0)
 
 
 def _write(path: Path, array: Array, like: Volume, slope: float) -> None:
@@ -168,7 +168,7 @@ def _write(path: Path, array: Array, like: Volume, slope: float) -> None:
     elif suffix_of(path) in NIFTI_SUFFIXES:
         nifti.write(path, array, like, slope)
     else:
-        metaimage.write(path, array, like)
+        metaimage.write(path, array, like, shares=slope != 1)
 
 
 def check_writable(path: Path, like: Volume | Path | None = None) -> None:

@@ -12,7 +12,7 @@ from sdseg_cli.atomic import replacing
 from sdseg_cli.errors import DataError
 from sdseg_cli.imaging.claims import find_voxels, require_held
 from sdseg_cli.imaging.shear import geometry_of
-from sdseg_cli.imaging.volume import LPS_TO_RAS, Array, Geometry, Volume
+from sdseg_cli.imaging.volume import LPS_TO_RAS, Array, Claim, Geometry, Volume
 
 WRITABLE = (".nrrd", ".mha")
 """One file each: an .mhd is two files, which no rename replaces at once."""
@@ -27,15 +27,21 @@ class ImageHeader:
     image: Any
 
 
-def read(path: Path) -> Volume:
+def read(path: Path, claim: Claim | None = None) -> Volume:
     """Read an NRRD or MetaImage file at its stored type.
+
+    Args:
+        path: The file.
+        claim: Told of the header before the voxels are read.
 
     Raises:
         DataError: Unreadable, or not one 3D volume of numbers.
     """
     import SimpleITK
 
-    geometry = read_geometry(path)
+    geometry, voxel_bytes = _read_header(path)
+    if claim is not None:
+        claim(geometry, voxel_bytes)
     try:
         image: Any = SimpleITK.ReadImage(str(path))
     except RuntimeError as error:
@@ -50,6 +56,11 @@ def read_geometry(path: Path) -> Geometry:
     Raises:
         DataError: Unreadable, or not one 3D volume of numbers.
     """
+    return _read_header(path)[0]
+
+
+def _read_header(path: Path) -> tuple[Geometry, int]:
+    """Where a volume lies, and the bytes of a voxel."""
     import SimpleITK
 
     # Its warnings go straight to the terminal, where they would break a progress bar.
@@ -79,7 +90,7 @@ def read_geometry(path: Path) -> Geometry:
     lps = np.eye(4)
     lps[:3, :3] = np.reshape(header.GetDirection(), (3, 3)) * np.asarray(header.GetSpacing())
     lps[:3, 3] = header.GetOrigin()
-    return geometry_of(path, (width, height, depth), LPS_TO_RAS @ lps)
+    return geometry_of(path, (width, height, depth), LPS_TO_RAS @ lps), bits // 8
 
 
 def _unreadable(path: Path) -> DataError:
@@ -90,8 +101,16 @@ def _unreadable(path: Path) -> DataError:
     )
 
 
-def write(path: Path, array: Array, like: Volume) -> None:
+def write(path: Path, array: Array, like: Volume, *, shares: bool = False) -> None:
     """Write a uint8 or float32 array on the grid of `like`, atomically.
+
+    SimpleITK writes what it holds: memory has one copy of the array, with `shares` as float32.
+
+    Args:
+        path: The file to write or replace.
+        array: (I, J, K).
+        like: Says where it lies.
+        shares: uint8 stands for value / 255 in float32: these formats know no slope.
 
     Raises:
         DataError: The grid is sheared, which these formats cannot say.
@@ -99,7 +118,14 @@ def write(path: Path, array: Array, like: Volume) -> None:
     """
     import SimpleITK
 
-    image: Any = SimpleITK.GetImageFromArray(array.transpose(2, 1, 0))
+    image: Any
+    if shares:
+        image = SimpleITK.Image(array.shape, SimpleITK.sitkFloat32)
+        for k in range(array.shape[2]):
+            plane = array[:, :, k].T.astype(np.float32) / np.float32(255)
+            image[:, :, k] = SimpleITK.GetImageFromArray(plane)
+    else:
+        image = SimpleITK.GetImageFromArray(array.transpose(2, 1, 0))
     if isinstance(like.header, ImageHeader):
         image.CopyInformation(like.header.image)
     else:

@@ -18,18 +18,22 @@ from sdseg_cli.atomic import replacing
 from sdseg_cli.errors import DataError
 from sdseg_cli.imaging.claims import require_held
 from sdseg_cli.imaging.shear import geometry_of
-from sdseg_cli.imaging.volume import Array, Geometry, Volume
+from sdseg_cli.imaging.volume import Array, Claim, Geometry, Volume
 
-_BLOCK_BYTES = 1 << 22
+_BLOCK_BYTES = 1 << 20
 _FREE_TEXTS = {"descrip", "aux_file", "db_name", "data_type"}
 """What a scan's header may say about its patient: none of it goes into a mask."""
 
 
-def read(path: Path) -> Volume:
+def read(path: Path, claim: Claim | None = None) -> Volume:
     """Read a NIfTI file at its stored type.
 
     Besides the array itself, memory holds one block: nibabel would hold a gzipped scan twice. The
     stream is read to its end, so that gzip's checksum is checked.
+
+    Args:
+        path: The file.
+        claim: Told of the header before the voxels are read.
 
     Raises:
         DataError: Not NIfTI, damaged, cut short, or not one 3D volume of numbers.
@@ -38,6 +42,8 @@ def read(path: Path) -> Volume:
         header, stored = _read_header(path, stream)
         geometry = _geometry(path, header)
         _require_voxels(path, header, stored)
+        if claim is not None:
+            claim(geometry, header.get_data_dtype().itemsize)
         _skip(stream, int(header.get_data_offset()) - header.sizeof_hdr)
         array = _read_array(stream, geometry.shape, header.get_data_dtype())
         while stream.read(_BLOCK_BYTES):

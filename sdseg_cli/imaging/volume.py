@@ -7,6 +7,7 @@ coordinates in RAS+ millimetres. Only the readers of other formats know any othe
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,10 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """From the world of DICOM and ITK to ours, and back: both turn x and y."""
 GRID_TOLERANCE_VOXELS = 0.1
 """Two grids are one when no corner of theirs lies further apart than this share of a voxel."""
+
+Claim = Callable[["Geometry", int], None]
+"""Told a scan's grid and the bytes of a stored voxel before memory is taken for them; it may raise.
+"""
 
 _AXIS_LETTERS = ("LR", "PA", "IS")
 

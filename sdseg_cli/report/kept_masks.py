@@ -38,11 +38,13 @@ def sha256_of(path: Path) -> str:
 
 @dataclass(frozen=True)
 class KeptMasks:
-    """The masks of one split, made with one checkpoint, kind of device, seed and way of sampling.
+    """The masks of one split, made with one checkpoint, decoder, kind of device, seed and way of
+    sampling.
 
     Attributes:
         folder: `predictions/<split>` of the run.
         checkpoint_sha256: Of the checkpoint file that predicts.
+        decoder: Which draws the masks: `fast_decoder.decoder_identity`.
         device: Kind of device: a GPU computes in another precision than a CPU.
         seed: Of all noise.
         sample: Reverse steps, samples and their noise.
@@ -50,6 +52,7 @@ class KeptMasks:
 
     folder: Path
     checkpoint_sha256: str
+    decoder: str
     device: str
     seed: int
     sample: SampleConfig
@@ -118,6 +121,7 @@ class KeptMasks:
         size, changed = size_and_time(scan.source)
         return {
             "checkpoint_sha256": self.checkpoint_sha256,
+            "decoder": self.decoder,
             "device": self.device,
             "seed": self.seed,
             "sample": asdict(self.sample),

@@ -29,6 +29,12 @@ DEFAULT_BATCH = {"cpu": 8, "mps": 8, "cuda": 32}
 """Slices that are read, computed and restored at a time."""
 KEPT_BYTES = 128 * 2**20
 """More than any tensor between two operations on a slice, and less than most scans."""
+_RUNTIME_BYTES = 50_000_000
+"""What the libraries keep for themselves, whatever the model."""
+_PLANES_PER_CHANNEL = 12
+"""As many planes of the model's size are held at once for each of the autoencoder's channels, all
+networks together: 414 MB a slice of the `sd` preset.
+"""
 Compute = Callable[..., torch.Tensor]
 """`sampling.predict_planes` or `predict_draws`."""
 
@@ -116,6 +122,21 @@ class Inference:
             # Outside of the handler, which holds on to the tensors of the attempt.
             self.batch_size = size // 2
             torch.cuda.empty_cache()
+
+    def batch_bytes(self, plane_px: int, draws: int = 1, batch_size: int | None = None) -> int:
+        """About how much of the machine's memory a batch takes; the GPU's is not counted.
+
+        Args:
+            plane_px: Pixels of the model's plane, all colours.
+            draws: What is given per slice: planes of probabilities.
+            batch_size: In place of its own.
+        """
+        size = batch_size or self.batch_size
+        # Two batches of pixels, for the next one is made ahead, and one of answers.
+        held = size * (2 + draws) * plane_px
+        channels = self.model.config.autoencoder.channels
+        at_once = {"cpu": min(size, self.threads), "cuda": 0}.get(self.device.type, size)
+        return _RUNTIME_BYTES + 4 * (held + at_once * _PLANES_PER_CHANNEL * channels * plane_px)
 
     def _side_by_side(
         self, work: Callable[[int], NDArray[np.float32]], count: int

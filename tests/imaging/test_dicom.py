@@ -112,6 +112,17 @@ def test_slopes_that_differ_are_applied(tmp_path: Path) -> None:
     assert np.array_equal(volume.array, stored_values() * (0.5 + np.arange(6)))
 
 
+def test_the_size_is_told_before_the_pixels_are_read(tmp_path: Path) -> None:
+    def pet(made: Dataset, k: int) -> None:
+        made.RescaleSlope = 0.5 + k
+
+    told: list[tuple[tuple[int, ...], int]] = []
+    for name, change in (("ct", None), ("pet", pet)):
+        folder = write_series(tmp_path / name, **({"change": change} if change else {}))
+        read_image(folder, claim=lambda grid, size: told.append((grid.shape, size)))
+    assert told == [(SHAPE, 2), (SHAPE, 4)], "as stored; values where the slopes differ"
+
+
 def test_slices_are_sorted_by_place_whatever_their_numbers_say(tmp_path: Path) -> None:
     def misnumber(made: Dataset, k: int) -> None:
         made.InstanceNumber = 3

@@ -313,3 +313,25 @@ def test_a_scan_that_does_not_say_how_it_lies_gets_its_mask_only_as_nifti(tmp_pa
     check_mask_writable(tmp_path / "m.nii.gz", scan)
     with pytest.raises(DataError, match="does not say how it lies"):
         check_mask_writable(tmp_path / "m.mha", scan)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "voxel_bytes"),
+    [
+        ("a.nii", np.int16, 2),
+        ("a.nii.gz", np.float32, 4),
+        ("a.mha", np.int16, 2),
+        ("a.nrrd", np.uint8, 1),
+    ],
+)
+def test_a_volumes_size_is_told_before_it_is_read(
+    name: str, dtype: type, voxel_bytes: int, tmp_path: Path
+) -> None:
+    array = np.zeros((5, 4, 3), dtype)
+    if name.startswith("a.nii"):
+        nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / name)
+    else:
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array.T), str(tmp_path / name))
+    told: list[tuple[tuple[int, ...], int]] = []
+    read_image(tmp_path / name, claim=lambda grid, size: told.append((grid.shape, size)))
+    assert told == [((5, 4, 3), voxel_bytes)]

@@ -25,7 +25,7 @@ def scan(tmp_path):
 @pytest.fixture
 def masks(tmp_path) -> KeptMasks:
     return KeptMasks(
-        tmp_path / "predictions" / "test", "c" * 64, "cpu", seed=0, sample=SampleConfig()
+        tmp_path / "predictions" / "test", "c" * 64, "exact ", "cpu", seed=0, sample=SampleConfig()
     )
 
 

@@ -1,0 +1,54 @@
+"""Whether leaving out slices of pure air changes anything.
+
+    python -m benchmarks.air --dataset openkbp --run openkbp/tiny
+
+Of every case of a prepared CT set: slices without a body (`imaging.body.shows_body`), foreground in
+their reference, and, with --run, what the run finds in them when they are computed all the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import numpy as np
+
+from sdseg_cli.arrays import open_array
+from sdseg_cli.config import THRESHOLD, SampleConfig
+from sdseg_cli.datasets.manifest import Manifest
+from sdseg_cli.imaging.body import shows_body
+from sdseg_cli.predict import Predictor
+from sdseg_cli.training.inference import Inference
+from sdseg_cli.training.run_folder import find_run
+from sdseg_cli.training.sampling import predict_planes
+
+
+def main() -> None:
+    """Print one line per set."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--dataset", required=True, help="a prepared CT set")
+    parser.add_argument("--run", type=Path, help="a run trained on it")
+    parser.add_argument("--workspace", type=Path, default=Path(os.environ.get("SDSEG_HOME", ".")))
+    args = parser.parse_args()
+    manifest = Manifest.find(args.workspace, args.dataset)
+    run = None if args.run is None else find_run(args.workspace, args.run).path
+    predictor = None if run is None else Predictor(run, device="cpu")
+    slices = air = labelled = found = 0
+    for case in manifest.cases():
+        pixels = open_array(manifest.pixels_file(case)).astype(np.float32)
+        hidden = np.flatnonzero(~shows_body(pixels))
+        labels = manifest.is_foreground(open_array(manifest.labels_file(case))[hidden])
+        slices, air = slices + len(pixels), air + len(hidden)
+        labelled += int(labels.any(axis=(1, 2)).sum())
+        if predictor is not None and len(hidden):
+            ask = Inference(predictor.model)
+            numbers = [int(k) for k in hidden]
+            drawn = ask(predict_planes, pixels[hidden], numbers, seed=0, sample=SampleConfig())
+            found += int((drawn > THRESHOLD).any(axis=(1, 2)).sum())
+    text = f"{args.dataset}: {air} of {slices:,} slices show no body; {labelled} have foreground"
+    print(text + ("" if run is None else f"; the run finds something in {found}"))
+
+
+if __name__ == "__main__":
+    main()
