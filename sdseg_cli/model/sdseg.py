@@ -147,12 +147,11 @@ def build_sdseg(config: ModelConfig) -> SDSeg:
 
 
 def unfilled_sdseg(config: ModelConfig) -> SDSeg:
-    """SDSeg whose weights are about to be loaded: the seconds of drawing random ones are saved, and
-    what its tensors hold means nothing.
+    """SDSeg whose weights are about to be loaded, by `load_strictly`: its tensors are only shapes,
+    and the seconds of drawing random ones are saved.
     """
     with torch.device("meta"):
-        model = build_sdseg(config)
-    return model.to_empty(device="cpu")
+        return build_sdseg(config)
 
 
 def foreground_weight(foreground: Tensor, factor: int, strength: float) -> Tensor:

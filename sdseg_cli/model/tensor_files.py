@@ -179,7 +179,7 @@ def check_tensors(
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
-    """Copy `tensors` into `module` as float32.
+    """Copy `tensors` into `module` as float32; where it is only shapes, copies become its tensors.
 
     Raises:
         WeightsError: As `check_tensors`; nothing is copied then.
@@ -192,7 +192,9 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], *, source: s
                 f"{source}: {key} holds {value.dtype}, not floating point.",
                 "Give the weights as they were trained.",
             )
-    module.load_state_dict({key: value.float() for key, value in tensors.items()})
+    bare = any(value.is_meta for value in module.state_dict().values())
+    copies = {key: value.to(torch.float32, copy=bare) for key, value in tensors.items()}
+    module.load_state_dict(copies, assign=bare)
 
 
 def positive_scale(value: float, *, source: str) -> float:

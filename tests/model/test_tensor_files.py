@@ -117,3 +117,13 @@ def test_a_written_file_may_be_read_by_whom_the_umask_allows(tmp_path: Path) -> 
 def test_the_hash_of_a_file_is_its_sha256(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
     assert file_sha256(tmp_path / "abc").startswith("ba7816bf8f01cfea414140de5dae2223")
+
+
+def test_a_module_of_shapes_only_gets_the_tensors_as_its_own() -> None:
+    with torch.device("meta"):
+        bare = torch.nn.Linear(2, 2).requires_grad_(False)
+    tensors = {"weight": torch.full((2, 2), 3.0, dtype=torch.float16), "bias": torch.ones(2)}
+    load_strictly(bare, tensors, source="x")
+    assert bare(torch.ones(1, 2)).tolist() == [[7.0, 7.0]]
+    assert bare.weight.dtype == torch.float32
+    assert not bare.weight.requires_grad
