@@ -111,7 +111,8 @@ class Predictor:
         self.decoder = "exact" if fast is None else "fast"
         """Which draws the mask."""
         quicken(self.model)
-        self.skip_air = skip_air and self.normalisation.hides_air
+        ct = self.normalisation.hides_air and self.data.get("modality") != PHOTOGRAPH
+        self.skip_air = skip_air and ct
         self._inference = Inference(self.model, batch_size=batch_size, threads=threads)
 
     def stack(self, volume: Volume) -> SliceStack:

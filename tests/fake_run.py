@@ -38,6 +38,7 @@ class FakePredictor:
     calls: list[tuple[str, int, SampleConfig]] = field(default_factory=list)
     device: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(type="cpu"))
     certainty: float = 1.0
+    decoder: str = "exact"
     slices: list[tuple[str, int, int, SampleConfig]] = field(default_factory=list)
     """Those that were asked for alone."""
 
@@ -57,7 +58,7 @@ class FakePredictor:
         return SimpleNamespace(volume=volume, restore=Restore.of(volume.geometry))
 
     def plane(self, stack, k, *, seed=0, sample=None):
-        case_id = stack.volume.source.name.removesuffix(".nii.gz")
+        case_id = stack.volume.source.name.removesuffix(".nii.gz").removesuffix(".png")
         self.slices.append((case_id, k, seed, sample))
         answer = self.answers[case_id]
         mask = answer[seed] if isinstance(answer, dict) else answer

@@ -59,6 +59,7 @@ def predictor(pictures: Workspace, tiny_run: Workspace) -> Predictor:
     predictor = Predictor(tiny_run.run.path, device="cpu")
     predictor.data = pictures.manifest.inference_settings()
     predictor.normalisation = Normalisation.from_dict(pictures.manifest.normalisation)
+    predictor.skip_air = False
     generator = torch.Generator().manual_seed(0)
     torch.nn.init.normal_(predictor.model.unet.out[2].weight, std=0.3, generator=generator)
     return predictor

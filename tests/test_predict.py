@@ -285,6 +285,7 @@ def test_the_report_is_the_contracts_object() -> None:
         "run": "run",
         "seed": 3,
         "sample": {"steps": 2, "eta": 0.0, "samples": 1, "noise": "slice", "flips": ""},
+        "decoder": "exact",
         "post": {
             "threshold": 0.5,
             "fill_holes": False,
@@ -297,3 +298,19 @@ def test_the_report_is_the_contracts_object() -> None:
         "seconds": 1.235,
         "warnings": [],
     }
+
+
+def test_leaving_out_air_changes_no_other_slice(tiny_run: Workspace) -> None:
+    volume = read_image(tiny_run.scan)
+    hu = volume.array.copy()
+    hu[:, :, 2] = -1000
+    some_air = Volume(hu, volume.geometry)
+    skipping, whole = (
+        _lively(Predictor(tiny_run.run.path, device="cpu", skip_air=skip)).predict(some_air)
+        for skip in (True, False)
+    )
+    empty = [not plane.any() for plane in skipping.probability]
+    assert empty == [False, False, True, False, False, False]
+    assert whole.probability[2].any()
+    for k in (0, 1, 3, 4, 5):
+        assert np.array_equal(skipping.probability[k], whole.probability[k])

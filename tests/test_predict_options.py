@@ -30,6 +30,7 @@ class Given:
 
     run = Path("given")
     config = SimpleNamespace(sample=SampleConfig())
+    decoder = "exact"
 
     def __init__(self, *answers: np.ndarray, window: tuple[float, float] = (-175, 250)) -> None:
         self.answers = np.stack(answers).astype(np.float32)

@@ -106,7 +106,7 @@ def test_each_run_has_its_own_seed(workspace):
     found = run(workspace, runs=3, seed=5, sample=ten).to_json()
     assert workspace.predictor.calls[:3] == [("a", 5, ten), ("a", 6, ten), ("a", 7, ten)]
     assert found["seeds"] == [5, 6, 7]
-    assert found["sample"] == {"steps": 10, "eta": 0.0, "samples": 1, "noise": "slice"}
+    assert found["sample"] == {"steps": 10, "eta": 0.0, "samples": 1, "noise": "slice", "flips": ""}
 
 
 def test_a_case_without_reference_is_left_out_and_named(tmp_path):

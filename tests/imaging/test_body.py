@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdseg_cli.imaging.body import body_boxes
+from sdseg_cli.imaging.body import body_boxes, shows_body
 from sdseg_cli.imaging.files import read_image, read_labels
 from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.phantom import Phantom
@@ -98,3 +98,11 @@ def test_real_structures_lie_in_the_squares(real_data: Path, case: str) -> None:
     # pt_22's scan is blank around three slices of its jaw: nothing there shows a body.
     assert inside_share(Restore.of(scan.geometry, boxes=boxes), labels.array) > 0.99
     assert boxes[:, 2].min() < 48
+
+
+def test_a_slice_shows_a_body_where_a_block_of_three_pixels_is_above_air() -> None:
+    squares = np.full((4, 8, 8), -1, np.float32)
+    squares[1, 2:5, 3:6] = -0.9
+    squares[2, 2:4, :] = 1  # a table, two pixels thin
+    squares[3, ::2, ::2] = 1  # noise
+    assert shows_body(squares).tolist() == [False, True, False, False]

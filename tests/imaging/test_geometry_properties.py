@@ -34,9 +34,13 @@ class StandIn:
 
     run = Path("stand-in")
     normalisation = WINDOW
+    decoder = "exact"
 
     def __init__(self, size: int = 32, crop: str = "none") -> None:
         self.size, self.crop = size, crop
+
+    def batch_bytes(self, draws: int, batch_size: int | None) -> int:
+        return 0
 
     def stack(self, volume: Volume) -> SliceStack:
         return to_stack(volume, WINDOW, size=self.size, crop=self.crop)

@@ -99,3 +99,20 @@ def test_a_window_range_ends_where_the_scan_does(
     scan = Volume(array, Geometry((1, 1, 2), np.eye(4)))
     limits = Normalisation("window-range", -100, 1100).limits(scan)
     assert (limits.low, limits.high) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "low", "high", "hides"),
+    [
+        ("window", -175, 250, True),
+        ("window-range", -800, 100, True),
+        ("window", -1000, 400, False),  # air lies within
+        ("window", 0, 255, False),  # of pictures
+        ("window", -200, -50, False),  # water lies above
+        ("percentile", 0.5, 99.5, False),
+    ],
+)
+def test_air_is_hidden_by_windows_that_start_between_air_and_water(
+    kind: str, low: float, high: float, hides: bool
+) -> None:
+    assert Normalisation(kind, low, high).hides_air is hides
