@@ -25,7 +25,7 @@ from sdseg_cli.training.fast_decoder import decoder_identity
 from sdseg_cli.training.package import is_package, read_description
 from sdseg_cli.training.run_folder import RunDir
 
-SPEED_ONLY = frozenset({"device", "batch_size", "threads", "compile"})
+SPEED_ONLY = frozenset({"device", "batch_size", "threads"})
 """Options of a Predictor that do not decide what the mask is."""
 FILE_SUFFIX = {"preview": ".png"}
 """Options of `predict_file` that name a file of another kind than the mask: what it ends in."""

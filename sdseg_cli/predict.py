@@ -30,7 +30,7 @@ from sdseg_cli.imaging.volume import Volume
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.progress import Progress, silent
 from sdseg_cli.training.fast_decoder import choose_decoder
-from sdseg_cli.training.inference import Compute, Inference, quicken
+from sdseg_cli.training.inference import Compute, Inference, compile_networks, quicken
 from sdseg_cli.training.package import networks_of, read_trained
 from sdseg_cli.training.runtime import choose_device, placed
 from sdseg_cli.training.sampling import predict_draws, predict_planes
@@ -70,12 +70,13 @@ class Predictor:
         decoder: "exact", the autoencoder's own; "fast", the mask decoder; "auto", the fast one
             where the run measured it to be harmless.
         crop: "none" or "body", in place of how the run's slices were cropped.
+        compiled: Compile the networks first, for a GPU: slow to start, then faster.
         skip_air: CT slices without a body are not computed, for nothing is in them.
 
     Raises:
         WeightsError: The checkpoint is missing or damaged.
-        ConfigError: The device, the decoder or the crop is not there, or the batch size or threads
-            are below 1.
+        ConfigError: The device, the decoder or the crop is not there, a CPU is to compile, or the
+            batch size or threads are below 1.
     """
 
     def __init__(
@@ -87,10 +88,16 @@ class Predictor:
         threads: int | None = None,
         decoder: str = "auto",
         crop: str | None = None,
+        compiled: bool = False,
         skip_air: bool = True,
     ) -> None:
         self.run = Path(run_or_package)
         self.device = choose_device(device)
+        if compiled and self.device.type == "cpu":
+            raise ConfigError(
+                "--compile is for a GPU: on a CPU compiling takes longer than most scans.",
+                "Leave it out; --decoder fast is faster.",
+            )
         checkpoint = read_trained(self.run)
         self.config = from_dict(checkpoint.config, RunConfig(), source=str(self.run))
         self.step, self.data = checkpoint.step, checkpoint.data
@@ -111,6 +118,8 @@ class Predictor:
         self.decoder = "exact" if fast is None else "fast"
         """Which draws the mask."""
         quicken(self.model)
+        if compiled:
+            compile_networks(self.model)
         ct = self.normalisation.hides_air and self.data.get("modality") != PHOTOGRAPH
         self.skip_air = skip_air and ct
         self._inference = Inference(self.model, batch_size=batch_size, threads=threads)

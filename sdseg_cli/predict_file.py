@@ -211,7 +211,8 @@ def _fill(maps: Maps, batches: Batches) -> None:
     """Bring each probability to the scan's grid."""
     for start, planes in batches:
         for k, plane in enumerate(planes, start):
-            maps.place(k, maps.restore.to_native(plane, k))
+            if plane.any():  # the maps are zeros to begin with
+                maps.place(k, maps.restore.to_native(plane, k))
 
 
 def _compare(maps: Maps, batches: Batches, runs: int) -> Agreement:

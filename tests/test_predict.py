@@ -314,3 +314,8 @@ def test_leaving_out_air_changes_no_other_slice(tiny_run: Workspace) -> None:
     assert whole.probability[2].any()
     for k in (0, 1, 3, 4, 5):
         assert np.array_equal(skipping.probability[k], whole.probability[k])
+
+
+def test_a_cpu_is_not_asked_to_compile(tiny_run: Workspace) -> None:
+    with pytest.raises(ConfigError, match="--compile is for a GPU"):
+        Predictor(tiny_run.run.path, device="cpu", compiled=True)

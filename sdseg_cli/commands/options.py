@@ -22,6 +22,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tabl
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 BatchSize = Annotated[int | None, typer.Option(help="Slices at a time; the mask stays the same.")]
+Compiled = Annotated[
+    bool, typer.Option("--compile", help="Compile the networks: a slow start, then faster.")
+]
 Decoder = Annotated[
     str, typer.Option(help="exact, fast, or auto: fast where the run measured it as good.")
 ]

@@ -10,6 +10,7 @@ import typer
 
 from sdseg_cli.commands.options import (
     BatchSize,
+    Compiled,
     Debug,
     Decoder,
     Device,
@@ -107,6 +108,7 @@ def predict(
     workers: Workers = None,
     ray_address: RayAddress = None,
     threads: Threads = None,
+    compiled: Compiled = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -140,6 +142,7 @@ def predict(
             "batch_size": batch_size,
             "threads": threads,
             "crop": crop,
+            "compiled": compiled,
         },
         options={
             "series": series,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdseg_cli.commands.options import Debug, Device, Json, Quiet, number, workspace
+from sdseg_cli.commands.options import Compiled, Debug, Device, Json, Quiet, number, workspace
 from sdseg_cli.config import RunConfig
 from sdseg_cli.console import Output
 from sdseg_cli.errors import ConfigError
@@ -52,9 +52,7 @@ def train(
         int | None,
         typer.Option(min=1, help="Threads that read slices ahead; default: by the cores."),
     ] = None,
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Compile the networks: a slow start, then faster.")
-    ] = False,
+    compiled: Compiled = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write RUN/tensorboard too.")
     ] = False,

@@ -50,6 +50,13 @@ def quicken(model: SDSeg) -> None:
             use_winograd(model.autoencoder.decoder)
 
 
+def compile_networks(model: SDSeg) -> None:
+    """Compile those that predict, when they first compute. Needs a C compiler."""
+    decoder = model.autoencoder.decoder if model.mask_decoder is None else model.mask_decoder
+    for network in (model.vision_encoder, model.unet, decoder):
+        network.compile()
+
+
 class Inference:
     """A model on its device, asked about slices.
 

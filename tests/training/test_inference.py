@@ -115,3 +115,27 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(
 def test_what_suits_a_device_is_taken_where_nothing_is_asked_for(model: SDSeg) -> None:
     assert Inference(model).batch_size == inference.DEFAULT_BATCH["cpu"]
     assert Inference(model).threads == torch.get_num_threads()
+
+
+def test_what_predicts_is_compiled_when_it_first_computes(
+    model: SDSeg, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[object] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
+    inference.compile_networks(model)
+    assert compiled == [model.vision_encoder, model.unet, model.autoencoder.decoder]
+    monkeypatch.setattr(model, "mask_decoder", torch.nn.Identity())
+    inference.compile_networks(model)
+    assert compiled[-1] is model.mask_decoder
+
+
+def test_on_a_cpu_the_decoder_that_draws_is_quickened_and_the_unet_never(
+    monkeypatch: pytest.MonkeyPatch, model: SDSeg
+) -> None:
+    replaced: list[object] = []
+    monkeypatch.setattr(inference, "use_winograd", replaced.append)
+    inference.quicken(model)
+    assert replaced == [model.vision_encoder, model.autoencoder.decoder]
+    monkeypatch.setattr(model, "mask_decoder", torch.nn.Identity())
+    inference.quicken(model)
+    assert replaced[2:] == [model.vision_encoder]
