@@ -22,6 +22,7 @@ STOPPING = (
 if TYPE_CHECKING:
     from sdseg_cli.progress import TrainProgress, Watch
     from sdseg_cli.train import TrainReport
+    from sdseg_cli.training.fast_decoder import DecoderCheck
     from sdseg_cli.training.run_folder import RunDir
 
 
@@ -138,10 +139,20 @@ def _show(output: Output, report: TrainReport, folder: RunDir) -> None:
             ("seconds", f"{report.seconds:.0f}"),
             ("best validation Dice", number(best["val_dice"])),
             ("at step", "-" if best["step"] is None else str(best["step"])),
+            *_decoders(report.fast_decoder),
             *((f"{part} started from", where) for part, where in _starts(report.origin)),
         ],
         files=[path for path in _written(folder) if path.exists()],
     )
+
+
+def _decoders(check: DecoderCheck | None) -> list[tuple[str, str]]:
+    """What predictions will draw masks with, where there is a choice."""
+    if check is None:
+        return []
+    chosen = "fast" if check.is_harmless else "exact"
+    figures = f"Dice {check.fast_dice:.4f} with the fast one, {check.exact_dice:.4f} with the exact"
+    return [("decoder of predictions", f"{chosen}: {figures}")]
 
 
 def _written(folder: RunDir) -> tuple[Path, ...]:
