@@ -23,7 +23,7 @@ from sdseg_cli.model.sdseg import SDSeg
 from sdseg_cli.model.winograd import use_winograd
 from sdseg_cli.training.runtime import ran_out_of_memory
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX, INT_MAX = -1, -3, -8, 2**31 - 1
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """Of <malloc.h>."""
 DEFAULT_BATCH = {"cpu": 8, "mps": 8, "cuda": 32}
 """Slices that are read, computed and restored at a time."""
@@ -177,13 +177,13 @@ def keep_freed_memory(most: int) -> None:
     for others hold no large block. Where the C library is another one, nothing happens.
 
     Args:
-        most: Size of the largest block that is kept, in bytes.
+        most: Size of the largest block that is kept, in bytes; of all together up to 8 times that.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if set_option is not None:
         for option, value in (
             (M_ARENA_MAX, 1),
             (M_MMAP_THRESHOLD, most),
-            (M_TRIM_THRESHOLD, INT_MAX),
+            (M_TRIM_THRESHOLD, 8 * most),
         ):
             set_option(option, value)
