@@ -26,7 +26,7 @@ from sdseg_cli.imaging.slices import SliceStack, to_stack
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.arithmetic import gflop, matrix_rate, seconds_of
 from sdseg_cli.model.mask_decoder import MaskDecoder, build_mask_decoder
-from sdseg_cli.model.sdseg import SDSeg, as_three_channels, build_sdseg
+from sdseg_cli.model.sdseg import SDSeg, as_three_channels, build_sdseg, full_precision
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.presets import preset
 from sdseg_cli.progress import Progress, silent
@@ -165,6 +165,7 @@ def bench(
 
 
 @torch.inference_mode()
+@full_precision()
 def _stages(simple: SDSeg, model: SDSeg, decoder: MaskDecoder) -> tuple[Stage, ...]:
     """One slice through each part alone, in float32, all cores for one operation."""
     device = next(model.parameters()).device
@@ -216,6 +217,7 @@ def _tiers(
 
 
 @torch.inference_mode()
+@full_precision()
 def _plain(model: SDSeg, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
     keep_freed_memory(GLIBC_KEEPS)  # as nobody would have asked
     found = []
@@ -287,7 +289,8 @@ def _pixels(model: Path | None, workspace: Path | None, count: int) -> NDArray[n
         else:
             return slices.batch(spread(slices, count)[:count]).image.numpy()
     stack = _phantom()
-    return stack.pixels(0, min(count, len(stack)))
+    once = stack.pixels(0, min(count, len(stack)))
+    return np.resize(once, (count, *once.shape[1:]))  # again and again
 
 
 def _phantom() -> SliceStack:

@@ -114,7 +114,12 @@ def distill(
     torch.manual_seed(seed)
     decoder = build_mask_decoder(model.config.autoencoder)
     distiller = Distiller(decoder, teacher, steps=steps, seed=seed)
-    _train(distiller, file.with_suffix(".state.pt"), f"{key} {steps} {seed}", progress)
+    _train(
+        distiller,
+        file.with_suffix(".state.pt"),
+        f"{key} {steps} {seed} {masks and masks.cases()}",
+        progress,
+    )
     trained = distiller.average
     tensors = {name: value.cpu().contiguous() for name, value in trained.state_dict().items()}
     with replacing(file) as temporary:
@@ -123,7 +128,8 @@ def distill(
         file.with_suffix(".state.pt").unlink()
     check = None
     if run is not None and manifest is not None:
-        check = measure_run(run, open_split(manifest, "val"), own, store)
+        training, validating = open_split(manifest, "train"), open_split(manifest, "val")
+        check = measure_run(run, training, validating, own, store, trained)
     latent = torch.zeros(1, *model.latent_shape(SIDE, SIDE), device=own)
     return DistillReport(
         decoder=file,

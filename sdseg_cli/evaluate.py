@@ -109,6 +109,7 @@ def evaluate(
         cases=scoring.score_all(),
         seed=seed,
         sample=sample,
+        decoder=held.predictor.decoder,
         notes=(OFFICIAL_NOTE,) if chosen_protocol == "official" else (),
     )
     files = (*report.write(scoring.folder), *scoring.draw(report.cases))

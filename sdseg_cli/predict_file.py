@@ -26,6 +26,7 @@ from sdseg_cli.predict import Predictor
 from sdseg_cli.predict_memory import Room
 from sdseg_cli.predict_outputs import Maps, Outputs
 from sdseg_cli.progress import Progress, silent
+from sdseg_cli.training.inference import give_memory_back
 
 DEFAULT_RUNS, MOST_RUNS = 5, 100
 """Noise draws that are compared; those of one batch are held at once."""
@@ -141,6 +142,7 @@ def predict_file(
     if runs is not None:
         sample = drawn_often(sample, runs)
     post = post or PostProcess()
+    give_memory_back()  # so that it counts as free
     room = Room(
         scan.name, outputs, lambda size: predictor.batch_bytes(runs or 1, size), draws=runs or 1
     )

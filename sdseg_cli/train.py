@@ -28,7 +28,7 @@ from sdseg_cli.splits import open_split
 from sdseg_cli.train_pictures import TrainPictures
 from sdseg_cli.training.batches import PreparedSlices
 from sdseg_cli.training.distributed import ranks_of, training_together
-from sdseg_cli.training.fast_decoder import DecoderCheck, measure_run
+from sdseg_cli.training.fast_decoder import DecoderCheck, try_measuring
 from sdseg_cli.training.fit_batch import fitting_batch_size
 from sdseg_cli.training.initialise import step_zero
 from sdseg_cli.training.latents import MaskLatents, open_latents
@@ -37,7 +37,11 @@ from sdseg_cli.training.run_files import RunFiles
 from sdseg_cli.training.run_folder import RunDir
 from sdseg_cli.training.run_lock import locked
 from sdseg_cli.training.run_log import require_tensorboard
-from sdseg_cli.training.runtime import choose_device, peak_gpu_bytes, stop_signals
+from sdseg_cli.training.runtime import (
+    choose_device,
+    peak_gpu_bytes,
+    stop_signals,
+)
 from sdseg_cli.training.steps import StepInputs, StepSource
 from sdseg_cli.training.trainer import StepResult, Trainer
 
@@ -165,7 +169,8 @@ def train(
                     loop, ahead, latents, slices, fixed, files, pictures, stop, told
                 )
         ends = reached == "finished" and ranks.writes
-        fast = measure_run(run, fixed, own, WeightStore.default()) if ends else None
+        store = WeightStore.default()
+        fast = try_measuring(run, slices, fixed, own, store, warn) if ends else None
     return TrainReport(
         run=run.path,
         step=loop.step,

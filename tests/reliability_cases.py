@@ -116,7 +116,7 @@ OUTPUTS = [
     with_run("a threshold that is no number", odd.scan(), f"{PREDICT} --threshold nan", "--threshold is nan"),
     with_run("a smallest size below nothing", odd.scan(), f"{PREDICT} --min-size -1", "--min-size is -1"),
     with_run("no part to keep", odd.scan(), f"{PREDICT} --keep-largest 0", "--keep-largest is 0"),
-    with_run("a single run to compare", odd.scan(), f"{PREDICT} --uncertainty u.nii.gz --runs 1", "1 is not in the range 2<=x<=100"),
+    with_run("a single run to compare", odd.scan(), f"{PREDICT} --uncertainty u.nii.gz --runs 1", "greater than or equal to 2"),
     with_run("runs and samples", odd.scan(), f"{PREDICT} --runs 3 --samples 3", "--runs and --samples"),
     with_run("mask and uncertainty in one file", odd.scan(), f"{PREDICT} --uncertainty mask.nii.gz", "both mask and --uncertainty"),
     with_run("a preview that is no PNG", odd.scan(), f"{PREDICT} --preview look.jpg", "a preview is a PNG"),

@@ -11,10 +11,11 @@ from sdseg_cli.distill import distill, prepared_masks
 from sdseg_cli.errors import ConfigError
 from sdseg_cli.model.seeds import seeded_generator
 from sdseg_cli.model.store import WeightStore
-from sdseg_cli.model.tensor_files import read_told
+from sdseg_cli.model.tensor_files import read_tensors, read_told
 from sdseg_cli.predict import Predictor
 from sdseg_cli.splits import open_split
 from sdseg_cli.training import distillation
+from sdseg_cli.training.checkpoint import Checkpoint
 from sdseg_cli.training.fast_decoder import read_check
 from sdseg_cli.training.run_folder import RunDir
 from tests.conftest import Workspace
@@ -92,16 +93,33 @@ def test_prepared_masks_are_those_of_training_cases_flipped(
     assert not all(found)
 
 
-def test_a_run_is_measured_and_predicts_with_it_on_request(
+def test_a_run_is_measured_with_what_was_distilled_and_predicts_with_it_on_request(
     tiny_run: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = RunDir(Path(shutil.copytree(tiny_run.run.path, tmp_path / "run")))
-    store = WeightStore(tmp_path / "store")
-    report = distill(run=run, manifest=tiny_run.manifest, steps=1, device="cpu", store=store)
-    found_something = bool(run.status()["best"]["val_dice"])
-    assert (report.check is not None) is found_something
+    best = Checkpoint.load(run.best)
+    for path in run.checkpoints.glob("best.pt*"):
+        path.unlink()
+    best.best["val_dice"] = 0.1
+    best.save(run.best)
+    measured: list[torch.nn.Module] = []
+
+    def keep(decoder: torch.nn.Module, _: object) -> torch.nn.Module:
+        measured.append(decoder)
+        return decoder
+
+    monkeypatch.setattr("sdseg_cli.training.fast_decoder.adapted", keep)
+    report = distill(
+        run=run,
+        manifest=tiny_run.manifest,
+        steps=1,
+        device="cpu",
+        output=tmp_path / "own.safetensors",
+    )
+    assert report.check is not None
     assert read_check(run.path) == report.check
-    monkeypatch.setenv("SDSEG_WEIGHTS", str(store.folder))
+    own = read_tensors(tmp_path / "own.safetensors")
+    assert torch.equal(measured[0].leave.weight, own["leave.weight"])
     assert Predictor(run.path, device="cpu", decoder="fast").decoder == "fast"
     assert Predictor(run.path, device="cpu", decoder="exact").decoder == "exact"
 

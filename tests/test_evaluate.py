@@ -60,6 +60,7 @@ def test_scores_are_those_counted_by_hand(workspace):
     assert (found["grid"], found["protocol"], found["split"]) == ("native", "standard", "test")
     assert found["run"] == str(workspace.run)
     assert found["sample"] == {"steps": 1, "eta": 0.0, "samples": 1, "noise": "slice", "flips": ""}
+    assert found["decoder"] == "exact"
 
 
 def test_a_case_empty_on_both_sides_is_excluded_and_listed(workspace):

@@ -266,9 +266,9 @@ def test_a_batch_takes_its_pixels_twice_its_answers_and_the_networks_planes(
     predictor = Predictor(tiny_run.run.path, device="cpu", batch_size=4, threads=2)
     fixed, plane = 50_000_000, 256 * 256 * 4
     # Of tiny's autoencoder's 8 channels 12 planes each, for the two slices that are computed.
-    assert predictor.batch_bytes() == fixed + plane * (4 * 3 + 2 * 12 * 8)
-    assert predictor.batch_bytes(draws=5) == fixed + plane * (4 * 7 + 2 * 12 * 8)
-    assert predictor.batch_bytes(batch_size=1) == fixed + plane * (3 + 12 * 8)
+    assert predictor.batch_bytes() == fixed + plane * (4 * 6 + 2 * 12 * 8)
+    assert predictor.batch_bytes(draws=5) == fixed + plane * (4 * 22 + 2 * 12 * 8)
+    assert predictor.batch_bytes(batch_size=1) == fixed + plane * (6 + 12 * 8)
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:

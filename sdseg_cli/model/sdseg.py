@@ -7,7 +7,7 @@ noise ------------------> zt --unet(zt, t, zc)--> z0_pred --autoencoder.decode--
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +99,9 @@ class SDSeg(nn.Module):
 
     def denoise(self, zt: Tensor, t: int | Tensor, zc: Tensor) -> Estimate:
         """The network's answer to (B,4,h,w) `zt` at `t`, as noise and as clean latent, float32."""
-        with full_precision(tf32=self.config.tf32):
+        # TF32 is a setting of the whole process, which threads on a CPU must not turn.
+        exact = full_precision(tf32=self.config.tf32) if zt.is_cuda else nullcontext()
+        with exact:
             output = self.unet(zt, t, zc)
         return diffusion.read_output(output, zt, t, self.config.parameterisation)
 

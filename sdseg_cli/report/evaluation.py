@@ -77,6 +77,8 @@ class EvaluateReport:
     cases: tuple[CaseResult, ...]
     seed: int | None = None
     sample: SampleConfig | None = None
+    decoder: str | None = None
+    """Which drew the masks; None where they were given."""
     files: tuple[Path, ...] = ()
     """Written."""
     notes: tuple[str, ...] = ()
@@ -108,6 +110,7 @@ class EvaluateReport:
             "split": self.split,
             "seed": self.seed,
             "sample": asdict(self.sample) if self.sample else None,
+            "decoder": self.decoder,
             "grid": self.grid,
             "protocol": self.protocol,
             "metrics": {name: summary.to_json() for name, summary in self.metrics.items()},

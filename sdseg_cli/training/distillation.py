@@ -32,6 +32,8 @@ POOL, RENEW_EVERY, BATCH = 384, 4, 4
 """Examples that are kept; every so many steps one is renewed, which costs as much as these steps;
 and how many a step learns from."""
 LEARNING_RATE, WARMUP, AVERAGE_DECAY = 2e-3, 100, 0.998
+ADAPT_STEPS, ADAPT_RATE, ADAPT_WARMUP, ADAPT_DECAY = 200, 1e-3, 30, 0.98
+"""How a decoder gets used to the latents of one run."""
 REAL_SHARE = 0.5
 """Of the masks, where prepared ones are given."""
 MOST_MASKS, FARTHEST_PX = 4, 12
@@ -145,6 +147,46 @@ def distillation_loss(logits: Tensor, target: Tensor) -> Tensor:
     return (each * torch.rsqrt(target.mean(dim=(1, 2)) + 0.01)).mean()
 
 
+def adapted(decoder: MaskDecoder, examples: Examples, *, steps: int = ADAPT_STEPS) -> MaskDecoder:
+    """A mask decoder that has got used to the latents of one run.
+
+    Args:
+        decoder: Of the run's autoencoder; stays as it is.
+        examples: Latents that the run predicts of its training slices.
+        steps: Of training.
+
+    Returns:
+        The average over the steps, in eval mode, on the examples' device.
+    """
+    device = examples.latent.device
+    learning = copy.deepcopy(decoder).to(device).train().requires_grad_(True)
+    average = copy.deepcopy(learning).eval().requires_grad_(False)
+    optimizer = torch.optim.AdamW(learning.parameters(), lr=ADAPT_RATE, weight_decay=0.01)
+    for step in range(steps):
+        generator = seeded_generator("adaptation", step)
+        chosen = torch.randint(len(examples.latent), (BATCH,), generator=generator)
+        for group in optimizer.param_groups:
+            group["lr"] = ADAPT_RATE * cosine(step, steps, warmup=ADAPT_WARMUP)
+        logits = learning.logits(examples.latent[chosen])
+        optimizer.zero_grad(set_to_none=True)
+        distillation_loss(logits, examples.target[chosen]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        follow(average, learning, min(ADAPT_DECAY, (1 + step) / (10 + step)))
+    return average
+
+
+def cosine(step: int, steps: int, *, warmup: int) -> float:
+    """Share of the learning rate: a linear warm-up, then half a cosine to a fiftieth."""
+    half = 0.5 * (1 + math.cos(math.pi * min(1, step / steps)))
+    return min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * half)
+
+
+@torch.no_grad()
+def follow(average: MaskDecoder, decoder: MaskDecoder, decay: float) -> None:
+    """Move an average towards the weights."""
+    torch._foreach_lerp_(list(average.parameters()), list(decoder.parameters()), 1 - decay)
+
+
 class Distiller:
     """Trains a mask decoder step by step; all that is drawn is a function of (seed, step).
 
@@ -188,7 +230,7 @@ class Distiller:
             self.pool.latent[place], self.pool.target[place] = fresh.latent[0], fresh.target[0]
         chosen = torch.randint(count, (BATCH,), generator=generator)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(self.step)
+            group["lr"] = LEARNING_RATE * cosine(self.step, self.steps, warmup=WARMUP)
         logits = self.decoder.logits(self.pool.latent[chosen])
         loss = distillation_loss(logits, self.pool.target[chosen])
         self.optimizer.zero_grad(set_to_none=True)
@@ -196,11 +238,7 @@ class Distiller:
         torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
-        with torch.no_grad():
-            decay = min(AVERAGE_DECAY, (1 + self.step) / (10 + self.step))
-            torch._foreach_lerp_(
-                list(self.average.parameters()), list(self.decoder.parameters()), 1 - decay
-            )
+        follow(self.average, self.decoder, min(AVERAGE_DECAY, (1 + self.step) / (10 + self.step)))
         return loss.item()
 
     def state(self) -> dict[str, Any]:
@@ -218,11 +256,6 @@ class Distiller:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
-
-    def learning_rate(self, step: int) -> float:
-        """Warm-up, then half a cosine to a fiftieth."""
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1, step / self.steps)))
-        return LEARNING_RATE * min(1.0, (step + 1) / WARMUP) * (0.02 + 0.98 * cosine)
 
 
 def _uniform(generator: Generator) -> float:

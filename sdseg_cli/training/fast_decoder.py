@@ -8,7 +8,7 @@ default where that was below `LARGEST_DIFFERENCE`.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -18,7 +18,8 @@ import torch
 
 from sdseg_cli.atomic import replacing
 from sdseg_cli.config import AutoencoderConfig
-from sdseg_cli.errors import ConfigError, WeightsError
+from sdseg_cli.errors import ConfigError, SdsegError, WeightsError
+from sdseg_cli.findings import WARNING, Finding
 from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.mask_decoder import MaskDecoder, autoencoder_hash, read_mask_decoder
 from sdseg_cli.model.sdseg import SDSeg
@@ -26,12 +27,18 @@ from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import file_sha256, read_tensors, read_told, write_tensors
 from sdseg_cli.training.batches import PreparedSlices, spread
 from sdseg_cli.training.checkpoint import Checkpoint
+from sdseg_cli.training.distillation import Examples, adapted
 from sdseg_cli.training.distributed import Ranks
 from sdseg_cli.training.package import FAST_DECODER, is_package, networks_of
 from sdseg_cli.training.run_folder import RunDir
-from sdseg_cli.training.validation import validation
+from sdseg_cli.training.runtime import ran_out_of_memory
+from sdseg_cli.training.sampling import predict_latents
+from sdseg_cli.training.validation import SEED, validation
 
+SHIPPED = "tiny_mask_decoder.safetensors"
 DECODERS = ("auto", "exact", "fast")
+ADAPT_SLICES = 96
+"""Training slices from which a decoder gets used to a run."""
 LARGEST_DIFFERENCE = 0.002
 """Of the Dice on validation slices, in either direction."""
 
@@ -79,7 +86,7 @@ def find_mask_decoder(
     own, shipped = stored_decoder(store, key), resources.files("sdseg_cli") / "shipped"
     if own.is_file():
         return read_mask_decoder(read_tensors(own), sizes, source=str(own))
-    with resources.as_file(shipped / "tiny_mask_decoder.safetensors") as path:
+    with resources.as_file(shipped / SHIPPED) as path:
         if path.is_file() and read_told(path).get("autoencoder") == key:
             return read_mask_decoder(read_tensors(path), sizes, source="tiny mask decoder")
     return None
@@ -119,15 +126,23 @@ def measure(
 
 
 def measure_run(
-    run: RunDir, slices: PreparedSlices, device: torch.device, store: WeightStore
+    run: RunDir,
+    training: PreparedSlices,
+    validation_slices: PreparedSlices,
+    device: torch.device,
+    store: WeightStore,
+    decoder: MaskDecoder | None = None,
 ) -> DecoderCheck | None:
-    """Let a run keep the mask decoder of its autoencoder, and what it costs its best weights.
+    """Let a run keep the mask decoder of its autoencoder, used to the run's own latents, and what
+    that costs its best weights.
 
     Args:
         run: Its best weights have to have found something, or nothing is measured.
-        slices: Of the validation cases.
+        training: Slices of the training cases, for getting used to.
+        validation_slices: Of the validation cases.
         device: That computes.
         store: Where mask decoders are.
+        decoder: In place of the one that is found there.
 
     Returns:
         What it costs; None where nothing was measured, for there is no mask decoder for the
@@ -139,13 +154,58 @@ def measure_run(
     if not best.best.get("val_dice"):
         return None
     model, recipe = networks_of(best, device, source=str(run.best)), run.config().train
-    decoder = find_mask_decoder(model.autoencoder, model.config.autoencoder, store)
+    if decoder is None:
+        decoder = find_mask_decoder(model.autoencoder, model.config.autoencoder, store)
     if decoder is None:
         return None
-    positions = spread(slices, recipe.validation_slices)
-    check = measure(model, decoder, slices, positions, step=best.step, batch_size=recipe.batch_size)
-    keep_with_run(run, decoder, check)
+    positions = spread(training, min(ADAPT_SLICES, recipe.validation_slices))
+    own = adapted(decoder, own_latents(model, training, positions))
+    check = measure(
+        model,
+        own,
+        validation_slices,
+        spread(validation_slices, recipe.validation_slices),
+        step=best.step,
+        batch_size=recipe.batch_size,
+    )
+    keep_with_run(run, own, check)
     return check
+
+
+def try_measuring(
+    run: RunDir,
+    training: PreparedSlices,
+    validation_slices: PreparedSlices,
+    device: torch.device,
+    store: WeightStore,
+    warn: Callable[[Finding], None],
+) -> DecoderCheck | None:
+    """`measure_run` for a run that is whole without: what goes wrong is a warning."""
+    try:
+        return measure_run(run, training, validation_slices, device, store)
+    except (SdsegError, RuntimeError, MemoryError) as error:
+        if not (isinstance(error, SdsegError) or ran_out_of_memory(error)):
+            raise
+        why = error.message if isinstance(error, SdsegError) else "out of memory"
+        finding = Finding(
+            code="fast-decoder-unmeasured",
+            level=WARNING,
+            case=run.path.name,
+            measured=f"predictions will use the exact decoder ({why})",
+            fix="To try again: sdseg distill --run RUN.",
+        )
+        warn(finding)
+        return None
+
+
+def own_latents(model: SDSeg, slices: PreparedSlices, positions: Sequence[int]) -> Examples:
+    """What a model predicts of slices, one after the other, and how the exact decoder draws it."""
+    pairs = [predict_latents(model, slices.batch([k]).image, [k], seed=SEED) for k in positions]
+    # Not of inference mode, so that a decoder can learn from them.
+    return Examples(
+        torch.cat([latent for latent, _ in pairs]).clone(),
+        torch.cat([drawn for _, drawn in pairs]).clone(),
+    )
 
 
 def keep_with_run(run: RunDir, decoder: MaskDecoder, check: DecoderCheck) -> None:
@@ -174,7 +234,8 @@ def read_check(model: Path) -> DecoderCheck | None:
         return DecoderCheck(**values)
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(
-            f"{path}: does not say how it was measured.", "Run `sdseg distill --run RUN` again."
+            f"{path}: does not say how it was measured.",
+            "Delete it; `sdseg distill --run RUN` makes one.",
         ) from error
 
 
@@ -214,8 +275,18 @@ def choose_decoder(
     return found
 
 
-def decoder_identity(asked: str, model: Path) -> str:
-    """Of everything that decides which decoder is taken: equal for equal masks."""
-    path = decoder_file(model)
-    known = file_sha256(path) if path.is_file() and asked != "exact" else ""
-    return f"{asked} {known}"
+def decoder_identity(asked: str, model: Path, store: WeightStore | None = None) -> str:
+    """Of everything that decides which decoder is taken: equal for equal masks.
+
+    Args:
+        asked: As `choose_decoder`.
+        model: A run folder or a package.
+        store: The weight store; by default the user's.
+    """
+    if asked == "exact":
+        return asked
+    files = [decoder_file(model)]
+    if asked == "fast":  # where the run has none of its own, or one of older weights
+        files += sorted((store or WeightStore.default()).folder.glob("mask-decoders/*"))
+        files.append(Path(str(resources.files("sdseg_cli") / "shipped" / SHIPPED)))
+    return " ".join([asked, *(file_sha256(path) for path in files if path.is_file())])

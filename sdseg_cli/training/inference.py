@@ -77,10 +77,12 @@ class Inference:
         for option, value in (("--batch-size", batch_size), ("--threads", threads)):
             if value is not None and value < 1:
                 raise ConfigError(f"{option} is {value}.", "Give at least 1.")
-        self.batch_size = batch_size or DEFAULT_BATCH[self.device.type]
         self.threads = threads or torch.get_num_threads()
+        cpu = self.device.type == "cpu"
+        least = self.threads if cpu else 1  # a core without a slice would have nothing to do
+        self.batch_size = batch_size or max(DEFAULT_BATCH[self.device.type], least)
         self._lanes: ThreadPoolExecutor | None = None
-        if self.device.type == "cpu":
+        if cpu:
             keep_freed_memory(KEPT_BYTES)
 
     def __call__(
@@ -139,8 +141,9 @@ class Inference:
             batch_size: In place of its own.
         """
         size = batch_size or self.batch_size
-        # Two batches of pixels, for the next one is made ahead, and one of answers.
-        held = size * (2 + draws) * plane_px
+        # Two batches of pixels, for the next one is made ahead; and the answers of each slice, of
+        # all together, in their place among those of air, and those of the batch before.
+        held = size * (2 + 4 * draws) * plane_px
         channels = self.model.config.autoencoder.channels
         at_once = {"cpu": min(size, self.threads), "cuda": 0}.get(self.device.type, size)
         return _RUNTIME_BYTES + 4 * (held + at_once * _PLANES_PER_CHANNEL * channels * plane_px)
@@ -187,3 +190,10 @@ def keep_freed_memory(most: int) -> None:
             (M_TRIM_THRESHOLD, 8 * most),
         ):
             set_option(option, value)
+
+
+def give_memory_back() -> None:
+    """Let the system have what was kept for the next operation; with glibc alone."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)

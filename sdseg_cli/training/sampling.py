@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdseg_cli.config import SampleConfig
 from sdseg_cli.model import diffusion
@@ -60,6 +60,33 @@ def draws(
     """
     as_seen = partial(_draws_as_seen, model, slices=slices, seed=seed, sample=sample)
     return flip_average(as_seen, pixels, sample.flips)
+
+
+@torch.inference_mode()
+def predict_latents(
+    model: SDSeg, pixels: Tensor, slices: Sequence[int], *, seed: int
+) -> tuple[Tensor, Tensor]:
+    """What the fast decoder has to draw, and what it should look like.
+
+    Args: as `predict_planes`.
+
+    Returns:
+        The unscaled latents (B,4,h,w) of one reverse step, and the exact decoder's probabilities
+        (B,H,W), both on the model's device.
+    """
+    latents: list[Tensor] = []
+
+    def look(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        latents.append(arguments[0])
+
+    head, model.mask_decoder = model.mask_decoder, None
+    watch = model.autoencoder.post_quant_conv.register_forward_pre_hook(look)
+    try:
+        (drawn,) = draws(model, pixels, slices, seed=seed, sample=SampleConfig())
+    finally:
+        watch.remove()
+        model.mask_decoder = head
+    return latents[0].float(), drawn
 
 
 def flip_average(

@@ -14,9 +14,12 @@ from sdseg_cli.presets import PRESETS
 from sdseg_cli.training import distillation
 from sdseg_cli.training.distillation import (
     Distiller,
+    Examples,
     Teacher,
+    adapted,
     blend,
     changed,
+    cosine,
     distillation_loss,
     mixed,
     procedural,
@@ -174,10 +177,23 @@ def test_a_state_goes_on_with_the_same_weights_and_step(
     assert torch.equal(second.decoder(latent), first.decoder(latent))
 
 
-def test_the_learning_rate_warms_up_and_ends_at_a_fiftieth(autoencoder: Autoencoder) -> None:
-    loop = Distiller.__new__(Distiller)
-    loop.steps = 1000
-    rate = distillation.LEARNING_RATE
-    assert loop.learning_rate(0) == pytest.approx(rate / 100)
-    assert loop.learning_rate(500) == pytest.approx(rate * (0.02 + 0.98 / 2))
-    assert loop.learning_rate(1000) == pytest.approx(rate / 50)
+def test_the_learning_rate_warms_up_and_ends_at_a_fiftieth() -> None:
+    assert cosine(0, 1000, warmup=100) == pytest.approx(1 / 100)
+    assert cosine(500, 1000, warmup=100) == pytest.approx(0.02 + 0.98 / 2)
+    assert cosine(1000, 1000, warmup=100) == pytest.approx(1 / 50)
+
+
+def test_a_decoder_gets_used_to_given_latents_and_the_given_one_stays() -> None:
+    torch.manual_seed(0)
+    decoder = build_mask_decoder(SIZES)
+    before = {key: value.clone() for key, value in decoder.state_dict().items()}
+    latent = torch.randn(4, 4, 8, 8)
+    # The sign of the first channel is the mask.
+    target = (latent[:, 0] > 0).float().repeat_interleave(8, 1).repeat_interleave(8, 2)
+    found = adapted(decoder, Examples(latent, target), steps=60)
+    assert all(torch.equal(value, before[key]) for key, value in decoder.state_dict().items())
+    assert not found.training
+    wrong = [((net(latent) > 0.5) != (target > 0)).float().mean() for net in (decoder, found)]
+    assert wrong[1] < 0.5 * wrong[0]
+    again = adapted(decoder, Examples(latent, target), steps=60)
+    assert torch.equal(again(latent), found(latent))

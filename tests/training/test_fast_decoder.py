@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ from sdseg_cli.errors import ConfigError, WeightsError
 from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.mask_decoder import MaskDecoder, autoencoder_hash, build_mask_decoder
 from sdseg_cli.model.store import WeightStore
-from sdseg_cli.model.tensor_files import write_tensors
+from sdseg_cli.model.tensor_files import read_tensors, write_tensors
 from sdseg_cli.presets import PRESETS
 from sdseg_cli.splits import open_split
+from sdseg_cli.training import fast_decoder
 from sdseg_cli.training.checkpoint import Checkpoint
+from sdseg_cli.training.distillation import adapted
 from sdseg_cli.training.fast_decoder import (
     DecoderCheck,
     choose_decoder,
@@ -26,6 +29,7 @@ from sdseg_cli.training.fast_decoder import (
     measure_run,
     read_check,
     stored_decoder,
+    try_measuring,
 )
 from sdseg_cli.training.package import networks_of, write_package
 from sdseg_cli.training.run_folder import RunDir
@@ -163,21 +167,27 @@ def test_a_run_that_found_nothing_is_not_measured(run: RunDir, tmp_path: Path) -
         path.unlink()
     best.best["val_dice"] = 0.0
     best.save(run.best)
-    assert measure_run(run, None, CPU, WeightStore(tmp_path)) is None
+    assert measure_run(run, None, None, CPU, WeightStore(tmp_path)) is None
     assert read_check(run.path) is None
 
 
 def test_measuring_a_run_keeps_what_predictions_then_read(
-    run: RunDir, tiny_run: Workspace, tmp_path: Path
+    run: RunDir, tiny_run: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     best = Checkpoint.load(run.best)
     for path in run.checkpoints.glob("best.pt*"):
         path.unlink()
     best.best["val_dice"] = 0.1
     best.save(run.best)
-    slices = open_split(tiny_run.manifest, "val")
-    found = measure_run(run, slices, CPU, WeightStore(tmp_path))
+    monkeypatch.setattr(fast_decoder, "adapted", partial(adapted, steps=3))
+    training, slices = open_split(tiny_run.manifest, "train"), open_split(tiny_run.manifest, "val")
+    found = measure_run(run, training, slices, CPU, WeightStore(tmp_path))
     assert found is not None
+    networks = networks_of(best, CPU, source="run")
+    shipped = find_mask_decoder(networks.autoencoder, SIZES, WeightStore(tmp_path))
+    kept = read_tensors(decoder_file(run.path))
+    assert shipped is not None
+    assert not torch.equal(kept["leave.weight"], shipped.leave.weight), "it got used to the run"
     assert found.slices == 4
     assert read_check(run.path) == found
 
@@ -192,12 +202,36 @@ def test_a_package_takes_the_decoder_along(run: RunDir, tmp_path: Path) -> None:
     assert read_check(folder) is None
 
 
-def test_what_decides_the_decoder_has_a_name_of_its_own(run: RunDir) -> None:
-    bare = decoder_identity("auto", run.path)
+def test_what_goes_wrong_while_measuring_is_a_warning_of_a_run_that_is_whole(
+    run: RunDir, tiny_run: Workspace, tmp_path: Path
+) -> None:
+    best = Checkpoint.load(run.best)
+    for path in run.checkpoints.glob("best.pt*"):
+        path.unlink()
+    best.best["val_dice"] = 0.1
+    best.save(run.best)
+    store, told = WeightStore(tmp_path), []
+    networks = networks_of(best, CPU, source="run")
+    damaged = stored_decoder(store, autoencoder_hash(networks.autoencoder))
+    damaged.parent.mkdir()
+    damaged.write_bytes(b"no")
+    slices = open_split(tiny_run.manifest, "train")
+    assert try_measuring(run, slices, slices, CPU, store, told.append) is None
+    assert [one.code for one in told] == ["fast-decoder-unmeasured"]
+    assert "damaged" in told[0].measured
+
+
+def test_what_decides_the_decoder_has_a_name_of_its_own(run: RunDir, tmp_path: Path) -> None:
+    store = WeightStore(tmp_path)
+    bare = decoder_identity("auto", run.path, store)
     keep_with_run(run, constant(1.5), check(1))
-    kept = decoder_identity("auto", run.path)
+    kept = decoder_identity("auto", run.path, store)
     keep_with_run(run, constant(2.5), check(1))
-    other = decoder_identity("auto", run.path)
-    assert len({bare, kept, other, decoder_identity("fast", run.path)}) == 4
-    assert decoder_identity("exact", run.path) == "exact "
+    other, fast = (decoder_identity(asked, run.path, store) for asked in ("auto", "fast"))
+    (tmp_path / "mask-decoders").mkdir()
+    (tmp_path / "mask-decoders" / "one.safetensors").write_bytes(b"another")
+    stored = decoder_identity("fast", run.path, store)
+    assert len({bare, kept, other, fast, stored}) == 5
+    assert decoder_identity("auto", run.path, store) == other
+    assert decoder_identity("exact", run.path, store) == "exact"
     assert json.loads(json.dumps(check(1).to_json()))["difference"] == 0

@@ -92,7 +92,7 @@ def begun(folder: Path, config: RunConfig) -> RunDir:
     run = RunDir(folder / "run")
     run.path.mkdir()
     run.config_file.write_text(to_toml(config))
-    run.status_file.write_text(json.dumps({"state": "stopped", "step": 2}))
+    run.status_file.write_text(json.dumps({"state": "stopped", "step": 2, "best": {}}))
     return run
 
 

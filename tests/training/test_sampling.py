@@ -9,10 +9,11 @@ import torch
 
 from sdseg_cli.config import SampleConfig
 from sdseg_cli.model import diffusion
+from sdseg_cli.model.mask_decoder import build_mask_decoder
 from sdseg_cli.model.sdseg import SDSeg, build_sdseg
 from sdseg_cli.presets import PRESETS
 from sdseg_cli.training import sampling
-from sdseg_cli.training.sampling import flip_average, predict_draws, predict_planes
+from sdseg_cli.training.sampling import flip_average, predict_draws, predict_latents, predict_planes
 from tests.training.small import lower_as_a_gpu, parts_lowered
 
 
@@ -175,3 +176,19 @@ def test_flips_are_part_of_how_it_is_sampled(lively: SDSeg) -> None:
     both = _predict(lively, [7, 8, 9], flips="h")
     assert torch.allclose(both, (plain + mirrored) / 2, atol=1e-6)
     assert not torch.allclose(both, plain, atol=1e-4)
+
+
+def test_latents_are_those_that_are_drawn_and_the_fast_decoder_is_not_asked(
+    lively: SDSeg,
+) -> None:
+    lively.mask_decoder = build_mask_decoder(lively.config.autoencoder)
+    try:
+        latents, drawn = predict_latents(lively, PIXELS, [7, 8, 9], seed=5)
+        assert lively.mask_decoder is not None
+    finally:
+        lively.mask_decoder = None
+    assert latents.shape == (3, 4, 8, 8)
+    assert torch.equal(drawn, _predict(lively, [7, 8, 9]))
+    with torch.inference_mode():
+        again = lively.probability(latents * lively.latent_scale)
+    assert torch.allclose(again, drawn, atol=1e-6)
