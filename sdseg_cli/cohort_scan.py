@@ -14,7 +14,7 @@ from typing import Any
 from sdseg_cli.config import RunConfig
 from sdseg_cli.config_file import from_dict
 from sdseg_cli.errors import DataError, SdsegError
-from sdseg_cli.filenames import PACKAGE_FILE, may_hold_dicom, size_and_time, stem_of
+from sdseg_cli.filenames import PACKAGE_FILE, may_hold_dicom, size_and_time
 from sdseg_cli.imaging.files import read_geometry
 from sdseg_cli.imaging.scans import Scan
 from sdseg_cli.model.tensor_files import file_sha256
@@ -27,8 +27,6 @@ from sdseg_cli.training.run_folder import RunDir
 
 SPEED_ONLY = frozenset({"device", "batch_size", "threads"})
 """Options of a Predictor that do not decide what the mask is."""
-FILE_SUFFIX = {"preview": ".png"}
-"""Options of `predict_file` that name a file of another kind than the mask: what it ends in."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +69,7 @@ class Task:
 
     def beside(self, scan: Scan) -> dict[str, Path]:
         """The other files that are written with a scan's mask, by option."""
-        return {
-            option: folder / _called(scan.mask, option) for option, folder in self.folders.items()
-        }
+        return {option: folder / scan.beside(option) for option, folder in self.folders.items()}
 
     def outputs(self, scan: Scan) -> list[Path]:
         """All files that are written for a scan."""
@@ -90,12 +86,6 @@ def trained_config(model: Path) -> RunConfig:
     if is_package(model):
         return from_dict(read_description(model)["config"], RunConfig(), source=str(model))
     return RunDir(model).config()
-
-
-def _called(mask: Path, option: str) -> Path:
-    """The name of an option's file, relative to its folder, as the mask's is."""
-    suffix = FILE_SUFFIX.get(option)
-    return mask if suffix is None else mask.with_name(f"{stem_of(mask)}{suffix}")
 
 
 def _plain(value: object) -> object:
