@@ -135,9 +135,10 @@ def predict_cohort(
 
     Raises:
         WeightsError: The model cannot be loaded.
-        ConfigError: There is no such device.
+        ConfigError: There is no such device, or an option is wrong for all scans.
         RunError: The disk refused.
     """
+    task.check(scans)
     started, mine = time.monotonic(), (shard or Shard()).of(scans)
     ledger = Ledger(task.output)
     outcomes: list[Outcome] = []

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from sdseg_cli.cohort import CohortReport, Shard, predict_cohort
 from sdseg_cli.cohort_scan import Task, Worker, said
 from sdseg_cli.errors import ConfigError, DataError, WeightsError
-from sdseg_cli.imaging.scans import find_scans
+from sdseg_cli.imaging.scans import Scan, find_scans
 from sdseg_cli.predict_file import PredictReport
 from sdseg_cli.training.distributed import Ranks
 from tests.cohort_cases import AFFINE, BAD, GOOD, StandIn, stand_in, table, task
@@ -140,6 +141,16 @@ def test_files_beside_the_mask_go_to_their_folder_and_are_missed(
     run(task)
     assert stand_in.predicted == ["pt_1", BAD]
     assert prob.exists()
+
+
+def test_a_float_map_is_refused_where_all_scans_are_pictures(task: Task) -> None:
+    options = {"probability_dtype": "float32"}
+    task = replace(task, folders={"probability": task.output / "prob"}, options=options)
+    picture, volume = (Scan(name, Path(name), Path(name)) for name in ("a.png", "b.nii"))
+    task.check([picture, volume])
+    replace(task, folders={}).check([picture])
+    with pytest.raises(ConfigError, match="a PNG holds no float32"):
+        task.check([picture])
 
 
 def test_any_trouble_with_a_scan_is_its_row(task: Task, stand_in: StandIn) -> None:
