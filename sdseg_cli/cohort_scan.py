@@ -14,8 +14,9 @@ from typing import Any
 from sdseg_cli.config import RunConfig
 from sdseg_cli.config_file import from_dict
 from sdseg_cli.errors import ConfigError, DataError, SdsegError
-from sdseg_cli.filenames import PACKAGE_FILE, is_picture, may_hold_dicom, size_and_time
+from sdseg_cli.filenames import PACKAGE_FILE, is_picture, may_hold_dicom
 from sdseg_cli.imaging.files import read_geometry
+from sdseg_cli.imaging.scan_state import size_and_time
 from sdseg_cli.imaging.scans import MASK_SUFFIXES, Scan
 from sdseg_cli.model.tensor_files import file_sha256
 from sdseg_cli.predict import Predictor

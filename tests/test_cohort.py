@@ -19,6 +19,7 @@ from sdseg_cli.imaging.scans import Scan, find_scans
 from sdseg_cli.predict_file import PredictReport
 from sdseg_cli.training.distributed import Ranks
 from tests.cohort_cases import AFFINE, BAD, GOOD, StandIn, stand_in, table, task
+from tests.dicom_files import write_series
 from tests.raw_cases import contents
 
 __all__ = ["stand_in", "task"]
@@ -127,6 +128,16 @@ def test_a_mask_that_no_longer_lies_on_its_scan_is_made_again(
     stand_in.predicted.clear()
     run(task)
     assert sorted(stand_in.predicted) == ["moved", BAD]
+
+
+def test_masks_below_a_dicom_folder_do_not_make_it_another_scan(
+    task: Task, stand_in: StandIn, tmp_path: Path
+) -> None:
+    series = write_series(tmp_path / "series")
+    task = replace(task, output=series / "masks", folders={"probability": series / "prob"})
+    for done in (1, 0):
+        report = predict_cohort(find_scans(series, task.output, task.folders).scans, task)
+        assert (report.done, report.skipped) == (done, 1 - done)
 
 
 def test_files_beside_the_mask_go_to_their_folder_and_are_missed(
