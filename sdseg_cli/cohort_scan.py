@@ -211,6 +211,7 @@ def predict_one(task: Task, scan: Scan, predictor: Predictor, made_from: Mapping
         made_from=made_from,
         beside=sizes,
         warnings=[finding.to_json() for finding in report.warnings],
+        decoder=report.decoder,
     )
 
 

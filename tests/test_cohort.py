@@ -57,7 +57,9 @@ def test_the_json_is_the_contracts_object(task: Task, stand_in: StandIn) -> None
     assert (values["done"], values["failed"], values["skipped"], values["left"]) == (3, 1, 0, 0)
     assert values["seconds"] >= values["seconds_per_scan"] >= 0
     assert [one["case"] for one in values["failures"]] == ["pt_3/ct"]
-    assert run(task).to_json()["seconds_per_scan"] is None
+    again = run(task).to_json()
+    assert again["seconds_per_scan"] is None
+    assert values["decoder"] == again["decoder"] == "exact"
 
 
 def test_a_second_run_does_what_failed_and_nothing_else(task: Task, stand_in: StandIn) -> None:

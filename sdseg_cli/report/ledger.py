@@ -59,6 +59,7 @@ class Row:
         made_from: What the mask depends on: model, options, the scan's size and time.
         beside: Files written with the mask, by option, and their bytes.
         warnings: What is odd about the scan, as `Finding.to_json`.
+        decoder: Which drew the mask, "exact" or "fast"; empty where it failed.
     """
 
     case: str
@@ -73,6 +74,7 @@ class Row:
     made_from: Mapping[str, Any] = field(default_factory=dict)
     beside: Mapping[str, int] = field(default_factory=dict)
     warnings: Sequence[Mapping[str, str]] = field(default_factory=list)
+    decoder: str = ""
 
 
 class Ledger:
