@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ import numpy as np
 import torch
 
 from sdseg_cli.imaging.phantom import write_phantom_set
+from sdseg_cli.report.ledger import LEFT_AFTER_S
 from sdseg_cli.training.checkpoint import Checkpoint
 from sdseg_cli.training.run_folder import RunDir
 
@@ -162,6 +164,13 @@ def check_end(setting: Setting, out: str) -> None:
         raise SystemExit(f"{folder}: something half-written is left")
 
 
+def let_an_hour_pass(setting: Setting, out: str) -> None:
+    """For what is half-written: younger files are left alone, somebody may be writing them."""
+    for path in (setting.home / out).rglob(".*.part.*"):
+        with suppress(FileNotFoundError):
+            os.utime(path, (time.time() - 2 * LEFT_AFTER_S,) * 2)
+
+
 def kill_and_go_on(setting: Setting, kills: int, seed: int) -> dict[str, Any]:
     """One process at a time, killed at random moments spread over the cohort.
 
@@ -180,6 +189,7 @@ def kill_and_go_on(setting: Setting, kills: int, seed: int) -> dict[str, Any]:
             time.sleep(rng.uniform(0, 1))
             process.kill()
         code = process.wait()
+        let_an_hour_pass(setting, out)
         masks = check_masks(setting, out)
         if code == PART_FAILED:
             check_end(setting, out)
@@ -201,6 +211,7 @@ def two_shards(setting: Setting) -> dict[str, Any]:
     for process in both:
         process.kill()
         process.wait()
+    let_an_hour_pass(setting, "shards")
     masks = check_masks(setting, "shards")
     both = [predict(setting.home, "shards", *part) for part in parts]
     codes = [process.wait() for process in both]
@@ -216,6 +227,7 @@ def ray_with_a_dead_actor(setting: Setting) -> dict[str, Any]:
     wait_for_masks(setting, "ray", len(setting.good) // 2, [driver])
     actors = actors_of(driver.pid)
     os.kill(actors[0], signal.SIGKILL)
+    let_an_hour_pass(setting, "ray")
     masks = check_masks(setting, "ray")
     if driver.wait() != PART_FAILED:
         raise SystemExit(f"the driver ended with {driver.returncode}")

@@ -80,6 +80,7 @@ class CohortReport:
         seconds: In all.
         scan_seconds: Of those predicted now, together.
         warnings: Of all scans.
+        decoder: Which drew the masks, "exact" or "fast"; None without a mask.
     """
 
     ledger: Path
@@ -90,6 +91,7 @@ class CohortReport:
     seconds: float
     scan_seconds: float
     warnings: tuple[Mapping[str, str], ...]
+    decoder: str | None = None
 
     @property
     def seconds_per_scan(self) -> float | None:
@@ -111,6 +113,7 @@ class CohortReport:
                 {"case": row.case, "input": row.input, "error": row.error} for row in self.failed
             ],
             "warnings": list(self.warnings),
+            "decoder": self.decoder,
         }
 
 
@@ -135,9 +138,10 @@ def predict_cohort(
 
     Raises:
         WeightsError: The model cannot be loaded.
-        ConfigError: There is no such device.
+        ConfigError: There is no such device, or an option is wrong for all scans.
         RunError: The disk refused.
     """
+    task.check(scans)
     started, mine = time.monotonic(), (shard or Shard()).of(scans)
     ledger = Ledger(task.output)
     outcomes: list[Outcome] = []
@@ -164,6 +168,8 @@ def predict_cohort(
         seconds=time.monotonic() - started,
         scan_seconds=sum(row.seconds for row in done),
         warnings=tuple(warning for one in outcomes for warning in one.row.warnings),
+        # One for all: another decoder is another task, and all is done again.
+        decoder=next((one.row.decoder for one in outcomes if one.row.decoder), None),
     )
 
 

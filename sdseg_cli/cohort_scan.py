@@ -6,20 +6,22 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sdseg_cli.config import RunConfig
 from sdseg_cli.config_file import from_dict
-from sdseg_cli.errors import DataError, SdsegError
-from sdseg_cli.filenames import PACKAGE_FILE, may_hold_dicom, size_and_time, stem_of
+from sdseg_cli.errors import ConfigError, DataError, SdsegError
+from sdseg_cli.filenames import PACKAGE_FILE, is_picture, may_hold_dicom
 from sdseg_cli.imaging.files import read_geometry
-from sdseg_cli.imaging.scans import Scan
+from sdseg_cli.imaging.scan_state import size_and_time
+from sdseg_cli.imaging.scans import MASK_SUFFIXES, Scan
 from sdseg_cli.model.tensor_files import file_sha256
 from sdseg_cli.predict import Predictor
-from sdseg_cli.predict_file import predict_file
+from sdseg_cli.predict_file import drawn_often, number_of_runs, predict_file
+from sdseg_cli.predict_outputs import require_dtype
 from sdseg_cli.report.ledger import DONE, FAILED, Ledger, Row
 from sdseg_cli.training.fast_decoder import decoder_identity
 from sdseg_cli.training.package import is_package, read_description
@@ -27,8 +29,6 @@ from sdseg_cli.training.run_folder import RunDir
 
 SPEED_ONLY = frozenset({"device", "batch_size", "threads"})
 """Options of a Predictor that do not decide what the mask is."""
-FILE_SUFFIX = {"preview": ".png"}
-"""Options of `predict_file` that name a file of another kind than the mask: what it ends in."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,36 @@ class Task:
         text = json.dumps(plain, sort_keys=True, default=_plain)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def check(self, scans: Iterable[Scan]) -> None:
+        """Refuse what none of the scans could be done with, before anything is recorded of any.
+
+        Raises:
+            ConfigError: An option is wrong, or the name of a folder cannot be one.
+        """
+        dtype = self.options.get("probability_dtype", "uint8")
+        require_dtype(dtype)
+        pictures = all(is_picture(scan.mask) for scan in scans)
+        if "probability" in self.folders and dtype != "uint8" and pictures:
+            raise ConfigError(f"a PNG holds no {dtype}.", "Use --prob-dtype uint8.")
+        runs = number_of_runs(self.options.get("runs"), self.folders.get("uncertainty"))
+        sample = self.options.get("sample")
+        if runs is not None and sample is not None:
+            drawn_often(sample, runs)
+        for folder in (self.output, *self.folders.values()):
+            there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+            if not there.is_dir() or folder.name.lower().endswith(MASK_SUFFIXES):
+                raise ConfigError(
+                    f"{folder}: cannot be a folder.",
+                    "Of many scans -o, --prob, --uncertainty and --preview name folders.",
+                )
+
     def mask(self, scan: Scan) -> Path:
         """Where a scan's mask goes."""
         return self.output / scan.mask
 
     def beside(self, scan: Scan) -> dict[str, Path]:
         """The other files that are written with a scan's mask, by option."""
-        return {
-            option: folder / _called(scan.mask, option) for option, folder in self.folders.items()
-        }
+        return {option: folder / scan.beside(option) for option, folder in self.folders.items()}
 
     def outputs(self, scan: Scan) -> list[Path]:
         """All files that are written for a scan."""
@@ -90,12 +111,6 @@ def trained_config(model: Path) -> RunConfig:
     if is_package(model):
         return from_dict(read_description(model)["config"], RunConfig(), source=str(model))
     return RunDir(model).config()
-
-
-def _called(mask: Path, option: str) -> Path:
-    """The name of an option's file, relative to its folder, as the mask's is."""
-    suffix = FILE_SUFFIX.get(option)
-    return mask if suffix is None else mask.with_name(f"{stem_of(mask)}{suffix}")
 
 
 def _plain(value: object) -> object:
@@ -196,6 +211,7 @@ def predict_one(task: Task, scan: Scan, predictor: Predictor, made_from: Mapping
         made_from=made_from,
         beside=sizes,
         warnings=[finding.to_json() for finding in report.warnings],
+        decoder=report.decoder,
     )
 
 

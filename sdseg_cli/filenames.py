@@ -44,22 +44,6 @@ def may_hold_dicom(path: Path) -> bool:
     )
 
 
-def size_and_time(path: Path) -> tuple[int, int]:
-    """Bytes and time of change, ns, of all that a scan is read from: of a DICOM series every file.
-
-    Raises:
-        OSError: It is gone.
-    """
-    if path.is_dir():
-        files = [file for file in path.rglob("*") if file.is_file()]
-    elif suffix_of(path) is None and not is_picture(path) and is_dicom_file(path):
-        files = [file for file in path.parent.iterdir() if file.is_file()]
-    else:
-        files = [path]
-    states = [file.stat() for file in files]
-    return sum(state.st_size for state in states), sum(state.st_mtime_ns for state in states)
-
-
 def stem_of(path: Path) -> str:
     """The file's name without its suffix: "img0001.nii.gz" -> "img0001", "7.png" -> "7"."""
     suffix = path.suffix if is_picture(path) else suffix_of(path)

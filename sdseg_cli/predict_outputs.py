@@ -43,10 +43,7 @@ class Outputs:
             ConfigError: A name is the scan itself or stands twice, or the type is unknown.
             DataError: A name is a folder, or of a kind that is not written.
         """
-        if self.probability_dtype not in ("uint8", "float32"):
-            raise ConfigError(
-                f"--prob-dtype is {self.probability_dtype!r}.", "Choose one of uint8, float32."
-            )
+        require_dtype(self.probability_dtype)
         for option, path in self._maps.items():
             # Only the mask may be DICOM, a SEG.
             check_writable(path, scan if option == "mask" or is_picture(scan) else None)
@@ -149,6 +146,12 @@ class Maps:
                 drawn = together.enter_context(replacing(out.preview))
                 save_preview(drawn, volume, self.mask, limits)
             write_mask(together.enter_context(replacing(out.mask)), self.mask, volume)
+
+
+def require_dtype(name: str) -> None:
+    """Refuse a type that probabilities are not written in. Raises ConfigError."""
+    if name not in ("uint8", "float32"):
+        raise ConfigError(f"--prob-dtype is {name!r}.", "Choose one of uint8, float32.")
 
 
 def _check_preview(path: Path) -> None:

@@ -112,7 +112,7 @@ def test_a_verb_imports_no_other_verb_but_predict(verb: str) -> None:
     if verb == "train":
         allowed.add("train_pictures")
     if verb == "cohort_scan":
-        allowed |= {"predict", "predict_file"}
+        allowed |= {"predict", "predict_file", "predict_outputs"}
     if verb in ("cohort", "cohort_ray"):
         allowed.add("cohort_scan")
     if verb == "predict_file":

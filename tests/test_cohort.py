@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -14,10 +15,11 @@ import pytest
 from sdseg_cli.cohort import CohortReport, Shard, predict_cohort
 from sdseg_cli.cohort_scan import Task, Worker, said
 from sdseg_cli.errors import ConfigError, DataError, WeightsError
-from sdseg_cli.imaging.scans import find_scans
+from sdseg_cli.imaging.scans import Scan, find_scans
 from sdseg_cli.predict_file import PredictReport
 from sdseg_cli.training.distributed import Ranks
 from tests.cohort_cases import AFFINE, BAD, GOOD, StandIn, stand_in, table, task
+from tests.dicom_files import write_series
 from tests.raw_cases import contents
 
 __all__ = ["stand_in", "task"]
@@ -55,7 +57,9 @@ def test_the_json_is_the_contracts_object(task: Task, stand_in: StandIn) -> None
     assert (values["done"], values["failed"], values["skipped"], values["left"]) == (3, 1, 0, 0)
     assert values["seconds"] >= values["seconds_per_scan"] >= 0
     assert [one["case"] for one in values["failures"]] == ["pt_3/ct"]
-    assert run(task).to_json()["seconds_per_scan"] is None
+    again = run(task).to_json()
+    assert again["seconds_per_scan"] is None
+    assert values["decoder"] == again["decoder"] == "exact"
 
 
 def test_a_second_run_does_what_failed_and_nothing_else(task: Task, stand_in: StandIn) -> None:
@@ -128,6 +132,16 @@ def test_a_mask_that_no_longer_lies_on_its_scan_is_made_again(
     assert sorted(stand_in.predicted) == ["moved", BAD]
 
 
+def test_masks_below_a_dicom_folder_do_not_make_it_another_scan(
+    task: Task, stand_in: StandIn, tmp_path: Path
+) -> None:
+    series = write_series(tmp_path / "series")
+    task = replace(task, output=series / "masks", folders={"probability": series / "prob"})
+    for done in (1, 0):
+        report = predict_cohort(find_scans(series, task.output, task.folders).scans, task)
+        assert (report.done, report.skipped) == (done, 1 - done)
+
+
 def test_files_beside_the_mask_go_to_their_folder_and_are_missed(
     task: Task, stand_in: StandIn
 ) -> None:
@@ -140,6 +154,16 @@ def test_files_beside_the_mask_go_to_their_folder_and_are_missed(
     run(task)
     assert stand_in.predicted == ["pt_1", BAD]
     assert prob.exists()
+
+
+def test_a_float_map_is_refused_where_all_scans_are_pictures(task: Task) -> None:
+    options = {"probability_dtype": "float32"}
+    task = replace(task, folders={"probability": task.output / "prob"}, options=options)
+    picture, volume = (Scan(name, Path(name), Path(name)) for name in ("a.png", "b.nii"))
+    task.check([picture, volume])
+    replace(task, folders={}).check([picture])
+    with pytest.raises(ConfigError, match="a PNG holds no float32"):
+        task.check([picture])
 
 
 def test_any_trouble_with_a_scan_is_its_row(task: Task, stand_in: StandIn) -> None:

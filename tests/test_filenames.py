@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
-from sdseg_cli.filenames import natural_key, safe_id, size_and_time, stem_of, suffix_of
-from tests import dicom_files
+from sdseg_cli.filenames import natural_key, safe_id, stem_of, suffix_of
 
 
 @pytest.mark.parametrize(
@@ -36,15 +34,3 @@ def test_numbers_sort_by_value_and_prefixes_first() -> None:
 )
 def test_an_id_is_one_plain_file_name(text: str, expected: str) -> None:
     assert safe_id(text) == expected
-
-
-def test_the_state_of_a_dicom_series_is_that_of_all_its_files(tmp_path: Path) -> None:
-    folder = dicom_files.write_series(tmp_path / "ct")
-    (tmp_path / "plain.nii").write_bytes(b"12345")
-    assert size_and_time(tmp_path / "plain.nii")[0] == 5
-    before = size_and_time(folder), size_and_time(folder / "IM0")
-    assert before[0] == before[1]
-    changed = folder / "IM3"
-    os.utime(changed, ns=(0, changed.stat().st_mtime_ns + 1))
-    assert size_and_time(folder) != before[0]
-    assert size_and_time(folder / "IM0") != before[1]

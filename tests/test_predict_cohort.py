@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from sdseg_cli.cli import run_command
 from sdseg_cli.cohort_scan import Task
-from sdseg_cli.config import RunConfig
+from sdseg_cli.config import RunConfig, SampleConfig
 from sdseg_cli.config_file import to_toml
 from tests.cohort_cases import StandIn, stand_in, table, task
+from tests.raw_cases import contents
 
 __all__ = ["stand_in", "task"]
 
@@ -85,6 +87,33 @@ def test_shards_and_ranks_divide_the_scans(
         monkeypatch.setenv(name, value)
     assert run_command(start) == 0
     assert stand_in.predicted == ["pt_2", "pt_10"]
+
+
+WRONG_FOR_ALL = {
+    "no such type": (["--prob", "prob", "--prob-dtype", "int8"], "--prob-dtype is 'int8'"),
+    "a file in a folder's place": (["--prob", "taken"], "taken: cannot be a folder"),
+    "a file above the folder": (["--uncertainty", "taken/u"], "taken/u: cannot be a folder"),
+    "a file's name": (["--preview", "p.png"], "p.png: cannot be a folder"),
+    "runs without noise": (["--uncertainty", "u", "--run", "still"], "Without noise all runs"),
+}
+
+
+@pytest.mark.parametrize("mistake", sorted(WRONG_FOR_ALL))
+def test_an_option_that_is_wrong_for_all_scans_leaves_the_ledger_as_it_was(
+    mistake: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "taken").write_text("a file")
+    shutil.copytree(home / "run", home / "still")
+    still = RunConfig(dataset="toy", sample=SampleConfig(noise="zero"))
+    (home / "still" / "config.toml").write_text(to_toml(still), encoding="utf-8")
+    start = ["predict", "in", "-o", "out", "--run", "run", "--quiet"]
+    assert run_command(start) == 3, "pt_3 is no scan"
+    capsys.readouterr()
+    before = contents(home)
+    wrong, named = WRONG_FOR_ALL[mistake]
+    assert run_command([*start, *wrong]) == 2
+    assert named in capsys.readouterr().err
+    assert contents(home) == before
 
 
 MISTAKES = {

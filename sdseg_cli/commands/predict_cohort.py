@@ -99,7 +99,7 @@ def predict_cohort(
     from sdseg_cli.imaging.scans import find_scans
 
     folders = {option: path for option, path in files.items() if path is not None}
-    found = find_scans(source, folder, folders.values())
+    found = find_scans(source, folder, folders)
     trained = model()
 
     from sdseg_cli.cohort import Shard, leave_together, predict_cohort, take_own_gpu

@@ -17,13 +17,14 @@ from numpy.lib.format import write_array_header_1_0
 
 from sdseg_cli.errors import DataError, RunError
 from sdseg_cli.facts import ScanFacts
-from sdseg_cli.filenames import is_picture, size_and_time
+from sdseg_cli.filenames import is_picture
 from sdseg_cli.imaging.cleaning import Cleaning
 from sdseg_cli.imaging.files import read_geometry, read_image, read_labels
 from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation, extent, guess_modality
 from sdseg_cli.imaging.measure import facts_record, measure_grid, measure_labels, measure_scan
 from sdseg_cli.imaging.picture import MaskLevels, Picture
 from sdseg_cli.imaging.reorient import geometry_like, stored_like
+from sdseg_cli.imaging.scan_state import size_and_time
 from sdseg_cli.imaging.slices import to_stack
 from sdseg_cli.imaging.volume import Volume, require_same_grid
 

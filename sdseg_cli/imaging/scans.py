@@ -31,6 +31,8 @@ MASK_SUFFIXES = (*VOLUME_SUFFIXES, ".png", DICOM_SUFFIX)
 """An output that ends so is one mask; any other is a folder of masks."""
 OUTSIDE = "_outside"
 """Below the masks' folder: where those of scans go that lie elsewhere than their list."""
+FILE_SUFFIX = {"preview": ".png"}
+"""Files beside a mask that are of another kind than the mask: what their names end in."""
 
 _NO_SCANS = {
     ".bval", ".bvec", ".cfg", ".csv", ".doc", ".docx", ".gif", ".html", ".ini", ".ipynb", ".json",
@@ -52,6 +54,11 @@ class Scan:
     case: str
     path: Path
     mask: Path
+
+    def beside(self, option: str) -> Path:
+        """The name of another file of this scan, relative to its folder: called as the mask is."""
+        suffix = FILE_SUFFIX.get(option)
+        return self.mask.with_name(f"{stem_of(self.mask)}{suffix}") if suffix else self.mask
 
 
 @dataclass(frozen=True)
@@ -82,24 +89,26 @@ def is_many(source: Path, output: Path) -> bool:
     return source.is_dir() or source.suffix.lower() in LIST_SUFFIXES
 
 
-def find_scans(source: Path, output: Path, others: Iterable[Path] = ()) -> FoundScans:
+def find_scans(source: Path, output: Path, others: Mapping[str, Path] | None = None) -> FoundScans:
     """Find the scans of a folder, at any depth, or of a list.
 
     Args:
         source: A folder, or a .txt, .lst or .csv file with one path per line (a .csv's first
             column), relative to its own folder; empty lines and those with a # are passed over.
         output: The masks' folder; it may lie inside the source and is never searched.
-        others: Further folders that are written to.
+        others: Further folders that are written to, by the option of `predict_file`.
 
     Raises:
         DataError: There is no scan.
-        ConfigError: Two scans would have one mask, or a mask would replace a scan.
+        ConfigError: Two files would have one name, or one would replace a scan, or a file among the
+            scans that may be one, for no cohort wrote to the output before.
     """
+    others = others or {}
     passed: Counter[str] = Counter()
     if source.is_dir():
         if source.resolve() == output.resolve():
             raise ConfigError(f"{output}: is the scans' own folder.", "Give -o another folder.")
-        written = {path.resolve() for path in (output, *others)}
+        written = {path.resolve() for path in (output, *others.values())}
         base, paths = source, list(_walked(source, written, passed))
     else:
         base, paths = source.parent, list(dict.fromkeys(_listed(source)))
@@ -117,7 +126,9 @@ def find_scans(source: Path, output: Path, others: Iterable[Path] = ()) -> Found
         stem = _stem(place)
         case = stem if stems[stem] == 1 else place.as_posix()
         scans.append(Scan(case, path, _mask_name(path, place)))
-    _refuse_clashes(scans, output)
+    _refuse_clashes(scans, output, others)
+    if source.is_dir() and not (output / LEDGER_FOLDER).exists():
+        _refuse_strangers(scans, source, output, others)
     return FoundScans(tuple(scans), dict(passed))
 
 
@@ -212,20 +223,43 @@ def _mask_name(path: Path, place: Path) -> Path:
     return place if writable else place.with_name(f"{stem_of(place)}.mha")
 
 
-def _refuse_clashes(scans: Iterable[Scan], output: Path) -> None:
-    """Before anything starts: no mask is written twice, and none over a scan."""
+def _refuse_clashes(scans: Iterable[Scan], output: Path, others: Mapping[str, Path]) -> None:
+    """Before anything starts: no file is written twice, and none over a scan."""
     known = {scan.path.resolve(): scan for scan in scans}
     first: dict[Path, Scan] = {}
     for scan in scans:
-        other = first.setdefault(scan.mask, scan)
-        if other is not scan:
-            raise ConfigError(
-                f"{other.path} and {scan.path} would both be written to {output / scan.mask}.",
-                "Give a list (.txt, one path per line) that names one of them.",
-            )
-        replaced = known.get((output / scan.mask).resolve())
-        if replaced is not None:
-            raise ConfigError(
-                f"{output / scan.mask}: would replace the scan {replaced.path}.",
-                "Give -o another folder.",
-            )
+        beside = (folder / scan.beside(option) for option, folder in others.items())
+        for path in (output / scan.mask, *beside):
+            real = path.resolve()
+            other = first.get(real)
+            if other is scan:
+                raise ConfigError(
+                    f"{path}: two files of {scan.path} would have this name.",
+                    "Give -o, --prob, --uncertainty and --preview a folder each.",
+                )
+            if other is not None:
+                raise ConfigError(
+                    f"{other.path} and {scan.path} would both be written to {path}.",
+                    "Give a list (.txt, one path per line) that names one of them, "
+                    "or each output another folder.",
+                )
+            if real in known:
+                raise ConfigError(
+                    f"{path}: would replace the scan {known[real].path}.",
+                    f"Give another folder than {path.parent}.",
+                )
+            first[real] = scan
+
+
+def _refuse_strangers(
+    scans: Iterable[Scan], root: Path, output: Path, others: Mapping[str, Path]
+) -> None:
+    """Folders that are written to were not searched: a file there, among the scans, may be one."""
+    for scan in scans:
+        beside = (folder / scan.beside(option) for option, folder in others.items())
+        for path in (output / scan.mask, *beside):
+            if path.exists() and path.resolve().is_relative_to(root.resolve()):
+                raise ConfigError(
+                    f"{path}: lies among the scans and would be replaced, and may be one.",
+                    f"Give another folder than {path.parent}, or remove the file.",
+                )

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from sdseg_cli.config import SampleConfig
 from sdseg_cli.errors import DataError
-from sdseg_cli.filenames import size_and_time
 from sdseg_cli.imaging.files import read_labels, write_mask
 from sdseg_cli.imaging.picture import Picture
+from sdseg_cli.imaging.scan_state import size_and_time
 from sdseg_cli.imaging.volume import Volume
 from sdseg_cli.report.tables import write_json
 

@@ -36,8 +36,10 @@ COLUMNS = (
 DONE, FAILED = "done", "failed"
 TABLE_SHARE = 0.02
 """Of the time may go into the table while the work goes on; at the end it is always written."""
-_LEFTOVER = re.compile(r"\.\d+\.part\.(.+)")
-"""What `replacing` calls a file that is not complete."""
+LEFT_AFTER_S = 3600.0
+"""So long nobody wrote to a file that counts as left behind: a lock may end at its own machine."""
+_LEFTOVER = re.compile(r"(?:\.\d+\.part\.)+(.+)")
+"""What `replacing` calls a file that is not complete; of several, one of them in another."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Row:
         made_from: What the mask depends on: model, options, the scan's size and time.
         beside: Files written with the mask, by option, and their bytes.
         warnings: What is odd about the scan, as `Finding.to_json`.
+        decoder: Which drew the mask, "exact" or "fast"; empty where it failed.
     """
 
     case: str
@@ -71,6 +74,7 @@ class Row:
     made_from: Mapping[str, Any] = field(default_factory=dict)
     beside: Mapping[str, int] = field(default_factory=dict)
     warnings: Sequence[Mapping[str, str]] = field(default_factory=list)
+    decoder: str = ""
 
 
 class Ledger:
@@ -102,7 +106,7 @@ class Ledger:
     def rows(self) -> list[Row]:
         """All that is recorded, in natural order; what did not change is not read again."""
         names = (path for path in self._records.glob("*.json") if path.name[0] != ".")
-        there = {path: path.stat() for path in names}
+        there = {path: state for path in names if (state := _state(path)) is not None}
         for path, state in there.items():
             seen = (state.st_ino, state.st_mtime_ns)
             if self._known.get(path, (0, 0, None))[:2] != seen:
@@ -145,7 +149,8 @@ class Ledger:
     def in_use(self, outputs: Collection[Path]) -> Iterator[None]:
         """Within the block others can tell that this process works here.
 
-        Before and after, if it is alone, what killed processes left half-written is removed.
+        Before and after, if it is alone, what killed processes left half-written more than an hour
+        ago is removed.
 
         Args:
             outputs: All files that anyone of this cohort writes.
@@ -175,11 +180,15 @@ class Ledger:
         if not _alone(lock):
             return
         wanted = {self.table, *outputs}
+        os.utime(lock.fileno())  # now, by the clock that dates the files
+        old = os.fstat(lock.fileno()).st_mtime - LEFT_AFTER_S
         for folder in {self._records, *(path.parent for path in wanted)}:
             for path in folder.glob(".*.part.*"):
                 part = _LEFTOVER.fullmatch(path.name)
                 if part and (folder == self._records or folder / part[1] in wanted):
-                    path.unlink(missing_ok=True)
+                    state = _state(path)
+                    if state is not None and state.st_mtime < old:
+                        path.unlink(missing_ok=True)
 
     def _record(self, mask: Path) -> Path:
         # A path may be longer than a name can be, so its hash names the file.
@@ -191,6 +200,14 @@ def _read(path: Path) -> Row | None:
     try:
         return Row(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
+        return None
+
+
+def _state(path: Path) -> os.stat_result | None:
+    """None where another process has removed the file meanwhile."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
         return None
 
 

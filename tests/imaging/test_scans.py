@@ -53,8 +53,18 @@ def test_what_may_be_a_scan_and_is_not_read_is_counted(tmp_path: Path) -> None:
 
 
 def test_the_masks_are_no_scans_wherever_they_lie(tmp_path: Path) -> None:
-    touch(tmp_path, "in/a.nii", "in/out/a.nii", "in/prob/a.nii", "in/old/a.nii", "in/old/.ledger/x")
-    found = find_scans(tmp_path / "in", tmp_path / "in" / "out", [tmp_path / "in" / "prob"])
+    touch(
+        tmp_path,
+        "in/a.nii",
+        "in/out/a.nii",
+        "in/out/.ledger/x",
+        "in/prob/a.nii",
+        "in/old/a.nii",
+        "in/old/.ledger/x",
+    )
+    found = find_scans(
+        tmp_path / "in", tmp_path / "in" / "out", {"probability": tmp_path / "in" / "prob"}
+    )
     assert [scan.case for scan in found.scans] == ["a"]
     with pytest.raises(ConfigError, match="is the scans' own folder"):
         find_scans(tmp_path / "in", tmp_path / "in")
@@ -85,6 +95,53 @@ def test_two_scans_for_one_mask_are_refused(tmp_path: Path) -> None:
     touch(tmp_path, "set/a.nii", "set/set/a.nii")
     with pytest.raises(ConfigError, match="would replace the scan"):
         find_scans(tmp_path / "set", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("option", "folder", "scans"),
+    [
+        ("probability", "set/sub", ["a.nii.gz", "sub/a.nii.gz"]),
+        ("uncertainty", "set/x/../sub", ["a.nii.gz", "sub/a.nii.gz"]),
+        ("preview", "set/sub", ["a.nii.gz", "sub/a.png"]),
+        ("preview", "set/link", ["a.jpg", "sub/a.png"]),
+    ],
+)
+def test_no_file_beside_a_mask_replaces_a_scan(
+    tmp_path: Path, option: str, folder: str, scans: list[str]
+) -> None:
+    touch(tmp_path / "set", *scans)
+    (tmp_path / "set" / "link").symlink_to(tmp_path / "set" / "sub")
+    listed = tmp_path / "set" / "scans.txt"
+    listed.write_text("\n".join(scans))
+    with pytest.raises(ConfigError, match=r"would replace the scan .*sub/a\."):
+        find_scans(listed, tmp_path / "out", {option: tmp_path / folder})
+    assert len(find_scans(listed, tmp_path / "out", {option: tmp_path / "p"}).scans) == 2
+
+
+@pytest.mark.parametrize(
+    ("output", "folders"), [("in/sub", {}), ("out", {"probability": "in/sub"})]
+)
+def test_a_folder_of_scans_among_the_scans_is_not_written_to(
+    tmp_path: Path, output: str, folders: dict[str, str]
+) -> None:
+    touch(tmp_path, "in/a.nii", "in/sub/a.nii")
+    others = {option: tmp_path / name for option, name in folders.items()}
+    with pytest.raises(ConfigError, match=r"sub/a\.nii: lies among the scans"):
+        find_scans(tmp_path / "in", tmp_path / output, others)
+
+
+def test_two_outputs_of_one_name_are_refused_and_a_preview_may_lie_beside_its_mask(
+    tmp_path: Path,
+) -> None:
+    touch(tmp_path, "in/a.nii", "in/b/a.nii")
+    source, out = tmp_path / "in", tmp_path / "out"
+    assert find_scans(source, out, {"preview": out}).scans
+    with pytest.raises(ConfigError, match=r"two files of .*a\.nii would have this name"):
+        find_scans(source, out, {"probability": out})
+    with pytest.raises(ConfigError, match="two files of"):
+        find_scans(source, out, {"probability": out / "p", "uncertainty": out / "p"})
+    with pytest.raises(ConfigError, match=r"in/a\.nii and .*b/a\.nii would both be written to"):
+        find_scans(source, out, {"probability": out / "b"})
 
 
 def test_scans_that_differ_only_in_kind_keep_their_whole_names(tmp_path: Path) -> None:

@@ -1,9 +1,15 @@
 from __future__ import annotations
 
 import csv
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
-from sdseg_cli.report.ledger import COLUMNS, DONE, FAILED, Ledger, Row
+import pytest
+
+from sdseg_cli.report.ledger import COLUMNS, DONE, FAILED, LEFT_AFTER_S, Ledger, Row
 
 
 def row(case: str, status: str = DONE, **values) -> Row:
@@ -71,21 +77,64 @@ def test_the_table_takes_its_share_of_the_time_and_no_more(tmp_path: Path) -> No
     assert len(table(ledger)) == 2
 
 
+def half_written(path: Path, *, seconds_ago: float = LEFT_AFTER_S + 60) -> Path:
+    path.write_text("half")
+    os.utime(path, (time.time() - seconds_ago,) * 2)
+    return path
+
+
 def test_leftovers_of_the_cohort_go_and_nothing_else(tmp_path: Path) -> None:
     mask = tmp_path / "a" / "ct.nii.gz"
     mask.parent.mkdir()
     mine = [mask.with_name(".12.part.ct.nii.gz"), tmp_path / ".12.part.ledger.csv"]
     others = [mask.with_name(".12.part.mr.nii.gz"), mask.with_name(".ct.nii.gz")]
     for path in (*mine, *others):
-        path.write_text("half")
+        half_written(path)
     ledger = Ledger(tmp_path)
     with ledger.in_use([mask]):
         assert [path.exists() for path in (*mine, *others)] == [False, False, True, True]
-        mine[0].write_text("another process is writing this")
+        half_written(mine[0])
         with Ledger(tmp_path).in_use([mask]):
             assert mine[0].exists(), "it is not alone"
         assert mine[0].exists()
     assert not mine[0].exists()
+
+
+def test_what_was_half_written_within_the_hour_may_be_in_work_on_another_machine(
+    tmp_path: Path,
+) -> None:
+    recent = half_written(tmp_path / ".12.part.a.nii", seconds_ago=LEFT_AFTER_S - 60)
+    old = half_written(tmp_path / ".13.part.a.nii")
+    with Ledger(tmp_path).in_use([tmp_path / "a.nii"]):
+        assert recent.exists() and not old.exists()
+
+
+def test_what_a_kill_leaves_of_a_file_written_for_another_is_removed(tmp_path: Path) -> None:
+    mask = tmp_path / "ct.nii.gz"
+    killed = """
+import os, pathlib, sys
+from sdseg_cli.atomic import replacing
+with replacing(pathlib.Path(sys.argv[1])) as outer, replacing(outer) as inner:
+    inner.write_text("half")
+    os._exit(9)
+"""
+    assert subprocess.run([sys.executable, "-c", killed, mask], check=False).returncode == 9
+    (left,) = tmp_path.iterdir()
+    half_written(left)
+    with Ledger(tmp_path).in_use([mask]):
+        assert not left.exists()
+
+
+def test_a_row_that_another_process_forgets_meanwhile_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.write(Path("a.nii"), row("a"))
+    ledger.write(Path("b.nii"), row("b"))
+    listed = list((tmp_path / ".ledger").glob("*.json"))
+    listed[0].unlink()
+    monkeypatch.setattr(Path, "glob", lambda *_: iter(listed))
+    assert len(ledger.rows()) == 1
 
 
 def test_a_failure_is_forgotten_when_its_scan_is_gone(tmp_path: Path) -> None:
