@@ -18,7 +18,7 @@ from torch import Tensor, nn
 PATCH, PIECE = 6, 4
 LEAST_CHANNELS = 128
 """With fewer, moving patches costs what the multiplications save."""
-TILES_AT_ONCE = 256
+TILES_AT_ONCE = 64
 """So few that what passes between the steps stays in the cache."""
 
 # At the points 0, 1, -1, 2, -2 and infinity, appendix of the paper.
