@@ -29,18 +29,17 @@ from torch import Tensor
 
 from benchmarks.lowering import FLOAT32, Lowering, lowerings, with_float16_weights
 from benchmarks.results import Results, Row, machine, seconds
-from sdseg_cli.config import THRESHOLD, RunConfig
-from sdseg_cli.config_file import from_dict
+from sdseg_cli.config import THRESHOLD
 from sdseg_cli.datasets.manifest import Manifest
 from sdseg_cli.errors import ConfigError
 from sdseg_cli.metrics.segmentation import dice
 from sdseg_cli.model import diffusion
-from sdseg_cli.model.sdseg import SDSeg, as_three_channels, unfilled_sdseg
-from sdseg_cli.model.tensor_files import load_strictly
+from sdseg_cli.model.sdseg import SDSeg, as_three_channels
 from sdseg_cli.training.batches import PreparedSlices
 from sdseg_cli.training.checkpoint import Checkpoint
+from sdseg_cli.training.package import networks_of
 from sdseg_cli.training.run_folder import RunDir, find_run
-from sdseg_cli.training.runtime import choose_device, placed
+from sdseg_cli.training.runtime import choose_device
 
 SAFE = 0.001
 """A precision whose Dice differs from float32's by less is as good."""
@@ -101,16 +100,12 @@ class Comparison:
         checkpoint = Checkpoint.load(run.best)
         if checkpoint.data != manifest.inference_settings():
             raise ConfigError(f"{manifest.name} was prepared anew since.", "Train again.")
-        config = from_dict(checkpoint.config, RunConfig(), source=str(run.path))
-        model = unfilled_sdseg(config.model)
-        load_strictly(model, checkpoint.prediction_weights(), source=str(run.path))
-        model.latent_scale = checkpoint.latent_scale
-        self.model = placed(model.eval().requires_grad_(False), device)
+        self.model = networks_of(checkpoint, device, source=str(run.path))
         self.sample = sample_of(manifest, split, limit)
         self.device = device
         count = len(self.sample.numbers)
         self.label = f"{manifest.name}/{run.path.name}@{checkpoint.step}/{split}-{count}"
-        self.parameterisation = config.model.parameterisation
+        self.parameterisation = self.model.config.parameterisation
 
     @cached_property
     def exact(self) -> tuple[Tensor, Tensor, dict[int, float]]:

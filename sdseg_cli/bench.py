@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,8 @@ from sdseg_cli.presets import preset
 from sdseg_cli.progress import Progress, silent
 from sdseg_cli.splits import open_split
 from sdseg_cli.training.batches import spread
-from sdseg_cli.training.fast_decoder import find_mask_decoder
+from sdseg_cli.training.checkpoint import Checkpoint
+from sdseg_cli.training.fast_decoder import choose_decoder
 from sdseg_cli.training.inference import Inference, cores, keep_freed_memory, quicken
 from sdseg_cli.training.package import networks_of, read_trained
 from sdseg_cli.training.runtime import choose_device, placed
@@ -71,7 +73,7 @@ class Tier:
     slices_per_s: float
     gflop: float
     dice: float | None
-    """Mean Dice with the plain masks; None for a model that was not trained."""
+    """Mean Dice with the plain masks; None for networks that were not trained."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,11 @@ def bench(
         raise ConfigError(f"--threads is {threads}.", "Give at least 1.")
     own = choose_device(device)
     with cores(threads):
-        networks, decoder = _networks(model, preset_name, own)
-        pixels = _pixels(model, workspace, slices)
+        checkpoint = None if model is None else read_trained(model)
+        networks, trained = _networks(model, checkpoint, preset_name, own)
+        decoder = trained or build_mask_decoder(networks.config.autoencoder)
+        decoder = placed(decoder.eval().requires_grad_(False), own)
+        pixels = _pixels(checkpoint, workspace, slices)
         simple = copy.deepcopy(networks)
         simple.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         quicken(networks)
@@ -145,11 +150,12 @@ def bench(
                 masks[k], seconds = _masks(predict, pixels)
                 best[k] = min(best[k], seconds)
                 progress(2 + turn * len(jobs) + k, total, "measured")
+        meant = () if model is None else ("exact", "fast") if trained else ("exact",)
         tiers = [
             replace(
                 tier,
                 slices_per_s=len(pixels) / seconds,
-                dice=None if model is None else _mean_dice(found, masks[0]),
+                dice=_mean_dice(found, masks[0]) if tier.decoder in meant else None,
             )
             for (tier, _), seconds, found in zip(jobs, best, masks, strict=True)
         ]
@@ -263,34 +269,30 @@ def _mean_dice(masks: NDArray[np.bool_], others: NDArray[np.bool_]) -> float:
 
 
 def _networks(
-    model: Path | None, preset_name: str, device: torch.device
-) -> tuple[SDSeg, MaskDecoder]:
-    """With a mask decoder, untrained where there is none."""
-    if model is None:
-        torch.manual_seed(0)
+    model: Path | None, checkpoint: Checkpoint | None, preset_name: str, device: torch.device
+) -> tuple[SDSeg, MaskDecoder | None]:
+    """With the mask decoder that `--decoder fast` takes, where there is one."""
+    torch.manual_seed(0)
+    if model is None or checkpoint is None:
         built = build_sdseg(preset(preset_name).model).eval().requires_grad_(False)
-        networks, found = placed(built, device), None
-    else:
-        networks = networks_of(read_trained(model), device, source=str(model))
-        sizes, store = networks.config.autoencoder, WeightStore.default()
-        found = find_mask_decoder(networks.autoencoder, sizes, store)
-    decoder = found or build_mask_decoder(networks.config.autoencoder).eval()
-    return networks, placed(decoder.requires_grad_(False), device)
+        return placed(built, device), None
+    networks = networks_of(checkpoint, device, source=str(model))
+    with suppress(ConfigError):
+        return networks, choose_decoder("fast", model, checkpoint, networks, WeightStore.default())
+    return networks, None
 
 
-def _pixels(model: Path | None, workspace: Path | None, count: int) -> NDArray[np.float32]:
+def _pixels(
+    checkpoint: Checkpoint | None, workspace: Path | None, count: int
+) -> NDArray[np.float32]:
     """(count,256,256), of a run on pictures (count,3,256,256), in [-1,1]."""
-    if model is not None and workspace is not None:
-        dataset = read_trained(model).data.get("dataset")
-        try:
-            slices = open_split(Manifest.find(workspace, str(dataset)), "val")
-        except ConfigError:  # the set is elsewhere
-            pass
-        else:
+    if checkpoint is not None and workspace is not None:
+        with suppress(ConfigError):  # the set may be elsewhere
+            manifest = Manifest.find(workspace, str(checkpoint.data.get("dataset")))
+            slices = open_split(manifest, "val")
             return slices.batch(spread(slices, count)[:count]).image.numpy()
-    stack = _phantom()
-    once = stack.pixels(0, min(count, len(stack)))
-    return np.resize(once, (count, *once.shape[1:]))  # again and again
+    once = (stack := _phantom()).pixels(0, len(stack))
+    return np.resize(once, (count, *once.shape[1:]))  # cut, or again and again
 
 
 def _phantom() -> SliceStack:

@@ -168,9 +168,10 @@ def train(
                 reached = _all_steps(
                     loop, ahead, latents, slices, fixed, files, pictures, stop, told
                 )
-        ends = reached == "finished" and ranks.writes
-        store = WeightStore.default()
-        fast = try_measuring(run, slices, fixed, own, store, warn) if ends else None
+        fast: DecoderCheck | None = None
+        if reached == "finished" and ranks.writes:
+            splits, anew = (slices, fixed), loop.step > begun
+            fast = try_measuring(run, *splits, own, WeightStore.default(), warn, anew=anew)
     return TrainReport(
         run=run.path,
         step=loop.step,

@@ -179,10 +179,16 @@ def try_measuring(
     device: torch.device,
     store: WeightStore,
     warn: Callable[[Finding], None],
+    *,
+    anew: bool = True,
 ) -> DecoderCheck | None:
-    """`measure_run` for a run that is whole without: what goes wrong is a warning."""
+    """`measure_run` for a run that is whole without: what goes wrong is a warning.
+
+    With `anew` false, for a run that has not been trained since, what it keeps already is enough.
+    """
     try:
-        return measure_run(run, training, validation_slices, device, store)
+        kept = None if anew else read_check(run.path)
+        return kept or measure_run(run, training, validation_slices, device, store)
     except (SdsegError, RuntimeError, MemoryError) as error:
         if not (isinstance(error, SdsegError) or ran_out_of_memory(error)):
             raise

@@ -221,6 +221,19 @@ def test_what_goes_wrong_while_measuring_is_a_warning_of_a_run_that_is_whole(
     assert "damaged" in told[0].measured
 
 
+def test_a_finished_run_that_is_called_again_is_not_measured_again(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[object] = []
+    monkeypatch.setattr(fast_decoder, "measure_run", lambda *_: measured.append(1) or check(9))
+    arguments = run, None, None, CPU, WeightStore(tmp_path), print
+    assert try_measuring(*arguments, anew=False) == check(9), "it had none yet"
+    keep_with_run(run, constant(1.5), check(7))
+    assert try_measuring(*arguments, anew=False) == check(7)
+    assert len(measured) == 1
+    assert try_measuring(*arguments, anew=True) == check(9)
+
+
 def test_what_decides_the_decoder_has_a_name_of_its_own(run: RunDir, tmp_path: Path) -> None:
     store = WeightStore(tmp_path)
     bare = decoder_identity("auto", run.path, store)
