@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from sdseg_cli.config import RunConfig
-from sdseg_cli.model.sdseg import SDSeg, build_sdseg
+from sdseg_cli.model.baselines import SliceModel, build_model
+from sdseg_cli.model.sdseg import SDSeg
 from sdseg_cli.training.batches import FLIPS, PreparedSlices, flipped
 from sdseg_cli.training.checkpoint import Checkpoint
 from sdseg_cli.training.latents import MaskLatents, encode_masks, open_latents
@@ -32,10 +33,10 @@ def made_up_slices(folder: Path, count: int) -> PreparedSlices:
     return PreparedSlices([folder], lambda values: values > 0, [list(range(0, count, 2))])
 
 
-def step_zero(config: RunConfig, model: SDSeg | None = None) -> Checkpoint:
+def step_zero(config: RunConfig, model: SliceModel | None = None) -> Checkpoint:
     """Where a run begins, with random weights unless a model is given."""
     torch.manual_seed(0)
-    model = model or build_sdseg(config.model)
+    model = model or build_model(config.model)
     return Checkpoint.begin(config, model)
 
 
@@ -63,7 +64,7 @@ def stepper(
 
 
 def keep_all_latents(
-    model: SDSeg, slices: PreparedSlices, latents: MaskLatents, flips: str
+    model: SliceModel, slices: PreparedSlices, latents: MaskLatents, flips: str
 ) -> None:
     """As after the first epochs of a run: the moments of all masks are computed.
 
@@ -73,6 +74,8 @@ def keep_all_latents(
         latents: Where the moments are kept.
         flips: `train.flips`.
     """
+    if not isinstance(model, SDSeg):
+        return
     device = next(model.parameters()).device
     codes = torch.arange(4)
     for letter, code, _ in FLIPS:

@@ -37,7 +37,7 @@ from sdseg_cli.model import diffusion
 from sdseg_cli.model.sdseg import SDSeg, as_three_channels
 from sdseg_cli.training.batches import PreparedSlices
 from sdseg_cli.training.checkpoint import Checkpoint
-from sdseg_cli.training.package import networks_of
+from sdseg_cli.training.package import sdseg_of
 from sdseg_cli.training.run_folder import RunDir, find_run
 from sdseg_cli.training.runtime import choose_device
 
@@ -100,7 +100,7 @@ class Comparison:
         checkpoint = Checkpoint.load(run.best)
         if checkpoint.data != manifest.inference_settings():
             raise ConfigError(f"{manifest.name} was prepared anew since.", "Train again.")
-        self.model = networks_of(checkpoint, device, source=str(run.path))
+        self.model = sdseg_of(checkpoint, device, source=str(run.path))
         self.sample = sample_of(manifest, split, limit)
         self.device = device
         count = len(self.sample.numbers)

@@ -36,7 +36,7 @@ from sdseg_cli.training.batches import spread
 from sdseg_cli.training.checkpoint import Checkpoint
 from sdseg_cli.training.fast_decoder import choose_decoder
 from sdseg_cli.training.inference import Inference, cores, keep_freed_memory, quicken
-from sdseg_cli.training.package import networks_of, read_trained
+from sdseg_cli.training.package import read_trained, sdseg_of
 from sdseg_cli.training.runtime import choose_device, placed
 from sdseg_cli.training.sampling import predict_planes
 
@@ -276,7 +276,7 @@ def _networks(
     if model is None or checkpoint is None:
         built = build_sdseg(preset(preset_name).model).eval().requires_grad_(False)
         return placed(built, device), None
-    networks = networks_of(checkpoint, device, source=str(model))
+    networks = sdseg_of(checkpoint, device, source=str(model))
     with suppress(ConfigError):
         return networks, choose_decoder("fast", model, checkpoint, networks, WeightStore.default())
     return networks, None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sdseg_cli.errors import ConfigError
+from sdseg_cli.networks import SCALES, SDSEG, models
 
 
 def _choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -92,6 +93,10 @@ class UNetConfig:
 class ModelConfig:
     """The three networks, how the image reaches the denoiser, and what that predicts."""
 
+    network: str = SDSEG
+    """"sdseg", or a network it is compared with, of `networks.BASELINES`."""
+    scale: str = "own"
+    """Size of such a network: "tiny" or "sd"; SDSeg has its own, in the sections below."""
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     unet: UNetConfig = field(default_factory=UNetConfig)
     fusion: str = "concat"
@@ -110,6 +115,13 @@ class ModelConfig:
     """False: the vision encoder stays as it starts, without dropout."""
 
     def __post_init__(self) -> None:
+        _choice("model.network", self.network, models())
+        if (self.network == SDSEG) != (self.scale == "own"):
+            raise ConfigError(
+                f"model.network is {self.network} with model.scale {self.scale}.",
+                f"Take --model {self.network}, which sets all that goes with it.",
+            )
+        _choice("model.scale", self.scale, ("own", *SCALES))
         _choice("model.fusion", self.fusion, ("concat", "cross-attention"))
         _choice("model.precision", self.precision, ("mixed", "mixed-float16", "float32"))
         _choice("model.parameterisation", self.parameterisation, ("eps", "v", "z0"))
@@ -214,6 +226,31 @@ class SampleConfig:
             )
 
 
+SDSEG_RECIPE = (
+    "noise_loss_weight",
+    "latent_loss_weight",
+    "latent_loss",
+    "foreground_weight",
+    "timesteps",
+)
+"""Settings of `[train]` that mean nothing to another network."""
+SDSEG_ALONE = {
+    "model": (
+        "autoencoder",
+        "unet",
+        "fusion",
+        "parameterisation",
+        "encoder_dropout",
+        "train_encoder",
+    ),
+    "train": SDSEG_RECIPE,
+    "sample": ("steps", "eta", "samples", "noise"),
+}
+"""Section -> such settings; for another network they stay at their defaults, and no noise is
+drawn.
+"""
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """All settings of one training run."""
@@ -225,3 +262,19 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
+
+    def __post_init__(self) -> None:
+        if self.model.network == SDSEG:
+            return
+        plain = RunConfig(sample=SampleConfig(noise="zero"))
+        unused = [
+            f"{section}.{name}"
+            for section, names in SDSEG_ALONE.items()
+            for name in names
+            if getattr(getattr(self, section), name) != getattr(getattr(plain, section), name)
+        ]
+        if unused:
+            raise ConfigError(
+                f"{self.model.network} does not use {', '.join(unused)}: SDSeg alone does.",
+                f"Leave it out; --model {self.model.network} sets all that the network needs.",
+            )

@@ -16,8 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sdseg_cli.config import RunConfig
+from sdseg_cli.config import SDSEG_ALONE, RunConfig
 from sdseg_cli.errors import ConfigError
+from sdseg_cli.networks import SDSEG
 
 
 def from_dict(values: dict[str, Any], base: RunConfig, *, source: str) -> RunConfig:
@@ -132,18 +133,25 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def to_toml(config: RunConfig) -> str:
-    """The whole configuration, one section per dataclass; `load_toml` gives it back."""
-    lines = _section(config, "")
+    """The whole configuration, one section per dataclass; `load_toml` gives it back. What only SDSeg
+    has is left out for another network.
+    """
+    unused = set[str]()
+    if config.model.network != SDSEG:
+        unused = {f"{part}.{key}" for part in ("model", "train") for key in SDSEG_ALONE[part]}
+    lines = _section(config, "", unused)
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
-def _section(config: Any, name: str) -> list[str]:
+def _section(config: Any, name: str, unused: set[str]) -> list[str]:
     lines = [f"\n[{name}]"] if name else []
     below: list[str] = []
     for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
+        value, key = getattr(config, item.name), f"{name}.{item.name}" if name else item.name
+        if key in unused:
+            continue
         if dataclasses.is_dataclass(value):
-            below += _section(value, f"{name}.{item.name}" if name else item.name)
+            below += _section(value, key, unused)
         else:
             # JSON and TOML write strings, numbers, booleans and lists alike.
             written = json.dumps(list(value) if isinstance(value, tuple) else value)

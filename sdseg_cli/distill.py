@@ -28,7 +28,7 @@ from sdseg_cli.training.batches import flip_codes, flipped
 from sdseg_cli.training.checkpoint import Checkpoint
 from sdseg_cli.training.distillation import SIDE, Distiller, Masks, Teacher, mixed, procedural
 from sdseg_cli.training.fast_decoder import DecoderCheck, measure_run, stored_decoder
-from sdseg_cli.training.package import networks_of
+from sdseg_cli.training.package import sdseg_of
 from sdseg_cli.training.run_folder import RunDir
 from sdseg_cli.training.runtime import choose_device, placed, stop_signals
 
@@ -161,7 +161,7 @@ def agreement(decoder: torch.nn.Module, teacher: Teacher, count: int) -> float:
 def _model(run: RunDir | None, preset_name: str, store: WeightStore) -> SDSeg:
     if run is not None:
         best = Checkpoint.load(run.best)
-        return networks_of(best, torch.device("cpu"), source=str(run.best))
+        return sdseg_of(best, torch.device("cpu"), source=str(run.best))
     model = build_sdseg(preset(preset_name).model)
     start_scratch(model, store)
     return model.eval().requires_grad_(False)

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sdseg_cli.config import AutoencoderConfig, ModelConfig, RunConfig, TrainConfig, UNetConfig
+from sdseg_cli.config import (
+    SDSEG_RECIPE,
+    AutoencoderConfig,
+    ModelConfig,
+    RunConfig,
+    SampleConfig,
+    TrainConfig,
+    UNetConfig,
+)
 from sdseg_cli.errors import ConfigError
+from sdseg_cli.networks import BASELINES, SCALES, SDSEG
 
 _TINY = RunConfig(
     preset="tiny",
@@ -85,3 +94,35 @@ def preset(name: str) -> RunConfig:
     if name not in PRESETS:
         raise ConfigError(f'there is no preset "{name}".', f"Choose one of {', '.join(PRESETS)}.")
     return PRESETS[name]
+
+
+def for_network(config: RunConfig, network: str) -> RunConfig:
+    """A preset for another network: the same data, batches, flips, steps, average and validation;
+    a learning rate that suits it; and nothing that only SDSeg has.
+
+    Args:
+        config: The preset `tiny` or `sd`.
+        network: Of `networks.models`.
+
+    Raises:
+        ConfigError: There is no such network, or the preset is an ablation of SDSeg.
+    """
+    if network == SDSEG:
+        return config
+    if config.preset not in SCALES:
+        raise ConfigError(
+            f"preset {config.preset} is an ablation of SDSeg.",
+            f"Take --preset {' or '.join(SCALES)} with --model {network}.",
+        )
+    model, tiny = ModelConfig(network=network, scale=config.preset), config.preset == "tiny"
+    rate, unused = BASELINES[network].learning_rate, TrainConfig()
+    recipe = replace(
+        config.train,
+        init="scratch",
+        learning_rate=rate if tiny else rate / 3,
+        warmup_steps=50 if tiny else 1_000,
+        schedule="cosine",
+        clip_norm=1.0,
+        **{name: getattr(unused, name) for name in SDSEG_RECIPE},
+    )
+    return replace(config, model=model, train=recipe, sample=SampleConfig(noise="zero"))

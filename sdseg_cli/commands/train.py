@@ -13,7 +13,8 @@ from sdseg_cli.commands.options import Compiled, Debug, Device, Json, Quiet, num
 from sdseg_cli.config import RunConfig
 from sdseg_cli.console import Output
 from sdseg_cli.errors import ConfigError
-from sdseg_cli.presets import PRESETS, preset
+from sdseg_cli.networks import SDSEG, models
+from sdseg_cli.presets import PRESETS, for_network, preset
 
 STOPPING = (
     "stopping after this step, then saving; Ctrl-C again ends at once and loses what is not saved"
@@ -30,6 +31,9 @@ def train(
     dataset: Annotated[str, typer.Option(help="Name of a prepared set, or path to its folder.")],
     preset_name: Annotated[
         str | None, typer.Option("--preset", help=f"{', '.join(PRESETS)}; default: tiny.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help=f"{', '.join(models())}; default: {SDSEG}.")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
     assign: Annotated[
@@ -62,11 +66,11 @@ def train(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Train SDSeg. To resume, run the same command again."""
+    """Train SDSeg, or a network to compare it with. To resume, run the same command again."""
     from sdseg_cli.datasets.manifest import Manifest
 
     own_options = {"steps": steps, "init": init, "batch_size": _batch_size(batch_size)}
-    settings = _settings(preset_name, config, assign or [], dataset, seed, own_options)
+    settings = _settings(preset_name, model, config, assign or [], dataset, seed, own_options)
     manifest = Manifest.find(workspace(), dataset)
     # The name where it will do, so that "scans" and "scans/" are one data set.
     own = manifest.root == (workspace() / "prepared" / manifest.name).absolute()
@@ -89,9 +93,10 @@ def train(
     if adapts:
         settings = fitted(settings, manifest, folder, device)
         output.say(f"batch size {settings.train.batch_size}; the learning rate stays as it is.")
-    output.say(f"run {folder.path}: preset {settings.preset}, {settings.train.steps} steps")
+    what = f"{settings.model.network}, preset {settings.preset}"
+    output.say(f"run {folder.path}: {what}, {settings.train.steps} steps")
     with (
-        output.training(f"{folder.path}, preset {settings.preset}") as watch,
+        output.training(f"{folder.path}, {what}") as watch,
         output.at_once(STOPPING) as asked,
     ):
         report = run_train(
@@ -167,17 +172,23 @@ def _starts(origin: dict[str, str]) -> list[tuple[str, str]]:
 
 def _settings(
     preset_name: str | None,
+    model: str | None,
     config: Path | None,
     assign: list[str],
     dataset: str,
     seed: int | None,
     recipe: dict[str, Any],
 ) -> RunConfig:
-    """Defaults < preset < file < --set < the options of their own."""
+    """Defaults < preset, for the model < file < --set < the options of their own."""
     from sdseg_cli.config_file import from_dict, parse_assignment, read_toml
 
     values = read_toml(config) if config else {}
     chosen = preset(preset_name or str(values.get("preset", "tiny")))
+    said = values.get("model")
+    network = model or (said.get("network") if isinstance(said, dict) else None) or SDSEG
+    if isinstance(said, dict):
+        values = {**values, "model": {**said, "network": network}}
+    chosen = for_network(chosen, str(network))
     settings = from_dict({**values, "preset": chosen.preset}, chosen, source=str(config))
     for text in assign:
         settings = from_dict(parse_assignment(text), settings, source="--set")
@@ -200,7 +211,9 @@ def _batch_size(text: str | None) -> int | None:
 def _run_folder(run: str | None, dataset: str, settings: RunConfig) -> Path:
     from sdseg_cli.training.run_folder import words_of
 
-    default = settings.preset + (f"-seed{settings.seed}" if settings.seed else "")
+    network = settings.model.network
+    default = settings.preset if network == SDSEG else f"{network}-{settings.preset}"
+    default += f"-seed{settings.seed}" if settings.seed else ""
     name = default if run is None else run
     if len(words_of(name)) == 1:
         return workspace() / "runs" / dataset / name

@@ -72,6 +72,15 @@ class SDSeg(nn.Module):
             self.vision_encoder.eval()
         return self
 
+    def trained_parts(self) -> tuple[nn.Module, ...]:
+        """The networks a training step computes again and again."""
+        return self.vision_encoder, self.unet
+
+    def predicting_parts(self) -> tuple[nn.Module, ...]:
+        """The networks a prediction computes."""
+        decoder = self.autoencoder.decoder if self.mask_decoder is None else self.mask_decoder
+        return self.vision_encoder, self.unet, decoder
+
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(4,h,w) for a plane of (H,W) px."""
         sizes = self.config.autoencoder

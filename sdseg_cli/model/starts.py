@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sdseg_cli.errors import WeightsError
+from sdseg_cli.errors import ConfigError, WeightsError
 from sdseg_cli.model.naming import below
 from sdseg_cli.model.pretrained import load_tiny_autoencoder
 from sdseg_cli.model.sdseg import SDSeg
@@ -20,6 +20,7 @@ from sdseg_cli.model.sources import FIRST_CONVOLUTION
 from sdseg_cli.model.store import Entry, WeightStore
 from sdseg_cli.model.tensor_files import load_strictly
 from sdseg_cli.model.unet import UNet
+from sdseg_cli.networks import BASELINES
 from sdseg_cli.presets import PRESETS
 
 THE_PAPERS = {"autoencoder": "kl-f8", "unet": "ldm-8"}
@@ -69,6 +70,20 @@ def start_pretrained(model: SDSeg, store: WeightStore) -> Origin:
         start_unet(model.unet, below(store.load(entry), "unet."), source=entry.name)
         origin["unet"] = _named(entry)
     return origin
+
+
+def start_baseline(network: str, init: str) -> Origin:
+    """A baseline's weights stay random, and the record says so.
+
+    Raises:
+        ConfigError: Pretrained ones are asked for: none come with sdseg.
+    """
+    if init == "pretrained":
+        raise ConfigError(
+            f"--init pretrained: there are no pretrained weights for {network}.",
+            "Give --init scratch, or a run of it.",
+        )
+    return {"network": BASELINES[network].start}
 
 
 def start_unet(unet: UNet, tensors: Mapping[str, Tensor], *, source: str) -> None:

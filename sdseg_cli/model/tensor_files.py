@@ -179,21 +179,25 @@ def check_tensors(
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
-    """Copy `tensors` into `module` as float32; where it is only shapes, copies become its tensors.
+    """Copy `tensors` into `module`, as float32 but for counters and indices; where it is only
+    shapes, copies become its tensors.
 
     Raises:
         WeightsError: As `check_tensors`; nothing is copied then.
     """
-    wanted = {key: value.shape for key, value in module.state_dict().items()}
-    check_tensors(tensors, wanted, source=source)
+    own = module.state_dict()
+    check_tensors(tensors, {key: value.shape for key, value in own.items()}, source=source)
     for key, value in tensors.items():
-        if not value.is_floating_point():
+        if own[key].is_floating_point() and not value.is_floating_point():
             raise WeightsError(
                 f"{source}: {key} holds {value.dtype}, not floating point.",
                 "Give the weights as they were trained.",
             )
-    bare = any(value.is_meta for value in module.state_dict().values())
-    copies = {key: value.to(torch.float32, copy=bare) for key, value in tensors.items()}
+    bare = any(value.is_meta for value in own.values())
+    copies = {
+        key: value.to(torch.float32 if own[key].is_floating_point() else value.dtype, copy=bare)
+        for key, value in tensors.items()
+    }
     module.load_state_dict(copies, assign=bare)
 
 

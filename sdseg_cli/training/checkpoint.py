@@ -14,7 +14,7 @@ import torch
 from sdseg_cli.atomic import replacing
 from sdseg_cli.config import RunConfig
 from sdseg_cli.errors import WeightsError
-from sdseg_cli.model.sdseg import SDSeg
+from sdseg_cli.model.baselines import SliceModel
 from sdseg_cli.model.tensor_files import file_sha256, unpickled
 
 FORMAT_VERSION = 2
@@ -45,7 +45,7 @@ class Checkpoint:
     """`Manifest.inference_settings`: how the slices were made, and hashes of split and arrays."""
     latent_scale: float
     weights: dict[str, torch.Tensor]
-    """SDSeg, with the U-Net as trained."""
+    """The model, with the U-Net as trained."""
     ema: dict[str, torch.Tensor]
     """The averaged U-Net, where it is not in `weights`."""
     optimizer: dict[str, Any] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Checkpoint:
     def begin(
         cls,
         config: RunConfig,
-        model: SDSeg,
+        model: SliceModel,
         data: Mapping[str, Any] | None = None,
         origin: Mapping[str, str] | None = None,
     ) -> Checkpoint:
@@ -83,7 +83,7 @@ class Checkpoint:
         )
 
     def prediction_weights(self) -> dict[str, torch.Tensor]:
-        """The weights of SDSeg as it predicts, with the averaged U-Net."""
+        """The weights of the model as it predicts, with the averaged U-Net."""
         return {**self.weights, **{f"unet.{name}": value for name, value in self.ema.items()}}
 
     def save(self, path: Path) -> None:
@@ -204,11 +204,14 @@ def _write(values: dict[str, Any], file: BinaryIO) -> str:
 
 
 def halved(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights as float16; a tensor that float16 cannot hold (beyond 65504) stays as it is."""
+    """Weights as float16; a tensor that float16 cannot hold (beyond 65504, or whole numbers) stays
+    as it is.
+    """
     smaller = {}
     for name, value in weights.items():
         half = value.half().contiguous()
-        smaller[name] = half if torch.isfinite(half).all() else value.contiguous()
+        fits = value.is_floating_point() and torch.isfinite(half).all()
+        smaller[name] = half if fits else value.contiguous()
     return smaller
 
 

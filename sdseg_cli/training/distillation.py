@@ -23,8 +23,12 @@ from torch import Generator, Tensor
 
 from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.mask_decoder import MaskDecoder
+from sdseg_cli.model.sdseg import SDSeg
 from sdseg_cli.model.seeds import seeded_generator
+from sdseg_cli.training.batches import PreparedSlices
+from sdseg_cli.training.sampling import predict_latents
 from sdseg_cli.training.shapes import random_masks
+from sdseg_cli.training.validation import SEED
 
 SIDE = 256
 RADIUS_PX = (1.5, 80.0)
@@ -266,3 +270,13 @@ def _smooth(count: int, knots: int, size: Sequence[int], generator: Generator) -
     """(count,1,h,w) in [0,1], varying slowly."""
     coarse = torch.rand(count, 1, knots, knots, generator=generator)
     return F.interpolate(coarse, tuple(size), mode="bicubic").clamp(0, 1)
+
+
+def own_latents(model: SDSeg, slices: PreparedSlices, positions: Sequence[int]) -> Examples:
+    """What a model predicts of slices, one after the other, and how the exact decoder draws it."""
+    pairs = [predict_latents(model, slices.batch([k]).image, [k], seed=SEED) for k in positions]
+    # Not of inference mode, so that a decoder can learn from them.
+    return Examples(
+        torch.cat([latent for latent, _ in pairs]).clone(),
+        torch.cat([drawn for _, drawn in pairs]).clone(),
+    )

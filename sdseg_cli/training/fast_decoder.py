@@ -21,19 +21,19 @@ from sdseg_cli.config import AutoencoderConfig
 from sdseg_cli.errors import ConfigError, SdsegError, WeightsError
 from sdseg_cli.findings import WARNING, Finding
 from sdseg_cli.model.autoencoder import Autoencoder
+from sdseg_cli.model.baselines import SliceModel
 from sdseg_cli.model.mask_decoder import MaskDecoder, autoencoder_hash, read_mask_decoder
 from sdseg_cli.model.sdseg import SDSeg
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import file_sha256, read_tensors, read_told, write_tensors
 from sdseg_cli.training.batches import PreparedSlices, spread
 from sdseg_cli.training.checkpoint import Checkpoint
-from sdseg_cli.training.distillation import Examples, adapted
+from sdseg_cli.training.distillation import adapted, own_latents
 from sdseg_cli.training.distributed import Ranks
 from sdseg_cli.training.package import FAST_DECODER, is_package, networks_of
 from sdseg_cli.training.run_folder import RunDir
 from sdseg_cli.training.runtime import ran_out_of_memory
-from sdseg_cli.training.sampling import predict_latents
-from sdseg_cli.training.validation import SEED, validation
+from sdseg_cli.training.validation import validation
 
 SHIPPED = "tiny_mask_decoder.safetensors"
 DECODERS = ("auto", "exact", "fast")
@@ -154,6 +154,8 @@ def measure_run(
     if not best.best.get("val_dice"):
         return None
     model, recipe = networks_of(best, device, source=str(run.best)), run.config().train
+    if not isinstance(model, SDSeg):
+        return None
     if decoder is None:
         decoder = find_mask_decoder(model.autoencoder, model.config.autoencoder, store)
     if decoder is None:
@@ -204,16 +206,6 @@ def try_measuring(
         return None
 
 
-def own_latents(model: SDSeg, slices: PreparedSlices, positions: Sequence[int]) -> Examples:
-    """What a model predicts of slices, one after the other, and how the exact decoder draws it."""
-    pairs = [predict_latents(model, slices.batch([k]).image, [k], seed=SEED) for k in positions]
-    # Not of inference mode, so that a decoder can learn from them.
-    return Examples(
-        torch.cat([latent for latent, _ in pairs]).clone(),
-        torch.cat([drawn for _, drawn in pairs]).clone(),
-    )
-
-
 def keep_with_run(run: RunDir, decoder: MaskDecoder, check: DecoderCheck) -> None:
     """Write a mask decoder and what it costs into a run folder.
 
@@ -246,7 +238,7 @@ def read_check(model: Path) -> DecoderCheck | None:
 
 
 def choose_decoder(
-    asked: str, model: Path, checkpoint: Checkpoint, networks: SDSeg, store: WeightStore
+    asked: str, model: Path, checkpoint: Checkpoint, networks: SliceModel, store: WeightStore
 ) -> MaskDecoder | None:
     """The mask decoder to predict with; None is the autoencoder's own decoder.
 
@@ -263,6 +255,13 @@ def choose_decoder(
     """
     if asked not in DECODERS:
         raise ConfigError(f'there is no decoder "{asked}".', "Choose auto, exact or fast.")
+    if not isinstance(networks, SDSeg):
+        if asked == "fast":
+            raise ConfigError(
+                f"--decoder fast: a {networks.config.network} has no decoder to replace.",
+                "Leave it out.",
+            )
+        return None
     if asked == "exact":
         return None
     check, sizes = read_check(model), networks.config.autoencoder

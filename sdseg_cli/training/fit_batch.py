@@ -11,10 +11,10 @@ import torch
 
 from sdseg_cli.config import RunConfig
 from sdseg_cli.errors import RunError
-from sdseg_cli.model.sdseg import build_sdseg
+from sdseg_cli.model.baselines import build_model
 from sdseg_cli.training.batches import PreparedSlices
 from sdseg_cli.training.checkpoint import Checkpoint
-from sdseg_cli.training.latents import MaskLatents
+from sdseg_cli.training.latents import open_latents
 from sdseg_cli.training.runtime import ran_out_of_memory
 from sdseg_cli.training.steps import StepSource
 from sdseg_cli.training.trainer import Trainer
@@ -58,11 +58,10 @@ def fitting_batch_size(
         device: A GPU.
     """
     config = replace(config, train=replace(config.train, batch_size=1, accumulate=1))
-    model = build_sdseg(config.model)
+    model = build_model(config.model)
     trainer = Trainer(config, Checkpoint.begin(config, model), device)
-    shape = model.latent_shape(*slices.plane)
-    latents = MaskLatents(folder / "latents.npy", slices, (2 * shape[0], *shape[1:]))
-    source = StepSource(config, slices, latents, shape)
+    latents = open_latents([folder], slices, model, {}, device)
+    source = StepSource(config, slices, latents, model.latent_shape(*slices.plane))
     trainer.train_step(source.inputs(0), latents)
     one = source.inputs(0)  # its mask's moments are kept by now, as most are in a training
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from sdseg_cli.config import SampleConfig
 from sdseg_cli.errors import ConfigError, RunError
+from sdseg_cli.model.baselines import SliceModel
 from sdseg_cli.model.sdseg import SDSeg
 from sdseg_cli.model.winograd import use_winograd
 from sdseg_cli.training.runtime import ran_out_of_memory
@@ -39,21 +40,25 @@ Compute = Callable[..., torch.Tensor]
 """`sampling.predict_planes` or `predict_draws`."""
 
 
-def quicken(model: SDSeg) -> None:
-    """On a CPU, the wide convolutions of the encoder and the decoder with fewer multiplications.
+def quicken(model: SliceModel) -> None:
+    """On a CPU, the wide convolutions of the encoder and the decoder with fewer multiplications,
+    and those of a baseline.
 
-    The U-Net keeps its own: an error of the noise may reach the latent 38.66 times larger.
+    SDSeg's U-Net keeps its own: an error of the noise may reach the latent 38.66 times larger.
     """
-    if next(model.parameters()).device.type == "cpu":
+    if next(model.parameters()).device.type != "cpu":
+        return
+    if not isinstance(model, SDSeg):
+        use_winograd(model.unet)
+    else:
         use_winograd(model.vision_encoder)
         if model.mask_decoder is None:
             use_winograd(model.autoencoder.decoder)
 
 
-def compile_networks(model: SDSeg) -> None:
+def compile_networks(model: SliceModel) -> None:
     """Compile those that predict, when they first compute. Needs a C compiler."""
-    decoder = model.autoencoder.decoder if model.mask_decoder is None else model.mask_decoder
-    for network in (model.vision_encoder, model.unet, decoder):
+    for network in model.predicting_parts():
         network.compile()
 
 
@@ -71,7 +76,7 @@ class Inference:
     """
 
     def __init__(
-        self, model: SDSeg, *, batch_size: int | None = None, threads: int | None = None
+        self, model: SliceModel, *, batch_size: int | None = None, threads: int | None = None
     ) -> None:
         self.model, self.device = model, next(model.parameters()).device
         for option, value in (("--batch-size", batch_size), ("--threads", threads)):

@@ -12,10 +12,11 @@ import torch
 from sdseg_cli.config import RunConfig
 from sdseg_cli.config_file import differing_keys, from_dict
 from sdseg_cli.errors import ConfigError
+from sdseg_cli.model.baselines import SliceModel, build_model
 from sdseg_cli.model.pretrained import official_config
-from sdseg_cli.model.sdseg import SDSeg, as_three_channels, build_sdseg
+from sdseg_cli.model.sdseg import SDSeg, as_three_channels
 from sdseg_cli.model.seeds import seeded_generator
-from sdseg_cli.model.starts import Origin, start_pretrained, start_scratch
+from sdseg_cli.model.starts import Origin, start_baseline, start_pretrained, start_scratch
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import load_strictly
 from sdseg_cli.presets import PRESETS
@@ -51,7 +52,7 @@ def step_zero(
 
 def initial_model(
     config: RunConfig, store: WeightStore, slices: PreparedSlices
-) -> tuple[SDSeg, Origin]:
+) -> tuple[SliceModel, Origin]:
     """The model at step 0, with its latent scale.
 
     Args:
@@ -70,13 +71,15 @@ def initial_model(
         ConfigError: The model named by `train.init` has other settings, or there is none.
     """
     torch.manual_seed(config.seed)
-    model = build_sdseg(config.model)
+    model = build_model(config.model)
+    if config.train.init not in KEYWORDS:
+        return model, _start_from_model(model, config, store)
+    if not isinstance(model, SDSeg):
+        return model, start_baseline(config.model.network, config.train.init)
     if config.train.init == "pretrained":
         origin = start_pretrained(model, store)
-    elif config.train.init == "scratch":
-        origin = start_scratch(model, store)
     else:
-        return model, _start_from_model(model, config, store)
+        origin = start_scratch(model, store)
     model.latent_scale = _latent_scale(model, config, slices)
     return model, origin
 
@@ -98,7 +101,7 @@ def _latent_scale(model: SDSeg, config: RunConfig, slices: PreparedSlices) -> fl
     return 1 / max(spread_of_latent, 1e-6)
 
 
-def _start_from_model(model: SDSeg, config: RunConfig, store: WeightStore) -> Origin:
+def _start_from_model(model: SliceModel, config: RunConfig, store: WeightStore) -> Origin:
     init = config.train.init
     entry = store.find(init)
     if entry is not None:

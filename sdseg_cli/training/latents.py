@@ -24,6 +24,7 @@ from torch import Tensor
 
 from sdseg_cli.atomic import replacing
 from sdseg_cli.errors import RunError
+from sdseg_cli.model.baselines import SliceModel
 from sdseg_cli.model.sdseg import SDSeg, as_three_channels, full_precision
 from sdseg_cli.training.batches import PreparedSlices
 from sdseg_cli.training.distributed import Ranks
@@ -80,6 +81,24 @@ class MaskLatents:
                 file.write(value.tobytes())
 
 
+class NoLatents(MaskLatents):
+    """For a model that has none: nothing is kept, and nothing is ever missing."""
+
+    def __init__(self) -> None:
+        """No file."""
+
+    def rows(self, positions: Sequence[int], flips: Tensor) -> list[int]:
+        """Zeros."""
+        return [0] * len(positions)
+
+    def read(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Empty moments (B,0,0,0), all of them known."""
+        return torch.empty(len(rows), 0, 0, 0), torch.ones(len(rows), dtype=torch.bool)
+
+    def write(self, rows: Sequence[int], moments: Tensor) -> None:
+        """Nothing."""
+
+
 def encode_masks(model: SDSeg, foreground: Tensor) -> Tensor:
     """Moments of masks: always float32, as they are computed once.
 
@@ -101,7 +120,7 @@ def encode_masks(model: SDSeg, foreground: Tensor) -> Tensor:
 def open_latents(
     folders: Sequence[Path],
     slices: PreparedSlices,
-    model: SDSeg,
+    model: SliceModel,
     data: dict[str, Any],
     device: torch.device,
     ranks: Ranks | None = None,
@@ -111,7 +130,7 @@ def open_latents(
     Args:
         folders: Where it may lie; the first that can be written is taken.
         slices: The training slices.
-        model: Its autoencoder makes the latents.
+        model: Its autoencoder makes the latents; a baseline has none.
         data: `Manifest.inference_settings`, with the hashes of split and arrays.
         device: Its kind; each rounds in its own way.
         ranks: Who trains together, and calls this together.
@@ -119,6 +138,8 @@ def open_latents(
     Raises:
         RunError: None of the folders can be written.
     """
+    if not isinstance(model, SDSeg):
+        return NoLatents()
     key = latents_key(model, data, device)
     channels, height, width = model.latent_shape(*slices.plane)
     shape = 2 * channels, height, width

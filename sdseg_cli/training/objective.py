@@ -1,32 +1,52 @@
-"""What a training step minimises: Eq. 3 of one batch, from prepared inputs to loss terms.
+"""What a training step minimises, from prepared inputs to loss terms. For SDSeg Eq. 3 of one batch:
 
 moments, posterior noise --> z0 --Eq. 1--> zt --unet(zt, t, zc)--> estimate --Eq. 3--> loss
 image --vision_encoder--> zc ------------------------'
+
+For a baseline Dice and cross-entropy of its mask.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from sdseg_cli.config import TrainConfig
 from sdseg_cli.model import diffusion
+from sdseg_cli.model.baselines import Baseline, SliceModel
 from sdseg_cli.model.sdseg import SDSeg, as_three_channels, foreground_weight
+from sdseg_cli.training.latents import MaskLatents, encode_masks
 from sdseg_cli.training.runtime import reduced_precision
 from sdseg_cli.training.steps import StepInputs
 
 
 class Objective(nn.Module):
-    """The loss of a model under a recipe, as one module: so DDP can wrap it.
+    """The loss of SDSeg under a recipe, as one module: so DDP can wrap it.
 
     Args:
         model: On the device that computes.
         recipe: Weights of the terms.
     """
 
+    terms = "loss_noise", "loss_latent"
+    """Names of what the loss is the sum of, in the log."""
+
     def __init__(self, model: SDSeg, recipe: TrainConfig) -> None:
         super().__init__()
         self.model, self.recipe = model, recipe
+
+    def known(self, inputs: StepInputs, latents: MaskLatents) -> StepInputs:
+        """The inputs with the moments of all masks; new ones are computed and kept."""
+        new = [i for i, known in enumerate(inputs.known.tolist()) if not known]
+        if not new:
+            return inputs
+        computed = encode_masks(self.model, inputs.foreground[new])
+        latents.write([inputs.rows[i] for i in new], computed)
+        moments = inputs.moments.clone()
+        moments[new] = computed
+        return replace(inputs, moments=moments)
 
     def weight(self, inputs: StepInputs) -> Tensor | None:
         """Where the latent loss looks harder, (B,1,h,w); None where it looks alike everywhere."""
@@ -67,3 +87,50 @@ class Objective(nn.Module):
         )
         loss = recipe.noise_loss_weight * loss_noise + recipe.latent_loss_weight * loss_latent
         return torch.stack([loss, loss_noise, loss_latent])
+
+
+class PlaneObjective(nn.Module):
+    """The loss of a baseline: one minus Dice of each slice, and binary cross-entropy, in equal
+    parts. Where lower levels answer too, each counts half of the one above, as in nnU-Net.
+
+    Args:
+        model: On the device that computes.
+    """
+
+    terms = "loss_dice", "loss_cross_entropy"
+
+    def __init__(self, model: Baseline) -> None:
+        super().__init__()
+        from monai.losses import DiceLoss
+
+        self.model = model
+        self.dice = DiceLoss(sigmoid=True)
+        self.cross_entropy = nn.BCEWithLogitsLoss()
+
+    def known(self, inputs: StepInputs, latents: MaskLatents) -> StepInputs:
+        """The inputs as they are."""
+        return inputs
+
+    def weight(self, inputs: StepInputs) -> Tensor | None:
+        """None: nothing is weighed."""
+        return None
+
+    def forward(
+        self, inputs: StepInputs, weight: Tensor | None, mean_weight: Tensor | None
+    ) -> Tensor:
+        """Loss, Dice loss and cross-entropy of these samples, (3,) float32; see `Objective`."""
+        image = as_three_channels(inputs.image).contiguous(memory_format=torch.channels_last)
+        with reduced_precision(image.device, self.model.config.precision):
+            answers = self.model.logits(image).float().unbind(dim=1)
+        truth = inputs.foreground[:, None].float()
+        terms = torch.stack(
+            [torch.stack([self.dice(a, truth), self.cross_entropy(a, truth)]) for a in answers]
+        )
+        share = 0.5 ** torch.arange(len(answers), device=image.device)
+        dice, cross_entropy = share / share.sum() @ terms
+        return torch.stack([dice + cross_entropy, dice, cross_entropy])
+
+
+def objective_of(model: SliceModel, recipe: TrainConfig) -> Objective | PlaneObjective:
+    """What the model minimises."""
+    return Objective(model, recipe) if isinstance(model, SDSeg) else PlaneObjective(model)

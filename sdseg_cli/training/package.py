@@ -23,7 +23,8 @@ from sdseg_cli.config import RunConfig
 from sdseg_cli.config_file import from_dict
 from sdseg_cli.errors import ConfigError, RunError, WeightsError
 from sdseg_cli.filenames import PACKAGE_FILE
-from sdseg_cli.model.sdseg import SDSeg, unfilled_sdseg
+from sdseg_cli.model.baselines import SliceModel, unfilled_model
+from sdseg_cli.model.sdseg import SDSeg
 from sdseg_cli.model.tensor_files import (
     file_sha256,
     load_strictly,
@@ -184,18 +185,34 @@ def read_package(folder: Path) -> Checkpoint:
     )
 
 
-def networks_of(checkpoint: Checkpoint, device: torch.device, *, source: str) -> SDSeg:
+def networks_of(checkpoint: Checkpoint, device: torch.device, *, source: str) -> SliceModel:
     """The networks of a checkpoint as they predict: filled, on the device, in eval mode.
 
     Raises:
         WeightsError: They do not fit its own settings.
     """
     config = from_dict(checkpoint.config, RunConfig(), source=source)
-    model = unfilled_sdseg(config.model)
+    model = unfilled_model(config.model)
     load_strictly(model, checkpoint.prediction_weights(), source=source)
     model.latent_scale = checkpoint.latent_scale
     model.eval().requires_grad_(False)
     return placed(model, device)
+
+
+def sdseg_of(checkpoint: Checkpoint, device: torch.device, *, source: str) -> SDSeg:
+    """As `networks_of`, for what only SDSeg has parts for.
+
+    Raises:
+        WeightsError: As `networks_of`.
+        ConfigError: It is another network.
+    """
+    model = networks_of(checkpoint, device, source=source)
+    if not isinstance(model, SDSeg):
+        raise ConfigError(
+            f"{source}: is a {model.config.network}, which has no latents and no decoder.",
+            "Choose a run of SDSeg.",
+        )
+    return model
 
 
 def read_trained(path: Path) -> Checkpoint:
@@ -224,9 +241,10 @@ def license_note(checkpoint: Checkpoint) -> str:
             f'the data set "{dataset}", whose owner\'s terms apply to them.',
             "",
         ]
-    if checkpoint.origin:
+    others = {k: v for k, v in checkpoint.origin.items() if not v.startswith("from scratch")}
+    if others:
         lines += ["They hold, or started from, weights of others, whose terms apply:", ""]
-        lines += [f"- {part}: {where}" for part, where in sorted(checkpoint.origin.items())]
+        lines += [f"- {part}: {where}" for part, where in sorted(others.items())]
         lines += [""]
     lines.append("For research. No medical device: approved for neither diagnosis nor therapy.")
     return "\n".join(lines) + "\n"

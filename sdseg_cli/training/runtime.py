@@ -18,8 +18,7 @@ import torch
 from torch import nn
 
 from sdseg_cli.errors import ConfigError
-from sdseg_cli.model.sdseg import SDSeg
-from sdseg_cli.model.unet import UNet
+from sdseg_cli.model.baselines import SliceModel
 from sdseg_cli.progress import unasked
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -96,19 +95,22 @@ class Ema:
         decay: Upper bound; early on `(1 + n) / (10 + n)` is used where smaller.
     """
 
-    def __init__(self, unet: UNet, decay: float) -> None:
+    def __init__(self, unet: nn.Module, decay: float) -> None:
         self.decay = decay
         self.unet = copy.deepcopy(unet).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, unet: UNet, step: int) -> None:
+    def update(self, unet: nn.Module, step: int) -> None:
         """Move towards `unet` after optimiser step number `step` (from 1)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         # All tensors in a few kernels, where a GPU has them.
         torch._foreach_lerp_(list(self.unet.parameters()), list(unet.parameters()), 1 - decay)
+        for own, now in zip(self.unet.buffers(), unet.buffers(), strict=True):
+            # Statistics of batches are averaged as the weights that gave them; counters are not.
+            own.lerp_(now, 1 - decay) if own.is_floating_point() else own.copy_(now)
 
     @contextmanager
-    def in_place_of(self, model: SDSeg) -> Iterator[None]:
+    def in_place_of(self, model: SliceModel) -> Iterator[None]:
         """Within the block `model` predicts with the average, in eval mode."""
         raw, was_training = model.unet, model.training
         model.unet = self.unet

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from sdseg_cli.config import SampleConfig
+from sdseg_cli.errors import ConfigError
 from sdseg_cli.model import diffusion
+from sdseg_cli.model.baselines import Baseline, SliceModel
 from sdseg_cli.model.sdseg import SDSeg, as_three_channels, full_precision
 from sdseg_cli.training.runtime import reduced_precision
 
@@ -19,7 +21,7 @@ _FLIP_AXIS = {"h": -1, "v": -2}
 
 @torch.inference_mode()
 def predict_planes(
-    model: SDSeg, pixels: Tensor, slices: Sequence[int], *, seed: int, sample: SampleConfig
+    model: SliceModel, pixels: Tensor, slices: Sequence[int], *, seed: int, sample: SampleConfig
 ) -> Tensor:
     """The mean of all draws of the noise.
 
@@ -41,7 +43,7 @@ def predict_planes(
 
 @torch.inference_mode()
 def predict_draws(
-    model: SDSeg, pixels: Tensor, slices: Sequence[int], *, seed: int, sample: SampleConfig
+    model: SliceModel, pixels: Tensor, slices: Sequence[int], *, seed: int, sample: SampleConfig
 ) -> Tensor:
     """The draws whose mean `predict_planes` is: (B,K,H,W) float32 in [0,1], on the CPU."""
     each = draws(model, pixels, slices, seed=seed, sample=sample)
@@ -49,7 +51,7 @@ def predict_draws(
 
 
 def draws(
-    model: SDSeg, pixels: Tensor, slices: Sequence[int], *, seed: int, sample: SampleConfig
+    model: SliceModel, pixels: Tensor, slices: Sequence[int], *, seed: int, sample: SampleConfig
 ) -> Iterator[Tensor]:
     """One probability for each draw of the noise; the image is encoded once for all of them.
 
@@ -57,8 +59,20 @@ def draws(
 
     Returns:
         `sample.samples` times (B,H,W) float32 in [0,1], on the device that computes.
+
+    Raises:
+        ConfigError: A baseline, which answers at once, shall take more steps or draw noise.
     """
-    as_seen = partial(_draws_as_seen, model, slices=slices, seed=seed, sample=sample)
+    as_seen: Callable[[Tensor], Iterator[Tensor]]
+    if isinstance(model, SDSeg):
+        as_seen = partial(_draws_as_seen, model, slices=slices, seed=seed, sample=sample)
+    elif sample.steps == sample.samples == 1 and not sample.eta:
+        as_seen = partial(_answer, model)
+    else:
+        raise ConfigError(
+            f"{model.config.network} is no diffusion model: it takes one step and draws no noise.",
+            "Leave out --steps, --eta and --samples.",
+        )
     return flip_average(as_seen, pixels, sample.flips)
 
 
@@ -140,5 +154,15 @@ def _draws_as_seen(
         yield probability
 
 
-def _device_of(model: SDSeg) -> torch.device:
+@torch.inference_mode()
+def _answer(model: Baseline, pixels: Tensor) -> Iterator[Tensor]:
+    """What a baseline says of the pixels as they are: one answer."""
+    device = _device_of(model)
+    image = as_three_channels(pixels.to(device)).contiguous(memory_format=torch.channels_last)
+    with reduced_precision(device, model.config.precision):
+        probability = model.probability(image)
+    yield probability
+
+
+def _device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device

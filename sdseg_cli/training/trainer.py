@@ -1,4 +1,4 @@
-"""One optimiser step and one validation of SDSeg."""
+"""One optimiser step and one validation of a model."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sdseg_cli.config import RunConfig, TrainConfig
 from sdseg_cli.errors import ConfigError, RunError
-from sdseg_cli.model.sdseg import build_sdseg, full_precision
+from sdseg_cli.model.baselines import build_model
+from sdseg_cli.model.sdseg import full_precision
 from sdseg_cli.model.seeds import seeded_generator
 from sdseg_cli.model.tensor_files import load_strictly
 from sdseg_cli.training.batches import PreparedSlices, spread
 from sdseg_cli.training.checkpoint import Checkpoint, config_values, halved
 from sdseg_cli.training.distributed import Ranks
-from sdseg_cli.training.latents import MaskLatents, encode_masks
-from sdseg_cli.training.objective import Objective
+from sdseg_cli.training.latents import MaskLatents
+from sdseg_cli.training.objective import Objective, PlaneObjective, objective_of
 from sdseg_cli.training.runtime import (
     Ema,
     needs_loss_scale,
@@ -42,7 +43,9 @@ class StepResult:
     """The slices of this process."""
     rate: float
     values: Tensor
-    """(4,): loss, L_noise, L_latent, and how many processes were asked to stop."""
+    """(4,): the loss, its two terms, and how many processes were asked to stop."""
+    terms: tuple[str, str] = Objective.terms
+    """What the terms are called."""
 
     @property
     def asked_to_stop(self) -> bool:
@@ -51,14 +54,9 @@ class StepResult:
 
     def row(self) -> dict[str, float]:
         """Its line of the log; waits for the GPU."""
-        loss, loss_noise, loss_latent = self.values[:3].tolist()
-        return {
-            "step": self.step,
-            "loss": loss,
-            "loss_noise": loss_noise,
-            "loss_latent": loss_latent,
-            "lr": self.rate,
-        }
+        loss, *parts = self.values[:3].tolist()
+        named = dict(zip(self.terms, parts, strict=True))
+        return {"step": self.step, "loss": loss, **named, "lr": self.rate}
 
 
 class Trainer:
@@ -69,7 +67,7 @@ class Trainer:
         state: Where to begin: step 0, or a resumed checkpoint.
         device: Where to compute.
         ranks: Who trains together.
-        compiled: Compile the U-Net and the vision encoder: slow to start, then faster on a GPU.
+        compiled: Compile the networks that train: slow to start, then faster on a GPU.
         adapts: Where memory runs out, go on with batches in smaller parts.
 
     Raises:
@@ -91,7 +89,7 @@ class Trainer:
         _require_even_shares(config.train, self.ranks)
         self.step, self.best, self.origin = state.step, dict(state.best), state.origin
         self.accumulate, self.adapts = config.train.accumulate, adapts
-        self.model = build_sdseg(config.model)
+        self.model = build_model(config.model)
         load_strictly(self.model, state.weights, source="checkpoint")
         self.model.latent_scale = state.latent_scale
         placed(self.model, device).train()
@@ -113,10 +111,10 @@ class Trainer:
         if state.scaler:
             self.scaler.load_state_dict(state.scaler)
         if compiled:
-            self.model.unet.compile()
-            self.model.vision_encoder.compile()
-        self.objective = Objective(self.model, recipe)
-        self._shared: Objective | DistributedDataParallel = self.objective
+            for part in self.model.trained_parts():
+                part.compile()
+        self.objective = objective_of(self.model, recipe)
+        self._shared: Objective | PlaneObjective | DistributedDataParallel = self.objective
         if self.ranks.world > 1:
             self._shared = DistributedDataParallel(self.objective, gradient_as_bucket_view=True)
 
@@ -147,24 +145,14 @@ class Trainer:
         self.scaler.update()
         self.step += 1
         self.ema.update(self.model.unet, self.step)
-        return StepResult(self.step, inputs.positions, rate, self.ranks.mean(values))
-
-    def _known(self, inputs: StepInputs, latents: MaskLatents) -> StepInputs:
-        """The inputs with the moments of all masks."""
-        new = [i for i, known in enumerate(inputs.known.tolist()) if not known]
-        if not new:
-            return inputs
-        computed = encode_masks(self.model, inputs.foreground[new])
-        latents.write([inputs.rows[i] for i in new], computed)
-        moments = inputs.moments.clone()
-        moments[new] = computed
-        return replace(inputs, moments=moments)
+        mean, terms = self.ranks.mean(values), self.objective.terms
+        return StepResult(self.step, inputs.positions, rate, mean, terms)
 
     def _backward(self, inputs: StepInputs) -> Tensor:
         """Gradients of the whole batch, part by part.
 
         Returns:
-            (3,): loss, L_noise and L_latent of this process's share.
+            (3,): the loss and its terms, of this process's share.
         """
         weight = self.objective.weight(inputs)
         mean_weight = None if weight is None else self.ranks.mean(weight.mean())
@@ -194,7 +182,7 @@ class Trainer:
         while True:
             try:
                 with full_precision(tf32=self.model.config.tf32):
-                    return self._backward(self._known(inputs, latents))
+                    return self._backward(self.objective.known(inputs, latents))
             except (RuntimeError, MemoryError) as error:
                 if not ran_out_of_memory(error):
                     raise

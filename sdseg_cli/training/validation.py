@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from sdseg_cli.config import THRESHOLD, SampleConfig
-from sdseg_cli.model.sdseg import SDSeg
+from sdseg_cli.model.baselines import SliceModel
 from sdseg_cli.training.batches import PreparedSlices
 from sdseg_cli.training.distributed import Ranks
 from sdseg_cli.training.sampling import predict_planes
@@ -29,7 +29,7 @@ class Validation:
 
 
 def validation(
-    model: SDSeg,
+    model: SliceModel,
     slices: PreparedSlices,
     positions: Sequence[int],
     keep: Sequence[int],
