@@ -133,8 +133,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def to_toml(config: RunConfig) -> str:
-    """The whole configuration, one section per dataclass; `load_toml` gives it back. What only SDSeg
-    has is left out for another network.
+    """The whole configuration, one section per dataclass; `load_toml` gives it back. For another
+    network than SDSeg, what only SDSeg has is left out.
     """
     unused = set[str]()
     if config.model.network != SDSEG:

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from sdseg_cli.config import ModelConfig
+from sdseg_cli.errors import ConfigError
+from sdseg_cli.model import baselines
+from sdseg_cli.model.baselines import Baseline, build_baseline, build_model
+from sdseg_cli.model.sdseg import SDSeg
+from sdseg_cli.networks import BASELINES
+from sdseg_cli.presets import PRESETS, for_network
+
+SIDE = 64
+WEIGHTS = {
+    ("unet", "tiny"): 3_533_025,
+    ("unet-r50", "tiny"): 27_048_000,
+    ("swin-unetr", "tiny"): 6_303_000,
+    ("dynunet", "tiny"): 3_585_000,
+    ("segresnet", "tiny"): 3_878_000,
+    ("unet", "sd"): 31_113_000,
+    ("unet-r50", "sd"): 32_110_000,
+    ("swin-unetr", "sd"): 25_139_000,
+    ("dynunet", "sd"): 33_461_000,
+    ("segresnet", "sd"): 6_299_000,
+}
+"""Trained weights, as docs/CLI.md says in millions."""
+
+
+def built(name: str, scale: str = "tiny") -> Baseline:
+    """The network, or a skip where a package it needs is absent."""
+    absent = [package for package in BASELINES[name].needs if find_spec(package) is None]
+    if absent:
+        pytest.skip(f"{name} needs {', '.join(absent)}")
+    torch.manual_seed(0)
+    return build_baseline(ModelConfig(network=name, scale=scale))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", BASELINES)
+def test_every_network_answers_one_probability_per_pixel(name: str) -> None:
+    model = built(name).eval()
+    image = torch.rand(2, 3, SIDE, SIDE) * 2 - 1
+    assert model.logits(image).shape == (2, 1, 1, SIDE, SIDE)
+    probability = model.probability(image)
+    assert probability.shape == (2, SIDE, SIDE)
+    assert ((probability > 0) & (probability < 1)).all()
+    assert torch.equal(probability, model.logits(image)[:, 0, 0].sigmoid())
+
+
+@pytest.mark.parametrize(("name", "scale"), WEIGHTS)
+def test_how_large_a_network_is_stays_what_the_docs_say(name: str, scale: str) -> None:
+    if scale == "sd" and name in ("unet", "unet-r50", "dynunet"):
+        with torch.device("meta"):
+            model = built(name, scale)
+    else:
+        model = built(name, scale)
+    count = sum(value.numel() for value in model.parameters())
+    assert count == pytest.approx(WEIGHTS[name, scale], rel=1e-3)
+
+
+def test_every_network_has_a_stated_size() -> None:
+    assert {name for name, _ in WEIGHTS} == set(BASELINES)
+
+
+def test_lower_levels_of_nnunets_network_answer_too_while_it_learns() -> None:
+    model, image = built("dynunet"), torch.zeros(1, 3, SIDE, SIDE)
+    assert model.logits(image).shape == (1, 1 + 3, 1, SIDE, SIDE)
+    assert model.eval().logits(image).shape == (1, 1, 1, SIDE, SIDE)
+
+
+def test_a_network_is_built_where_it_is_named_and_sdseg_where_none_is() -> None:
+    tiny = PRESETS["tiny"]
+    assert isinstance(build_model(tiny.model), SDSeg)
+    assert isinstance(build_model(for_network(tiny, "unet").model), Baseline)
+
+
+def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    needy = replace(BASELINES["unet"], needs=("no_such_package",))
+    monkeypatch.setitem(baselines.BASELINES, "unet", needy)
+    with pytest.raises(ConfigError, match="unet needs no_such_package") as caught:
+        build_baseline(ModelConfig(network="unet", scale="tiny"))
+    assert "pip install no_such_package" in caught.value.hint
