@@ -207,7 +207,7 @@ class SampleConfig:
     """Noise draws per slice, whose probabilities are averaged."""
     noise: str = "slice"
     """"slice": each slice has its own noise; "shared": all have the same (the official code);
-    "zero": none at all, which no training has seen."""
+    "zero": none at all, which no training of SDSeg has seen, and all that a baseline has."""
     flips: str = ""
     """Flips whose probabilities are averaged with the plain slice's: any of the letters h
     (left-right) and v (up-down); with both, the two at once count as well."""

@@ -85,7 +85,8 @@ def build_baseline(config: ModelConfig) -> Baseline:
     network = BASELINES[config.network]
     if absent := [name for name in network.needs if find_spec(name) is None]:
         raise ConfigError(
-            f"{config.network} needs {' and '.join(absent)}.", f"pip install {' '.join(absent)}"
+            f"{config.network} needs {' and '.join(absent)}.",
+            f"pip install {' '.join(absent)}; or all at once: pip install 'sdseg-cli[baselines]'.",
         )
     from monai.networks import nets
 
