@@ -20,7 +20,7 @@ from sdseg_cli.errors import ConfigError, DataError
 from sdseg_cli.held_out import CaseProgress, HeldOut, open_held_out
 from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.volume import Volume
-from sdseg_cli.metrics import Grid, Protocol
+from sdseg_cli.metrics import Grid, Protocol, Terms
 from sdseg_cli.progress import Progress, silent
 from sdseg_cli.report.evaluation import CaseResult, EvaluateReport, score_case
 from sdseg_cli.report.kept_masks import KeptMasks, sha256_of
@@ -45,6 +45,7 @@ def evaluate(
     split: str = "test",
     grid: str = "native",
     protocol: str = "standard",
+    terms: Terms | None = None,
     seed: int = 0,
     sample: SampleConfig | None = None,
     device: str = "auto",
@@ -62,6 +63,7 @@ def evaluate(
         grid: "native" scores on each scan's own voxels, "model" on the 256 x 256 planes.
         protocol: "standard", or "official": the official code's rules for empty masks, on the
             model's planes whatever `grid` says.
+        terms: How a case is judged: tolerance and the like.
         seed: Of all noise.
         sample: Reverse steps and samples; None is the run's setting.
         device: "auto", "cpu", "cuda" or "mps".
@@ -100,7 +102,8 @@ def evaluate(
         seed,
         sample,
     )
-    scoring = _Scoring(held, masks, chosen_grid, chosen_protocol, progress)
+    terms = terms or Terms()
+    scoring = _Scoring(held, masks, chosen_grid, chosen_protocol, terms, progress)
     report = EvaluateReport(
         run=held.run.path,
         split=split,
@@ -111,6 +114,7 @@ def evaluate(
         sample=sample,
         decoder=held.predictor.decoder,
         notes=(OFFICIAL_NOTE,) if chosen_protocol == "official" else (),
+        terms=terms,
     )
     files = (*report.write(scoring.folder), *scoring.draw(report.cases))
     return replace(report, files=files)
@@ -137,6 +141,7 @@ class _Scoring:
     masks: KeptMasks
     grid: Grid
     protocol: Protocol
+    terms: Terms
     progress: Progress
 
     @property
@@ -160,7 +165,7 @@ class _Scoring:
         if self.grid == "native":
             kept = self.masks.find(case.id, scan)
             mask = self._predict(case, scan, progress)[1] if kept is None else kept
-            return score_case(case.id, mask, reference, scan.spacing_mm)
+            return score_case(case.id, mask, reference, scan.spacing_mm, terms=self.terms)
         prediction, _ = self._predict(case, scan, progress)
         planes = self.held.reference_planes(case)
         if planes.shape != prediction.probability.shape:
