@@ -68,7 +68,7 @@ def evaluate(
         grid: "native" scores on each scan's own voxels, "model" on the 256 x 256 planes.
         protocol: "standard", or "official": the official code's rules for empty masks, on the
             model's planes whatever `grid` says.
-        terms: Tolerance of the surface Dice, and the overlap at which a lesion counts as found.
+        terms: How a case is judged: tolerance and the like.
         seed: Of all noise.
         sample: Reverse steps and samples; None is the run's setting.
         device: "auto", "cpu", "cuda" or "mps".
@@ -196,7 +196,7 @@ class _Scoring:
             (protocol, grid): score_case(
                 case.id,
                 *((kept.mask, reference) if grid == "native" else (kept.planes, planes)),
-                scan.geometry.spacing if grid == "native" else None,
+                scan.spacing_mm if grid == "native" else None,
                 grid=grid,
                 protocol=protocol,
                 terms=self.terms,

@@ -30,6 +30,8 @@ VERBS = {
     "predict_outputs",
     "evaluate",
     "evaluate_folders",
+    "pair_scoring",
+    "pairing",
     "stability",
     "demo",
     "distill",
@@ -107,6 +109,10 @@ def test_a_verb_imports_no_other_verb_but_predict(verb: str) -> None:
     allowed = {verb} | ({"predict"} if verb in MAY_PREDICT else set())
     if verb in ("evaluate", "stability"):
         allowed.add("held_out")
+    if verb == "evaluate_folders":
+        allowed |= {"pair_scoring", "pairing"}
+    if verb == "pair_scoring":
+        allowed.add("pairing")
     if verb in ("bench", "distill", "train"):
         allowed.add("splits")
     if verb == "train":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,6 +29,22 @@ from sdseg_cli.commands.options import (
 )
 from sdseg_cli.console import Output
 from sdseg_cli.errors import ConfigError
+from sdseg_cli.processes import warm_up
+
+if TYPE_CHECKING:
+    from sdseg_cli.report.evaluation import EvaluateReport
+
+_HEADS = {
+    "dice": "Dice",
+    "iou": "IoU",
+    "precision": "preci-\nsion",
+    "hd95": "HD95",
+    "assd": "ASSD",
+    "surface_dice": "surface\nDice",
+    "volume_difference": "volume\ndiff.",
+    "detection_f1": "detect.\nF1",
+}
+"""What some metrics are called at the head of a narrow column."""
 
 
 def evaluate(
@@ -38,8 +54,20 @@ def evaluate(
     target: Annotated[
         str | None, typer.Option(help="With --ref: labels that count, e.g. 1,2; default: all.")
     ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="With --ref: labels to score each on its own, e.g. 1,2,5.")
+    ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="With --ref: adapter whose rules read the references.")
+    ] = None,
+    resample: Annotated[
+        bool, typer.Option("--resample", help="With --ref: masks may lie on other grids.")
+    ] = False,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="With --ref: score the rest without them.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="With --ref: processes; default: one per core.")
     ] = None,
     report_folder: Annotated[
         Path | None, typer.Option("--report", help="With --ref: folder for CSV and JSON.")
@@ -49,6 +77,12 @@ def evaluate(
     protocol: Annotated[
         str, typer.Option(help="standard, or official (the paper's code).")
     ] = "standard",
+    tolerance: Annotated[
+        float, typer.Option(metavar="MM", help="Of surface Dice; in pictures pixels.")
+    ] = 2.0,
+    detection_iou: Annotated[
+        float, typer.Option(metavar="SHARE", help="IoU from which a lesion counts as found.")
+    ] = 0.1,
     seed: Seed = 0,
     steps: Steps = None,
     eta: Eta = None,
@@ -60,27 +94,43 @@ def evaluate(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Score predictions against references: 3D Dice and IoU per case."""
+    """Score predictions against references: overlap, distances, volume and lesions per case."""
     of_run: dict[str, object] = {"--run": run, "--steps": steps, "--eta": eta, "--samples": samples}
-    of_folders = {"--target": target, "--dataset": dataset, "--report": report_folder}
+    of_folders = {
+        "--target": target,
+        "--classes": classes,
+        "--dataset": dataset,
+        "--resample": resample or None,
+        "--allow-missing": allow_missing or None,
+        "--workers": workers,
+        "--report": report_folder,
+    }
     _check_pairing(pred, ref, of_run, of_folders)
     output = Output(as_json=as_json, quiet=quiet)
+    how: dict[str, Any] = {"grid": grid, "protocol": protocol}
     if pred is not None and ref is not None:
+        warm_up("sdseg_cli.pair_scoring")
         from sdseg_cli.evaluate_folders import evaluate_folders
+        from sdseg_cli.metrics import Terms
 
         with output.progress() as progress:
             report = evaluate_folders(
                 pred,
                 ref,
                 target=whole_numbers("--target", target),
+                classes=whole_numbers("--classes", classes),
                 dataset=dataset,
-                grid=grid,
-                protocol=protocol,
+                terms=Terms(tolerance, detection_iou),
+                resample=resample,
+                allow_missing=allow_missing,
+                workers=workers,
                 report=report_folder,
                 progress=progress,
+                **how,
             )
     else:
         from sdseg_cli.evaluate import evaluate as run_evaluate
+        from sdseg_cli.metrics import Terms
 
         folder = open_run(run, output)
         sample = sampling(folder.config().sample, steps, eta, samples)
@@ -89,39 +139,87 @@ def evaluate(
                 folder.path,
                 workspace(),
                 split=split,
-                grid=grid,
-                protocol=protocol,
+                terms=Terms(tolerance, detection_iou),
                 seed=seed,
                 sample=sample,
                 device=device,
                 batch_size=batch_size,
                 decoder=decoder,
                 progress=progress,
+                **how,
             )
+    _show(report, output)
+
+
+def _show(report: EvaluateReport, output: Output) -> None:
+    """The table: cases, then what they come to; what is not in it is said before."""
     values = report.to_json()
-    metrics = values["metrics"]
+    units, metrics = values["units"], values["metrics"]
+    of_class = () if values["classes"] is None else ("class",)
     rows = [
-        (str(case["id"]), *(number(case[name]) for name in metrics)) for case in values["cases"]
+        (case["id"], *(str(case[one]) for one in of_class), *_cells(units, case))
+        for case in values["cases"]
     ]
-    for what in ("mean", "median"):
-        rows.append((what, *(number(metric[what]) for metric in metrics.values())))
-    rows.append(("95 % interval", *(_interval(metric["ci95"]) for metric in metrics.values())))
+    blank = ("",) * len(of_class)
+    for label, summaries in (values["classes"] or {}).items():
+        rows.append(("mean", label, *_statistic(units, summaries, "mean")))
+    for what in ("mean", "sd", "median"):
+        rows.append((what, *blank, *_statistic(units, metrics, what)))
+    for end, what in enumerate(("95 % from", "95 % to")):
+        bounds = {name: metrics[name]["ci95"][end] for name in units}
+        rows.append((what, *blank, *_cells(units, bounds)))
+    rows.append(("cases", *blank, *(str(metrics[name]["n"]) for name in units)))
     for case in values["excluded"]:
         output.say(f"excluded {case}: reference and prediction are both empty")
     for note in values["notes"]:
         output.say(note)
     output.result(
         values,
-        title=f"{values['protocol']} protocol, {values['grid']} grid",
-        columns=("case", *metrics),
+        title=_title(values),
+        columns=("case", *of_class, *_heads(units)),
         rows=rows,
         files=report.files,
+        unbroken=True,
     )
 
 
-def _interval(bounds: list[float | None]) -> str:
-    low, high = bounds
-    return "-" if low is None or high is None else f"{number(low)} to {number(high)}"
+def _title(values: Mapping[str, Any]) -> str:
+    title = f"{values['protocol']} protocol, {values['grid']} grid"
+    if tolerance := values["tolerance"]:
+        title += f", surface Dice within {tolerance['value']:g} {tolerance['unit']}"
+        title += f", lesions found from IoU {values['detection_iou']:g}"
+    return title
+
+
+def _heads(units: Mapping[str, str]) -> list[str]:
+    """Each column's head, with its unit on a line of its own."""
+    heads = []
+    for column, unit in units.items():
+        name = column.removesuffix(f"_{unit}")
+        heads.append(
+            _HEADS.get(name, name.replace("_", "\n")) + ("" if unit == "1" else f"\n{unit}")
+        )
+    return heads
+
+
+def _cells(units: Mapping[str, str], values: Mapping[str, float | None]) -> list[str]:
+    """Shares with three decimals, mm, px and ml with as many as fit five digits."""
+    return [
+        number(values[column]) if unit == "1" else _length(values[column])
+        for column, unit in units.items()
+    ]
+
+
+def _length(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if abs(value) < 100 else f"{value:.1f}"
+
+
+def _statistic(
+    units: Mapping[str, str], summaries: Mapping[str, Mapping[str, Any]], what: str
+) -> list[str]:
+    return _cells(units, {name: summaries[name][what] for name in units})
 
 
 def _check_pairing(
