@@ -104,7 +104,7 @@ def ticks(low: float, high: float) -> tuple[tuple[float, ...], int]:
 def _stacked(places: Sequence[tuple[float, int]], radius: float) -> tuple[Dot, ...]:
     """Dots around the middle; those of one narrow strip above and below each other."""
     strips: dict[int, list[tuple[float, int]]] = {}
-    for x, index in sorted(places):
+    for x, index in places:
         strips.setdefault(int(x / (2 * radius)), []).append((x, index))
     most = max(len(strip) for strip in strips.values())
     # The densest strip must fit; dots may then overlap, evenly.

@@ -29,6 +29,9 @@ class Metric:
     unit: str
     meaning: str
     better: str
+    """In words, empty if not stated."""
+    arrow: str
+    """The same as a sign."""
     mean: str
     median: str
     sd: str
@@ -164,6 +167,7 @@ def _metric(
         unit=unit,
         meaning=wording.MEANINGS.get(wording.base_name(column, unit), ""),
         better=wording.BETTER.get(better.get(column, ""), ""),
+        arrow=wording.ARROWS.get(better.get(column, ""), ""),
         mean=written("mean"),
         median=written("median"),
         sd=written("sd"),

@@ -10,12 +10,8 @@ from sdseg_cli.report import stored, wording
 from sdseg_cli.report.stored import Unreadable
 from sdseg_cli.report.view import Cell, Column, Row, Table, numeric
 
-METRICS = {
-    "lpips": ("lower is better", "Data set level: how different two runs look to a network."),
-    "psnr": ("higher is better", "Instance level, in dB; infinite where two runs agree exactly."),
-    "ssim": ("higher is better", "Instance level: structural similarity."),
-    "ms_ssim": ("higher is better", "Instance level: structural similarity at several scales."),
-}
+METRICS = {"lpips": "lower", "psnr": "higher", "ssim": "higher", "ms_ssim": "higher"}
+"""Metric -> what is better."""
 MAPS = {"seg": "Seg", "score": "Score"}
 
 
@@ -123,14 +119,14 @@ def _metric_table(found: Mapping[str, Any]) -> Table:
     columns = [Column("Metric", "", True)]
     columns += [Column(f"{label}, {how}") for label in MAPS.values() for _, how in sources]
     rows = []
-    for metric, (better, _) in METRICS.items():
+    for metric, better in METRICS.items():
         values = [
             stored.number(stored.mapping(source.get(name)).get(metric))
             for name in MAPS
             for source, _ in sources
         ]
         cells = (numeric(value, 2 if metric == "psnr" else 4) for value in values)
-        rows.append(Row((Cell(wording.label(metric), None, better), *cells), ""))
+        rows.append(Row((Cell(f"{wording.label(metric)} {wording.ARROWS[better]}"), *cells), ""))
     return Table(tuple(columns), tuple(rows))
 
 

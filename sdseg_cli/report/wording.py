@@ -41,6 +41,7 @@ MEANINGS = {
 }
 
 BETTER = {"higher": "higher is better", "lower": "lower is better", "zero": "zero is best"}
+ARROWS = {"higher": "\u2191", "lower": "\u2193", "zero": "\u21920"}
 
 
 def base_name(column: str, unit: str) -> str:

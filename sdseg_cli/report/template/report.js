@@ -68,10 +68,10 @@
   function outlines(panel) {
     const drawing = document.createElementNS(SVG, "svg");
     drawing.setAttribute("viewBox", `0 0 ${panel.width} ${panel.height}`);
-    for (const mask of ["reference", "prediction"]) {
-      for (const names of [`halo ${mask}`, mask]) {
+    for (const rim of ["halo ", ""]) {  // the rims below both lines: a shared outline shows both
+      for (const mask of ["reference", "prediction"]) {
         const path = document.createElementNS(SVG, "path");
-        path.setAttribute("class", names);
+        path.setAttribute("class", rim + mask);
         path.setAttribute("d", panel[mask]);
         drawing.append(path);
       }
