@@ -7,7 +7,7 @@ judged on the same references.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ _NAMED = 5
 
 
 @dataclass(frozen=True)
-class Judging:
+class Rules:
     """How both sides are judged.
 
     Attributes:
@@ -35,11 +35,11 @@ class Judging:
 
     grid: str = "native"
     protocol: str = "standard"
-    terms: Terms = Terms()
+    terms: Terms = field(default_factory=Terms)
     allow_missing: bool = False
 
 
-STANDARD = Judging()
+STANDARD = Rules()
 
 
 def compare_runs(
@@ -48,7 +48,7 @@ def compare_runs(
     workspace: Path,
     *,
     split: str = "test",
-    judging: Judging = STANDARD,
+    rules: Rules = STANDARD,
     seed: int = 0,
     device: str = "auto",
     batch_size: int | None = None,
@@ -65,7 +65,7 @@ def compare_runs(
         b: Another.
         workspace: Folder that holds `prepared/` and `runs/`.
         split: "train", "val" or "test".
-        judging: How both are judged.
+        rules: How both are judged.
         seed: Of all noise.
         device: "auto", "cpu", "cuda" or "mps".
         batch_size: Slices at a time; None for what suits the device.
@@ -88,9 +88,9 @@ def compare_runs(
             run.path,
             workspace,
             split=split,
-            grid=judging.grid,
-            protocol=judging.protocol,
-            terms=judging.terms,
+            grid=rules.grid,
+            protocol=rules.protocol,
+            terms=rules.terms,
             seed=seed,
             device=device,
             batch_size=batch_size,
@@ -101,7 +101,7 @@ def compare_runs(
     ]
     names = _run_name(a), _run_name(b)
     folder = report or b.report / "compare" / names[0].replace("/", "-")
-    return _compare(found[0], found[1], names, judging).write(folder)
+    return _compare(found[0], found[1], names, rules).write(folder)
 
 
 def compare_folders(
@@ -109,7 +109,7 @@ def compare_folders(
     b: Path,
     ref: Path,
     *,
-    judging: Judging = STANDARD,
+    rules: Rules = STANDARD,
     report: Path | None = None,
     progress: Progress = silent,
     **reading: Any,
@@ -120,7 +120,7 @@ def compare_folders(
         a: Folder of masks.
         b: Another.
         ref: Folder of references.
-        judging: How both are judged.
+        rules: How both are judged.
         report: Folder for the files; None writes none.
         progress: Told in cases.
         reading: How masks and references are read: see `evaluate_folders`.
@@ -137,20 +137,20 @@ def compare_folders(
         evaluate_folders(
             masks,
             ref,
-            grid=judging.grid,
-            protocol=judging.protocol,
-            terms=judging.terms,
-            allow_missing=judging.allow_missing,
+            grid=rules.grid,
+            protocol=rules.protocol,
+            terms=rules.terms,
+            allow_missing=rules.allow_missing,
             progress=progress,
             **reading,
         ).to_json()
         for masks in (a, b)
     ]
-    comparison = _compare(found[0], found[1], (str(a), str(b)), judging)
+    comparison = _compare(found[0], found[1], (str(a), str(b)), rules)
     return comparison if report is None else comparison.write(report)
 
 
-def _compare(a: Evaluation, b: Evaluation, names: tuple[str, str], judging: Judging) -> Comparison:
+def _compare(a: Evaluation, b: Evaluation, names: tuple[str, str], rules: Rules) -> Comparison:
     """Pair the cases, once they are known to be the same ones."""
     first, second = a["references"], b["references"]
     notes = []
@@ -161,7 +161,7 @@ def _compare(a: Evaluation, b: Evaluation, names: tuple[str, str], judging: Judg
         if not alone:
             continue
         listed = ", ".join(alone[:_NAMED]) + (" ..." if len(alone) > _NAMED else "")
-        if not judging.allow_missing:
+        if not rules.allow_missing:
             raise DataError(
                 f"{len(alone)} cases are in {owner} only: {listed}.",
                 "Predict the same cases with both, or add --allow-missing to compare the others.",

@@ -19,10 +19,12 @@ from sdseg_cli.held_out import CaseProgress, HeldOut, open_held_out
 from sdseg_cli.imaging.volume import Volume
 from sdseg_cli.metrics import Grid, Protocol, Terms
 from sdseg_cli.progress import Progress, silent
-from sdseg_cli.report.evaluation import CaseResult, EvaluateReport, ProtocolSummary, score_case
+from sdseg_cli.report.case_scores import CaseResult, score_case
+from sdseg_cli.report.evaluation import EvaluateReport
 from sdseg_cli.report.html import write_report
 from sdseg_cli.report.kept_masks import Kept, KeptMasks, sha256_of
 from sdseg_cli.report.panels import CasePanel, save_panels
+from sdseg_cli.report.protocols import ProtocolSummary
 from sdseg_cli.report.provenance import provenance
 from sdseg_cli.training.fast_decoder import decoder_identity
 

@@ -17,6 +17,8 @@ from sdseg_cli.pairing import Pair, Pairing, pair_folders
 from sdseg_cli.processes import available_cores, in_processes
 from sdseg_cli.progress import Progress, silent
 from sdseg_cli.report.evaluation import EvaluateReport
+from sdseg_cli.report.html import write_report
+from sdseg_cli.report.provenance import provenance
 from sdseg_cli.report.undefined import shortened
 
 PLANES_NOTE = (
@@ -43,6 +45,7 @@ def evaluate_folders(
     allow_missing: bool = False,
     workers: int | None = None,
     report: Path | None = None,
+    command: str = "",
     progress: Progress = silent,
 ) -> EvaluateReport:
     """Score a folder of masks against a folder of references, wherever they come from.
@@ -63,7 +66,8 @@ def evaluate_folders(
         resample: Bring masks that lie on another grid onto their reference's.
         allow_missing: Score the rest where references have no mask.
         workers: Processes; default one per core. The result does not depend on it.
-        report: Folder for evaluate.csv and evaluate.json; None writes no file.
+        report: Folder for evaluate.csv, .json and .tex and report.html; None writes no file.
+        command: What was typed, for the report.
         progress: Told in cases.
 
     Returns:
@@ -106,8 +110,13 @@ def evaluate_folders(
         classes=classes,
         missing=pairing.missing,
         resampled=pairing.resampled,
+        provenance=provenance(command=command, files={}),
     )
-    return found if report is None else replace(found, files=found.write(report))
+    if report is None:
+        return found
+    files = found.write(report)
+    page = write_report(report, title=f"{pred.name} against {ref.name}")
+    return replace(found, files=(*files, page))
 
 
 def _judging(

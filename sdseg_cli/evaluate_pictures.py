@@ -1,4 +1,4 @@
-"""What `evaluate` shows of its cases: a panel of each, and pictures of the best, median and worst."""
+"""What `evaluate` shows of its cases: a panel of each; pictures of the best, median and worst."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.slices import Restore
 from sdseg_cli.imaging.volume import Volume
 from sdseg_cli.progress import Progress
-from sdseg_cli.report.evaluation import CaseResult
+from sdseg_cli.report.case_scores import CaseResult
 from sdseg_cli.report.kept_masks import Kept
 from sdseg_cli.report.panels import CasePanel, case_panel
 from sdseg_cli.report.pictures import CasePlane, case_plane, save_cases, telling_slice

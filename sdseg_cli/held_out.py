@@ -52,6 +52,21 @@ class HeldOut:
         cleaned = Cleaning.from_dict(self.manifest.cleaning).apply(labels, scan)
         return scan, self.manifest.is_foreground(cleaned.array)
 
+    @property
+    def title(self) -> str:
+        """What a report about it is called."""
+        run = self.run.path.resolve()
+        return f"{run.parent.name}/{run.name} on {self.manifest.name}, {self.split} cases"
+
+    def report_folder(self, ending: str = "") -> Path:
+        """Where reports about the split go; another protocol or grid has a folder of its own."""
+        return self.run.report / f"{self.split}{ending}"
+
+    @property
+    def config_text(self) -> str:
+        """The run's settings, TOML."""
+        return self.run.config_file.read_text(encoding="utf-8")
+
     def reference_planes(self, case: PreparedCase) -> NDArray[np.bool_]:
         """The reference as the model sees it, (S,256,256) bool.
 

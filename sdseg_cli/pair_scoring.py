@@ -15,7 +15,7 @@ from sdseg_cli.imaging.slices import Restore
 from sdseg_cli.imaging.volume import Array, Volume
 from sdseg_cli.metrics import Grid, Mask, Protocol, Terms
 from sdseg_cli.pairing import Pair
-from sdseg_cli.report.evaluation import CaseResult, score_case
+from sdseg_cli.report.case_scores import CaseResult, score_case
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sdseg_cli.compare import Judging, compare_folders, compare_runs
+from sdseg_cli.compare import Rules, compare_folders, compare_runs
 from sdseg_cli.errors import ConfigError, DataError
 from sdseg_cli.training.run_folder import RunDir
 from tests.fake_run import EMPTY, block, make_workspace, write_nifti
@@ -31,7 +31,7 @@ def test_differences_are_b_minus_a_case_by_case(tmp_path):
         b={"x": BY_ONE, "y": FOUR},
         ref={"x": FOUR, "y": FOUR},
     )
-    found = compare_folders(a, b, ref)
+    found = compare_folders(a, b, ref, workers=1)
     values = found.to_json()
     assert [(case["id"], case["dice_a"], case["dice_b"]) for case in values["cases"]] == [
         ("x", 0.5, 0.75),
@@ -53,18 +53,18 @@ def test_six_better_cases_are_tested(tmp_path):
         b=dict.fromkeys(names, FOUR),
         ref=dict.fromkeys(names, FOUR),
     )
-    found = compare_folders(a, b, ref)
+    found = compare_folders(a, b, ref, workers=1)
     # Every case is better with B: two of 2^6 patterns of signs are that extreme.
     assert found.metrics["dice"].p == pytest.approx(2 / 64)
     assert "B is better" in found.verdict
-    assert "A is better" in compare_folders(b, a, ref).verdict
+    assert "A is better" in compare_folders(b, a, ref, workers=1).verdict
 
 
 def test_files_hold_the_same_numbers(tmp_path):
     a, b, ref = folders(
         tmp_path, a={"x": BY_TWO, "y": FOUR}, b={"x": FOUR, "y": FOUR}, ref={"x": FOUR, "y": FOUR}
     )
-    found = compare_folders(a, b, ref, report=tmp_path / "out")
+    found = compare_folders(a, b, ref, workers=1, report=tmp_path / "out")
     assert [path.name for path in found.files] == [
         "compare.csv",
         "compare.json",
@@ -86,8 +86,8 @@ def test_cases_of_one_side_are_refused_or_left_out_and_named(tmp_path):
         tmp_path, a={"x": FOUR}, b={"x": BY_ONE, "y": FOUR}, ref={"x": FOUR, "y": FOUR}
     )
     with pytest.raises(DataError, match="no mask for 1 of 2 cases: y"):
-        compare_folders(a, b, ref)
-    found = compare_folders(a, b, ref, judging=Judging(allow_missing=True))
+        compare_folders(a, b, ref, workers=1)
+    found = compare_folders(a, b, ref, workers=1, rules=Rules(allow_missing=True))
     assert [case["id"] for case in found.to_json()["cases"]] == ["x"]
     assert any("only and are left out: y" in note for note in found.to_json()["notes"])
 
@@ -96,7 +96,7 @@ def test_a_metric_that_one_side_lacks_is_counted(tmp_path):
     a, b, ref = folders(
         tmp_path, a={"x": EMPTY, "y": FOUR}, b={"x": FOUR, "y": FOUR}, ref={"x": FOUR, "y": FOUR}
     )
-    values = compare_folders(a, b, ref).to_json()
+    values = compare_folders(a, b, ref, workers=1).to_json()
     distances = values["metrics"]["hd95_mm"]
     assert (distances["n"], distances["only_a"], distances["only_b"]) == (1, 0, 1)
     assert any(note.startswith("hd95_mm: 1 cases") for note in values["notes"])
@@ -107,7 +107,7 @@ def test_finding_nothing_where_nothing_is_is_said(tmp_path):
     a, b, ref = folders(
         tmp_path, a={"x": EMPTY, "y": FOUR}, b={"x": FOUR, "y": FOUR}, ref={"x": EMPTY, "y": FOUR}
     )
-    values = compare_folders(a, b, ref).to_json()
+    values = compare_folders(a, b, ref, workers=1).to_json()
     assert values["metrics"]["dice"]["n"] == 1
     assert any("only one of the two found nothing" in note for note in values["notes"])
 
@@ -115,7 +115,7 @@ def test_finding_nothing_where_nothing_is_is_said(tmp_path):
 def test_a_folder_against_itself_is_refused(tmp_path):
     a, ref = folders(tmp_path, a={"x": FOUR}, ref={"x": FOUR})
     with pytest.raises(ConfigError, match="both A and B"):
-        compare_folders(a, a, ref)
+        compare_folders(a, a, ref, workers=1)
 
 
 def test_a_run_against_itself_is_refused(tmp_path):

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sdseg_cli.commands.options import (
-    AllowMissing,
+    Adapter,
     BatchSize,
     Classes,
     Debug,
     Decoder,
     DetectionIou,
     Device,
-    GridOption,
+    GridName,
     Json,
-    ProtocolOption,
+    ProtocolName,
     Quiet,
     Resample,
     Seed,
@@ -26,7 +26,6 @@ from sdseg_cli.commands.options import (
     Tolerance,
     Workers,
     open_run,
-    terms,
     whole_numbers,
     workspace,
 )
@@ -43,15 +42,15 @@ def compare(
     ref: Annotated[Path | None, typer.Option(help="References of two folders of masks.")] = None,
     target: Target = None,
     classes: Classes = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="With --ref: adapter whose rules read the references.")
-    ] = None,
+    dataset: Adapter = None,
     split: Split = "test",
-    grid: GridOption = "native",
-    protocol: ProtocolOption = "standard",
-    tolerance: Tolerance = None,
-    detection_iou: DetectionIou = None,
-    allow_missing: AllowMissing = False,
+    grid: GridName = "native",
+    protocol: ProtocolName = "standard",
+    tolerance: Tolerance = 2.0,
+    detection_iou: DetectionIou = 0.1,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Compare the cases that both have.")
+    ] = False,
     resample: Resample = False,
     report: Annotated[
         Path | None, typer.Option(help="Folder for the files; of runs: in run B.")
@@ -66,19 +65,26 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """Compare two runs, or two folders of masks, case by case: differences, interval, p."""
-    from sdseg_cli.compare import Judging, compare_folders, compare_runs
+    from sdseg_cli.compare import Rules, compare_folders, compare_runs
+    from sdseg_cli.metrics import Terms
 
-    of_folders = {"--target": target, "--classes": classes, "--dataset": dataset}
+    of_folders: dict[str, object] = {
+        "--target": target,
+        "--classes": classes,
+        "--dataset": dataset,
+        "--resample": resample or None,
+        "--workers": workers,
+    }
     _check(a, b, ref, of_folders)
     output = Output(as_json=as_json, quiet=quiet)
-    judging = Judging(grid, protocol, terms(tolerance, detection_iou), allow_missing)
+    rules = Rules(grid, protocol, Terms(tolerance, detection_iou), allow_missing)
     if ref is not None:
         with output.progress() as progress:
             found = compare_folders(
                 Path(a),
                 Path(b),
                 ref,
-                judging=judging,
+                rules=rules,
                 report=report,
                 target=whole_numbers("--target", target),
                 classes=whole_numbers("--classes", classes),
@@ -94,7 +100,7 @@ def compare(
                 *runs,
                 workspace(),
                 split=split,
-                judging=judging,
+                rules=rules,
                 seed=seed,
                 device=device,
                 batch_size=batch_size,

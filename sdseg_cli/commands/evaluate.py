@@ -9,21 +9,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdseg_cli.commands.options import (
+    Adapter,
     BatchSize,
+    Classes,
     Debug,
     Decoder,
+    DetectionIou,
     Device,
     Eta,
+    GridName,
     Json,
+    ProtocolName,
     Quiet,
+    Resample,
     Run,
     Samples,
     Seed,
     Split,
     Steps,
+    Target,
+    Tolerance,
+    Workers,
     number,
     open_run,
     sampling,
+    typed,
     whole_numbers,
     workspace,
 )
@@ -51,38 +61,22 @@ def evaluate(
     run: Run = None,
     pred: Annotated[Path | None, typer.Option(help="Folder of masks to score instead.")] = None,
     ref: Annotated[Path | None, typer.Option(help="Folder of reference masks, same names.")] = None,
-    target: Annotated[
-        str | None, typer.Option(help="With --ref: labels that count, e.g. 1,2; default: all.")
-    ] = None,
-    classes: Annotated[
-        str | None, typer.Option(help="With --ref: labels to score each on its own, e.g. 1,2,5.")
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="With --ref: adapter whose rules read the references.")
-    ] = None,
-    resample: Annotated[
-        bool, typer.Option("--resample", help="With --ref: masks may lie on other grids.")
-    ] = False,
+    target: Target = None,
+    classes: Classes = None,
+    dataset: Adapter = None,
+    resample: Resample = False,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="With --ref: score the rest without them.")
     ] = False,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="With --ref: processes; default: one per core.")
-    ] = None,
+    workers: Workers = None,
     report_folder: Annotated[
         Path | None, typer.Option("--report", help="With --ref: folder for CSV and JSON.")
     ] = None,
     split: Split = "test",
-    grid: Annotated[str, typer.Option(help="native: the scan's own; model: 256x256.")] = "native",
-    protocol: Annotated[
-        str, typer.Option(help="standard, or official (the paper's code).")
-    ] = "standard",
-    tolerance: Annotated[
-        float, typer.Option(metavar="MM", help="Of surface Dice; in pictures pixels.")
-    ] = 2.0,
-    detection_iou: Annotated[
-        float, typer.Option(metavar="SHARE", help="IoU from which a lesion counts as found.")
-    ] = 0.1,
+    grid: GridName = "native",
+    protocol: ProtocolName = "standard",
+    tolerance: Tolerance = 2.0,
+    detection_iou: DetectionIou = 0.1,
     seed: Seed = 0,
     steps: Steps = None,
     eta: Eta = None,
@@ -107,7 +101,7 @@ def evaluate(
     }
     _check_pairing(pred, ref, of_run, of_folders)
     output = Output(as_json=as_json, quiet=quiet)
-    how: dict[str, Any] = {"grid": grid, "protocol": protocol}
+    how: dict[str, Any] = {"grid": grid, "protocol": protocol, "command": typed()}
     if pred is not None and ref is not None:
         warm_up("sdseg_cli.pair_scoring")
         from sdseg_cli.evaluate_folders import evaluate_folders

@@ -11,144 +11,17 @@ from typing import Any, cast
 import numpy as np
 
 from sdseg_cli.config import SampleConfig
-from sdseg_cli.metrics import (
-    METRICS,
-    Grid,
-    Length,
-    Mask,
-    Protocol,
-    Score,
-    Spacing,
-    Terms,
-    mask_metrics,
-)
-from sdseg_cli.metrics.detection import Lesions
-from sdseg_cli.metrics.pair import MaskPair
+from sdseg_cli.metrics import Grid, Protocol, Terms, mask_metrics
 from sdseg_cli.metrics.statistics import Summary, summarise
+from sdseg_cli.report.case_scores import CaseResult
+from sdseg_cli.report.latex import write_latex
+from sdseg_cli.report.protocols import ProtocolSummary
 from sdseg_cli.report.tables import Cell, strict, write_csv, write_json
 from sdseg_cli.report.undefined import undefined_notes
 
+SUMMARY = ("metric", "mean", "sd", "median", "95 % from", "95 % to", "cases")
 _WORST = 5
 """So many cases are named as the worst."""
-_LESIONS = ("reference_lesions", "predicted_lesions", "matched_lesions")
-
-
-@dataclass(frozen=True)
-class CaseResult:
-    """The scores of one case, or of one class of it, and the sizes they were counted on."""
-
-    case_id: str
-    scores: tuple[Score, ...]
-    reference_voxels: int
-    predicted_voxels: int
-    class_label: int | None = None
-    """The label that was scored; None where all foreground was."""
-    reference_sha256: str = ""
-    """Of which voxels are reference."""
-    lesions: Lesions | None = None
-    """None on the model's planes, which have none to count, and of an excluded case."""
-
-    @property
-    def name(self) -> str:
-        """For messages: the case, with its class if there are several."""
-        return self.case_id if self.class_label is None else f"{self.case_id} {self.class_label}"
-
-    @property
-    def values(self) -> dict[str, float | None]:
-        """Column name -> value, for example `{"dice": 0.91, "iou": 0.83}`."""
-        return {score.column: score.value for score in self.scores}
-
-    @property
-    def counts(self) -> dict[str, int | None]:
-        """What the scores were counted on, by column."""
-        found = self.lesions
-        lesions = (found.reference, found.predicted, found.matched) if found else (None,) * 3
-        return {
-            "reference_voxels": self.reference_voxels,
-            "predicted_voxels": self.predicted_voxels,
-            **dict(zip(_LESIONS, lesions, strict=True)),
-        }
-
-
-def score_case(
-    case_id: str,
-    pred: Mask,
-    label: Mask,
-    spacing_mm: Spacing | None,
-    *,
-    grid: Grid = "native",
-    protocol: Protocol = "standard",
-    terms: Terms | None = None,
-    class_label: int | None = None,
-) -> CaseResult:
-    """Apply every mask metric that has a meaning on the grid to one case.
-
-    Args:
-        case_id: The case.
-        pred: Predicted mask, any shape, bool.
-        label: Reference mask, the same shape, bool.
-        spacing_mm: Along each axis of the masks, mm; None on the model's planes, which know no
-            distances, and for pictures, whose distances are in pixels.
-        grid: What the masks lie on.
-        protocol: How empty masks are scored.
-        terms: How it is judged.
-        class_label: The label these masks are of, where each is scored on its own.
-
-    Returns:
-        One score per metric; by `standard` all undefined where both masks are empty.
-
-    Raises:
-        ValueError: The masks differ in shape, or are not bool.
-    """
-    length: Length = "px" if spacing_mm is None else "mm"
-    spacing: Spacing | None = None
-    if grid == "native":
-        spacing = (1.0,) * label.ndim if spacing_mm is None else spacing_mm
-    pair = MaskPair(pred, label, spacing, length=length, terms=terms)
-    excluded = protocol == "standard" and not (pair.predicted_voxels or pair.reference_voxels)
-    scores = []
-    for metric in mask_metrics():
-        unit = metric.unit_in(pair.length)
-        if unit is not None:
-            value = None if excluded else metric.of(pair, protocol)
-            scores.append(Score(case_id, metric.name, value, grid, unit))
-    return CaseResult(
-        case_id,
-        tuple(scores),
-        pair.reference_voxels,
-        pair.predicted_voxels,
-        class_label,
-        pair.reference_sha256,
-        None if excluded or spacing is None else pair.lesions,
-    )
-
-
-@dataclass(frozen=True)
-class ProtocolSummary:
-    """What the same predictions come to by one protocol on one grid."""
-
-    protocol: Protocol
-    grid: Grid
-    dice: Summary
-    iou: Summary
-    excluded: int
-    """Cases that are not scored."""
-
-    @classmethod
-    def of(cls, protocol: Protocol, grid: Grid, cases: Sequence[CaseResult]) -> ProtocolSummary:
-        """Sum up the cases as scored by it."""
-        dice, iou = (_summaries(cases, ("dice", "iou"))[name] for name in ("dice", "iou"))
-        return cls(protocol, grid, dice, iou, len(cases) - dice.n)
-
-    def to_json(self) -> dict[str, Any]:
-        """A row of `protocols` in the JSON of `evaluate`."""
-        return {
-            "protocol": self.protocol,
-            "grid": self.grid,
-            "dice": self.dice.to_json(),
-            "iou": self.iou.to_json(),
-            "excluded": self.excluded,
-        }
 
 
 @dataclass(frozen=True)
@@ -212,7 +85,8 @@ class EvaluateReport:
     def better(self) -> dict[str, str]:
         """Column name -> where a good value lies: "higher", "lower" or "zero"."""
         scores = self.cases[0].scores if self.cases else ()
-        return {score.column: METRICS[score.metric].better for score in scores}
+        good = {metric.name: metric.better for metric in mask_metrics()}
+        return {score.column: good[score.metric] for score in scores}
 
     @property
     def metrics(self) -> dict[str, Summary]:
@@ -289,14 +163,40 @@ class EvaluateReport:
         }
         return cast("dict[str, Any]", strict(values))
 
-    def write(self, folder: Path) -> tuple[Path, Path]:
-        """Write evaluate.csv (every case, the excluded ones with empty cells) and evaluate.json."""
-        table, summary = folder / "evaluate.csv", folder / "evaluate.json"
+    def write(self, folder: Path) -> tuple[Path, ...]:
+        """Write evaluate.csv (every case, the excluded ones with empty cells), evaluate.json and
+        evaluate.tex (the summary).
+
+        Raises:
+            RunError: The disk refused.
+        """
+        table, summary, latex = (folder / f"evaluate.{kind}" for kind in ("csv", "json", "tex"))
         how: dict[str, Cell] = {"grid": self.grid, "protocol": self.protocol}
         rows = [{**self._row(result), **how} for result in self.cases]
         write_csv(table, list(rows[0]) if rows else ["id", *how], rows)
         write_json(summary, self.to_json())
-        return table, summary
+        write_latex(latex, SUMMARY, self._summary_rows(), self.caption)
+        return table, summary, latex
+
+    @property
+    def caption(self) -> str:
+        """What a table of these scores has to say of itself."""
+        what = self.run or self.pred
+        text = f"{what}: {len(self.case_ids) - len(self.excluded)} cases, {self.protocol} protocol"
+        text += f", {self.grid} grid"
+        if "surface_dice" in self.units:
+            unit = "px" if "hd95" in self.units else "mm"
+            text += f", surface Dice within {self.terms.tolerance:g} {unit}"
+        return f"{text}."
+
+    def _summary_rows(self) -> list[tuple[str, ...]]:
+        rows = []
+        for column, found in self.metrics.items():
+            low, high = found.ci95
+            values = [found.mean, found.sd, found.median, low, high]
+            cells = ["-" if value is None else f"{value:.3f}" for value in values]
+            rows.append((column, *cells, str(found.n)))
+        return rows
 
     def _row(self, result: CaseResult) -> dict[str, Cell]:
         label = {} if self.classes is None else {"class": result.class_label}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sdseg_cli.report.evaluation import CaseResult
+    from sdseg_cli.report.case_scores import CaseResult
 
 _WHY = {
     "hd95": "with one empty mask",
