@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from sdseg_cli import __version__
 from sdseg_cli.atomic import replacing
 from sdseg_cli.errors import DataError
-from sdseg_cli.report import distribution, stored, wording
+from sdseg_cli.report import distribution, stored, sweep_chart, wording
 from sdseg_cli.report.drawing import PREDICTION_COLOUR, REFERENCE_COLOUR
 from sdseg_cli.report.evaluation_view import Evaluation, evaluation_view
 from sdseg_cli.report.panels import CasePanel, Polyline, load_panels, media_type
@@ -170,6 +170,7 @@ def _render(page: _Page, title: str, config: str | None) -> str:
         picture=_data_address,
         tick=wording.number,
         plot=distribution,
+        sweep_plot=sweep_chart,
         version=__version__,
     )
 
