@@ -85,10 +85,11 @@ def _read(folder: Path) -> _Page:
     except DataError as error:
         panels = ()
         notes.append(f"pictures are left out: panels.json is damaged. {error.hint}")
-    kept = _kept({panel.case_id: panel for panel in panels}, evaluation, stability)
-    if len(kept) < len(panels):
+    by_case = {panel.case_id: panel for panel in panels}
+    kept = _kept(by_case, evaluation, stability)
+    if len(kept) < len(by_case):
         notes.append(
-            f"{len(kept)} of {len(panels)} pictures are kept, so that the page stays small: best, "
+            f"{len(kept)} of {len(by_case)} pictures are kept, so that the page stays small: best, "
             f"median, least stable and the {MOST_PANELS} worst cases"
         )
     picture = _picture(folder / "stability.png", notes)
