@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from sdseg_cli import __version__
 from sdseg_cli.atomic import replacing
 from sdseg_cli.errors import DataError
-from sdseg_cli.report import distribution, stored, wording
+from sdseg_cli.report import distribution, stored, sweep_chart, wording
 from sdseg_cli.report.drawing import PREDICTION_COLOUR, REFERENCE_COLOUR
 from sdseg_cli.report.evaluation_view import Evaluation, evaluation_view
 from sdseg_cli.report.panels import CasePanel, Polyline, load_panels, media_type
@@ -85,10 +85,11 @@ def _read(folder: Path) -> _Page:
     except DataError as error:
         panels = ()
         notes.append(f"pictures are left out: panels.json is damaged. {error.hint}")
-    kept = _kept({panel.case_id: panel for panel in panels}, evaluation, stability)
-    if len(kept) < len(panels):
+    by_case = {panel.case_id: panel for panel in panels}
+    kept = _kept(by_case, evaluation, stability)
+    if len(kept) < len(by_case):
         notes.append(
-            f"{len(kept)} of {len(panels)} pictures are kept, so that the page stays small: best, "
+            f"{len(kept)} of {len(by_case)} pictures are kept, so that the page stays small: best, "
             f"median, least stable and the {MOST_PANELS} worst cases"
         )
     picture = _picture(folder / "stability.png", notes)
@@ -170,6 +171,7 @@ def _render(page: _Page, title: str, config: str | None) -> str:
         picture=_data_address,
         tick=wording.number,
         plot=distribution,
+        sweep_plot=sweep_chart,
         version=__version__,
     )
 

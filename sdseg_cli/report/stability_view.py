@@ -8,6 +8,7 @@ from typing import Any
 
 from sdseg_cli.report import stored, wording
 from sdseg_cli.report.stored import Unreadable
+from sdseg_cli.report.sweep_chart import SweepChart, sweep_chart
 from sdseg_cli.report.view import Cell, Column, Row, Table, numeric
 
 METRICS = {"lpips": "lower", "psnr": "higher", "ssim": "higher", "ms_ssim": "higher"}
@@ -35,6 +36,7 @@ class Sweep:
     """What more steps and samples bring."""
 
     table: Table
+    chart: SweepChart | None
     notes: tuple[str, ...]
 
 
@@ -84,7 +86,7 @@ def sweep_view(found: Mapping[str, Any]) -> Sweep:
     table = _free_table(flat)
     if table is None:
         raise Unreadable("its rows are empty")
-    return Sweep(table, stored.texts(found.get("notes")))
+    return Sweep(table, sweep_chart(listed), stored.texts(found.get("notes")))
 
 
 def _facts(found: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -206,4 +208,4 @@ def _free_cell(value: object, is_text: bool) -> Cell:
         return Cell(stored.text(value) or wording.ABSENT)
     found = stored.number(value)
     whole = isinstance(value, int)
-    return numeric(found, 0 if whole else (4 if found is not None and abs(found) < 10 else 2))
+    return numeric(found, 0 if whole else 4 if found is None or abs(found) <= 1 else 2)

@@ -69,6 +69,7 @@ def test_every_part_of_the_folder_has_its_section(folder):
     assert "sdseg evaluate --run 'a <b>'" in page.text
     assert "ab" * 32 in page.text
     assert "Not a medical device" in page.text
+    assert page.tags.count("polyline") == 1  # the sweep: one eta, one number of samples
     assert page.tags.count("circle") == 5 + 5 + 6  # one dot per defined value
 
 

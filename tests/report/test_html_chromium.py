@@ -56,13 +56,11 @@ def page(browser, tmp_path) -> Iterator[Any]:
 
 
 def _foreign_requests(log: list[dict[str, Any]]) -> list[str]:
-    """Addresses asked for that are neither the file itself nor inside it."""
+    """What the report asked for that is neither the file itself nor inside it."""
     events = [json.loads(entry["message"])["message"] for entry in log]
-    asked = [
-        event["params"]["request"]["url"]
-        for event in events
-        if event["method"] == "Network.requestWillBeSent"
-    ]
+    requests = [e["params"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    # The browser's own first page asks for icons of its own.
+    asked = [r["request"]["url"] for r in requests if r["documentURL"].endswith("report.html")]
     assert any(url.endswith("report.html") for url in asked)
     return [url for url in asked if not url.startswith(("file:", "data:"))]
 
