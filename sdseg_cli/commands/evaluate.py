@@ -159,7 +159,7 @@ def _show(report: EvaluateReport, output: Output) -> None:
         rows.append(("mean", label, *_statistic(units, summaries, "mean")))
     for what in ("mean", "sd", "median"):
         rows.append((what, *blank, *_statistic(units, metrics, what)))
-    for end, what in enumerate(("95 % from", "95 % to")):
+    for end, what in enumerate(("95% low", "95% high")):
         bounds = {name: metrics[name]["ci95"][end] for name in units}
         rows.append((what, *blank, *_cells(units, bounds)))
     rows.append(("cases", *blank, *(str(metrics[name]["n"]) for name in units)))

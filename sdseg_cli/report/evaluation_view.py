@@ -136,7 +136,9 @@ def _facts(found: Mapping[str, Any], cases: list[dict[str, Any]]) -> tuple[tuple
         "Grid": stored.text(found.get("grid")),
         "Tolerance": f"{stored.text(tolerance.get('value'))} {stored.text(tolerance.get('unit'))}",
         "Seed": stored.text(found.get("seed")),
-        "Sampling": ", ".join(f"{name} {stored.text(value)}" for name, value in sample.items()),
+        "Sampling": ", ".join(
+            f"{name} {stored.text(value)}" for name, value in sample.items() if value != ""
+        ),
         "Decoder": stored.text(found.get("decoder")),
     }
     return tuple((name, value.strip()) for name, value in every.items() if value.strip())

@@ -58,9 +58,9 @@ def label(column: str, unit: str = "") -> str:
 
 
 def unit_of(column: str, units: dict[str, str]) -> str:
-    """The unit of a column: as stated, else as its name ends; empty for a share."""
+    """The unit of a column: as stated, else as its name ends; empty for a share, stated as "1"."""
     if column in units:
-        return units[column]
+        return "" if units[column] == "1" else units[column]
     return next((unit for unit in ("mm", "px", "ml") if column.endswith(f"_{unit}")), "")
 
 

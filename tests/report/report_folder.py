@@ -70,7 +70,7 @@ def evaluation() -> dict[str, Any]:
         "worst": [IDS[4], IDS[3]],
         "excluded": ["empty <u>case</u>"],
         "missing": ["missing <u>case</u>"],
-        "units": {"dice": "", "hd95_mm": "mm", "volume_difference_ml": "ml"},
+        "units": {"dice": "1", "hd95_mm": "mm", "volume_difference_ml": "ml"},
         "better": {"dice": "higher", "hd95_mm": "lower", "volume_difference_ml": "zero"},
         "tolerance": {"value": 2.0, "unit": "mm"},
         "protocols": [
