@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,11 +51,13 @@ _HEADS = {
     "precision": "preci-\nsion",
     "hd95": "HD95",
     "assd": "ASSD",
-    "surface_dice": "surface\nDice",
-    "volume_difference": "volume\ndiff.",
-    "detection_f1": "detect.\nF1",
+    "surface_dice": "surf.\nDice",
+    "volume_difference": "vol.\ndiff.",
+    "detection_f1": "lesion\nF1",
 }
 """What some metrics are called at the head of a narrow column."""
+_NAME_WIDTH = 27
+"""Where there is no more room, a case's name is folded to this, borders included."""
 
 
 def evaluate(
@@ -167,14 +170,54 @@ def _show(report: EvaluateReport, output: Output) -> None:
         output.say(f"excluded {case}: reference and prediction are both empty")
     for note in values["notes"]:
         output.say(note)
+    first = 1 + len(of_class)
+    columns = ["case", *of_class, *_heads(units)]
+    *others, last = _fitting(columns, rows, first, shutil.get_terminal_size().columns)
+    title = _title(values)
+    for shown in others:
+        output.table(
+            title=title,
+            columns=_picked(columns, shown),
+            rows=[_picked(row, shown) for row in rows],
+            unbroken=True,
+        )
     output.result(
         values,
-        title=_title(values),
-        columns=("case", *of_class, *_heads(units)),
-        rows=rows,
+        title=title,
+        columns=_picked(columns, last),
+        rows=[_picked(row, last) for row in rows],
         files=report.files,
         unbroken=True,
     )
+
+
+def _fitting(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], first: int, width: int
+) -> list[list[int]]:
+    """Numbers of the columns of each table: several where a terminal is too narrow for one.
+
+    Args:
+        columns: Heads, of one line or more.
+        rows: Cells.
+        first: So many columns at the left stand in each table.
+        width: Of the terminal, in characters.
+    """
+    lines = [[head, *(row[n] for row in rows)] for n, head in enumerate(columns)]
+    wide = [max(len(line) for cell in cells for line in cell.split("\n")) + 3 for cells in lines]
+    wide[0] = min(wide[0], _NAME_WIDTH)
+    tables: list[list[int]] = []
+    used = width
+    for n in range(first, len(columns)):
+        if used + wide[n] > width:
+            tables.append(list(range(first)))
+            used = 1 + sum(wide[:first])
+        tables[-1].append(n)
+        used += wide[n]
+    return tables
+
+
+def _picked(values: Sequence[str], numbers: Sequence[int]) -> list[str]:
+    return [values[n] for n in numbers]
 
 
 def _title(values: Mapping[str, Any]) -> str:
