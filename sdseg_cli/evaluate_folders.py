@@ -21,6 +21,7 @@ from sdseg_cli.report.html import write_report
 from sdseg_cli.report.provenance import provenance
 from sdseg_cli.report.undefined import shortened
 
+_PAIRS_EACH = 4
 PLANES_NOTE = (
     "model grid: both masks were taken to 256 x 256 planes as `prepare` takes labels (the whole "
     "plane padded to a square, by majority where it shrinks); no distances and volumes there"
@@ -65,7 +66,8 @@ def evaluate_folders(
         terms: How a case is judged.
         resample: Bring masks that lie on another grid onto their reference's.
         allow_missing: Score the rest where references have no mask.
-        workers: Processes; default one per core. The result does not depend on it.
+        workers: Processes; default one per core where there are cases enough. The result does not
+            depend on it.
         report: Folder for evaluate.csv, .json and .tex and report.html; None writes no file.
         command: What was typed, for the report.
         progress: Told in cases.
@@ -87,7 +89,7 @@ def evaluate_folders(
         )
     judging = _judging(target, classes, dataset, grid, protocol, terms or Terms())
     pairing = pair_folders(pred, ref, allow_missing=allow_missing, resample=resample)
-    workers = available_cores() if workers is None else max(1, workers)
+    workers = _workers(len(pairing.pairs)) if workers is None else max(1, workers)
     scored = _score(pairing.pairs, judging, workers, progress)
     several = {pair.id for pair, one in zip(pairing.pairs, scored, strict=True) if _is_map(one)}
     if judging.target is not None and several:
@@ -117,6 +119,11 @@ def evaluate_folders(
     files = found.write(report)
     page = write_report(report, title=f"{pred.name} against {ref.name}")
     return replace(found, files=(*files, page))
+
+
+def _workers(pairs: int) -> int:
+    """Processes that are worth starting: each takes a second or two before its first case."""
+    return max(1, min(available_cores(), pairs // _PAIRS_EACH))
 
 
 def _judging(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 
@@ -15,6 +16,8 @@ from sdseg_cli.datasets.manifest import Manifest
 from sdseg_cli.errors import ConfigError, GeometryError
 from sdseg_cli.evaluate import evaluate
 from sdseg_cli.metrics import Terms
+from sdseg_cli.report.evaluation import FEW_NOTE
+from sdseg_cli.report.panels import load_panels
 from tests.fake_run import AFFINE, EMPTY, SHAPE, Workspace, block, make_workspace, write_nifti
 
 # Each block has 4 columns x 4 rows x 2 slices = 32 voxels; moved by 2 columns half of it overlaps.
@@ -25,7 +28,7 @@ FOUR, MOVED = block(slice(4, 8)), block(slice(6, 10))
 def drawn(monkeypatch) -> dict:
     """What would be drawn, path -> rows: drawing takes a second and is tested with `report`."""
     pictures: dict = {}
-    monkeypatch.setattr("sdseg_cli.evaluate.save_cases", pictures.__setitem__)
+    monkeypatch.setattr("sdseg_cli.evaluate_pictures.save_cases", pictures.__setitem__)
     return pictures
 
 
@@ -88,6 +91,7 @@ def test_scores_are_those_counted_by_hand(workspace):
         "precision leaves out 1 of 3 cases with no predicted voxel (c)",
         "hd95_mm and assd_mm leave out 1 of 3 cases with one empty mask (c): over the rest the "
         "mean is optimistic",
+        FEW_NOTE.format(3),
     ]
     low, high = found["metrics"]["dice"]["ci95"]
     assert 0 <= low < 0.5 < high <= 1
@@ -130,15 +134,56 @@ def test_best_median_and_worst_are_drawn(workspace, drawn):
     assert names == [
         "evaluate.csv",
         "evaluate.json",
+        "evaluate.tex",
         "best.png",
         "median.png",
         "worst.png",
         "cases.png",
+        "report.html",
     ]
     headings = [[(row.heading, row.case_id, row.dice) for row in rows] for rows in drawn.values()]
     each = [("best", "a", 1.0), ("median", "b", 0.5), ("worst", "c", 0.0)]
     assert headings == [each[:1], each[1:2], each[2:], each]
-    assert [file.name for file in drawn] == names[2:]
+    assert [file.name for file in drawn] == names[3:7]
+
+
+def test_the_same_predictions_are_shown_by_every_protocol(workspace):
+    workspace.answers(nothing=FOUR)  # a false alarm: 0 by standard, 1 by official
+    rows = run(workspace).to_json()["protocols"]
+    assert [(row["protocol"], row["grid"], row["dice"]["mean"]) for row in rows] == [
+        ("standard", "native", 0.375),  # 1, 1/2, 0, 0
+        ("standard", "model", 0.375),
+        ("official", "model", 0.625),  # 1, 1/2, 0, 1
+    ]
+    assert [row["excluded"] for row in rows] == [0, 0, 0]
+    workspace.answers(nothing=EMPTY)
+    rows = run(workspace, seed=1).to_json()["protocols"]
+    assert [(row["dice"]["mean"], row["excluded"]) for row in rows] == [
+        (0.5, 1),
+        (0.5, 1),
+        (0.375, 0),  # two empty masks are 0 there
+    ]
+
+
+def test_a_reference_is_known_by_its_voxels_alone(workspace):
+    first = run(workspace).references
+    workspace.answers(a=MOVED, nothing=FOUR)
+    assert run(workspace, seed=1).references == first
+    assert first["a"] == first["b"] != first["nothing"]
+
+
+def test_the_report_names_command_and_hashes_and_has_a_panel_of_each_case(workspace):
+    report = run(workspace, command="sdseg evaluate --run 'my run'")
+    origin = report.to_json()["provenance"]
+    assert origin["command"] == "sdseg evaluate --run 'my run'"
+    assert origin["sha256"]["checkpoint"] == hashlib.sha256(b"a checkpoint").hexdigest()
+    page = report.files[-1].read_text(encoding="utf-8")
+    assert "sdseg evaluate --run &#39;my run&#39;" in page
+    panels = load_panels(report.files[-1].parent)
+    assert [panel.case_id for panel in panels] == ["a", "b", "c", "nothing"]
+    # The third finds nothing in the slice that is shown, the fourth has nothing at all.
+    outlines = [(len(panel.reference), len(panel.prediction)) for panel in panels]
+    assert outlines == [(1, 1), (1, 1), (1, 0), (0, 0)]
 
 
 def test_masks_lie_on_the_scans_grid(workspace):
@@ -172,7 +217,7 @@ def test_a_second_call_predicts_only_what_it_draws(workspace):
 
 def test_a_mask_that_was_taken_away_before_it_is_drawn_is_predicted_anew(workspace, monkeypatch):
     monkeypatch.setattr("sdseg_cli.report.kept_masks.KeptMasks.find", lambda *_: None)
-    assert [file.name for file in run(workspace).files][-1] == "cases.png"
+    assert [file.name for file in run(workspace).files][-2] == "cases.png"
     assert sorted(case for case, *_ in workspace.predictor.calls[4:]) == ["a", "b", "c"]
 
 
@@ -226,7 +271,7 @@ def test_the_official_protocol_scores_empty_masks_its_own_way(workspace):
     assert (report.grid, report.excluded) == ("model", ())
     assert [result.values["dice"] for result in report.cases] == [1.0, 0.5, 0.0, 1.0]
     workspace.answers(nothing=EMPTY)
-    report = run(workspace, protocol="official")
+    report = run(workspace, protocol="official", seed=1)
     assert [result.values["dice"] for result in report.cases] == [1.0, 0.5, 0.0, 0.0]
     assert "empty reference" in report.notes[0]
 

@@ -203,7 +203,7 @@ def _fitting(
         width: Of the terminal, in characters.
     """
     lines = [[head, *(row[n] for row in rows)] for n, head in enumerate(columns)]
-    wide = [max(len(line) for cell in cells for line in cell.split("\n")) + 3 for cells in lines]
+    wide = [max(len(line) for cell in cells for line in cell.split("\n")) + 2 for cells in lines]
     wide[0] = min(wide[0], _NAME_WIDTH)
     tables: list[list[int]] = []
     used = width

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 RESAMPLES = 10_000
+FEW_CASES = 10
+"""Below so many cases the bootstrap interval holds the true mean in 9 of 10 times at most, not in
+95 of 100: `benchmarks/interval_coverage.py`.
+"""
 _CHUNK = 1_000_000  # numbers drawn at once by the bootstrap: 8 MB
 
 

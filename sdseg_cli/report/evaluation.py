@@ -12,7 +12,7 @@ import numpy as np
 
 from sdseg_cli.config import SampleConfig
 from sdseg_cli.metrics import Grid, Protocol, Terms, mask_metrics
-from sdseg_cli.metrics.statistics import Summary, summarise
+from sdseg_cli.metrics.statistics import FEW_CASES, Summary, summarise
 from sdseg_cli.report.case_scores import CaseResult
 from sdseg_cli.report.latex import write_latex
 from sdseg_cli.report.protocols import ProtocolSummary
@@ -20,6 +20,7 @@ from sdseg_cli.report.tables import Cell, strict, write_csv, write_json
 from sdseg_cli.report.undefined import undefined_notes
 
 SUMMARY = ("metric", "mean", "sd", "median", "95 % from", "95 % to", "cases")
+FEW_NOTE = "{} cases: too few for the 95 % interval, which is too narrow; read it as a range"
 _WORST = 5
 """So many cases are named as the worst."""
 
@@ -158,7 +159,7 @@ class EvaluateReport:
             "resampled": self.resampled,
             "protocols": [one.to_json() for one in self.protocols] or None,
             "references": self.references,
-            "notes": (*self.notes, *self._class_note(), *undefined_notes(self.scored)),
+            "notes": self.all_notes,
             "provenance": self.provenance,
         }
         return cast("dict[str, Any]", strict(values))
@@ -205,6 +206,13 @@ class EvaluateReport:
     def _is_excluded(self, result: CaseResult) -> bool:
         empty = result.reference_voxels == result.predicted_voxels == 0
         return empty and self.protocol == "standard"
+
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """What was said beforehand, and what a reader of the numbers has to know."""
+        count = len(self.case_ids) - len(self.excluded)
+        few = (FEW_NOTE.format(count),) if 1 < count < FEW_CASES else ()
+        return (*self.notes, *self._class_note(), *undefined_notes(self.scored), *few)
 
     def _class_note(self) -> tuple[str, ...]:
         """With classes: how many rows are left out because the class is nowhere in the case."""

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sdseg_cli.metrics import Score
-from sdseg_cli.report.evaluation import CaseResult, EvaluateReport, score_case
+from sdseg_cli.report.case_scores import CaseResult, score_case
+from sdseg_cli.report.evaluation import EvaluateReport
 from sdseg_cli.report.undefined import shortened, undefined_notes
 
 EMPTY = np.zeros((4, 4, 4), bool)
