@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from sdseg_cli.config import SampleConfig
 from sdseg_cli.errors import ConfigError, DataError
-from sdseg_cli.metrics.lpips import backbone_shapes, linear_shapes
-from sdseg_cli.stability import grey, stability
+from sdseg_cli.model.store import WeightStore
+from sdseg_cli.stability import stability
 from tests.fake_run import EMPTY, Workspace, block, make_workspace
 
 FOUR, MOVED = block(slice(4, 8)), block(slice(6, 10))
@@ -32,6 +32,13 @@ def drawn(monkeypatch) -> dict:
         lambda path, view, dice: pictures.__setitem__(path, (view, dice)),
     )
     return pictures
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch) -> WeightStore:
+    """An empty weight store."""
+    monkeypatch.setenv("SDSEG_WEIGHTS", str(tmp_path / "store"))
+    return WeightStore.default()
 
 
 @pytest.fixture
@@ -185,9 +192,3 @@ def test_a_scan_that_no_longer_fits_its_planes_is_refused(workspace):
     np.save(planes, np.zeros((3, 256, 256), np.uint8))
     with pytest.raises(DataError, match="case a: prepared as"):
         run(workspace, runs=2)
-
-
-def test_grey_maps_span_the_data_range():
-    probability = np.array([0.0, 0.4, 0.6, 1.0], np.float32)
-    assert grey("seg", probability).tolist() == [0, 0, 255, 255]
-    assert grey("score", probability).tolist() == pytest.approx([0, 102, 153, 255])
