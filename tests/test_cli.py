@@ -79,6 +79,9 @@ MISTAKES = {
     "an unknown command": (["segment", "x"], "No such command"),
     "no step at all": (["evaluate", "--steps", "0"], "--steps"),
     "no sample at all": (["stability", "--samples", "0"], "--samples"),
+    "a word among steps": (["stability", "--steps", "1,x"], '--steps "1,x" is no list'),
+    "no step in a list": (["stability", "--steps", "0"], "--steps 0 is not in the range"),
+    "too much noise in a list": (["stability", "--eta", "0,3"], "--eta 3 is not in the range"),
     "too much noise": (["evaluate", "--eta", "1.5"], "--eta"),
     "steps of somebody else's masks": (
         ["evaluate", "--pred", "folder", "--ref", "folder", "--steps", "2"],

@@ -142,7 +142,7 @@ def _show(report: StabilityReport, dataset: str, output: Output, *, table5: bool
         rows[0] = (*rows[0][:4], needs, rows[0][5])
     output.result(
         values,
-        title=f"{len(report.seeds)} runs: Dice {number(dice['mean'])} (sd {number(dice['sd'])})",
+        title=f"{len(report.seeds)} runs: Dice {number(dice['mean'])} (sd {_short(dice['sd'])})",
         columns=("", *METRICS, "identical"),
         rows=rows,
         files=report.files,
@@ -172,7 +172,8 @@ def _show_sweep(report: SweepReport, output: Output) -> None:
                 str(row["steps"]),
                 f"{row['eta']:g}",
                 str(row["samples"]),
-                *(number(row["dice"][name]) for name in ("mean", "sd")),
+                number(row["dice"]["mean"]),
+                _short(row["dice"]["sd"]),
                 *(number(row[name]) for name in ("seconds_per_slice", "slices_per_second")),
                 number(row["seg"]["psnr"]),
             )
@@ -182,6 +183,11 @@ def _show_sweep(report: SweepReport, output: Output) -> None:
     )
     for note in values["notes"]:
         output.say(note)
+
+
+def _short(value: float | None) -> str:
+    """Two digits that count: a deviation is often far below a thousandth."""
+    return "-" if value is None else f"{value:.2g}"
 
 
 def _percent(value: float | None) -> str:

@@ -61,10 +61,10 @@ def table5_caption(report: StabilityReport, dataset: str) -> str:
     """What has to be known to read it."""
     same = ", ".join(f"{name.title()} {report.identical(name)}" for name in MAPS)
     return (
-        f"Stability of {len(report.seeds)} runs on {dataset} ({report.split}), first against rest, "
-        f"Seg / Score, beside Table 5 of the paper. The paper's rows are of BTCV, other data: they say how "
-        f"large such numbers are, not which method is better. PSNR is the mean of the pairs that "
-        f"differ; identical of {report.pairs()}: {same}."
+        f"Stability of {len(report.seeds)} runs on {dataset} ({report.split}), Seg / Score, first "
+        f"against rest, beside Table 5 of the paper. Its rows are of BTCV, other data: they say "
+        f"how large such numbers are, not which method is better. PSNR is the mean of the pairs "
+        f"that differ; identical of {report.pairs()}: {same}."
     )
 
 
