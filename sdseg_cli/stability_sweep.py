@@ -124,8 +124,7 @@ def every_sampling(
 
 
 def _named(sample: SampleConfig) -> str:
-    noun = "sample" if sample.samples == 1 else "samples"
-    return f"{sample.steps} steps, eta {sample.eta:g}, {sample.samples} {noun}"
+    return f"steps {sample.steps}, eta {sample.eta:g}, samples {sample.samples}"
 
 
 def _part(progress: Progress, number: int, of: int) -> Progress:

@@ -90,7 +90,7 @@ def test_each_row_has_the_same_seeds_its_own_dice_and_its_own_speed(
     assert one["seg"]["psnr"] is None and two["seg"]["psnr"] > 0
     assert (one["identical"]["seg"], two["identical"]["seg"], one["pairs"]) == (2, 0, 2)
     # Two rows of two cases of four slices, each twice.
-    assert told[-1] == (32, 32, "row 2 of 2, 2 steps, eta 1, 1 sample: case nothing")
+    assert told[-1] == (32, 32, "row 2 of 2, steps 2, eta 1, samples 1: case nothing")
     assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
     notes = " ".join(report.notes)
     assert "eta has no effect with one reverse step" in notes
