@@ -34,7 +34,10 @@ VERBS = {
     "evaluate_pictures",
     "pair_scoring",
     "pairing",
+    "lpips_weights",
     "stability",
+    "stability_sweep",
+    "stability_trial",
     "demo",
     "distill",
     "splits",
@@ -55,7 +58,9 @@ MAY_IMPORT = {
     "pair_scoring": {"pairing"},
     "predict_file": {"predict", "predict_memory", "predict_outputs"},
     "predict_memory": {"predict_outputs"},
-    "stability": {"held_out", "predict"},
+    "stability": {"held_out", "predict", "stability_trial"},
+    "stability_sweep": {"held_out", "predict", "stability_trial"},
+    "stability_trial": {"held_out", "lpips_weights", "predict"},
     "train": {"predict", "splits", "train_pictures"},
 }
 """The other verbs, and parts of verbs, that a verb is made of; nothing for those not named."""
