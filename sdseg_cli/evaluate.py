@@ -25,7 +25,6 @@ from sdseg_cli.report.html import write_report
 from sdseg_cli.report.kept_masks import Kept, KeptMasks, sha256_of
 from sdseg_cli.report.panels import CasePanel, save_panels
 from sdseg_cli.report.protocols import ProtocolSummary
-from sdseg_cli.report.provenance import provenance
 from sdseg_cli.training.fast_decoder import decoder_identity
 
 if TYPE_CHECKING:
@@ -126,10 +125,7 @@ def evaluate(
         protocols=tuple(
             ProtocolSummary.of(*each, tuple(case.results[each] for case in scored)) for each in WAYS
         ),
-        provenance=provenance(
-            command=command,
-            files={"checkpoint": held.run.best, "manifest": held.manifest.path},
-        ),
+        provenance=held.provenance(command),
         notes=_notes(way),
     )
     folder = held.report_folder("" if way == WAYS[0] else f"-{way[1]}-{way[0]}")

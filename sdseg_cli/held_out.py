@@ -19,6 +19,7 @@ from sdseg_cli.imaging.files import read_image, read_labels
 from sdseg_cli.imaging.reorient import stored_like
 from sdseg_cli.imaging.volume import Volume, require_same_grid
 from sdseg_cli.progress import Progress
+from sdseg_cli.report.provenance import provenance
 
 if TYPE_CHECKING:
     from sdseg_cli.predict import Predictor
@@ -61,6 +62,11 @@ class HeldOut:
     def report_folder(self, ending: str = "") -> Path:
         """Where reports about the split go; another protocol or grid has a folder of its own."""
         return self.run.report / f"{self.split}{ending}"
+
+    def provenance(self, command: str) -> dict[str, object]:
+        """Where numbers about it come from; `command` is what was typed."""
+        files = {"checkpoint": self.run.best, "manifest": self.manifest.path}
+        return provenance(command=command, files=files)
 
     @property
     def config_text(self) -> str:

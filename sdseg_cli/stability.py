@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING
 from sdseg_cli.config import SampleConfig
 from sdseg_cli.held_out import CaseProgress
 from sdseg_cli.progress import Progress, silent
+from sdseg_cli.report.html import write_report
 from sdseg_cli.report.stability_picture import stability_picture
 from sdseg_cli.report.stability_scores import StabilityReport
-from sdseg_cli.report.table5 import write_table5
+from sdseg_cli.report.table5 import table5_rows, write_table5
 from sdseg_cli.stability_trial import Trial, open_conditions
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def stability(
     lpips_backbone: Path | None = None,
     lpips_linear: Path | None = None,
     predictor: Predictor | None = None,
+    command: str = "",
     progress: Progress = silent,
 ) -> StabilityReport:
     """Predict every case of a split several times and measure how far the results part.
@@ -62,11 +64,13 @@ def stability(
         lpips_backbone: ImageNet AlexNet in torchvision's names; None for that of the weight store.
         lpips_linear: LPIPS v0.1 heads for AlexNet; None for those of the weight store.
         predictor: The run's model if it is loaded already.
+        command: What was typed, for the report.
         progress: Told in slices.
 
     Returns:
         The averages and the files: report/<split>/stability.csv, stability_cases.csv,
-        stability.json, stability.png, table5.csv, table5.tex and instability/<case>.nii.gz.
+        stability.json, stability.png, table5.csv, table5.tex, report.html and
+        instability/<case>.nii.gz.
 
     Raises:
         ConfigError: Fewer than 2 runs, one LPIPS file without the other, or no such run or split.
@@ -90,8 +94,14 @@ def stability(
     trial = Trial.of_all_pairs(under, under.sampling(sample), under.folder / "instability")
     count = CaseProgress(under.held.cases, progress, repeats=runs)
     report = trial.run(count)
+    report = replace(
+        report,
+        table5=tuple(row.to_json() for row in table5_rows(report, under.dataset)),
+        provenance=under.held.provenance(command),
+    )
     files = [*report.write(under.folder), *write_table5(under.folder, report, under.dataset)]
     if trial.shown is not None:
         files.append(under.folder / "stability.png")
         stability_picture(files[-1], trial.shown, report.dice)
-    return replace(report, files=(*files, *report.maps))
+    page = write_report(under.folder, title=under.held.title, config=under.held.config_text)
+    return replace(report, files=(*files, page, *report.maps))

@@ -11,6 +11,7 @@ from sdseg_cli.config import SampleConfig
 from sdseg_cli.errors import ConfigError
 from sdseg_cli.held_out import CaseProgress
 from sdseg_cli.progress import Progress, silent
+from sdseg_cli.report.html import write_report
 from sdseg_cli.report.stability_sweep import SweepReport, SweepRow
 from sdseg_cli.stability_trial import Trial, open_conditions
 
@@ -33,6 +34,7 @@ def sweep(
     lpips_backbone: Path | None = None,
     lpips_linear: Path | None = None,
     predictor: Predictor | None = None,
+    command: str = "",
     progress: Progress = silent,
 ) -> SweepReport:
     """Try several ways of sampling, each as `stability` tries one; see there for the arguments.
@@ -51,11 +53,12 @@ def sweep(
         lpips_backbone: As `stability`.
         lpips_linear: As `stability`.
         predictor: The run's model if it is loaded already.
+        command: What was typed, for the report.
         progress: Told in slices, and which row.
 
     Returns:
-        The rows and the files: report/<split>/sweep.csv, sweep.json and sweep.png. Runs are
-        compared as the paper does, the first with the rest; no map is written.
+        The rows and the files: report/<split>/sweep.csv, sweep.json, sweep.png and report.html.
+        Runs are compared as the paper does, the first with the rest; no map is written.
 
     Raises:
         SdsegError: As `stability`.
@@ -81,9 +84,10 @@ def sweep(
         report = trial.run(CaseProgress(under.held.cases, within, what, repeats=runs))
         rows.append(SweepRow(report, trial.seconds_per_slice))
     files = tuple(under.folder / f"sweep.{suffix}" for suffix in ("csv", "json", "png"))
-    found = SweepReport(tuple(rows), skipped_eta, files)
+    found = SweepReport(tuple(rows), skipped_eta, files, under.held.provenance(command))
     found.write()
-    return found
+    page = write_report(under.folder, title=under.held.title, config=under.held.config_text)
+    return replace(found, files=(*files, page))
 
 
 def every_sampling(

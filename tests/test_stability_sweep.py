@@ -101,7 +101,12 @@ def test_the_files_say_the_same_and_no_map_is_written(workspace: Workspace) -> N
     rows = how((1, 0, 1), (2, 0, 1), (2, 1, 1), (10, 0, 1), (10, 1, 1))
     report = sweep(None, workspace.root, rows, runs=2, predictor=workspace.predictor)
     folder = workspace.run / "report" / "test"
-    assert {path.name for path in folder.iterdir()} == {"sweep.csv", "sweep.json", "sweep.png"}
+    assert {path.name for path in folder.iterdir()} == {
+        "report.html",
+        "sweep.csv",
+        "sweep.json",
+        "sweep.png",
+    }
     text = (folder / "sweep.json").read_text(encoding="utf-8")
     assert json.loads(text) == report.to_json()
     assert report.to_json()["files"] == [str(path) for path in report.files]

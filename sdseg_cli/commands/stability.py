@@ -20,6 +20,7 @@ from sdseg_cli.commands.options import (
     Split,
     number,
     open_run,
+    typed,
     workspace,
 )
 from sdseg_cli.console import Output
@@ -88,6 +89,7 @@ def stability(
         "decoder": decoder,
         "lpips_backbone": lpips_backbone,
         "lpips_linear": lpips_linear,
+        "command": typed(),
     }
     with output.progress() as progress:
         same["progress"] = progress
@@ -128,8 +130,6 @@ def _show(report: StabilityReport, dataset: str, output: Output, *, table5: bool
 
     values, dice = report.to_json(), report.to_json()["dice"]
     beside = table5_rows(report, dataset)
-    if table5:
-        values["table5"] = [row.to_json() for row in beside]
     rows = []
     kinds = {"": values, ", all pairs": values["all_pairs"]}
     for name, found in kinds.items() if len(report.seeds) > 2 else [("", values)]:

@@ -25,6 +25,7 @@ from sdseg_cli.report.panels import CasePanel, Polyline, load_panels, media_type
 from sdseg_cli.report.stability_view import Stability, Sweep, stability_view, sweep_view
 from sdseg_cli.report.stored import Unreadable
 
+SOURCES = ("evaluate.json", "stability.json", "sweep.json")
 FILE = "report.html"
 MOST_PANELS = 300
 TEMPLATE = Path(__file__).parent / "template"
@@ -59,10 +60,10 @@ def write_report(folder: Path, *, title: str, config: str | None = None) -> Path
         The file.
 
     Raises:
-        DataError: There is neither evaluate.json nor stability.json.
+        DataError: There is neither evaluate.json nor stability.json nor sweep.json.
         RunError: The disk refused.
     """
-    if not any((folder / name).is_file() for name in ("evaluate.json", "stability.json")):
+    if not any((folder / name).is_file() for name in SOURCES):
         raise DataError(
             f"{folder}: there is nothing to report.",
             "Run `sdseg evaluate` or `sdseg stability` first.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -56,6 +56,10 @@ class StabilityReport:
     """Names of the weights without which there is no LPIPS."""
     maps: tuple[Path, ...] = ()
     """Where each voxel's disagreement is written, case by case."""
+    table5: tuple[Mapping[str, Any], ...] = ()
+    """The paper's rows and ours, of `table5.py`."""
+    provenance: Mapping[str, object] = field(default_factory=dict)
+    """Of `provenance.py`."""
     files: tuple[Path, ...] = ()
 
     @cached_property
@@ -150,7 +154,9 @@ class StabilityReport:
             "flipped": {**_shares(sum(self.flips.values(), Flips())), "by_case": by_case},
             "most_unstable": self.most_unstable,
             "maps": self.maps,
+            "table5": self.table5,
             "notes": self.notes,
+            "provenance": self.provenance,
         }
         return cast("dict[str, Any]", strict(values))
 

@@ -4,8 +4,8 @@ own run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -90,6 +90,8 @@ class SweepReport:
     skipped_eta: bool
     """Whether an eta was asked for that one step cannot have."""
     files: tuple[Path, ...] = ()
+    provenance: Mapping[str, object] = field(default_factory=dict)
+    """Of `provenance.py`."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -111,6 +113,7 @@ class SweepReport:
             "sweep": [row.to_json() for row in self.rows],
             "notes": self.notes,
             "files": self.files,
+            "provenance": self.provenance,
         }
         return cast("dict[str, Any]", strict(values))
 

@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sdseg_cli.atomic import replacing
 from sdseg_cli.metrics.likeness import MAPS, METRICS
-from sdseg_cli.report.latex import latex_table
+from sdseg_cli.report.latex import write_latex
 from sdseg_cli.report.paper_tables import TABLE5
 from sdseg_cli.report.stability_scores import StabilityReport
 from sdseg_cli.report.tables import Cell, write_csv
@@ -91,9 +90,7 @@ def write_table5(folder: Path, report: StabilityReport, dataset: str) -> tuple[P
         for row in rows
     ]
     write_csv(table, ["method", "data", *keys], lines)
-    source = latex_table(COLUMNS, [row.cells for row in rows], table5_caption(report, dataset))
-    with replacing(latex) as temporary:
-        temporary.write_text(source, encoding="utf-8")
+    write_latex(latex, COLUMNS, [row.cells for row in rows], table5_caption(report, dataset))
     return table, latex
 
 
