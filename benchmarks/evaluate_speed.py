@@ -10,7 +10,6 @@ that the box around both is nearly the whole scan. CPU seconds compare on a mach
 from __future__ import annotations
 
 import argparse
-import resource
 import tempfile
 import threading
 import time
@@ -63,15 +62,21 @@ def make_pair(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     return pred, label
 
 
-class PeakMemory:
-    """The most that this process and its children held together, looked at ten times a second."""
+class Watch:
+    """This process and its children, workers of a server of processes too, ten times a second.
+
+    Attributes:
+        bytes: The most that they held together.
+        cpu: Process id -> CPU seconds it has used.
+    """
 
     def __init__(self) -> None:
         self.bytes = 0
+        self.cpu: dict[int, float] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> PeakMemory:
+    def __enter__(self) -> Watch:
         self._thread.start()
         return self
 
@@ -86,6 +91,8 @@ class PeakMemory:
             for process in (own, *own.children(recursive=True)):
                 try:
                     held += process.memory_info().rss
+                    times = process.cpu_times()
+                    self.cpu[process.pid] = times.user + times.system
                 except psutil.Error:  # it has just ended
                     continue
             self.bytes = max(self.bytes, held)
@@ -103,21 +110,15 @@ def main() -> None:
             for folder, mask in zip(folders, make_pair(n), strict=True):
                 folder.mkdir(exist_ok=True)
                 nib.save(nib.Nifti1Image(mask, AFFINE), folder / f"{n}.nii.gz")
-        before, started = _cpu_seconds(), time.perf_counter()
-        with PeakMemory() as peak:
+        before, started = time.process_time(), time.perf_counter()
+        with Watch() as watch:
             report = evaluate_folders(*folders, workers=options.workers)
-        seconds, cpu = time.perf_counter() - started, _cpu_seconds() - before
+        seconds, cpu = time.perf_counter() - started, sum(watch.cpu.values()) - before
     means = {column: summary.mean for column, summary in report.metrics.items()}
     print(" ".join(f"{column} {mean:.4g}" for column, mean in means.items() if mean is not None))
     print(f"{options.cases} cases, {options.workers} workers: {seconds:.1f} s")
     print(f"{seconds / options.cases:.2f} s a case, {cpu / options.cases:.2f} CPU seconds a case")
-    print(f"peak memory {peak.bytes / 2**20:.0f} MiB, parent and children together")
-
-
-def _cpu_seconds() -> float:
-    """Of this process, and of its children once they have ended."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
+    print(f"peak memory {watch.bytes / 2**20:.0f} MiB, parent and children together")
 
 
 if __name__ == "__main__":

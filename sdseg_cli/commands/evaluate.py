@@ -106,7 +106,8 @@ def evaluate(
     output = Output(as_json=as_json, quiet=quiet)
     how: dict[str, Any] = {"grid": grid, "protocol": protocol, "command": typed()}
     if pred is not None and ref is not None:
-        warm_up("sdseg_cli.pair_scoring")
+        if workers != 1:
+            warm_up("sdseg_cli.pair_scoring")
         from sdseg_cli.evaluate_folders import evaluate_folders
         from sdseg_cli.metrics import Terms
 
