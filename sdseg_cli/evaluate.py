@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdseg_cli.case_panels import panel_of
 from sdseg_cli.config import THRESHOLD, SampleConfig
 from sdseg_cli.datasets.manifest import PreparedCase
 from sdseg_cli.errors import ConfigError, DataError
-from sdseg_cli.evaluate_pictures import draw_cases, panel_of
+from sdseg_cli.evaluate_pictures import draw_cases
 from sdseg_cli.held_out import CaseProgress, HeldOut, open_held_out
 from sdseg_cli.imaging.volume import Volume
 from sdseg_cli.metrics import Grid, Protocol, Terms

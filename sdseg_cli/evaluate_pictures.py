@@ -1,4 +1,4 @@
-"""What `evaluate` shows of its cases: a panel of each; pictures of the best, median and worst."""
+"""Pictures of the best, the median and the worst case of an evaluation."""
 
 from __future__ import annotations
 
@@ -14,39 +14,14 @@ from sdseg_cli.config import SampleConfig
 from sdseg_cli.datasets.manifest import PreparedCase
 from sdseg_cli.held_out import CaseProgress, HeldOut
 from sdseg_cli.imaging.intensity import Normalisation
-from sdseg_cli.imaging.slices import Restore
 from sdseg_cli.imaging.volume import Volume
 from sdseg_cli.progress import Progress
 from sdseg_cli.report.case_scores import CaseResult
 from sdseg_cli.report.kept_masks import Kept
-from sdseg_cli.report.panels import CasePanel, case_panel
-from sdseg_cli.report.pictures import CasePlane, case_plane, save_cases, telling_slice
+from sdseg_cli.report.pictures import CasePlane, case_plane, save_cases
 
 Answer = Callable[[PreparedCase, Volume, Progress], Kept]
 """A case, its scan and a callback -> what the run says of it."""
-
-
-def panel_of(
-    held: HeldOut,
-    case: PreparedCase,
-    scan: Volume,
-    reference: NDArray[np.bool_],
-    prediction: NDArray[np.bool_],
-) -> CasePanel:
-    """The telling slice of a case for report.html; both masks (I,J,K) bool on the scan's grid."""
-    restore = Restore.of(scan.geometry)
-    k = telling_slice(reference, prediction, restore)
-    limits = Normalisation.from_dict(held.manifest.normalisation).limits(scan)
-    height_mm, width_mm, _ = restore.planes.spacing_mm
-    return case_panel(
-        case.id,
-        "" if restore.slices == 1 else f"slice {k + 1} of {restore.slices}",
-        scan.values(restore.canonical_plane(scan.array, k)),
-        np.asarray(restore.canonical_plane(reference, k)),
-        np.asarray(restore.canonical_plane(prediction, k)),
-        window=(limits.low, limits.high),
-        pixel_mm=(height_mm, width_mm),
-    )
 
 
 def draw_cases(

@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING
 from sdseg_cli.config import SampleConfig
 from sdseg_cli.held_out import CaseProgress
 from sdseg_cli.progress import Progress, silent
+from sdseg_cli.report import map_panels
 from sdseg_cli.report.html import write_report
+from sdseg_cli.report.panels import save_panels
 from sdseg_cli.report.stability_picture import stability_picture
 from sdseg_cli.report.stability_scores import StabilityReport
 from sdseg_cli.report.table5 import table5_rows, write_table5
@@ -103,5 +105,6 @@ def stability(
     if trial.shown is not None:
         files.append(under.folder / "stability.png")
         stability_picture(files[-1], trial.shown, report.dice)
+    save_panels(under.folder, trial.panels, map_panels.FILE)
     page = write_report(under.folder, title=under.held.title, config=under.held.config_text)
     return replace(report, files=(*files, page, *report.maps))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from sdseg_cli.case_panels import map_panel_of
 from sdseg_cli.config import SampleConfig
 from sdseg_cli.datasets.manifest import PreparedCase
 from sdseg_cli.errors import ConfigError, DataError
@@ -28,6 +29,7 @@ from sdseg_cli.metrics.agreement import Flips, disagreement_of_counts
 from sdseg_cli.metrics.likeness import Measured, Pair, compare
 from sdseg_cli.metrics.segmentation import dice
 from sdseg_cli.model.store import WeightStore
+from sdseg_cli.report.panels import CasePanel
 from sdseg_cli.report.stability_picture import StabilityPlane
 from sdseg_cli.report.stability_scores import Comparison, StabilityReport
 from sdseg_cli.spilled import Spilled
@@ -123,6 +125,8 @@ class Trial:
     dice: dict[str, tuple[float, ...]] = field(default_factory=dict)
     flips: dict[str, Flips] = field(default_factory=dict)
     maps: list[Path] = field(default_factory=list)
+    panels: list[CasePanel] = field(default_factory=list)
+    """Of the maps, one slice of each case."""
     timed: list[tuple[float, int]] = field(default_factory=list)
     """Seconds and slices of each prediction, in order."""
     shown: StabilityPlane | None = None
@@ -156,7 +160,8 @@ class Trial:
                 kept.add(prediction.probability)
             self._compare(case, kept, np.any(planes, axis=(1, 2)))
             by_slice = self._count(case, prediction.restore.planes, votes)
-            self._show(case, kept, planes, by_slice)
+            k = _slice_to_show(by_slice, planes)
+            self._show(case, kept, planes, k)
         if reference.any():
             self.dice[case.id] = tuple(score for score in scores if score is not None)
         if self.maps_folder is not None:
@@ -164,6 +169,7 @@ class Trial:
             path = self.maps_folder / f"{case.id}{suffix}"
             write_probability(path, disagreement_of_counts(votes, runs), scan)
             self.maps.append(path)
+            self.panels.append(map_panel_of(held, case, scan, reference, votes, runs, k))
 
     def _predict(
         self,
@@ -224,17 +230,13 @@ class Trial:
         case: PreparedCase,
         kept: Spilled,
         reference: NDArray[np.bool_],
-        by_slice: list[Flips],
+        k: int,
     ) -> None:
-        """Keep this case's slice with most flipped voxels if it is the least stable case yet."""
+        """Keep slice k of this case if it is the least stable case yet."""
         whole = self.flips[case.id]
         share = whole.of_foreground or 0.0
         if share <= self.shown_share or not (whole.ever or reference.any()):
             return
-        weights = [flips.flipped for flips in by_slice]
-        if not whole.flipped:  # nothing flips: where there is most to see
-            weights = [int(np.count_nonzero(plane)) for plane in reference]
-        k = int(np.argmax(weights))
         image = self.under.held.image_plane(case, k)
         views = kept.part(k, k + 1)[:, 0]
         self.shown_share = share
@@ -261,3 +263,11 @@ class Trial:
         """Of prediction alone, without the very first one, which also warms up."""
         seconds, slices = (sum(part) for part in zip(*self.timed[1:], strict=True))
         return seconds / slices if slices else None
+
+
+def _slice_to_show(by_slice: list[Flips], reference: NDArray[np.bool_]) -> int:
+    """Where most voxels flip; where none does, the largest reference."""
+    weights = [flips.flipped for flips in by_slice]
+    if not any(weights):
+        weights = [int(np.count_nonzero(plane)) for plane in reference]
+    return int(np.argmax(weights))

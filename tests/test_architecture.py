@@ -17,6 +17,7 @@ NAMES = [str(path.relative_to(PACKAGE)) for path in FILES]
 
 VERBS = {
     "bench",
+    "case_panels",
     "check",
     "compare",
     "cohort",
@@ -51,7 +52,8 @@ MAY_IMPORT = {
     "cohort_scan": {"predict", "predict_file", "predict_outputs"},
     "compare": {"evaluate", "evaluate_folders"},
     "distill": {"splits"},
-    "evaluate": {"evaluate_pictures", "held_out", "predict"},
+    "case_panels": {"held_out"},
+    "evaluate": {"case_panels", "evaluate_pictures", "held_out", "predict"},
     "evaluate_folders": {"pair_scoring", "pairing"},
     "evaluate_pictures": {"held_out"},
     "held_out": {"predict"},
@@ -60,7 +62,7 @@ MAY_IMPORT = {
     "predict_memory": {"predict_outputs"},
     "stability": {"held_out", "predict", "stability_trial"},
     "stability_sweep": {"held_out", "predict", "stability_trial"},
-    "stability_trial": {"held_out", "lpips_weights", "predict"},
+    "stability_trial": {"case_panels", "held_out", "lpips_weights", "predict"},
     "train": {"predict", "splits", "train_pictures"},
 }
 """The other verbs, and parts of verbs, that a verb is made of; nothing for those not named."""

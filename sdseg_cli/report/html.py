@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 from sdseg_cli import __version__
 from sdseg_cli.atomic import replacing
 from sdseg_cli.errors import DataError
-from sdseg_cli.report import distribution, stored, sweep_chart, wording
+from sdseg_cli.report import distribution, map_panels, panels, stored, sweep_chart, wording
 from sdseg_cli.report.drawing import PREDICTION_COLOUR, REFERENCE_COLOUR
 from sdseg_cli.report.evaluation_view import Evaluation, evaluation_view
-from sdseg_cli.report.panels import CasePanel, Polyline, load_panels, media_type
+from sdseg_cli.report.panels import CasePanel, Polyline, media_type
 from sdseg_cli.report.stability_view import Stability, Sweep, stability_view, sweep_view
 from sdseg_cli.report.stored import Unreadable
 
@@ -41,6 +41,8 @@ class _Page:
     stability: Stability | None
     sweep: Sweep | None
     panels: Mapping[str, CasePanel]
+    maps: Mapping[str, CasePanel]
+    """Where the runs of a case disagree."""
     stability_png: str | None
     """As a data address."""
     notes: tuple[str, ...]
@@ -52,7 +54,8 @@ def write_report(folder: Path, *, title: str, config: str | None = None) -> Path
 
     Args:
         folder: Of the report: evaluate.json, stability.json, sweep.json, panels.json,
-            stability.png; each may be absent. One that cannot be read leaves a note on the page.
+            map_panels.json, stability.png; each may be absent. One that cannot be read leaves a
+            note on the page.
         title: Heading of the page, as plain text.
         config: The run's settings as TOML; None to leave them out.
 
@@ -81,12 +84,7 @@ def _read(folder: Path) -> _Page:
     evaluation = _view(folder / "evaluate.json", evaluation_view, notes)
     stability = _view(folder / "stability.json", stability_view, notes)
     sweep = _view(folder / "sweep.json", sweep_view, notes)
-    try:
-        panels = load_panels(folder)
-    except DataError as error:
-        panels = ()
-        notes.append(f"pictures are left out: panels.json is damaged. {error.hint}")
-    by_case = {panel.case_id: panel for panel in panels}
+    by_case = _panels(folder, panels.FILE, notes)
     kept = _kept(by_case, evaluation, stability)
     if len(kept) < len(by_case):
         notes.append(
@@ -94,7 +92,17 @@ def _read(folder: Path) -> _Page:
             f"median, least stable and the {MOST_PANELS} worst cases"
         )
     picture = _picture(folder / "stability.png", notes)
-    return _Page(evaluation, stability, sweep, kept, picture, tuple(notes))
+    maps = _kept(_panels(folder, map_panels.FILE, notes), evaluation, stability)
+    return _Page(evaluation, stability, sweep, kept, maps, picture, tuple(notes))
+
+
+def _panels(folder: Path, name: str, notes: list[str]) -> dict[str, CasePanel]:
+    """The pictures of a file, by case; none, and a note, if it is damaged."""
+    try:
+        return {panel.case_id: panel for panel in panels.load_panels(folder, name)}
+    except DataError as error:
+        notes.append(f"pictures are left out: {name} is damaged. {error.hint}")
+        return {}
 
 
 def _view(path: Path, view: Callable[[Mapping[str, Any]], View], notes: list[str]) -> View | None:
@@ -127,18 +135,18 @@ def _data_address(picture: bytes) -> str:
 
 
 def _kept(
-    panels: Mapping[str, CasePanel], evaluation: Evaluation | None, stability: Stability | None
+    found: Mapping[str, CasePanel], evaluation: Evaluation | None, stability: Stability | None
 ) -> dict[str, CasePanel]:
     """The panels that go onto the page, in their order."""
-    if len(panels) <= MOST_PANELS:
-        return dict(panels)
-    worst_first = evaluation.ranked if evaluation else tuple(panels)
-    wanted = {*[name for name in worst_first if name in panels][:MOST_PANELS]}
+    if len(found) <= MOST_PANELS:
+        return dict(found)
+    worst_first = evaluation.ranked if evaluation else tuple(found)
+    wanted = {*[name for name in worst_first if name in found][:MOST_PANELS]}
     if evaluation:
         wanted |= {case.case_id for case in evaluation.featured}
     if stability:
         wanted |= {*stability.most_unstable}
-    return {name: panel for name, panel in panels.items() if name in wanted}
+    return {name: panel for name, panel in found.items() if name in wanted}
 
 
 def _render(page: _Page, title: str, config: str | None) -> str:
@@ -157,7 +165,10 @@ def _render(page: _Page, title: str, config: str | None) -> str:
     style = colours + (TEMPLATE / "report.css").read_text(encoding="utf-8")
     script = (TEMPLATE / "report.js").read_text(encoding="utf-8")
     numbers = {name: i for i, name in enumerate(_case_ids(page))}
-    pictures = {str(numbers[name]): _panel_json(panel) for name, panel in page.panels.items()}
+    pictures = {
+        kind: {str(numbers[name]): _panel_json(panel) for name, panel in shown.items()}
+        for kind, shown in (("panels", page.panels), ("maps", page.maps))
+    }
     return environment.get_template("report.html.j2").render(
         page=page,
         title=title,
@@ -167,7 +178,7 @@ def _render(page: _Page, title: str, config: str | None) -> str:
         policy=_policy(style, script),
         style=Markup(style),
         script=Markup(script),
-        data=Markup(script_json({"ids": list(numbers), "panels": pictures})),
+        data=Markup(script_json({"ids": list(numbers), **pictures})),
         outline=_outline,
         picture=_data_address,
         tick=wording.number,
@@ -205,7 +216,7 @@ def _case_ids(page: _Page) -> Iterable[str]:
     named += page.stability.most_unstable if page.stability else ()
     if page.evaluation:
         named += [case_id for case_id, _ in page.evaluation.worst]
-    return dict.fromkeys([*named, *page.panels])
+    return dict.fromkeys([*named, *page.panels, *page.maps])
 
 
 def _panel_json(panel: CasePanel) -> dict[str, object]:

@@ -156,12 +156,13 @@ def _corners(points: NDArray[np.float64]) -> NDArray[np.float64]:
     return points[np.concatenate(([True], turns, [True]))]
 
 
-def save_panels(folder: Path, panels: Sequence[CasePanel]) -> Path:
-    """Write panels.json, atomically.
+def save_panels(folder: Path, panels: Sequence[CasePanel], name: str = FILE) -> Path:
+    """Write panels.json, or panels of another kind, atomically.
 
     Args:
         folder: The report's; made if missing.
         panels: Any number.
+        name: Of the file.
 
     Returns:
         The file.
@@ -169,7 +170,7 @@ def save_panels(folder: Path, panels: Sequence[CasePanel]) -> Path:
     Raises:
         RunError: The disk refused.
     """
-    path = folder / FILE
+    path = folder / name
     items = [
         {
             "id": panel.case_id,
@@ -187,11 +188,12 @@ def save_panels(folder: Path, panels: Sequence[CasePanel]) -> Path:
     return path
 
 
-def load_panels(folder: Path) -> tuple[CasePanel, ...]:
-    """Read panels.json.
+def load_panels(folder: Path, name: str = FILE) -> tuple[CasePanel, ...]:
+    """Read panels.json, or panels of another kind.
 
     Args:
         folder: The report's.
+        name: Of the file.
 
     Returns:
         The panels, in order; none if there is no such file.
@@ -199,7 +201,7 @@ def load_panels(folder: Path) -> tuple[CasePanel, ...]:
     Raises:
         DataError: The file is damaged or of another version.
     """
-    path = folder / FILE
+    path = folder / name
     if not path.is_file():
         return ()
     try:
@@ -210,7 +212,7 @@ def load_panels(folder: Path) -> tuple[CasePanel, ...]:
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{path}: cannot be read as panels ({error}).",
-            "Delete it and run `sdseg evaluate` again, which writes it anew.",
+            "Delete it and run the command again that wrote it.",
             "damaged",
         ) from error
 

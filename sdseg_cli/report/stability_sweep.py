@@ -118,12 +118,12 @@ class SweepReport:
         return cast("dict[str, Any]", strict(values))
 
     def write(self) -> None:
-        """Write `files`: sweep.csv, sweep.json and sweep.png.
+        """Write sweep.csv, sweep.json and sweep.png, the first of `files`.
 
         Raises:
             RunError: The disk refused.
         """
-        table, summary, picture = self.files
+        table, summary, picture, *_ = self.files
         cells = [row.cells() for row in self.rows]
         write_csv(table, list(cells[0]), cells)
         write_json(summary, self.to_json())

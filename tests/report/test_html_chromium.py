@@ -83,7 +83,8 @@ def _heading(page, place: int) -> Any:
 
 def test_every_picture_loads(page):
     widths = page.execute_script("return [...document.images].map((i) => i.naturalWidth)")
-    assert len(widths) == 3 + 1 + 1  # best, median and worst; stability; the chosen case
+    # Best, median and worst; stability and its map; slice and map of the chosen case.
+    assert len(widths) == 3 + 2 + 2
     assert min(widths) > 0
 
 
@@ -119,7 +120,7 @@ def test_a_click_on_a_case_shows_its_picture_and_values(page):
         pictures.add(image.get_attribute("src"))
         assert page.execute_script("return arguments[0].decode().then(() => true)", image)
         assert page.execute_script("return arguments[0].naturalWidth", image) > 0
-        assert len(_all(page, "#viewer .picture path")) == 4
+        assert len(_all(page, "#viewer-picture .picture path")) == 4
         assert "slice 3 of 9 <b>bold</b>" in _one(page, "#viewer-caption").text
         assert "1\u202f234" in _one(page, "#viewer-values").text
     assert len(pictures) == len(IDS)

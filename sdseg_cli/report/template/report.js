@@ -99,8 +99,7 @@
     });
   }
 
-  function picture(number) {
-    const panel = data.panels[number];
+  function picture(number, panel = data.panels[number]) {
     const frame = document.createElement("div");
     if (!panel) {
       frame.className = "no-picture";
@@ -138,6 +137,9 @@
     byId("viewer-title").textContent = data.ids[number];
     byId("viewer-caption").textContent = data.panels[number] ? data.panels[number].caption : "";
     byId("viewer-picture").replaceChildren(picture(number));
+    const map = data.maps[number];
+    byId("viewer-map").replaceChildren(...(map ? [picture(number, map)] : []));
+    byId("viewer-map-caption").textContent = map ? map.caption : "";
     byId("viewer-values").replaceChildren(...values(line));
     viewer.hidden = false;
     for (const marked of all(".chosen")) marked.classList.remove("chosen");
@@ -178,7 +180,7 @@
 
   // The same marks on the pictures that stand in the page.
   for (const frame of all("figure.panel")) {
-    const panel = data.panels[frame.dataset.case];
+    const panel = data[frame.dataset.kind][frame.dataset.case];
     if (panel && panel.width_mm) {
       frame.querySelector(".picture").append(scaleBar(panel), ...letters());
     }
