@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +18,19 @@ from typing import Any, TypeVar
 
 from sdseg_cli import __version__
 from sdseg_cli.atomic import replacing
-from sdseg_cli.errors import DataError
+from sdseg_cli.errors import ConfigError, DataError, RunError
 from sdseg_cli.report import distribution, stored, sweep_chart, wording
 from sdseg_cli.report.drawing import PREDICTION_COLOUR, REFERENCE_COLOUR
 from sdseg_cli.report.evaluation_view import Evaluation, evaluation_view
+from sdseg_cli.report.panels import FILE as PANELS
 from sdseg_cli.report.panels import CasePanel, Polyline, load_panels, media_type
 from sdseg_cli.report.stability_view import Stability, Sweep, stability_view, sweep_view
 from sdseg_cli.report.stored import Unreadable
 
 SOURCES = ("evaluate.json", "stability.json", "sweep.json")
 FILE = "report.html"
+OF_RUNS = ("stability.json", "sweep.json", PANELS)
+"""What only a run's report has."""
 MOST_PANELS = 300
 TEMPLATE = Path(__file__).parent / "template"
 
@@ -74,6 +78,27 @@ def write_report(folder: Path, *, title: str, config: str | None = None) -> Path
         # A file name may hold bytes that are no text; the page is worth more than they are.
         temporary.write_bytes(html.encode("utf-8", errors="replace"))
     return path
+
+
+def require_own_folder(folder: Path) -> None:
+    """Refuse a folder for a report on masks, before they are scored.
+
+    Args:
+        folder: There, or to be made.
+
+    Raises:
+        ConfigError: It holds the report of a run, whose pictures and stability the page would show
+            as those of the masks.
+        RunError: It cannot be made or written to.
+    """
+    if any((folder / name).exists() for name in OF_RUNS):
+        raise ConfigError(f"{folder} holds the report of a run.", "Give --report another folder.")
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise RunError(
+            f"{folder}: no report can be written there.",
+            f"Check {nearest}: it has to be a folder that you may write to.",
+        )
 
 
 def _read(folder: Path) -> _Page:
