@@ -87,11 +87,10 @@ def compare_runs(
     if a.path.resolve() == b.path.resolve():
         raise ConfigError(f"{a.path} is both A and B.", "Give two runs: see sdseg runs.")
     names = _run_name(a), _run_name(b)
-    if (of_a := a.config().dataset) != (of_b := b.config().dataset):
-        ids = [
-            [case.id for case in Manifest.find(workspace, of).cases(split)] for of in (of_a, of_b)
-        ]
-        _require_same_cases(*ids, names, rules)  # before a model predicts for an hour
+    sets = a.config().dataset, b.config().dataset
+    if sets[0] != sets[1]:  # refused before a model predicts for an hour
+        ids = [[case.id for case in Manifest.find(workspace, of).cases(split)] for of in sets]
+        _require_same_cases(ids[0], ids[1], names, rules)
     found = [
         evaluate(
             run.path,

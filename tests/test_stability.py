@@ -207,6 +207,8 @@ def test_files_hold_a_row_per_case_and_run_and_strict_json(workspace):
     ]
     assert [row["seg_psnr"] for row in rows[:3]] == ["", "", ""]
     assert float(rows[3]["seg_psnr"]) == pytest.approx(PSNR)
+    # Both filled slices of a are the same plane twice, those of b differ; run 1 is the yardstick.
+    assert [row["seg_identical"] for row in rows] == ["", "2", "", "0"]
 
 
 def test_lpips_is_measured_over_all_slices_when_weights_are_given(workspace, tmp_path):

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -119,7 +119,20 @@ def _read(folder: Path) -> _Page:
             f"median, least stable and the {MOST_PANELS} worst cases"
         )
     picture = _picture(folder / "stability.png", notes)
-    return _Page(evaluation, stability, sweep, kept, picture, tuple(notes))
+    page = _Page(evaluation, stability, sweep, kept, picture, tuple(notes))
+    return replace(page, notes=(*notes, *_differing_checkpoints(page)))
+
+
+def _differing_checkpoints(page: _Page) -> tuple[str, ...]:
+    """A note if the parts of the page were made with different weights: a run may train on."""
+    made: dict[str, list[str]] = {}
+    for name, origin in _provenances(page):
+        if checkpoint := stored.text(stored.mapping(origin.get("sha256")).get("checkpoint")):
+            made.setdefault(checkpoint, []).append(name)
+    if len(made) < 2:
+        return ()
+    parts = " and ".join(", ".join(names) for names in made.values())
+    return (f"{parts} are of different checkpoints of the run: make the older one again",)
 
 
 def _view(path: Path, view: Callable[[Mapping[str, Any]], View], notes: list[str]) -> View | None:
@@ -254,8 +267,9 @@ def _outline(lines: Sequence[Polyline]) -> str:
 
 def _provenances(page: _Page) -> list[tuple[str, Mapping[str, Any]]]:
     """Which command made which part."""
-    parts: list[tuple[str, Evaluation | Stability | None]] = [
+    parts: list[tuple[str, Evaluation | Stability | Sweep | None]] = [
         ("Evaluation", page.evaluation),
         ("Stability", page.stability),
+        ("Sweep", page.sweep),
     ]
     return [(name, part.provenance) for name, part in parts if part and part.provenance]
