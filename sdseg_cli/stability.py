@@ -100,8 +100,13 @@ def stability(
         provenance=under.held.provenance(command),
     )
     files = [*report.write(under.folder), *write_table5(under.folder, report, under.dataset)]
-    if trial.shown is not None:
-        files.append(under.folder / "stability.png")
-        stability_picture(files[-1], trial.shown, report.dice)
+    picture = under.folder / "stability.png"
+    if trial.shown is None:
+        picture.unlink(
+            missing_ok=True
+        )  # of a former call, which the page would show as of this one
+    else:
+        files.append(picture)
+        stability_picture(picture, trial.shown, report.dice)
     page = write_report(under.folder, title=under.held.title, config=under.held.config_text)
     return replace(report, files=(*files, page, *report.maps))

@@ -348,3 +348,12 @@ def test_a_checkpoint_that_training_replaces_meanwhile_is_not_named_as_the_sourc
     workspace.predictor.calls.clear()
     run(workspace)
     assert {case for case, *_ in workspace.predictor.calls} == {"a", "b", "c", "nothing"}
+
+
+def test_without_a_dice_no_picture_of_a_former_call_is_left(tmp_path):
+    made = make_workspace(tmp_path, {"nothing": EMPTY})
+    former = made.run / "report" / "test" / "worst.png"
+    former.parent.mkdir(parents=True)
+    former.write_bytes(b"of a former call")
+    assert not any(path.suffix == ".png" for path in run(made).files)
+    assert not former.exists()
