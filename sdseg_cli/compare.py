@@ -6,20 +6,21 @@ judged on the same references.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sdseg_cli.datasets.manifest import Manifest
 from sdseg_cli.errors import ConfigError, DataError
 from sdseg_cli.evaluate import evaluate
 from sdseg_cli.evaluate_folders import evaluate_folders
 from sdseg_cli.metrics import Terms
 from sdseg_cli.progress import Progress, silent
 from sdseg_cli.report.comparison import Comparison, Evaluation
+from sdseg_cli.report.evaluation import EvaluateReport
+from sdseg_cli.report.undefined import shortened
 from sdseg_cli.training.run_folder import RunDir
-
-_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def compare_runs(
     batch_size: int | None = None,
     decoder: str = "auto",
     report: Path | None = None,
+    command: str = "",
     progress: Progress = silent,
 ) -> Comparison:
     """Compare two runs on one split of the data they were trained on.
@@ -71,6 +73,7 @@ def compare_runs(
         batch_size: Slices at a time; None for what suits the device.
         decoder: As `Predictor`.
         report: Folder for the files; None for `report/compare/<A>` in run B.
+        command: What was typed, for the reports.
         progress: Told in slices.
 
     Returns:
@@ -83,6 +86,11 @@ def compare_runs(
     """
     if a.path.resolve() == b.path.resolve():
         raise ConfigError(f"{a.path} is both A and B.", "Give two runs: see sdseg runs.")
+    names = _run_name(a), _run_name(b)
+    sets = a.config().dataset, b.config().dataset
+    if sets[0] != sets[1]:  # refused before a model predicts for an hour
+        ids = [[case.id for case in Manifest.find(workspace, of).cases(split)] for of in sets]
+        _require_same_cases(ids[0], ids[1], names, rules)
     found = [
         evaluate(
             run.path,
@@ -95,11 +103,11 @@ def compare_runs(
             device=device,
             batch_size=batch_size,
             decoder=decoder,
+            command=command,
             progress=progress,
-        ).to_json()
+        )
         for run in (a, b)
     ]
-    names = _run_name(a), _run_name(b)
     folder = report or b.report / "compare" / names[0].replace("/", "-")
     return _compare(found[0], found[1], names, rules).write(folder)
 
@@ -143,46 +151,64 @@ def compare_folders(
             allow_missing=rules.allow_missing,
             progress=progress,
             **reading,
-        ).to_json()
+        )
         for masks in (a, b)
     ]
     comparison = _compare(found[0], found[1], (str(a), str(b)), rules)
     return comparison if report is None else comparison.write(report)
 
 
-def _compare(a: Evaluation, b: Evaluation, names: tuple[str, str], rules: Rules) -> Comparison:
-    """Pair the cases, once they are known to be the same ones."""
-    first, second = a["references"], b["references"]
+def _require_same_cases(
+    a: Sequence[str], b: Sequence[str], names: tuple[str, str], rules: Rules
+) -> list[str]:
+    """Refuse cases that only one side has, or say in a note each that they are left out."""
     notes = []
-    for alone, owner in (
-        ([name for name in first if name not in second], names[0]),
-        ([name for name in second if name not in first], names[1]),
-    ):
+    for own, others, owner in ((a, {*b}, names[0]), (b, {*a}, names[1])):
+        alone = [name for name in own if name not in others]
         if not alone:
             continue
-        listed = ", ".join(alone[:_NAMED]) + (" ..." if len(alone) > _NAMED else "")
+        what = f"{len(alone)} {'case is' if len(alone) == 1 else 'cases are'} in {owner} only"
         if not rules.allow_missing:
             raise DataError(
-                f"{len(alone)} cases are in {owner} only: {listed}.",
+                f"{what}: {shortened(alone)}.",
                 "Predict the same cases with both, or add --allow-missing to compare the others.",
             )
-        notes.append(f"{len(alone)} cases are in {owner} only and are left out: {listed}")
-    common = [name for name in first if name in second]
-    if not common:
+        notes.append(f"{what} and left out: {shortened(alone)}")
+    if not {*a} & {*b}:
         raise DataError("The two have no case in common.", "Compare predictions of the same cases.")
+    return notes
+
+
+def _compare(
+    a: EvaluateReport, b: EvaluateReport, names: tuple[str, str], rules: Rules
+) -> Comparison:
+    """Pair the cases, once they are known to be the same ones."""
+    first, second = a.references, b.references
+    notes = [*_said(a, b), *_require_same_cases([*first], [*second], names, rules)]
+    common = [name for name in first if name in second]
     for name in common:
         if first[name] != second[name]:
             raise DataError(
                 f"case {name}: the two were judged on different references.",
                 "Prepare both sets from the same labels and target, or use --ref for both.",
             )
-    empty = [name for name in common if (name in a["excluded"]) != (name in b["excluded"])]
+    empty = [name for name in common if (name in a.excluded) != (name in b.excluded)]
     if empty:
         notes.append(
             "empty reference, and only one of the two found nothing (right, but without a Dice): "
             + ", ".join(empty)
         )
-    return Comparison(_only(a, common), _only(b, common), names, tuple(notes))
+    both = [name for name in common if name in a.excluded and name in b.excluded]
+    if both:
+        notes.append(f"empty reference, and both found nothing, so not compared: {', '.join(both)}")
+    return Comparison(_only(a.to_json(), common), _only(b.to_json(), common), names, tuple(notes))
+
+
+def _said(a: EvaluateReport, b: EvaluateReport) -> list[str]:
+    """What either evaluation had to say of its files, each thing once."""
+    shared = [note for note in a.notes if note in b.notes]
+    own = [f"{side}: {n}" for side, of in (("A", a), ("B", b)) for n in of.notes if n not in shared]
+    return [*shared, *own]
 
 
 def _only(found: Evaluation, cases: list[str]) -> Mapping[str, Any]:

@@ -23,7 +23,7 @@ from sdseg_cli.progress import Progress, silent
 from sdseg_cli.report.case_scores import CaseResult, score_case
 from sdseg_cli.report.evaluation import EvaluateReport
 from sdseg_cli.report.html import write_report
-from sdseg_cli.report.kept_masks import Kept, KeptMasks, sha256_of
+from sdseg_cli.report.kept_masks import Kept, KeptMasks
 from sdseg_cli.report.panels import CasePanel, save_panels
 from sdseg_cli.report.protocols import ProtocolSummary
 from sdseg_cli.training.fast_decoder import decoder_identity
@@ -105,7 +105,7 @@ def evaluate(
     sample = sample or held.run.config().sample
     masks = KeptMasks(
         held.run.predictions / split,
-        sha256_of(held.run.best),
+        held.checkpoint_sha256,
         decoder_identity(held.predictor.decoder, held.run.path),
         held.predictor.device.type,
         seed,

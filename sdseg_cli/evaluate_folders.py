@@ -10,14 +10,14 @@ from pathlib import Path
 
 from sdseg_cli.datasets.folder import FOLDER
 from sdseg_cli.datasets.recognise import adapter
-from sdseg_cli.errors import ConfigError, RunError
+from sdseg_cli.errors import ConfigError, DataError, RunError
 from sdseg_cli.metrics import Grid, Protocol, Terms
 from sdseg_cli.pair_scoring import Judging, Scored, score_pair
 from sdseg_cli.pairing import Pair, Pairing, pair_folders
 from sdseg_cli.processes import available_cores, in_processes
 from sdseg_cli.progress import Progress, silent
 from sdseg_cli.report.evaluation import EvaluateReport
-from sdseg_cli.report.html import write_report
+from sdseg_cli.report.html import require_own_folder, write_report
 from sdseg_cli.report.provenance import provenance
 from sdseg_cli.report.undefined import shortened
 
@@ -76,9 +76,10 @@ def evaluate_folders(
         The scores. Its notes name masks without a reference and all else that was not plain.
 
     Raises:
-        ConfigError: An option is unknown, or two contradict each other.
-        DataError: A folder is missing or empty, a reference has no mask, a file is damaged, or it
-            holds labels that are not declared.
+        ConfigError: An option is unknown, or two contradict each other; both folders are one; or
+            `report` is that of a run.
+        DataError: A folder is missing or empty, a reference has no mask, a file is damaged or holds
+            labels that are not declared, or no reference holds the target.
         GeometryError: A mask does not lie on its reference's grid.
         RunError: The disk refused, or a worker was killed.
     """
@@ -87,11 +88,16 @@ def evaluate_folders(
             "--classes and --target are both given.",
             "--classes scores each label on its own, --target several as one: choose one.",
         )
+    if pred.resolve() == ref.resolve():
+        raise ConfigError(f"{pred} is both --pred and --ref.", "Give two folders of masks.")
     judging = _judging(target, classes, dataset, grid, protocol, terms or Terms())
+    if report is not None:
+        require_own_folder(report)
     pairing = pair_folders(pred, ref, allow_missing=allow_missing, resample=resample)
     workers = _workers(len(pairing.pairs)) if workers is None else max(1, workers)
     scored = _score(pairing.pairs, judging, workers, progress)
-    several = {pair.id for pair, one in zip(pairing.pairs, scored, strict=True) if _is_map(one)}
+    _require_target(judging.target, scored, ref)
+    several = any(len(one.labels) > 1 for one in scored)
     if judging.target is not None and several:
         # Beside label maps, a mask with one value that is no target is a label map without it.
         wrong = [n for n, one in enumerate(scored) if _lacks(one, judging.target)]
@@ -105,7 +111,7 @@ def evaluate_folders(
         grid=judging.grid,
         protocol=judging.protocol,
         cases=tuple(row for one in scored for row in one.rows),
-        notes=tuple(_notes(pairing, judging, sorted(several))),
+        notes=tuple(_notes(pairing, judging, scored)),
         terms=judging.terms,
         pred=pred,
         ref=ref,
@@ -170,8 +176,19 @@ def _score(
     return found
 
 
-def _is_map(one: Scored) -> bool:
-    return len(one.labels) > 1
+def _require_target(target: tuple[int, ...] | None, scored: Sequence[Scored], ref: Path) -> None:
+    """Refuse a target that is in none of the references, while other labels are."""
+    known = sorted({label for one in scored for label in one.reference_labels})
+    if target is not None and known and not {*known} & {*target}:
+        raise DataError(
+            f"{ref}: no reference holds --target {_listed(target)}.",
+            f"They hold {_listed(known[:20])}{', ...' if len(known) > 20 else ''}.",
+            "values",
+        )
+
+
+def _listed(labels: Sequence[int]) -> str:
+    return ",".join(map(str, labels))
 
 
 def _lacks(one: Scored, target: tuple[int, ...]) -> bool:
@@ -179,7 +196,7 @@ def _lacks(one: Scored, target: tuple[int, ...]) -> bool:
     return len(one.labels) == 1 and one.labels[0] not in target
 
 
-def _notes(pairing: Pairing, judging: Judging, several: list[str]) -> list[str]:
+def _notes(pairing: Pairing, judging: Judging, scored: Sequence[Scored]) -> list[str]:
     """What a reader of the scores has to know."""
     notes = []
     if judging.grid == "model":
@@ -199,13 +216,33 @@ def _notes(pairing: Pairing, judging: Judging, several: list[str]) -> list[str]:
             f"resampled onto the reference's grid, to the nearest neighbour: "
             f"{shortened(pairing.resampled)}"
         )
-    if several and judging.classes is None:
-        asked = judging.target
-        how = (
-            "any label counts" if asked is None else f"--target {','.join(map(str, asked))} counts"
-        )
-        notes.append(
-            f"{len(several)} of {len(pairing.pairs)} masks hold several labels, of which {how}: "
-            f"{shortened(several)}"
-        )
+    return (
+        notes if judging.classes is not None else [*notes, *_label_notes(pairing, judging, scored)]
+    )
+
+
+def _label_notes(pairing: Pairing, judging: Judging, scored: Sequence[Scored]) -> list[str]:
+    """Where one foreground was made of several labels, or of one that may be another organ's."""
+    target, notes = judging.target, []
+    asked = "any label counts" if target is None else f"--target {_listed(target)} counts"
+    for what, labels in (
+        ("masks", [one.labels for one in scored]),
+        ("references", [() if target else one.reference_labels for one in scored]),
+    ):
+        names = [p.id for p, held in zip(pairing.pairs, labels, strict=True) if len(held) > 1]
+        if names:
+            of = f"{len(names)} of {len(scored)} {what}"
+            notes.append(f"{of} hold several labels, of which {asked}: {shortened(names)}")
+    if target is not None and not any(len(one.labels) > 1 for one in scored):
+        others = [
+            pair.id
+            for pair, one in zip(pairing.pairs, scored, strict=True)
+            if _lacks(one, target) and one.labels[0] in one.reference_labels
+        ]
+        if others:
+            notes.append(
+                f"{len(others)} of {len(scored)} masks hold one label that is in their reference "
+                f"but not in --target {_listed(target)}; it was taken as foreground: "
+                f"{shortened(others)}"
+            )
     return notes

@@ -20,6 +20,7 @@ from sdseg_cli.report.case_scores import CaseResult
 from sdseg_cli.report.kept_masks import Kept
 from sdseg_cli.report.pictures import CasePlane, case_plane, save_cases
 
+PICTURES = ("best.png", "median.png", "worst.png", "cases.png")
 Answer = Callable[[PreparedCase, Volume, Progress], Kept]
 """A case, its scan and a callback -> what the run says of it."""
 
@@ -46,6 +47,8 @@ def draw_cases(
         key=lambda result: result.values["dice"] or 0.0,
     )
     if not ranked:
+        for name in PICTURES:  # of a former call, whose cases these would seem to be
+            (folder / name).unlink(missing_ok=True)
         return ()
     picks = {"best": ranked[-1], "median": ranked[(len(ranked) - 1) // 2], "worst": ranked[0]}
     cases = {case.id: case for case in held.cases}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sdseg_cli.errors import DataError
+from sdseg_cli.errors import DataError, GeometryError
 from sdseg_cli.imaging.files import read_labels
 from sdseg_cli.imaging.picture import MaskLevels
 from sdseg_cli.imaging.regrid import labels_onto
@@ -50,6 +50,8 @@ class Scored:
     """One, or one for each class."""
     labels: tuple[int, ...]
     """That the mask holds, without 0."""
+    reference_labels: tuple[int, ...]
+    """Likewise."""
 
 
 def score_pair(pair: Pair, judging: Judging) -> Scored:
@@ -58,12 +60,13 @@ def score_pair(pair: Pair, judging: Judging) -> Scored:
     Raises:
         DataError: A file is damaged, no label map, or holds labels that are not declared; each
             message names the case.
+        GeometryError: A mask that is to be resampled lies nowhere near its reference.
     """
     try:
         label = read_labels(pair.ref, judging.levels)
         mask = read_labels(pair.pred)
         if pair.resample:
-            mask = labels_onto(mask, label.geometry)
+            mask = _resampled(pair, mask, label)
         mask = stored_like(mask, label.geometry)
         held, known = held_labels(mask.array), held_labels(label.array)
         if judging.classes is not None:
@@ -94,7 +97,19 @@ def score_pair(pair: Pair, judging: Judging) -> Scored:
         )
         for value, one, other in masks
     ]
-    return Scored(tuple(rows), held)
+    return Scored(tuple(rows), held, known)
+
+
+def _resampled(pair: Pair, mask: Volume, label: Volume) -> Volume:
+    """The mask on the reference's grid, as long as something of it gets there."""
+    found = labels_onto(mask, label.geometry)
+    if mask.array.any() and not found.array.any():
+        raise GeometryError(
+            f"nothing of {pair.pred} is left on the grid of {pair.ref}.",
+            "Their headers place them apart, or it is smaller than a voxel there: check both.",
+            "grid",
+        )
+    return found
 
 
 def held_labels(labels: Array) -> tuple[int, ...]:

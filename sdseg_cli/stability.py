@@ -102,9 +102,12 @@ def stability(
         provenance=under.held.provenance(command),
     )
     files = [*report.write(under.folder), *write_table5(under.folder, report, under.dataset)]
-    if trial.shown is not None:
-        files.append(under.folder / "stability.png")
-        stability_picture(files[-1], trial.shown, report.dice)
+    picture = under.folder / "stability.png"
+    if trial.shown is None:  # one of a former call would be shown as of this one
+        picture.unlink(missing_ok=True)
+    else:
+        files.append(picture)
+        stability_picture(picture, trial.shown, report.dice)
     save_panels(under.folder, trial.panels, map_panels.FILE)
     page = write_report(under.folder, title=under.held.title, config=under.held.config_text)
     return replace(report, files=(*files, page, *report.maps))

@@ -11,7 +11,8 @@ from sdseg_cli.config import SampleConfig
 from sdseg_cli.errors import ConfigError
 from sdseg_cli.held_out import CaseProgress
 from sdseg_cli.progress import Progress, silent
-from sdseg_cli.report import html
+from sdseg_cli.report.html import FILE as PAGE
+from sdseg_cli.report.html import write_report
 from sdseg_cli.report.stability_sweep import SweepReport, SweepRow
 from sdseg_cli.stability_trial import Trial, open_conditions
 
@@ -83,11 +84,11 @@ def sweep(
         trial = Trial.of_first_vs_rest(under, sample)
         report = trial.run(CaseProgress(under.held.cases, within, what, repeats=runs))
         rows.append(SweepRow(report, trial.seconds_per_slice))
-    names = ("sweep.csv", "sweep.json", "sweep.png", html.FILE)
+    names = (*(f"sweep.{suffix}" for suffix in ("csv", "json", "png")), PAGE)
     files = tuple(under.folder / name for name in names)
     found = SweepReport(tuple(rows), skipped_eta, files, under.held.provenance(command))
     found.write()
-    html.write_report(under.folder, title=under.held.title, config=under.held.config_text)
+    write_report(under.folder, title=under.held.title, config=under.held.config_text)
     return found
 
 

@@ -251,6 +251,7 @@ class Trial:
             split=self.under.held.split,
             seeds=self.under.seeds,
             sample=self.sample,
+            decoder=self.under.held.predictor.decoder,
             comparisons=tuple(self.comparisons),
             dice=self.dice,
             flips=self.flips,

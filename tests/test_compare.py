@@ -10,10 +10,12 @@ import pytest
 
 from sdseg_cli.compare import Rules, compare_folders, compare_runs
 from sdseg_cli.errors import ConfigError, DataError
+from sdseg_cli.report.comparison import Comparison
 from sdseg_cli.training.run_folder import RunDir
 from tests.fake_run import EMPTY, block, make_workspace, write_nifti
 
 # 4 columns x 4 rows x 2 slices = 32 voxels each; moved by 1, 2 columns: 3/4, 1/2 overlap.
+ABOVE = block(slice(4, 8), rows=slice(10, 14))
 FOUR, BY_ONE, BY_TWO = block(slice(4, 8)), block(slice(5, 9)), block(slice(6, 10))
 
 
@@ -89,7 +91,7 @@ def test_cases_of_one_side_are_refused_or_left_out_and_named(tmp_path):
         compare_folders(a, b, ref, workers=1)
     found = compare_folders(a, b, ref, workers=1, rules=Rules(allow_missing=True))
     assert [case["id"] for case in found.to_json()["cases"]] == ["x"]
-    assert any("only and are left out: y" in note for note in found.to_json()["notes"])
+    assert any("only and left out: y" in note for note in found.to_json()["notes"])
 
 
 def test_a_metric_that_one_side_lacks_is_counted(tmp_path):
@@ -110,6 +112,60 @@ def test_finding_nothing_where_nothing_is_is_said(tmp_path):
     values = compare_folders(a, b, ref, workers=1).to_json()
     assert values["metrics"]["dice"]["n"] == 1
     assert any("only one of the two found nothing" in note for note in values["notes"])
+
+
+def test_what_both_lack_or_both_find_empty_is_said(tmp_path):
+    masks = {"x": FOUR, "y": EMPTY}
+    a, b, ref = folders(tmp_path, a=masks, b=masks, ref={**masks, "z": FOUR})
+    found = compare_folders(a, b, ref, workers=1, rules=Rules(allow_missing=True))
+    notes = found.to_json()["notes"]
+    assert notes.count("1 of 3 cases have no mask and are not scored: z") == 1
+    assert "empty reference, and both found nothing, so not compared: y" in notes
+
+
+def test_what_one_side_has_to_say_of_its_files_is_passed_on(tmp_path):
+    a, b, ref = folders(tmp_path, a={"x": FOUR + 2 * ABOVE}, b={"x": FOUR}, ref={"x": FOUR})
+    notes = compare_folders(a, b, ref, workers=1).to_json()["notes"]
+    assert any(note.startswith("A: 1 of 1 masks hold several labels") for note in notes)
+
+
+def test_a_class_counts_where_both_have_it(tmp_path):
+    """A finds class 2 at the wrong place of x, B not at all: B's distance is of class 1 alone."""
+    organs = FOUR + 2 * ABOVE
+    a, b, ref = folders(
+        tmp_path,
+        a={"x": BY_ONE + 2 * block(slice(4, 8), rows=slice(12, 16))},
+        b={"x": BY_ONE},
+        ref={"x": organs},
+    )
+    values = compare_folders(a, b, ref, workers=1, classes=(1, 2)).to_json()
+    distance = values["metrics"]["hd95_mm"]
+    assert distance["difference"] == 0.0  # of class 1, where both are the same
+    assert distance["a"] == distance["b"] > 0
+    assert values["metrics"]["dice"]["difference"] == (0.75 + 0) / 2 - (0.75 + 0.5) / 2
+    assert any(n.startswith("hd95_mm: 1 pairs of case and class") for n in values["notes"])
+
+
+def test_ranks_and_mean_that_point_two_ways_name_no_winner():
+    """B is better by 0.01 to 0.027 in 18 cases, and far worse in two: 0.313 - 1.1 below zero."""
+
+    def side(values):
+        rows = [{"id": str(n), "dice": value} for n, value in enumerate(values)]
+        return {
+            "metrics": {"dice": {}},
+            "better": {"dice": "higher"},
+            "classes": None,
+            "cases": rows,
+        }
+
+    gains = [0.01 + n / 1000 for n in range(18)]
+    found = Comparison(side([0.9] * 20), side([0.9 + g for g in gains] + [0.4, 0.3]), ("a", "b"))
+    dice = found.metrics["dice"]
+    assert dice.difference == pytest.approx((sum(gains) - 1.1) / 20)
+    assert dice.p is not None
+    assert dice.p < 0.05
+    assert "B is better in more cases, A by the mean" in found.verdict
+    assert "better on such cases" not in found.verdict
 
 
 def test_a_folder_against_itself_is_refused(tmp_path):
@@ -158,3 +214,19 @@ def test_runs_judged_on_other_references_are_refused(tmp_path, monkeypatch):
     a, b = two_runs(tmp_path, monkeypatch, {}, {}, references_b=other)
     with pytest.raises(DataError, match="case x: the two were judged on different references"):
         compare_runs(a, b, tmp_path)
+
+
+def test_other_cases_of_another_set_are_refused_before_a_model_predicts(tmp_path, monkeypatch):
+    from sdseg_cli import compare
+
+    made = make_workspace(tmp_path, {"x": FOUR, "y": FOUR})
+    other = make_workspace(tmp_path / "other", {"x": FOUR, "z": FOUR})
+    monkeypatch.setattr(compare, "evaluate", lambda *_, **__: pytest.fail("it predicted"))
+    prepared, run = tmp_path / "prepared" / "second", tmp_path / "runs" / "second" / "tiny"
+    run.parent.mkdir()
+    (other.root / "prepared" / "toy").rename(prepared)
+    other.run.rename(run)
+    for file in (prepared / "manifest.json", run / "config.toml"):
+        file.write_text(file.read_text().replace('"toy"', '"second"'))
+    with pytest.raises(DataError, match="1 case is in toy/tiny only: y"):
+        compare_runs(RunDir(made.run), RunDir(run), tmp_path)

@@ -333,3 +333,27 @@ def test_a_case_that_is_best_median_and_worst_is_one_row(tmp_path, drawn):
     run(made)
     (rows,) = [rows for path, rows in drawn.items() if path.name == "cases.png"]
     assert [row.heading for row in rows] == ["best, median, worst"]
+
+
+def test_a_checkpoint_that_training_replaces_meanwhile_is_not_named_as_the_source(workspace):
+    """The masks are kept, and the report signed, with the hash of the weights that predicted."""
+    best = workspace.run / "checkpoints" / "best.pt"
+    before = hashlib.sha256(best.read_bytes()).hexdigest()
+
+    def replaced(*_):
+        best.write_bytes(b"better weights")
+
+    found = run(workspace, progress=replaced).to_json()
+    assert found["provenance"]["sha256"]["checkpoint"] == before
+    workspace.predictor.calls.clear()
+    run(workspace)
+    assert {case for case, *_ in workspace.predictor.calls} == {"a", "b", "c", "nothing"}
+
+
+def test_without_a_dice_no_picture_of_a_former_call_is_left(tmp_path):
+    made = make_workspace(tmp_path, {"nothing": EMPTY})
+    former = made.run / "report" / "test" / "worst.png"
+    former.parent.mkdir(parents=True)
+    former.write_bytes(b"of a former call")
+    assert not any(path.suffix == ".png" for path in run(made).files)
+    assert not former.exists()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdseg_cli.errors import ConfigError, DataError, GeometryError
+from sdseg_cli.errors import ConfigError, DataError, GeometryError, RunError
 from sdseg_cli.evaluate_folders import evaluate_folders
 from sdseg_cli.metrics import Terms
 from sdseg_cli.processes import available_cores
@@ -325,3 +325,54 @@ def test_the_same_folders_by_both_protocols(tmp_path):
     assert (dices(model), model.protocol) == ([0.5, 0.0, None], "standard")
     with pytest.raises(ConfigError, match="--grid is 'voxel'"):
         evaluate_folders(pred, ref, grid="voxel")
+
+
+def test_one_folder_as_both_is_refused(tmp_path):
+    pred, _ = folders(tmp_path, x=(FOUR, FOUR))
+    with pytest.raises(ConfigError, match="both --pred and --ref"):
+        evaluate_folders(pred, pred)
+
+
+def test_a_target_that_no_reference_holds_is_refused(tmp_path):
+    pred, ref = folders(tmp_path, x=(FOUR, ORGANS), y=(FOUR, FOUR))
+    with pytest.raises(DataError, match="no reference holds --target 9") as caught:
+        evaluate_folders(pred, ref, target=(9,))
+    assert caught.value.hint == "They hold 1,2."
+
+
+def test_references_of_several_labels_without_a_target_are_named(tmp_path):
+    pred, ref = folders(tmp_path, x=(FOUR, ORGANS), y=(FOUR, FOUR))
+    said = "1 of 2 references hold several labels, of which any label counts: x"
+    assert said in evaluate_folders(pred, ref).notes
+    assert said not in evaluate_folders(pred, ref, target=(1,)).notes
+
+
+def test_a_mask_of_another_label_than_the_target_is_named(tmp_path):
+    pred, ref = folders(tmp_path, x=(2 * FOUR, ORGANS), y=(FOUR, ORGANS))
+    (note,) = evaluate_folders(pred, ref, target=(1,)).notes
+    assert note.startswith("1 of 2 masks hold one label that is in their reference but not")
+    assert note.endswith(": x")
+
+
+def test_resampling_that_leaves_nothing_is_refused(tmp_path):
+    away = AFFINE.copy()
+    away[0, 3] += 500
+    write_nifti(tmp_path / "pred" / "x.nii.gz", FOUR, away)
+    write_nifti(tmp_path / "ref" / "x.nii.gz", FOUR)
+    with pytest.raises(GeometryError, match=r"case x: nothing of .*x\.nii\.gz is left"):
+        evaluate_folders(tmp_path / "pred", tmp_path / "ref", resample=True)
+
+
+def test_the_report_of_a_run_is_not_mixed_with_that_of_masks(tmp_path):
+    pred, ref = folders(tmp_path, x=(FOUR, FOUR))
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "panels.json").write_text("{}")
+    with pytest.raises(ConfigError, match="holds the report of a run"):
+        evaluate_folders(pred, ref, report=tmp_path / "report")
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_scoring(tmp_path, monkeypatch):
+    pred, ref = folders(tmp_path, x=(FOUR, FOUR))
+    monkeypatch.setattr("sdseg_cli.evaluate_folders._score", lambda *_: pytest.fail("scored"))
+    with pytest.raises(RunError, match="no report can be written there"):
+        evaluate_folders(pred, ref, report=pred / "x.nii.gz" / "deep")

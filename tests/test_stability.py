@@ -157,7 +157,11 @@ def test_a_case_without_reference_is_left_out_and_named(tmp_path):
 
 def test_nothing_to_compare_leaves_nulls_and_a_reason(tmp_path, drawn):
     made = make_workspace(tmp_path, {"nothing": EMPTY})
+    former = made.run / "report" / "test" / "stability.png"
+    former.parent.mkdir(parents=True)
+    former.write_bytes(b"of a former call")
     found = run(made, runs=2).to_json()
+    assert not former.exists()  # the page would show it as of this one
     assert found["seg"] == dict.fromkeys(("psnr", "ssim", "ms_ssim", "lpips"))
     assert found["dice"] == {"mean": None, "sd": None, "by_run": [], "by_case": []}
     assert found["flipped"]["by_case"] == [
@@ -207,6 +211,8 @@ def test_files_hold_a_row_per_case_and_run_and_strict_json(workspace):
     ]
     assert [row["seg_psnr"] for row in rows[:3]] == ["", "", ""]
     assert float(rows[3]["seg_psnr"]) == pytest.approx(PSNR)
+    # Both filled slices of a are the same plane twice, those of b differ; run 1 is the yardstick.
+    assert [row["seg_identical"] for row in rows] == ["", "2", "", "0"]
 
 
 def test_lpips_is_measured_over_all_slices_when_weights_are_given(workspace, tmp_path):

@@ -120,6 +120,9 @@ def test_the_files_say_the_same_and_no_map_is_written(workspace: Workspace) -> N
         ("10", "1.0"),
     ]
     assert lines[0]["dice_mean"] == "1.0"
+    same = lines[0]["seg_psnr"], lines[0]["seg_identical"]
+    assert same == ("", lines[0]["pairs"])  # every slice is the same plane twice
+    assert any(note.startswith("psnr: some pairs of slices are identical") for note in report.notes)
     with Image.open(folder / "sweep.png") as picture:
         assert np.asarray(picture.convert("RGB")).std() > 5
 

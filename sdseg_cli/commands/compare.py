@@ -26,6 +26,7 @@ from sdseg_cli.commands.options import (
     Tolerance,
     Workers,
     open_run,
+    typed,
     whole_numbers,
     workspace,
 )
@@ -91,6 +92,7 @@ def compare(
                 dataset=dataset,
                 resample=resample,
                 workers=workers,
+                command=typed(),
                 progress=progress,
             )
     else:
@@ -106,6 +108,7 @@ def compare(
                 batch_size=batch_size,
                 decoder=decoder,
                 report=report,
+                command=typed(),
                 progress=progress,
             )
     _show(found, output)

@@ -171,6 +171,8 @@ def _show(report: EvaluateReport, output: Output) -> None:
         output.say(f"excluded {case}: reference and prediction are both empty")
     for note in values["notes"]:
         output.say(note)
+    if values["protocols"]:
+        output.say(f"Dice of the same predictions: {_by_protocol(values['protocols'])}")
     first = 1 + len(of_class)
     columns = ["case", *of_class, *_heads(units)]
     *others, last = _fitting(columns, rows, first, shutil.get_terminal_size().columns)
@@ -189,6 +191,13 @@ def _show(report: EvaluateReport, output: Output) -> None:
         rows=[_picked(row, last) for row in rows],
         files=report.files,
         unbroken=True,
+    )
+
+
+def _by_protocol(rows: Sequence[Mapping[str, Any]]) -> str:
+    """`standard on the native grid 0.812, ...`: the mean under each protocol."""
+    return ", ".join(
+        f"{row['protocol']} on the {row['grid']} grid {number(row['dice']['mean'])}" for row in rows
     )
 
 

@@ -13,12 +13,18 @@ from pathlib import Path
 from typing import Any, cast
 
 from sdseg_cli.metrics.paired import FEWEST_TO_TEST, Paired, paired, with_holm
+from sdseg_cli.metrics.statistics import FEW_CASES
 from sdseg_cli.report.comparison_picture import comparison_picture
+from sdseg_cli.report.evaluation import FEW_NOTE
 from sdseg_cli.report.latex import write_latex
 from sdseg_cli.report.tables import Cell, strict, write_csv, write_json
 
 PRIMARY = "dice"
 LEVEL = 0.05
+P_NOTE = (
+    "p: Wilcoxon's signed-rank test, two-sided; that of every metric but dice is adjusted for "
+    "their number (Holm)"
+)
 TABLE = ("metric", "A", "B", "B - A", "95 % interval", "n", "p")
 
 Evaluation = Mapping[str, Any]
@@ -43,11 +49,21 @@ class Comparison:
 
     @cached_property
     def cases(self) -> dict[str, tuple[dict[str, float | None], dict[str, float | None]]]:
-        """Case -> its values of A and of B, means over its classes; in A's order."""
-        first, second = (case_means(one, self.columns) for one in (self.a, self.b))
-        absent: dict[str, float | None] = dict.fromkeys(self.columns)
-        ids = dict.fromkeys([*first, *second])
-        return {name: (first.get(name, absent), second.get(name, absent)) for name in ids}
+        """Case -> its values of A and of B, in A's order.
+
+        With several classes, the mean over those that have a value in both: a class that only one
+        of them found would make the other's mean that of other classes.
+        """
+        first, second = (_by_case(one) for one in (self.a, self.b))
+        found = {}
+        for name in dict.fromkeys([*first, *second]):
+            rows = first.get(name, {}), second.get(name, {})
+            means = {column: _means(*rows, column) for column in self.columns}
+            found[name] = (
+                {column: pair[0] for column, pair in means.items()},
+                {column: pair[1] for column, pair in means.items()},
+            )
+        return found
 
     @cached_property
     def metrics(self) -> dict[str, Paired]:
@@ -84,19 +100,38 @@ class Comparison:
         tested = f"Wilcoxon signed-rank p = {found.p:.2g}"
         if found.p >= LEVEL:
             return f"{head} {tested}: no difference is shown, which is no proof that there is none."
-        winner = "B" if found.better_b > found.better_a else "A"
+        winner = "B" if found.difference > 0 else "A"
+        if (found.better_b - found.better_a) * found.difference < 0:
+            more = "A" if winner == "B" else "B"
+            return (
+                f"{head} {tested}, but they point two ways: {more} is better in more cases, "
+                f"{winner} by the mean, which a few large differences decide. Look at the cases."
+            )
         return f"{head} {tested}: {winner} is better on such cases."
 
     @property
     def all_notes(self) -> tuple[str, ...]:
         """What was said beforehand, and which metrics leave out cases."""
-        left_out = [
-            f"{name}: {one.only_a + one.only_b} cases have a value in only one of the two and are "
-            f"left out (A alone {one.only_a}, B alone {one.only_b})"
-            for name, one in self.metrics.items()
-            if one.only_a + one.only_b
-        ]
-        return (*self.notes, *left_out)
+        left_out = []
+        for name in self.columns:
+            alone_a, alone_b = self._alone(name)
+            if count := alone_a + alone_b:
+                what = "cases" if self.a["classes"] is None else "pairs of case and class"
+                left_out.append(
+                    f"{name}: {count} {what} with a value in only one of the two, left out "
+                    f"(A alone {alone_a}, B alone {alone_b})"
+                )
+        n = self.metrics[PRIMARY].n
+        few = [FEW_NOTE.format(n)] if 1 < n < FEW_CASES else []
+        return (*self.notes, *left_out, *few, P_NOTE)
+
+    def _alone(self, column: str) -> tuple[int, int]:
+        """How many values A has that B has not, and the other way round."""
+        first, second = (
+            {(row["id"], row.get("class")) for row in one["cases"] if row[column] is not None}
+            for one in (self.a, self.b)
+        )
+        return len(first - second), len(second - first)
 
     def to_json(self) -> dict[str, Any]:
         """The object of `--json`."""
@@ -116,11 +151,15 @@ class Comparison:
             "b": self.names[1],
             "grid": self.a["grid"],
             "protocol": self.a["protocol"],
+            "split": self.a["split"],
+            "tolerance": self.a["tolerance"],
+            "detection_iou": self.a["detection_iou"],
             "primary": PRIMARY,
             "verdict": self.verdict,
             "metrics": {name: one.to_json() for name, one in self.metrics.items()},
             "cases": rows,
             "notes": self.all_notes,
+            "provenance": {"a": self.a["provenance"], "b": self.b["provenance"]},
         }
         return cast("dict[str, Any]", strict(values))
 
@@ -139,25 +178,41 @@ class Comparison:
         rows = cast("list[dict[str, Cell]]", found["cases"])
         write_csv(files[0], list(rows[0]) if rows else ["id"], rows)
         write_json(files[1], found)
-        caption = f"A: {self.names[0]}. B: {self.names[1]}. {self.verdict}"
+        caption = (
+            f"A: {self.names[0]}. B: {self.names[1]}. {self.a['protocol']} protocol, "
+            f"{self.a['grid']} grid. {self.verdict} {P_NOTE}."
+        )
         write_latex(files[2], TABLE, self.rows(), caption)
         dice = {name: (a[PRIMARY], b[PRIMARY]) for name, (a, b) in self.cases.items()}
         comparison_picture(files[3], dice, self.names, self.metrics[PRIMARY])
         return replace(self, files=tuple(files))
 
 
-def case_means(found: Evaluation, columns: tuple[str, ...]) -> dict[str, dict[str, float | None]]:
-    """Case -> column -> its value, with several classes the mean of those that have one."""
-    gathered: dict[str, list[Mapping[str, Any]]] = {}
+_Rows = dict[Any, Mapping[str, Any]]
+"""Class -> its row; None where all foreground was scored as one."""
+
+
+def _by_case(found: Evaluation) -> dict[str, _Rows]:
+    """Case -> its rows."""
+    gathered: dict[str, _Rows] = {}
     for row in found["cases"]:
-        gathered.setdefault(row["id"], []).append(row)
-    means: dict[str, dict[str, float | None]] = {}
-    for name, rows in gathered.items():
-        means[name] = {}
-        for column in columns:
-            values = [row[column] for row in rows if row[column] is not None]
-            means[name][column] = sum(values) / len(values) if values else None
-    return means
+        gathered.setdefault(row["id"], {})[row.get("class")] = row
+    return gathered
+
+
+def _means(a: _Rows, b: _Rows, column: str) -> tuple[float | None, float | None]:
+    """Of one case: over the classes that both have; without one, of whoever has any alone."""
+    first, second = (
+        {label: row[column] for label, row in rows.items() if row[column] is not None}
+        for rows in (a, b)
+    )
+    common = [label for label in first if label in second]
+    if not common and first and second:
+        return None, None
+    one, other = (
+        [v for k, v in side.items() if not common or k in common] for side in (first, second)
+    )
+    return (sum(one) / len(one) if one else None, sum(other) / len(other) if other else None)
 
 
 def _cells(one: Paired) -> tuple[str, ...]:

@@ -125,7 +125,6 @@ def evaluation_view(found: Mapping[str, Any]) -> Evaluation:
 def _facts(found: Mapping[str, Any], cases: list[dict[str, Any]]) -> tuple[tuple[str, str], ...]:
     """What was measured, as pairs of name and value."""
     tolerance = stored.mapping(found.get("tolerance"))
-    sample = stored.mapping(found.get("sample"))
     every = {
         "Run": stored.text(found.get("run")),
         "Predictions": stored.text(found.get("pred")),
@@ -135,10 +134,9 @@ def _facts(found: Mapping[str, Any], cases: list[dict[str, Any]]) -> tuple[tuple
         "Protocol": stored.text(found.get("protocol")),
         "Grid": stored.text(found.get("grid")),
         "Tolerance": f"{stored.text(tolerance.get('value'))} {stored.text(tolerance.get('unit'))}",
+        "Lesions found from IoU": stored.text(found.get("detection_iou")),
         "Seed": stored.text(found.get("seed")),
-        "Sampling": ", ".join(
-            f"{name} {stored.text(value)}" for name, value in sample.items() if value != ""
-        ),
+        "Sampling": stored.settings(found.get("sample")),
         "Decoder": stored.text(found.get("decoder")),
     }
     return tuple((name, value.strip()) for name, value in every.items() if value.strip())
@@ -198,10 +196,10 @@ def _goodness(value: float, better: str) -> float:
 
 
 def _featured(ranked: list[tuple[str, float]]) -> tuple[Featured, ...]:
-    """Best, median and worst; fewer where these are one case."""
+    """Best, median and worst, those of the .png; fewer where these are one case."""
     if not ranked:
         return ()
-    chosen = {"best": ranked[-1], "median": ranked[len(ranked) // 2], "worst": ranked[0]}
+    chosen = {"best": ranked[-1], "median": ranked[(len(ranked) - 1) // 2], "worst": ranked[0]}
     headings: dict[str, list[str]] = {}
     for heading, (case_id, _) in chosen.items():
         headings.setdefault(case_id, []).append(heading)

@@ -10,14 +10,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sdseg_cli import __version__
 from sdseg_cli.atomic import replacing
-from sdseg_cli.errors import DataError
+from sdseg_cli.errors import ConfigError, DataError, RunError
 from sdseg_cli.report import distribution, map_panels, panels, stored, sweep_chart, wording
 from sdseg_cli.report.drawing import PREDICTION_COLOUR, REFERENCE_COLOUR
 from sdseg_cli.report.evaluation_view import Evaluation, evaluation_view
@@ -27,6 +28,8 @@ from sdseg_cli.report.stored import Unreadable
 
 SOURCES = ("evaluate.json", "stability.json", "sweep.json")
 FILE = "report.html"
+OF_RUNS = ("stability.json", "sweep.json", panels.FILE, map_panels.FILE)
+"""What only a run's report has."""
 MOST_PANELS = 300
 TEMPLATE = Path(__file__).parent / "template"
 
@@ -79,6 +82,27 @@ def write_report(folder: Path, *, title: str, config: str | None = None) -> Path
     return path
 
 
+def require_own_folder(folder: Path) -> None:
+    """Refuse a folder for a report on masks, before they are scored.
+
+    Args:
+        folder: There, or to be made.
+
+    Raises:
+        ConfigError: It holds the report of a run, whose pictures and stability the page would show
+            as those of the masks.
+        RunError: It cannot be made or written to.
+    """
+    if any((folder / name).exists() for name in OF_RUNS):
+        raise ConfigError(f"{folder} holds the report of a run.", "Give --report another folder.")
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise RunError(
+            f"{folder}: no report can be written there.",
+            f"Check {nearest}: it has to be a folder that you may write to.",
+        )
+
+
 def _read(folder: Path) -> _Page:
     notes: list[str] = []
     evaluation = _view(folder / "evaluate.json", evaluation_view, notes)
@@ -93,7 +117,20 @@ def _read(folder: Path) -> _Page:
         )
     picture = _picture(folder / "stability.png", notes)
     maps = _kept(_panels(folder, map_panels.FILE, notes), evaluation, stability)
-    return _Page(evaluation, stability, sweep, kept, maps, picture, tuple(notes))
+    page = _Page(evaluation, stability, sweep, kept, maps, picture, tuple(notes))
+    return replace(page, notes=(*notes, *_differing_checkpoints(page)))
+
+
+def _differing_checkpoints(page: _Page) -> tuple[str, ...]:
+    """A note if the parts of the page were made with different weights: a run may train on."""
+    made: dict[str, list[str]] = {}
+    for name, origin in _provenances(page):
+        if checkpoint := stored.text(stored.mapping(origin.get("sha256")).get("checkpoint")):
+            made.setdefault(checkpoint, []).append(name)
+    if len(made) < 2:
+        return ()
+    parts = " and ".join(", ".join(names) for names in made.values())
+    return (f"{parts} are of different checkpoints of the run: make the older one again",)
 
 
 def _panels(folder: Path, name: str, notes: list[str]) -> dict[str, CasePanel]:
@@ -240,8 +277,9 @@ def _outline(lines: Sequence[Polyline]) -> str:
 
 def _provenances(page: _Page) -> list[tuple[str, Mapping[str, Any]]]:
     """Which command made which part."""
-    parts: list[tuple[str, Evaluation | Stability | None]] = [
+    parts: list[tuple[str, Evaluation | Stability | Sweep | None]] = [
         ("Evaluation", page.evaluation),
         ("Stability", page.stability),
+        ("Sweep", page.sweep),
     ]
     return [(name, part.provenance) for name, part in parts if part and part.provenance]

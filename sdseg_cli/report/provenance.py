@@ -15,13 +15,13 @@ LIBRARIES = ("torch", "monai", "numpy", "scipy", "SimpleITK", "nibabel")
 """Those whose version can change a score."""
 
 
-def provenance(*, command: str, files: Mapping[str, Path]) -> dict[str, object]:
+def provenance(*, command: str, files: Mapping[str, Path | str]) -> dict[str, object]:
     """What a reader needs to get the same numbers again.
 
     Args:
         command: As it was typed.
-        files: Name -> file that the numbers rest on, for example a checkpoint; one that is not
-            there gets no hash.
+        files: Name -> file that the numbers rest on, for example a manifest; one that is not there
+            gets no hash. Or its sha256, of one that may have been replaced since.
 
     Returns:
         `command`, `date` (ISO 8601, UTC, to the second), `sdseg`, `python`, `platform` (system and
@@ -35,10 +35,14 @@ def provenance(*, command: str, files: Mapping[str, Path]) -> dict[str, object]:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "versions": {name: _version(name) for name in LIBRARIES},
-        "sha256": {
-            name: sha256_of(path) if path.is_file() else None for name, path in files.items()
-        },
+        "sha256": {name: _sha256(file) for name, file in files.items()},
     }
+
+
+def _sha256(file: Path | str) -> str | None:
+    if isinstance(file, str):
+        return file
+    return sha256_of(file) if file.is_file() else None
 
 
 def _version(name: str) -> str | None:

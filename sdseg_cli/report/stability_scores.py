@@ -58,6 +58,8 @@ class StabilityReport:
     """Where each voxel's disagreement is written, case by case."""
     table5: tuple[Mapping[str, Any], ...] = ()
     """The paper's rows and ours, of `table5.py`."""
+    decoder: str | None = None
+    """Which drew the masks."""
     provenance: Mapping[str, object] = field(default_factory=dict)
     """Of `provenance.py`."""
     files: tuple[Path, ...] = ()
@@ -147,6 +149,7 @@ class StabilityReport:
             "runs": len(self.seeds),
             "seeds": self.seeds,
             "sample": asdict(self.sample),
+            "decoder": self.decoder,
             **self.likeness(),
             "median": {name: {m: _median(self.values(name, m)) for m in METRICS} for name in MAPS},
             "all_pairs": self.likeness(all_pairs=True),
@@ -182,8 +185,13 @@ class StabilityReport:
                 values = found.get((case_id, number), {})  # none for run 1, the yardstick
                 for key in keys:
                     row["_".join(key)] = finite_mean([values[key]] if key in values else [])
+                for name in MAPS:  # how many slices have no finite PSNR
+                    psnr = values.get((name, "psnr"))
+                    same = None if psnr is None else int(np.count_nonzero(np.isinf(psnr)))
+                    row[f"{name}_identical"] = same
                 rows.append(row)
-        write_csv(table, ["id", "run", "seed", "dice", *("_".join(key) for key in keys)], rows)
+        columns = [*("_".join(key) for key in keys), *(f"{name}_identical" for name in MAPS)]
+        write_csv(table, ["id", "run", "seed", "dice", *columns], rows)
         write_csv(cases, _CASE_COLUMNS, self._case_rows())
         write_json(summary, self.to_json())
         return table, cases, summary

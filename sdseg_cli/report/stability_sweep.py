@@ -28,6 +28,10 @@ SPEED_NOTE = (
     "seconds_per_slice is prediction alone, slices of air included, without the first prediction "
     "of each row, which warms up"
 )
+IDENTICAL_NOTE = (
+    "psnr: some pairs of slices are identical, their psnr is infinite; each row averages the "
+    "others, `identical` and `pairs` count"
+)
 ONE_STEP_NOTE = "eta has no effect with one reverse step: steps 1 has one row, eta 0"
 _COLOURS = (PREDICTION_COLOUR, REFERENCE_COLOUR, "#9be564", "#e78ac3", "#ffd92f", "#b3b3b3")
 
@@ -79,7 +83,9 @@ class SweepRow:
             "seconds_per_slice": self.seconds_per_slice,
             "slices_per_second": self.slices_per_second,
         }
-        return values | {f"{n}_{m}": self.report.mean(n, m) for n in MAPS for m in METRICS}
+        values |= {f"{n}_{m}": self.report.mean(n, m) for n in MAPS for m in METRICS}
+        values |= {f"{name}_identical": self.report.identical(name) for name in MAPS}
+        return {**values, "pairs": self.report.pairs()}
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,9 @@ class SweepReport:
         found = [SPEED_NOTE, *([ONE_STEP_NOTE] if self.skipped_eta else [])]
         found += [lpips_note(missing)] if missing else []
         # What a row leaves out of its Dice, every row does.
-        return (*found, *(n for n in self.rows[0].report.notes if n.startswith("dice ")))
+        found += [n for n in self.rows[0].report.notes if n.startswith("dice ")]
+        same = [row for row in self.rows if any(row.report.identical(name) for name in MAPS)]
+        return (*found, IDENTICAL_NOTE) if same else tuple(found)
 
     def to_json(self) -> dict[str, Any]:
         """The object of `--json`."""
@@ -110,6 +118,7 @@ class SweepReport:
             "split": first.split,
             "runs": len(first.seeds),
             "seeds": first.seeds,
+            "decoder": first.decoder,
             "sweep": [row.to_json() for row in self.rows],
             "notes": self.notes,
             "files": self.files,
@@ -118,12 +127,12 @@ class SweepReport:
         return cast("dict[str, Any]", strict(values))
 
     def write(self) -> None:
-        """Write sweep.csv, sweep.json and sweep.png, the first of `files`.
+        """Write the first of `files`: sweep.csv, sweep.json and sweep.png.
 
         Raises:
             RunError: The disk refused.
         """
-        table, summary, picture, *_ = self.files
+        table, summary, picture = self.files[:3]
         cells = [row.cells() for row in self.rows]
         write_csv(table, list(cells[0]), cells)
         write_json(summary, self.to_json())

@@ -38,6 +38,7 @@ class Sweep:
     table: Table
     chart: SweepChart | None
     notes: tuple[str, ...]
+    provenance: Mapping[str, Any]
 
 
 def stability_view(found: Mapping[str, Any]) -> Stability:
@@ -86,7 +87,12 @@ def sweep_view(found: Mapping[str, Any]) -> Sweep:
     table = _free_table(flat)
     if table is None:
         raise Unreadable("its rows are empty")
-    return Sweep(table, sweep_chart(listed), stored.texts(found.get("notes")))
+    return Sweep(
+        table,
+        sweep_chart(listed),
+        stored.texts(found.get("notes")),
+        stored.mapping(found.get("provenance")),
+    )
 
 
 def _facts(found: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -96,8 +102,10 @@ def _facts(found: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     facts = {"Run": stored.text(found.get("run")), "Split": stored.text(found.get("split"))}
     facts["Runs"] = stored.text(found.get("runs"))
     facts["Seeds"] = ", ".join(stored.texts(found.get("seeds")))
+    facts["Sampling"] = stored.settings(found.get("sample"))
+    facts["Decoder"] = stored.text(found.get("decoder"))
     if mean is not None:
-        spread = "" if sd is None else f" ± {wording.number(sd, 4)}"
+        spread = "" if sd is None else f" ± {wording.number(sd, max(4, wording.digits(sd)))}"
         facts["Dice, mean ± SD of the runs"] = wording.number(mean, 4) + spread
     facts["Voxels that ever flip"] = _share(flipped.get("fraction"))
     facts["Of what any run marked"] = _share(flipped.get("of_foreground"))
@@ -111,6 +119,12 @@ def _facts(found: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 def _share(value: object) -> str:
     share = stored.number(value)
     return "" if share is None else wording.percent(share)
+
+
+def _percent(share: float | None) -> Cell:
+    return (
+        Cell(wording.ABSENT) if share is None else numeric(100 * share, wording.digits(100 * share))
+    )
 
 
 def _metric_table(found: Mapping[str, Any]) -> Table:
@@ -153,7 +167,7 @@ def _case_table(found: Mapping[str, Any]) -> Table | None:
         cells = (
             Cell(case_id),
             *(numeric(value, 4) for value in spread),
-            *(numeric(None if share is None else 100 * share, 2) for share in shares),
+            *(_percent(share) for share in shares),
         )
         rows.append(Row(cells, case_id))
     return Table(columns, tuple(rows))

@@ -57,6 +57,12 @@ def text(value: object) -> str:
     return str(value) if isinstance(value, str | int | float) else ""
 
 
+def settings(value: object) -> str:
+    """An object as "steps 1, eta 0.0"; empty texts are left out."""
+    pairs = ((name, text(of)) for name, of in mapping(value).items())
+    return ", ".join(f"{name} {of}" for name, of in pairs if of)
+
+
 def number(value: object) -> float | None:
     """The value if it is a finite number, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):

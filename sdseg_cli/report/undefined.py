@@ -36,7 +36,7 @@ def undefined_notes(rows: Sequence[CaseResult]) -> tuple[str, ...]:
         names = tuple(row.name for row in rows if row.scores[number].value is None)
         if names:
             why = _WHY.get(score.metric, "for which it is undefined")
-            if score.metric in _FLATTERING:
+            if score.metric in _FLATTERING and len(names) < len(rows):
                 why += "; over the rest the mean is optimistic"
             left_out.setdefault((why, names), []).append(score.column)
     notes = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 ABSENT = "\u2013"
 THIN_SPACE = "\u202f"
 MINUS = "\u2212"
@@ -95,4 +97,9 @@ def percent(share: float | None) -> str:
     """A share of one as a percentage of about three digits."""
     if share is None:
         return ABSENT
-    return f"{number(100 * share, 2 if abs(share) < 0.1 else 1)} %"
+    return f"{number(100 * share, digits(100 * share))} %"
+
+
+def digits(value: float) -> int:
+    """Decimals that leave three digits which count, at least one decimal: 0.00213, 2.13, 21.3."""
+    return 1 if value == 0 else max(1, 2 - math.floor(math.log10(abs(value))))

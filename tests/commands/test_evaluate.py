@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sdseg_cli.cli import run_command
-from sdseg_cli.commands.evaluate import _fitting, _length
+from sdseg_cli.commands.evaluate import _by_protocol, _fitting, _length
 from tests.fake_run import EMPTY, block, write_nifti
 
 FOUR, MOVED = block(slice(4, 8)), block(slice(6, 10))
@@ -121,3 +121,12 @@ def test_options_of_folders_do_not_go_with_a_run(
 def test_lengths_lose_a_decimal_where_they_are_long() -> None:
     shown = [_length(value) for value in (None, 0.0, 12.344, -123.46)]
     assert shown == ["-", "0.00", "12.34", "-123.5"]
+
+
+def test_every_protocol_of_the_same_predictions_is_said() -> None:
+    rows = [
+        {"protocol": "standard", "grid": "native", "dice": {"mean": 0.8125}},
+        {"protocol": "official", "grid": "model", "dice": {"mean": None}},
+    ]
+    said = "standard on the native grid 0.812, official on the model grid -"
+    assert _by_protocol(rows) == said

@@ -50,6 +50,17 @@ def test_the_p_of_one_opposing_smallest_rank_is_worked_out_by_hand() -> None:
     assert wilcoxon_p([-0.1, 0.2, 0.3, 0.4, 0.5, 0.6]) == pytest.approx(4 / 64)
 
 
+def test_differences_that_are_equal_but_for_rounding_share_a_rank() -> None:
+    # Each differs by 0.1, the last one downwards: 0.3 - 0.2 and 0.9 - 0.8 are not 0.1 in binary.
+    a, b = [0.2, 0.8, 0.1, 0.5, 0.6, 0.4], [0.3, 0.9, 0.2, 0.6, 0.7, 0.3]
+    assert len({y - x for x, y in zip(a, b, strict=True)}) > 2
+    # All six share one rank. At most one of them negative: 1 + 6 of 2^6 signs; two-sided twice.
+    assert paired(a, b, "higher").p == pytest.approx(14 / 64)
+    # 0.1 + 0.2 against 0.3 is a tie.
+    found = paired([0.3], [0.1 + 0.2], "higher")
+    assert (found.difference, found.better_a, found.better_b) == (0.0, 0, 0)
+
+
 def test_a_way_against_itself_differs_nowhere() -> None:
     found = paired([0.1, 0.5, 0.9], [0.1, 0.5, 0.9], "higher")
     assert (found.difference, found.ci95, found.p) == (0.0, (0.0, 0.0), None)

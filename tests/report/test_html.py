@@ -9,10 +9,19 @@ from html.parser import HTMLParser
 import pytest
 
 from sdseg_cli.errors import DataError
-from sdseg_cli.report import html
+from sdseg_cli.report import html, wording
+from sdseg_cli.report.evaluation_view import evaluation_view
 from sdseg_cli.report.html import script_json, write_report
 from sdseg_cli.report.panels import save_panels
-from tests.report.report_folder import HOSTILE, IDS, evaluation, panel, stability, write_folder
+from tests.report.report_folder import (
+    HOSTILE,
+    IDS,
+    evaluation,
+    panel,
+    stability,
+    sweep,
+    write_folder,
+)
 
 LOADING = {"src", "href", "srcset", "data", "action", "poster", "background", "xlink:href"}
 
@@ -132,6 +141,37 @@ def test_best_median_and_worst_are_shown_of_the_cases_with_a_score(folder):
     assert [(heading, score) for heading, _, score in shown] == [
         ("best", "0.900"), ("median", "0.700"), ("worst", "0.500"),
     ]  # fmt: skip
+
+
+def test_the_median_of_an_even_number_is_the_lower_one_as_in_median_png(folder):
+    cases = [
+        {"id": name, "dice": dice} for name, dice in zip("abcd", (0.1, 0.2, 0.3, 0.4), strict=True)
+    ]
+    found = evaluation() | {"cases": cases, "worst": []}
+    assert [(one.heading, one.case_id) for one in evaluation_view(found).featured] == [
+        ("best", "d"), ("median", "b"), ("worst", "a"),
+    ]  # fmt: skip
+
+
+def test_parts_of_different_checkpoints_are_told_apart(tmp_path):
+    write_folder(tmp_path)
+    assert "different checkpoints" not in _page(tmp_path).text
+    for name, content, digest in (
+        ("evaluate", evaluation(), "a"), ("stability", stability(), "a"), ("sweep", sweep(), "b"),
+    ):  # fmt: skip
+        origin = {"command": f"sdseg {name}!", "sha256": {"checkpoint": 64 * digest}}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content | {"provenance": origin}))
+    text = _page(tmp_path).text
+    assert "Evaluation, Stability and Sweep are of different checkpoints" in text
+    assert "sdseg sweep!" in text
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [(0.0, "0.0 %"), (2.1e-5, "0.00210 %"), (0.0125, "1.25 %"), (0.5, "50.0 %"), (1.0, "100.0 %")],
+)
+def test_a_small_share_keeps_three_digits(share, shown):
+    assert wording.percent(share) == shown
 
 
 def test_undefined_values_are_dashes_and_carry_no_number(folder):
