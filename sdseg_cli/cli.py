@@ -16,6 +16,7 @@ import typer
 from sdseg_cli import __version__
 from sdseg_cli.commands.bench import bench
 from sdseg_cli.commands.check import check
+from sdseg_cli.commands.compare import compare
 from sdseg_cli.commands.demo import demo
 from sdseg_cli.commands.distill import distill
 from sdseg_cli.commands.evaluate import evaluate
@@ -38,7 +39,20 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (prepare, train, runs, predict, evaluate, stability, check, demo, distill, bench):
+COMMANDS = (
+    prepare,
+    train,
+    runs,
+    predict,
+    evaluate,
+    compare,
+    stability,
+    check,
+    demo,
+    distill,
+    bench,
+)
+for command in COMMANDS:
     app.command()(command)
 app.add_typer(weights)
 

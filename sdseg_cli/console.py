@@ -14,6 +14,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -125,7 +126,9 @@ class Output:
         """A table, where there is no JSON or quiet."""
         if self.as_json or self.quiet:
             return
-        table = Table(title=title, title_justify="left", header_style="bold")
+        # Where no cell may break, lines between the columns would take the first one's place.
+        lines: dict[str, Any] = {"box": SIMPLE_HEAD, "padding": (0, 0, 0, 1)} if unbroken else {}
+        table = Table(title=title, title_justify="left", header_style="bold", **lines)
         for number, column in enumerate(columns):
             table.add_column(
                 column,

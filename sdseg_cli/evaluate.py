@@ -1,40 +1,46 @@
-"""Predictions against references: 3D Dice and IoU per case, their summary, and pictures.
+"""Predictions against references: every metric per case, their summary, and a report.
 
-For each case: predict (or reuse the mask a former call kept), score, record. Then the best, the
-median and the worst case are drawn; one slice of each is predicted anew, for its probability.
+For each case: predict (or reuse the mask a former call kept), score it by every protocol, cut out
+the slice that shows it. Then the report is written, and the best, median and worst case are drawn.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
+from sdseg_cli.case_panels import panel_of
 from sdseg_cli.config import THRESHOLD, SampleConfig
 from sdseg_cli.datasets.manifest import PreparedCase
 from sdseg_cli.errors import ConfigError, DataError
+from sdseg_cli.evaluate_pictures import draw_cases
 from sdseg_cli.held_out import CaseProgress, HeldOut, open_held_out
-from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.volume import Volume
-from sdseg_cli.metrics import Grid, Protocol
+from sdseg_cli.metrics import Grid, Protocol, Terms
 from sdseg_cli.progress import Progress, silent
-from sdseg_cli.report.evaluation import CaseResult, EvaluateReport, score_case
-from sdseg_cli.report.kept_masks import KeptMasks, sha256_of
-from sdseg_cli.report.pictures import CasePlane, case_plane, save_cases
+from sdseg_cli.report.case_scores import CaseResult, score_case
+from sdseg_cli.report.evaluation import EvaluateReport
+from sdseg_cli.report.html import write_report
+from sdseg_cli.report.kept_masks import Kept, KeptMasks
+from sdseg_cli.report.panels import CasePanel, save_panels
+from sdseg_cli.report.protocols import ProtocolSummary
 from sdseg_cli.training.fast_decoder import decoder_identity
 
 if TYPE_CHECKING:
-    from sdseg_cli.predict import Prediction, Predictor
+    from sdseg_cli.predict import Predictor
 
-GRIDS: tuple[Grid, ...] = ("native", "model")
-PROTOCOLS: tuple[Protocol, ...] = ("standard", "official")
+Way = tuple[Protocol, Grid]
+WAYS: tuple[Way, ...] = (("standard", "native"), ("standard", "model"), ("official", "model"))
+"""How the same predictions are scored; the first is the default."""
 OFFICIAL_NOTE = (
     "official protocol: scored on the 256 x 256 planes, one value per 3D case; an empty reference "
     "scores 1 against a non-empty prediction and 0 against an empty one"
+)
+MODEL_NOTE = (
+    "model grid: scored on the network's 256 x 256 planes against shrunken references; no "
+    "millimetres there, so distances and volumes are undefined"
 )
 
 
@@ -45,12 +51,14 @@ def evaluate(
     split: str = "test",
     grid: str = "native",
     protocol: str = "standard",
+    terms: Terms | None = None,
     seed: int = 0,
     sample: SampleConfig | None = None,
     device: str = "auto",
     batch_size: int | None = None,
     decoder: str = "auto",
     predictor: Predictor | None = None,
+    command: str = "",
     progress: Progress = silent,
 ) -> EvaluateReport:
     """Score a run on one split of the data set it was trained on.
@@ -62,17 +70,20 @@ def evaluate(
         grid: "native" scores on each scan's own voxels, "model" on the 256 x 256 planes.
         protocol: "standard", or "official": the official code's rules for empty masks, on the
             model's planes whatever `grid` says.
+        terms: How a case is judged: tolerance and the like.
         seed: Of all noise.
         sample: Reverse steps and samples; None is the run's setting.
         device: "auto", "cpu", "cuda" or "mps".
         batch_size: Slices at a time; None for what suits the device.
         decoder: As `Predictor`.
         predictor: The run's model if it is loaded already.
+        command: What was typed, for the report.
         progress: Told in slices.
 
     Returns:
-        Scores and files: report/evaluate.csv, evaluate.json, best.png, median.png, worst.png and
-        cases.png (all three) of the run; the masks stay in predictions/<split>/.
+        Scores and files: in report/<split>/ of the run evaluate.csv, .json and .tex, report.html,
+        best.png, median.png, worst.png and cases.png (all three); the masks stay in
+        predictions/<split>/.
 
     Raises:
         ConfigError: An option is unknown, or there is no such run or split.
@@ -81,7 +92,7 @@ def evaluate(
         WeightsError: The checkpoint is missing or damaged.
         RunError: The disk refused.
     """
-    chosen_grid, chosen_protocol = _choices(grid, protocol)
+    way = _chosen(grid, protocol)
     held = open_held_out(
         run,
         workspace,
@@ -94,39 +105,64 @@ def evaluate(
     sample = sample or held.run.config().sample
     masks = KeptMasks(
         held.run.predictions / split,
-        sha256_of(held.run.best),
+        held.checkpoint_sha256,
         decoder_identity(held.predictor.decoder, held.run.path),
         held.predictor.device.type,
         seed,
         sample,
     )
-    scoring = _Scoring(held, masks, chosen_grid, chosen_protocol, progress)
+    scoring = _Scoring(held, masks, terms or Terms(), progress)
+    scored = scoring.score_all()
     report = EvaluateReport(
         run=held.run.path,
         split=split,
-        grid=chosen_grid,
-        protocol=chosen_protocol,
-        cases=scoring.score_all(),
+        grid=way[1],
+        protocol=way[0],
+        cases=tuple(case.results[way] for case in scored),
         seed=seed,
         sample=sample,
         decoder=held.predictor.decoder,
-        notes=(OFFICIAL_NOTE,) if chosen_protocol == "official" else (),
+        terms=scoring.terms,
+        protocols=tuple(
+            ProtocolSummary.of(*each, tuple(case.results[each] for case in scored)) for each in WAYS
+        ),
+        provenance=held.provenance(command),
+        notes=_notes(way),
     )
-    files = (*report.write(scoring.folder), *scoring.draw(report.cases))
-    return replace(report, files=files)
+    folder = held.report_folder("" if way == WAYS[0] else f"-{way[1]}-{way[0]}")
+    files = report.write(folder)
+    save_panels(folder, [case.panel for case in scored])
+    pictures = draw_cases(
+        held, report.cases, folder, scoring.answer, seed=seed, sample=sample, progress=progress
+    )
+    page = write_report(folder, title=held.title, config=held.config_text)
+    return replace(report, files=(*files, *pictures, page))
 
 
-def _choices(grid: str, protocol: str) -> tuple[Grid, Protocol]:
+def _chosen(grid: str, protocol: str) -> Way:
     """Both options checked; the official protocol knows the model's grid only."""
     for option, value, allowed in (
-        ("--grid", grid, GRIDS),
-        ("--protocol", protocol, PROTOCOLS),
+        ("--grid", grid, ("native", "model")),
+        ("--protocol", protocol, ("standard", "official")),
     ):
         if value not in allowed:
             raise ConfigError(f"{option} is {value!r}.", f"Choose one of {', '.join(allowed)}.")
     if protocol == "official":
-        return "model", "official"
-    return ("model" if grid == "model" else "native"), "standard"
+        return "official", "model"
+    return "standard", "model" if grid == "model" else "native"
+
+
+def _notes(way: Way) -> tuple[str, ...]:
+    official = (OFFICIAL_NOTE,) if way[0] == "official" else ()
+    return (*official, MODEL_NOTE) if way[1] == "model" else ()
+
+
+@dataclass(frozen=True, eq=False)
+class _Scored:
+    """One case, by every protocol, and its picture."""
+
+    results: Mapping[Way, CaseResult]
+    panel: CasePanel
 
 
 @dataclass(frozen=True)
@@ -135,52 +171,44 @@ class _Scoring:
 
     held: HeldOut
     masks: KeptMasks
-    grid: Grid
-    protocol: Protocol
+    terms: Terms
     progress: Progress
 
-    @property
-    def folder(self) -> Path:
-        """Where the report goes: one folder per split, grid and protocol."""
-        usual = (self.grid, self.protocol) == ("native", "standard")
-        name = self.held.split if usual else f"{self.held.split}-{self.grid}-{self.protocol}"
-        return self.held.run.report / name
-
-    def score_all(self) -> tuple[CaseResult, ...]:
+    def score_all(self) -> tuple[_Scored, ...]:
         """Every case, in the order of the manifest."""
         count = CaseProgress(self.held.cases, self.progress)
-        results = []
+        scored = []
         for case in self.held.cases:
-            results.append(self._score(case, count.of(case)))
+            scored.append(self._score(case, count.of(case)))
             count.finish(case)
-        return tuple(results)
+        return tuple(scored)
 
-    def _score(self, case: PreparedCase, progress: Progress) -> CaseResult:
+    def _score(self, case: PreparedCase, progress: Progress) -> _Scored:
         scan, reference = self.held.read(case)
-        if self.grid == "native":
-            kept = self.masks.find(case.id, scan)
-            mask = self._predict(case, scan, progress)[1] if kept is None else kept
-            return score_case(case.id, mask, reference, scan.spacing_mm)
-        prediction, _ = self._predict(case, scan, progress)
-        planes = self.held.reference_planes(case)
-        if planes.shape != prediction.probability.shape:
+        kept, planes = self.answer(case, scan, progress), self.held.reference_planes(case)
+        if planes.shape != kept.planes.shape:
             raise DataError(
-                f"case {case.id}: prepared as {planes.shape}, now {prediction.probability.shape}.",
+                f"case {case.id}: prepared as {planes.shape}, now {kept.planes.shape}.",
                 "The scan was changed: run the same `sdseg prepare` command again.",
             )
-        return score_case(
-            case.id,
-            prediction.probability > THRESHOLD,
-            planes,
-            None,
-            grid="model",
-            protocol=self.protocol,
-        )
+        results = {
+            (protocol, grid): score_case(
+                case.id,
+                *((kept.mask, reference) if grid == "native" else (kept.planes, planes)),
+                scan.spacing_mm if grid == "native" else None,
+                grid=grid,
+                protocol=protocol,
+                terms=self.terms,
+            )
+            for protocol, grid in WAYS
+        }
+        return _Scored(results, panel_of(self.held, case, scan, reference, kept.mask))
 
-    def _predict(
-        self, case: PreparedCase, scan: Volume, progress: Progress
-    ) -> tuple[Prediction, NDArray[np.bool_]]:
-        """Predict a case and keep its mask."""
+    def answer(self, case: PreparedCase, scan: Volume, progress: Progress) -> Kept:
+        """The case's mask: kept by a former call, or predicted now and kept."""
+        kept = self.masks.find(case.id, scan)
+        if kept is not None:
+            return kept
         prediction = self.held.predictor.predict(
             scan,
             case_id=case.id,
@@ -188,56 +216,5 @@ class _Scoring:
             sample=self.masks.sample,
             progress=progress,
         )
-        mask = prediction.mask()
-        self.masks.keep(case.id, mask, scan)
-        return prediction, mask != 0
-
-    def draw(self, results: tuple[CaseResult, ...]) -> tuple[Path, ...]:
-        """Pictures of the best, the median and the worst case; none if no case has a Dice."""
-        ranked = sorted(
-            (result for result in results if result.values["dice"] is not None),
-            key=lambda result: result.values["dice"] or 0.0,
-        )
-        if not ranked:
-            return ()
-        picks = {"best": ranked[-1], "median": ranked[(len(ranked) - 1) // 2], "worst": ranked[0]}
-        cases = {case.id: case for case in self.held.cases}
-        wanted = {result.case_id: result for result in picks.values()}
-        count = CaseProgress([cases[name] for name in wanted], self.progress, "drawing case")
-        drawn: dict[str, CasePlane] = {}
-        for name, result in wanted.items():
-            drawn[name] = self._plane(cases[name], result, count.of(cases[name]))
-            count.finish(cases[name])
-        pictures = {
-            name: [replace(drawn[pick.case_id], heading=name)] for name, pick in picks.items()
-        }
-        pictures["cases"] = [
-            replace(plane, heading=", ".join(n for n, pick in picks.items() if pick.case_id == id))
-            for id, plane in drawn.items()
-        ]
-        files = {self.folder / f"{name}.png": rows for name, rows in pictures.items()}
-        for file, rows in files.items():
-            save_cases(file, rows)
-        return tuple(files)
-
-    def _plane(self, case: PreparedCase, result: CaseResult, progress: Progress) -> CasePlane:
-        """The telling slice of a case; of its probability that slice is all that is predicted."""
-        scan, reference = self.held.read(case)
-        mask = self.masks.find(case.id, scan)
-        if mask is None:  # somebody took it away since it was scored
-            mask = self._predict(case, scan, progress)[1]
-        predictor = self.held.predictor
-        stack = predictor.stack(scan)
-        plane = partial(predictor.plane, stack, seed=self.masks.seed, sample=self.masks.sample)
-        limits = Normalisation.from_dict(self.held.manifest.normalisation).limits(scan)
-        return case_plane(
-            case.id,
-            "",
-            scan,
-            reference,
-            mask,
-            plane,
-            stack.restore,
-            dice=result.values["dice"],
-            window=(limits.low, limits.high),
-        )
+        planes = prediction.probability > THRESHOLD
+        return self.masks.keep(case.id, prediction.mask(), planes, scan)

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from sdseg_cli.datasets.folder import FOLDER
-from sdseg_cli.datasets.manifest import foreground
 from sdseg_cli.datasets.recognise import adapter
-from sdseg_cli.errors import ConfigError, DataError
-from sdseg_cli.filenames import (
-    PICTURE_SUFFIXES,
-    VOLUME_SUFFIXES,
-    is_picture,
-    natural_key,
-    stem_of,
-    suffix_of,
-)
-from sdseg_cli.imaging.files import read_labels
-from sdseg_cli.imaging.reorient import stored_like
-from sdseg_cli.imaging.volume import require_same_grid
+from sdseg_cli.errors import ConfigError, DataError, RunError
+from sdseg_cli.metrics import Grid, Protocol, Terms
+from sdseg_cli.pair_scoring import Judging, Scored, score_pair
+from sdseg_cli.pairing import Pair, Pairing, pair_folders
+from sdseg_cli.processes import available_cores, in_processes
 from sdseg_cli.progress import Progress, silent
-from sdseg_cli.report.evaluation import EvaluateReport, score_case
+from sdseg_cli.report.evaluation import EvaluateReport
+from sdseg_cli.report.html import require_own_folder, write_report
+from sdseg_cli.report.provenance import provenance
+from sdseg_cli.report.undefined import shortened
 
-_NAMED = 5
-"""So many cases are listed in a message."""
+_PAIRS_EACH = 4
+PLANES_NOTE = (
+    "model grid: both masks were taken to 256 x 256 planes as `prepare` takes labels (the whole "
+    "plane padded to a square, by majority where it shrinks); no distances and volumes there"
+)
+OFFICIAL_NOTE = (
+    "official protocol: one value per 3D case; an empty reference has Dice and IoU 1 against a "
+    "non-empty prediction and 0 against an empty one"
+)
 
 
 def evaluate_folders(
@@ -32,90 +37,212 @@ def evaluate_folders(
     ref: Path,
     *,
     target: tuple[int, ...] | None = None,
+    classes: tuple[int, ...] | None = None,
     dataset: str | None = None,
     grid: str = "native",
     protocol: str = "standard",
+    terms: Terms | None = None,
+    resample: bool = False,
+    allow_missing: bool = False,
+    workers: int | None = None,
     report: Path | None = None,
+    command: str = "",
     progress: Progress = silent,
 ) -> EvaluateReport:
     """Score a folder of masks against a folder of references, wherever they come from.
 
     Files belong together whose paths below the two folders agree up to the suffix. They have to lie
-    on one grid in the world; in which order and direction its axes are stored may differ.
+    on one grid in the world; in which order and direction its axes are stored may differ. Names and
+    headers of all are checked before the first is scored.
 
     Args:
-        pred: Folder of masks; what is not 0 is foreground.
+        pred: Folder of masks; what is not 0 is foreground. Label maps are searched for the target.
         ref: Folder of label maps.
-        target: Labels of `ref` that count as foreground; None for the data set's, or all but 0.
+        target: Labels that count as foreground; None for the data set's, or all but 0.
+        classes: Labels to score each on its own; any other label but 0 is refused.
         dataset: Adapter whose rules read the references; None for plain label maps.
-        grid: "native" only: there are no model planes here.
-        protocol: "standard" only, likewise.
-        report: Folder for evaluate.csv and evaluate.json; None writes no file.
+        grid: "native", or "model": both are taken to the model's planes, where overlaps are scored.
+        protocol: "standard", or "official": the official code's rules, on the model's planes.
+        terms: How a case is judged.
+        resample: Bring masks that lie on another grid onto their reference's.
+        allow_missing: Score the rest where references have no mask.
+        workers: Processes; default one per core where there are cases enough. The result does not
+            depend on it.
+        report: Folder for evaluate.csv, .json and .tex and report.html; None writes no file.
+        command: What was typed, for the report.
         progress: Told in cases.
 
     Returns:
-        The scores. Masks without a reference are named in its notes.
+        The scores. Its notes name masks without a reference and all else that was not plain.
 
     Raises:
-        ConfigError: Another grid or protocol is asked for.
-        DataError: A folder is missing or empty, a reference has no mask, or a file is damaged.
+        ConfigError: An option is unknown, or two contradict each other; both folders are one; or
+            `report` is that of a run.
+        DataError: A folder is missing or empty, a reference has no mask, a file is damaged or holds
+            labels that are not declared, or no reference holds the target.
         GeometryError: A mask does not lie on its reference's grid.
-        RunError: The disk refused.
+        RunError: The disk refused, or a worker was killed.
     """
-    if (grid, protocol) != ("native", "standard"):
+    if classes is not None and target is not None:
         raise ConfigError(
-            "--pred and --ref are scored on their own grid, by the standard protocol.",
-            "Leave --grid and --protocol out, or evaluate a run.",
+            "--classes and --target are both given.",
+            "--classes scores each label on its own, --target several as one: choose one.",
         )
+    if pred.resolve() == ref.resolve():
+        raise ConfigError(f"{pred} is both --pred and --ref.", "Give two folders of masks.")
+    judging = _judging(target, classes, dataset, grid, protocol, terms or Terms())
+    if report is not None:
+        require_own_folder(report)
+    pairing = pair_folders(pred, ref, allow_missing=allow_missing, resample=resample)
+    workers = _workers(len(pairing.pairs)) if workers is None else max(1, workers)
+    scored = _score(pairing.pairs, judging, workers, progress)
+    _require_target(judging.target, scored, ref)
+    several = any(len(one.labels) > 1 for one in scored)
+    if judging.target is not None and several:
+        # Beside label maps, a mask with one value that is no target is a label map without it.
+        wrong = [n for n, one in enumerate(scored) if _lacks(one, judging.target)]
+        again = [pairing.pairs[n] for n in wrong]
+        second = _score(again, replace(judging, plain=False), workers, progress)
+        for n, one in zip(wrong, second, strict=True):
+            scored[n] = one
+    found = EvaluateReport(
+        run=None,
+        split=None,
+        grid=judging.grid,
+        protocol=judging.protocol,
+        cases=tuple(row for one in scored for row in one.rows),
+        notes=tuple(_notes(pairing, judging, scored)),
+        terms=judging.terms,
+        pred=pred,
+        ref=ref,
+        classes=classes,
+        missing=pairing.missing,
+        resampled=pairing.resampled,
+        provenance=provenance(command=command, files={}),
+    )
+    if report is None:
+        return found
+    files = found.write(report)
+    page = write_report(report, title=f"{pred.name} against {ref.name}")
+    return replace(found, files=(*files, page))
+
+
+def _workers(pairs: int) -> int:
+    """Processes that are worth starting: each takes a second or two before its first case."""
+    return max(1, min(available_cores(), pairs // _PAIRS_EACH))
+
+
+def _judging(
+    target: tuple[int, ...] | None,
+    classes: tuple[int, ...] | None,
+    dataset: str | None,
+    grid: str,
+    protocol: str,
+    terms: Terms,
+) -> Judging:
+    """The options, checked."""
     spec = FOLDER if dataset is None else adapter(dataset)
-    target = spec.target if target is None else target
-    masks, references = _masks_below(pred, "--pred"), _masks_below(ref, "--ref")
-    missing = [name for name in references if name not in masks]
-    if missing:
-        raise DataError(
-            f"{pred}: no mask for {len(missing)} of {len(references)} cases: {_list(missing)}.",
-            "Name each mask as its reference, or predict the missing cases.",
+    for option, value, allowed in (
+        ("--grid", grid, ("native", "model")),
+        ("--protocol", protocol, ("standard", "official")),
+    ):
+        if value not in allowed:
+            raise ConfigError(f"{option} is {value!r}.", f"Choose one of {', '.join(allowed)}.")
+    if classes is not None and (not classes or min(classes) < 1 or len({*classes}) < len(classes)):
+        raise ConfigError(
+            f"--classes is {','.join(map(str, classes))}.",
+            "Give each label once; 0 is the background.",
         )
-    results = []
-    for done, (name, file) in enumerate(references.items(), start=1):
-        label = read_labels(file, spec.mask_levels)
-        mask = stored_like(read_labels(masks[name]), label.geometry)
-        names = f"case {name}: prediction {mask.name}", f"reference {label.name}"
-        require_same_grid(mask.geometry, label.geometry, *names)
-        truth = foreground(label.array, target)
-        results.append(score_case(name, mask.array != 0, truth, label.spacing_mm))
-        progress(done, len(references), f"case {name}")
-    extra = [name for name in masks if name not in references]
-    notes = (f"not scored, no reference: {_list(extra)}",) if extra else ()
-    found = EvaluateReport(None, None, "native", "standard", tuple(results), notes=notes)
-    return found if report is None else replace(found, files=found.write(report))
+    official = protocol == "official"  # which knows the model's planes only
+    chosen: Grid = "model" if official or grid == "model" else "native"
+    rules: Protocol = "official" if official else "standard"
+    if classes is None and target is None:
+        target = spec.target
+    return Judging(target, classes, spec.mask_levels, chosen, rules, terms)
 
 
-def _masks_below(folder: Path, option: str) -> dict[str, Path]:
-    """Path below the folder without suffix -> mask, naturally sorted.
+def _score(
+    pairs: Sequence[Pair], judging: Judging, workers: int, progress: Progress
+) -> list[Scored]:
+    """All pairs, in their order."""
+    work, found = partial(score_pair, judging=judging), []
+    try:
+        with closing(in_processes(work, pairs, workers)) as results:
+            for pair, one in zip(pairs, results, strict=True):
+                found.append(one)
+                progress(len(found), len(pairs), f"case {pair.id}")
+    except RunError as error:
+        raise RunError(error.message, "Run again with --workers 1.") from error
+    return found
 
-    Pictures are masks only where there is no volume: beside volumes they are views of them.
-    """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder.", f"Give {option} a folder of masks.")
-    found: dict[str, Path] = {}
-    files = [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")]
-    volumes = [path for path in files if suffix_of(path) is not None]
-    for path in volumes or [path for path in files if is_picture(path)]:
-        name = path.relative_to(folder).with_name(stem_of(path)).as_posix()
-        if name in found:
-            raise DataError(
-                f"{path} and {found[name]} are both case {name}.", "Keep one of the two."
+
+def _require_target(target: tuple[int, ...] | None, scored: Sequence[Scored], ref: Path) -> None:
+    """Refuse a target that is in none of the references, while other labels are."""
+    known = sorted({label for one in scored for label in one.reference_labels})
+    if target is not None and known and not {*known} & {*target}:
+        raise DataError(
+            f"{ref}: no reference holds --target {_listed(target)}.",
+            f"They hold {_listed(known[:20])}{', ...' if len(known) > 20 else ''}.",
+            "values",
+        )
+
+
+def _listed(labels: Sequence[int]) -> str:
+    return ",".join(map(str, labels))
+
+
+def _lacks(one: Scored, target: tuple[int, ...]) -> bool:
+    """Whether a mask was read as one foreground though its only label is no target."""
+    return len(one.labels) == 1 and one.labels[0] not in target
+
+
+def _notes(pairing: Pairing, judging: Judging, scored: Sequence[Scored]) -> list[str]:
+    """What a reader of the scores has to know."""
+    notes = []
+    if judging.grid == "model":
+        notes.append(PLANES_NOTE)
+    if judging.protocol == "official":
+        notes.append(OFFICIAL_NOTE)
+    if pairing.missing:
+        count = len(pairing.missing)
+        notes.append(
+            f"{count} of {count + len(pairing.pairs)} cases have no mask and are not scored: "
+            f"{', '.join(pairing.missing)}"
+        )
+    if pairing.extra:
+        notes.append(f"not scored, no reference: {shortened(pairing.extra)}")
+    if pairing.resampled:
+        notes.append(
+            f"resampled onto the reference's grid, to the nearest neighbour: "
+            f"{shortened(pairing.resampled)}"
+        )
+    return (
+        notes if judging.classes is not None else [*notes, *_label_notes(pairing, judging, scored)]
+    )
+
+
+def _label_notes(pairing: Pairing, judging: Judging, scored: Sequence[Scored]) -> list[str]:
+    """Where one foreground was made of several labels, or of one that may be another organ's."""
+    target, notes = judging.target, []
+    asked = "any label counts" if target is None else f"--target {_listed(target)} counts"
+    for what, labels in (
+        ("masks", [one.labels for one in scored]),
+        ("references", [() if target else one.reference_labels for one in scored]),
+    ):
+        names = [p.id for p, held in zip(pairing.pairs, labels, strict=True) if len(held) > 1]
+        if names:
+            of = f"{len(names)} of {len(scored)} {what}"
+            notes.append(f"{of} hold several labels, of which {asked}: {shortened(names)}")
+    if target is not None and not any(len(one.labels) > 1 for one in scored):
+        others = [
+            pair.id
+            for pair, one in zip(pairing.pairs, scored, strict=True)
+            if _lacks(one, target) and one.labels[0] in one.reference_labels
+        ]
+        if others:
+            notes.append(
+                f"{len(others)} of {len(scored)} masks hold one label that is in their reference "
+                f"but not in --target {_listed(target)}; it was taken as foreground: "
+                f"{shortened(others)}"
             )
-        found[name] = path
-    if not found:
-        raise DataError(
-            f"{folder}: no masks.",
-            f"They end in {', '.join((*VOLUME_SUFFIXES, *PICTURE_SUFFIXES))}.",
-        )
-    return {name: found[name] for name in sorted(found, key=natural_key)}
-
-
-def _list(names: list[str]) -> str:
-    shown = ", ".join(names[:_NAMED])
-    return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"
+    return notes

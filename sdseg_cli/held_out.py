@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from sdseg_cli.arrays import open_array
 from sdseg_cli.datasets.manifest import Manifest, PreparedCase
 from sdseg_cli.datasets.spec import SPLITS
-from sdseg_cli.errors import ConfigError
+from sdseg_cli.errors import ConfigError, RunError
 from sdseg_cli.imaging.cleaning import Cleaning
 from sdseg_cli.imaging.files import read_image, read_labels
 from sdseg_cli.imaging.reorient import stored_like
 from sdseg_cli.imaging.volume import Volume, require_same_grid
 from sdseg_cli.progress import Progress
+from sdseg_cli.report.kept_masks import sha256_of
+from sdseg_cli.report.provenance import provenance
 
 if TYPE_CHECKING:
     from sdseg_cli.predict import Predictor
@@ -34,6 +36,8 @@ class HeldOut:
     split: str
     cases: tuple[PreparedCase, ...]
     predictor: Predictor
+    checkpoint_sha256: str
+    """Of the weights it was loaded with: a run that still trains replaces its best checkpoint."""
 
     def read(self, case: PreparedCase) -> tuple[Volume, NDArray[np.bool_]]:
         """A case as it came: scan and reference, both (I,J,K) on the scan's own grid.
@@ -51,6 +55,29 @@ class HeldOut:
         require_same_grid(scan.geometry, labels.geometry, *names)
         cleaned = Cleaning.from_dict(self.manifest.cleaning).apply(labels, scan)
         return scan, self.manifest.is_foreground(cleaned.array)
+
+    @property
+    def title(self) -> str:
+        """What a report about it is called."""
+        run = self.run.path.resolve()
+        return f"{run.parent.name}/{run.name} on {self.manifest.name}, {self.split} cases"
+
+    def report_folder(self, ending: str = "") -> Path:
+        """Where reports about the split go; another protocol or grid has a folder of its own."""
+        return self.run.report / f"{self.split}{ending}"
+
+    def provenance(self, command: str) -> dict[str, object]:
+        """Where numbers about it come from; `command` is what was typed."""
+        files: dict[str, Path | str] = {
+            "checkpoint": self.checkpoint_sha256,
+            "manifest": self.manifest.path,
+        }
+        return provenance(command=command, files=files)
+
+    @property
+    def config_text(self) -> str:
+        """The run's settings, TOML."""
+        return self.run.config_file.read_text(encoding="utf-8")
 
     def reference_planes(self, case: PreparedCase) -> NDArray[np.bool_]:
         """The reference as the model sees it, (S,256,256) bool.
@@ -95,6 +122,7 @@ def open_held_out(
         ConfigError: There is no such run, split or prepared set; the split has no case; or the
             set was prepared anew, so that cases the run was trained on may now be test cases.
         WeightsError: The checkpoint is missing or damaged.
+        RunError: A training replaced the checkpoint meanwhile.
     """
     from sdseg_cli.training.run_folder import find_run
 
@@ -107,16 +135,21 @@ def open_held_out(
         raise ConfigError(
             f"{manifest.name} has no {split} case.", "Choose another --split, or prepare it anew."
         )
+    before = sha256_of(folder.best) if folder.best.is_file() else ""
     if predictor is None:
         from sdseg_cli.predict import Predictor
 
         predictor = Predictor(folder.path, device=device, batch_size=batch_size, decoder=decoder)
+        if sha256_of(folder.best) != before:
+            raise RunError(
+                f"{folder.best} was replaced while it was read.", "The run trains: call again."
+            )
     if predictor.data != manifest.inference_settings():
         raise ConfigError(
             f"{manifest.name} was prepared anew since run {folder.path} was trained.",
             "Test cases may have been trained on: prepare it as before, or train again.",
         )
-    return HeldOut(folder, manifest, split, cases, predictor)
+    return HeldOut(folder, manifest, split, cases, predictor, before)
 
 
 class CaseProgress:

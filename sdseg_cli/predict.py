@@ -30,7 +30,13 @@ from sdseg_cli.imaging.volume import Volume
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.progress import Progress, silent
 from sdseg_cli.training.fast_decoder import choose_decoder
-from sdseg_cli.training.inference import Compute, Inference, compile_networks, quicken
+from sdseg_cli.training.inference import (
+    Compute,
+    Inference,
+    compile_networks,
+    quicken,
+    require_numbers,
+)
 from sdseg_cli.training.package import networks_of, read_trained
 from sdseg_cli.training.runtime import choose_device, placed
 from sdseg_cli.training.sampling import predict_draws, predict_planes
@@ -162,6 +168,9 @@ class Predictor:
 
         Yields:
             Number of the first slice, and (n,256,256) float32 in [0,1].
+
+        Raises:
+            RunError: A probability is no number, or a slice does not fit into the GPU's memory.
         """
         yield from self._batches(predict_planes, stack, seed, sample, progress)
 
@@ -173,7 +182,9 @@ class Predictor:
         See `planes` for the arguments.
         """
         pixels, sample = stack.pixels(k, k + 1), sample or self.config.sample
-        found: NDArray[np.float32] = self._computed(predict_planes, k, pixels, seed, sample)[0]
+        found: NDArray[np.float32] = self._computed(predict_planes, stack, k, pixels, seed, sample)[
+            0
+        ]
         return found
 
     def draws(
@@ -202,12 +213,13 @@ class Predictor:
         sample = sample or self.config.sample
         with closing(self._squares(stack)) as squares:
             for start, pixels in squares:
-                yield start, self._computed(compute, start, pixels, seed, sample)
+                yield start, self._computed(compute, stack, start, pixels, seed, sample)
                 progress(start + len(pixels), len(stack), "predicting slices")
 
     def _computed(
         self,
         compute: Compute,
+        stack: SliceStack,
         start: int,
         pixels: NDArray[np.float32],
         seed: int,
@@ -220,6 +232,7 @@ class Predictor:
         if len(shown):
             slices = [start + int(k) for k in shown]
             found[shown] = self._inference(compute, pixels[shown], slices, seed=seed, sample=sample)
+        require_numbers(found, start, str(stack.volume.source or stack.volume.name))
         return found
 
     def _squares(self, stack: SliceStack) -> Generator[tuple[int, NDArray[np.float32]]]:

@@ -35,7 +35,7 @@ def add_weights(
         path: `.safetensors`, or a checkpoint of torch (.ckpt, .pt, .pth, .bin).
         store: Where to keep them.
         name: In the store; the file's own without its suffix by default.
-        kind: What it has to be: "autoencoder", "ldm" or "sdseg".
+        kind: What it has to be, as in `Source`.
 
     Raises:
         WeightsError: The file is missing, damaged, of no known kind or another than `kind`, or the
@@ -77,11 +77,33 @@ def fetch_weights(name: str, store: WeightStore, *, progress: Progress = silent)
         return present
     waiting = store.folder / ".downloads" / name
     path = download(KNOWN[name], waiting, progress)
-    entry = add_weights(path, store, name=name, kind=KNOWN[name].kind)
+    try:
+        _require_start(path, KNOWN[name].sha256_start)
+        entry = add_weights(path, store, name=name, kind=KNOWN[name].kind)
+    except WeightsError:
+        if path.parent == waiting:  # what is wrong is not to be taken for whole the next time
+            path.unlink()
+            _remove_empty(waiting)
+        raise
     shutil.rmtree(waiting, ignore_errors=True)
-    with suppress(OSError):
-        waiting.parent.rmdir()  # refuses, rightly, where another download waits
+    _remove_empty(waiting.parent)
     return entry
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove a folder of downloads, and the one above it; what holds another download stays."""
+    for each in (folder, folder.parent):
+        with suppress(OSError):
+            each.rmdir()
+
+
+def _require_start(path: Path, sha256_start: str) -> None:
+    found = file_sha256(path) if sha256_start else ""
+    if not found.startswith(sha256_start):
+        raise WeightsError(
+            f"{path.name}: came with sha256 {found[:12]}, its publisher's begins {sha256_start}.",
+            "Fetch it again; if that does not help, something between here and there changes it.",
+        )
 
 
 def export_run(run: Path, output: Path) -> Package:

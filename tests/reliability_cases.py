@@ -195,6 +195,17 @@ SETS = [
     Row("masks without references", odd.masks(pred=(3, 3, 2)), "evaluate --pred pred", 2, "--pred and --ref"),
     Row("a mask of another shape than its reference", odd.masks(pred=(3, 3, 2), ref=(3, 4, 2)), "evaluate --pred pred --ref ref", 2, "has shape (3, 4, 2)"),
     Row("a reference without mask", odd.together(odd.masks(pred=(3, 3, 2), ref=(3, 3, 2)), odd.scan("ref/b.nii.gz")), "evaluate --pred pred --ref ref", 2, "no mask for 1 of 2 cases: b"),
+    Row("a mask that lies elsewhere than its reference", odd.together(odd.masks(pred=(3, 3, 2)), odd.scan("ref/a.nii.gz", np.ones((3, 3, 2), np.uint8), affine=np.diag([1.0, 1, 4, 1]))), "evaluate --pred pred --ref ref", 2, "voxels apart"),
+    Row("labels that are not declared", odd.together(odd.scan("pred/a.nii.gz", np.full((3, 3, 2), 7, np.uint8)), odd.masks(ref=(3, 3, 2))), "evaluate --pred pred --ref ref --classes 1,2", 2, "7"),
+    Row("probabilities with NaN as masks", odd.together(odd.scan("pred/a.nii.gz", np.full((3, 3, 2), np.nan, np.float32)), odd.masks(ref=(3, 3, 2))), "evaluate --pred pred --ref ref", 2, "NaN"),
+    Row("probabilities as masks", odd.together(odd.scan("pred/a.nii.gz", np.full((3, 3, 2), 0.7, np.float32)), odd.masks(ref=(3, 3, 2))), "evaluate --pred pred --ref ref", 2, "not a label map"),
+    Row("a folder compared with itself", odd.masks(pred=(3, 3, 2), ref=(3, 3, 2)), "compare pred pred --ref ref", 2, "both A and B"),
+    Row("folders of masks compared without references", odd.masks(pred=(3, 3, 2), ref=(3, 3, 2)), "compare pred ref", 2, "but no run"),
+    Row("one run compared with nothing", odd.nothing, "compare tiny/run", 2, "Missing argument"),
+    with_run("a run compared with itself", odd.nothing, "compare tiny/run tiny/run", "both A and B"),
+    with_run("one run of a model instead of several", odd.nothing, "stability --runs 1", "nothing to compare"),
+    with_run("a list of steps that is none", odd.nothing, "stability --steps 1,x", "no list of whole numbers"),
+    with_run("a tolerance below nothing", odd.nothing, "evaluate --tolerance -1", "--tolerance is -1"),
 ]  # fmt: skip
 
 FINE = [

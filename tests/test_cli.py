@@ -79,6 +79,9 @@ MISTAKES = {
     "an unknown command": (["segment", "x"], "No such command"),
     "no step at all": (["evaluate", "--steps", "0"], "--steps"),
     "no sample at all": (["stability", "--samples", "0"], "--samples"),
+    "a word among steps": (["stability", "--steps", "1,x"], '--steps "1,x" is no list'),
+    "no step in a list": (["stability", "--steps", "0"], "--steps 0 is not in the range"),
+    "too much noise in a list": (["stability", "--eta", "0,3"], "--eta 3 is not in the range"),
     "too much noise": (["evaluate", "--eta", "1.5"], "--eta"),
     "steps of somebody else's masks": (
         ["evaluate", "--pred", "folder", "--ref", "folder", "--steps", "2"],
@@ -176,8 +179,12 @@ def test_predict_says_what_it_wrote_and_json_is_one_object(
 
 
 def test_evaluate_and_stability_speak_the_contracts_json(
-    run_home: Path, tiny_run: Workspace, capsys: pytest.CaptureFixture[str]
+    run_home: Path,
+    tiny_run: Workspace,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("SDSEG_WEIGHTS", str(run_home / "store"))
     assert run_command(["evaluate", "--json", "--device", "cpu"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert set(values["metrics"]) >= {"dice", "iou"}
@@ -191,6 +198,42 @@ def test_evaluate_and_stability_speak_the_contracts_json(
     assert values["seg"]["lpips"] is None
     assert any("LPIPS" in note for note in values["notes"])
     assert set(values["dice"]) >= {"mean", "sd"}
+    (case,) = tiny_run.manifest.cases("test")
+    assert [Path(path).name for path in values["maps"]] == [f"{case.id}.nii.gz"]
+
+
+@pytest.mark.slow
+def test_stability_shows_table5_and_where_the_weights_of_lpips_are(
+    run_home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDSEG_WEIGHTS", str(run_home / "store"))
+    monkeypatch.setenv("COLUMNS", "160")
+    asked = ["stability", "--runs", "3", "--table5", "--device", "cpu"]
+    assert run_command(asked) == 0
+    out, err = capsys.readouterr()
+    assert "needs weights: sdseg weights fetch lpips-alexnet, lpips-linear" in out
+    assert "score, all pairs" in out
+    assert "27.63 / 31.55" in out and "other data" in out
+    assert "voxels that flip: " in err
+    assert run_command([*asked, "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert [row["method"] for row in values["table5"]][-2:] == ["SDSeg", "this run"]
+    assert run_command([*asked, "--steps", "1,2"]) == 2
+    assert "--table5 shows one way of sampling" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_lists_of_steps_and_eta_make_a_sweep(
+    run_home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDSEG_WEIGHTS", str(run_home / "store"))
+    asked = ["stability", "--runs", "2", "--steps", "1,2", "--eta", "0,1", "--device", "cpu"]
+    assert run_command([*asked, "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    rows = [(row["steps"], row["eta"], row["samples"]) for row in values["sweep"]]
+    assert rows == [(1, 0.0, 1), (2, 0.0, 1), (2, 1.0, 1)]
+    assert all(row["seconds_per_slice"] > 0 for row in values["sweep"])
+    assert all(Path(path).is_file() for path in values["files"])
 
 
 @pytest.mark.slow
@@ -294,7 +337,8 @@ def test_weights_list_shows_the_store_and_what_can_be_fetched(
     assert run_command(["weights", "list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert [entry["name"] for entry in listed["weights"]] == ["kl-f8"]
-    assert [known["name"] for known in listed["known"]] == ["ldm-8", "sd-vae-ft-mse"]
+    absent = ["ldm-8", "sd-vae-ft-mse", "lpips-alexnet", "lpips-linear"]
+    assert [known["name"] for known in listed["known"]] == absent
     assert run_command(["weights", "list"]) == 0
     assert "kl-f8" in capsys.readouterr().out
 

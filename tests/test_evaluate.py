@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 
 import nibabel as nib
 import numpy as np
 import pytest
-from PIL import Image
 
 from sdseg_cli.config import SampleConfig
 from sdseg_cli.datasets.manifest import Manifest
-from sdseg_cli.errors import ConfigError, DataError, GeometryError
+from sdseg_cli.errors import ConfigError, GeometryError
 from sdseg_cli.evaluate import evaluate
-from sdseg_cli.evaluate_folders import evaluate_folders
+from sdseg_cli.metrics import Terms
+from sdseg_cli.report.evaluation import FEW_NOTE
+from sdseg_cli.report.panels import load_panels
 from tests.fake_run import AFFINE, EMPTY, SHAPE, Workspace, block, make_workspace, write_nifti
 
 # Each block has 4 columns x 4 rows x 2 slices = 32 voxels; moved by 2 columns half of it overlaps.
@@ -26,7 +28,7 @@ FOUR, MOVED = block(slice(4, 8)), block(slice(6, 10))
 def drawn(monkeypatch) -> dict:
     """What would be drawn, path -> rows: drawing takes a second and is tested with `report`."""
     pictures: dict = {}
-    monkeypatch.setattr("sdseg_cli.evaluate.save_cases", pictures.__setitem__)
+    monkeypatch.setattr("sdseg_cli.evaluate_pictures.save_cases", pictures.__setitem__)
     return pictures
 
 
@@ -41,19 +43,56 @@ def run(workspace: Workspace, **options):
     return evaluate(None, workspace.root, predictor=workspace.predictor, **options)
 
 
+def row(id: str, **values) -> dict:
+    """A case as in the JSON: where nothing else is said, a block found as it is."""
+    scores = {"precision": 1.0, "recall": 1.0, "hd95_mm": 0.0, "assd_mm": 0.0}
+    scores |= {"surface_dice": 1.0, "volume_difference_ml": 0.0, "detection_f1": 1.0}
+    counts = {"reference_voxels": 32, "predicted_voxels": 32}
+    lesions = {"reference_lesions": 1, "predicted_lesions": 1, "matched_lesions": 1}
+    return {"id": id, **scores, **counts, **lesions, **values}
+
+
 def test_scores_are_those_counted_by_hand(workspace):
     found = run(workspace).to_json()
+    # b: two slices are all border, so of 32 border voxels each 16 are shared, 8 lie 2 mm and 8 lie
+    # 4 mm away.
+    half = {"precision": 0.5, "recall": 0.5, "surface_dice": 0.75, "detection_f1": 1.0}
     assert found["cases"] == [
-        {"id": "a", "dice": 1.0, "iou": 1.0},
-        {"id": "b", "dice": 0.5, "iou": pytest.approx(1 / 3)},
-        {"id": "c", "dice": 0.0, "iou": 0.0},
+        row("a", dice=1.0, iou=1.0),
+        row("b", dice=0.5, iou=pytest.approx(1 / 3), hd95_mm=4.0, assd_mm=1.5, **half),
+        row(
+            "c",
+            dice=0.0,
+            iou=0.0,
+            precision=None,
+            recall=0.0,
+            hd95_mm=None,
+            assd_mm=None,
+            surface_dice=0.0,
+            volume_difference_ml=pytest.approx(-32 * 12 / 1000),
+            detection_f1=0.0,
+            predicted_voxels=0,
+            predicted_lesions=0,
+            matched_lesions=0,
+        ),
     ]
     assert found["metrics"]["dice"] | {"ci95": None} == {
         "mean": 0.5,
         "median": 0.5,
+        "sd": 0.5,
         "ci95": None,
         "n": 3,
+        "undefined": 0,
     }
+    assert found["metrics"]["hd95_mm"]["mean"] == 2.0
+    assert found["metrics"]["hd95_mm"]["undefined"] == 1
+    assert found["worst"] == ["c", "b", "a"]
+    assert found["notes"] == [
+        "precision leaves out 1 of 3 cases with no predicted voxel (c)",
+        "hd95_mm and assd_mm leave out 1 of 3 cases with one empty mask (c): over the rest the "
+        "mean is optimistic",
+        FEW_NOTE.format(3),
+    ]
     low, high = found["metrics"]["dice"]["ci95"]
     assert 0 <= low < 0.5 < high <= 1
     assert found["metrics"]["iou"]["mean"] == pytest.approx(4 / 9)
@@ -68,17 +107,16 @@ def test_a_case_empty_on_both_sides_is_excluded_and_listed(workspace):
     assert report.to_json()["excluded"] == ["nothing"]
     with (workspace.run / "report" / "test" / "evaluate.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
-    assert list(rows[0]) == [
-        "id",
-        "dice",
-        "iou",
-        "reference_voxels",
-        "predicted_voxels",
-        "grid",
-        "protocol",
-    ]
-    assert list(rows[3].values()) == ["nothing", "", "", "0", "0", "native", "standard"]
-    assert list(rows[2].values()) == ["c", "0.0", "0.0", "32", "0", "native", "standard"]
+    columns = list(report.to_json()["cases"][0])
+    assert list(rows[0]) == [*columns, "grid", "protocol"]
+    nothing = {"id": "nothing", "reference_voxels": "0", "predicted_voxels": "0"}
+    how = {"grid": "native", "protocol": "standard"}
+    assert rows[3] == dict.fromkeys(columns, "") | nothing | how
+    assert (rows[2]["dice"], rows[2]["hd95_mm"], rows[2]["matched_lesions"]) == ("0.0", "", "0")
+    for cells, case in zip(rows, report.to_json()["cases"], strict=False):
+        assert {name: cells[name] for name in columns} == {
+            name: "" if value is None else str(value) for name, value in case.items()
+        }
 
 
 def test_the_report_is_written_as_strict_json(workspace):
@@ -96,15 +134,56 @@ def test_best_median_and_worst_are_drawn(workspace, drawn):
     assert names == [
         "evaluate.csv",
         "evaluate.json",
+        "evaluate.tex",
         "best.png",
         "median.png",
         "worst.png",
         "cases.png",
+        "report.html",
     ]
     headings = [[(row.heading, row.case_id, row.dice) for row in rows] for rows in drawn.values()]
     each = [("best", "a", 1.0), ("median", "b", 0.5), ("worst", "c", 0.0)]
     assert headings == [each[:1], each[1:2], each[2:], each]
-    assert [file.name for file in drawn] == names[2:]
+    assert [file.name for file in drawn] == names[3:7]
+
+
+def test_the_same_predictions_are_shown_by_every_protocol(workspace):
+    workspace.answers(nothing=FOUR)  # a false alarm: 0 by standard, 1 by official
+    rows = run(workspace).to_json()["protocols"]
+    assert [(row["protocol"], row["grid"], row["dice"]["mean"]) for row in rows] == [
+        ("standard", "native", 0.375),  # 1, 1/2, 0, 0
+        ("standard", "model", 0.375),
+        ("official", "model", 0.625),  # 1, 1/2, 0, 1
+    ]
+    assert [row["excluded"] for row in rows] == [0, 0, 0]
+    workspace.answers(nothing=EMPTY)
+    rows = run(workspace, seed=1).to_json()["protocols"]
+    assert [(row["dice"]["mean"], row["excluded"]) for row in rows] == [
+        (0.5, 1),
+        (0.5, 1),
+        (0.375, 0),  # two empty masks are 0 there
+    ]
+
+
+def test_a_reference_is_known_by_its_voxels_alone(workspace):
+    first = run(workspace).references
+    workspace.answers(a=MOVED, nothing=FOUR)
+    assert run(workspace, seed=1).references == first
+    assert first["a"] == first["b"] != first["nothing"]
+
+
+def test_the_report_names_command_and_hashes_and_has_a_panel_of_each_case(workspace):
+    report = run(workspace, command="sdseg evaluate --run 'my run'")
+    origin = report.to_json()["provenance"]
+    assert origin["command"] == "sdseg evaluate --run 'my run'"
+    assert origin["sha256"]["checkpoint"] == hashlib.sha256(b"a checkpoint").hexdigest()
+    page = report.files[-1].read_text(encoding="utf-8")
+    assert "sdseg evaluate --run &#39;my run&#39;" in page
+    panels = load_panels(report.files[-1].parent)
+    assert [panel.case_id for panel in panels] == ["a", "b", "c", "nothing"]
+    # The third finds nothing in the slice that is shown, the fourth has nothing at all.
+    outlines = [(len(panel.reference), len(panel.prediction)) for panel in panels]
+    assert outlines == [(1, 1), (1, 1), (1, 0), (0, 0)]
 
 
 def test_masks_lie_on_the_scans_grid(workspace):
@@ -138,7 +217,7 @@ def test_a_second_call_predicts_only_what_it_draws(workspace):
 
 def test_a_mask_that_was_taken_away_before_it_is_drawn_is_predicted_anew(workspace, monkeypatch):
     monkeypatch.setattr("sdseg_cli.report.kept_masks.KeptMasks.find", lambda *_: None)
-    assert [file.name for file in run(workspace).files][-1] == "cases.png"
+    assert [file.name for file in run(workspace).files][-2] == "cases.png"
     assert sorted(case for case, *_ in workspace.predictor.calls[4:]) == ["a", "b", "c"]
 
 
@@ -172,6 +251,18 @@ def test_the_model_grid_is_scored_on_the_prepared_planes(workspace):
     assert values["b"].values["dice"] == 0.5
     assert values["b"].reference_voxels == 32 * 16 * 16  # 16 voxels a side become 256 pixels
     assert report.excluded == ("nothing",)
+    found = report.to_json()
+    assert list(found["units"]) == ["dice", "iou", "precision", "recall"]
+    assert (found["tolerance"], found["detection_iou"]) == (None, None)
+    assert found["cases"][0]["reference_lesions"] is None
+
+
+def test_what_a_case_is_judged_by_is_passed_on_and_said(workspace):
+    found = run(workspace, terms=Terms(tolerance=4.0, detection_iou=0.4)).to_json()
+    assert found["tolerance"] == {"value": 4.0, "unit": "mm"}
+    assert found["detection_iou"] == 0.4
+    assert found["cases"][1]["surface_dice"] == 1.0  # none lies further than 4 mm
+    assert found["cases"][1]["detection_f1"] == 0.0  # the IoU is a third
 
 
 def test_the_official_protocol_scores_empty_masks_its_own_way(workspace):
@@ -180,7 +271,7 @@ def test_the_official_protocol_scores_empty_masks_its_own_way(workspace):
     assert (report.grid, report.excluded) == ("model", ())
     assert [result.values["dice"] for result in report.cases] == [1.0, 0.5, 0.0, 1.0]
     workspace.answers(nothing=EMPTY)
-    report = run(workspace, protocol="official")
+    report = run(workspace, protocol="official", seed=1)
     assert [result.values["dice"] for result in report.cases] == [1.0, 0.5, 0.0, 0.0]
     assert "empty reference" in report.notes[0]
 
@@ -191,8 +282,10 @@ def test_a_single_case_has_no_interval_but_pictures(tmp_path):
     assert report.metrics["dice"].to_json() == {
         "mean": 1.0,
         "median": 1.0,
+        "sd": None,
         "ci95": [None, None],
         "n": 1,
+        "undefined": 0,
     }
     assert (len(made.predictor.calls), len(made.predictor.slices)) == (1, 1)  # scored, drawn
 
@@ -230,62 +323,6 @@ def test_a_label_on_another_grid_is_refused(workspace):
         run(workspace)
 
 
-def test_folders_are_scored_by_name(tmp_path):
-    write_nifti(tmp_path / "pred" / "x.nii", MOVED)
-    write_nifti(tmp_path / "pred" / "deep" / "y.nii.gz", FOUR)
-    write_nifti(tmp_path / "pred" / "extra.nii.gz", FOUR)
-    write_nifti(tmp_path / "ref" / "x.nii.gz", FOUR * 3)
-    write_nifti(tmp_path / "ref" / "deep" / "y.nii.gz", FOUR * 5)
-    found = evaluate_folders(tmp_path / "pred", tmp_path / "ref").to_json()
-    assert [(case["id"], case["dice"]) for case in found["cases"]] == [("deep/y", 1.0), ("x", 0.5)]
-    assert (found["run"], found["notes"]) == (None, ["not scored, no reference: extra"])
-    only = evaluate_folders(
-        tmp_path / "pred", tmp_path / "ref", target=(5,), report=tmp_path / "out"
-    )
-    assert [case.values["dice"] for case in only.cases] == [1.0, 0.0]  # x has no label 5
-    assert [file.name for file in only.files] == ["evaluate.csv", "evaluate.json"]
-
-
-def test_a_mask_stored_in_another_order_of_axes_scores_the_same(tmp_path):
-    """A reference in LAS against a mask in LPS: one grid, the y axis the other way round."""
-    turned = AFFINE.copy()
-    turned[:, 1] *= -1
-    turned[:, 3] = AFFINE @ [0, SHAPE[1] - 1, 0, 1]
-    write_nifti(tmp_path / "pred" / "x.nii", MOVED)
-    write_nifti(tmp_path / "ref" / "x.nii", FOUR[:, ::-1], turned)
-    write_nifti(tmp_path / "same" / "x.nii", FOUR)
-    one, other = (evaluate_folders(tmp_path / "pred", tmp_path / ref) for ref in ("ref", "same"))
-    assert one.to_json()["metrics"] == other.to_json()["metrics"]
-    assert 0 < one.to_json()["metrics"]["dice"]["mean"] < 1
-    write_nifti(tmp_path / "wrong" / "x.nii", FOUR, turned @ np.diag([1, -1, -1, 1]))
-    with pytest.raises(GeometryError, match="voxels apart"):
-        evaluate_folders(tmp_path / "pred", tmp_path / "wrong")
-
-
-def test_folders_that_do_not_match_are_refused(tmp_path):
-    pred, ref = tmp_path / "pred", tmp_path / "ref"
-    with pytest.raises(DataError, match="no such folder"):
-        evaluate_folders(pred, ref)
-    write_nifti(pred / "x.nii.gz", FOUR)
-    ref.mkdir()
-    with pytest.raises(DataError, match="no masks"):
-        evaluate_folders(pred, ref)
-    for name in "xyz":
-        write_nifti(ref / f"{name}.nii.gz", FOUR)
-    with pytest.raises(DataError, match="no mask for 2 of 3 cases: y, z"):
-        evaluate_folders(pred, ref)
-    write_nifti(pred / "y.nii.gz", FOUR)
-    write_nifti(pred / "z.nii.gz", np.zeros((16, 16, 5), np.uint8))
-    sizes = r"case z: prediction .* has shape \(16, 16, 5\), reference .* \(16, 16, 4\)"
-    with pytest.raises(GeometryError, match=sizes):
-        evaluate_folders(pred, ref)
-    write_nifti(pred / "z.nii", FOUR)
-    with pytest.raises(DataError, match="both case z"):
-        evaluate_folders(pred, ref)
-    with pytest.raises(ConfigError, match="own grid"):
-        evaluate_folders(pred, ref, protocol="official")
-
-
 def test_the_toy_scan_has_the_shape_the_blocks_assume():
     assert FOUR.shape == SHAPE
     assert (int(FOUR.sum()), int((FOUR & MOVED).sum())) == (32, 16)
@@ -298,16 +335,25 @@ def test_a_case_that_is_best_median_and_worst_is_one_row(tmp_path, drawn):
     assert [row.heading for row in rows] == ["best, median, worst"]
 
 
-def test_references_of_pictures_are_read_by_the_rule_of_their_set(tmp_path):
-    mask = np.zeros((20, 20), np.uint8)
-    mask[5:10, 5:10] = 255
-    soft = np.where(mask > 0, mask, 11).astype(np.uint8)  # nearly black, as some cvc masks are
-    for folder, pixels in (("pred", mask), ("ref", soft)):
-        (tmp_path / folder).mkdir()
-        Image.fromarray(pixels).save(tmp_path / folder / "1.png")
-    plain = evaluate_folders(tmp_path / "pred", tmp_path / "ref")
-    by_rule = evaluate_folders(tmp_path / "pred", tmp_path / "ref", dataset="cvc")
-    assert by_rule.to_json()["metrics"]["dice"]["mean"] == 1.0
-    assert plain.to_json()["metrics"]["dice"]["mean"] == pytest.approx(2 * 25 / (25 + 400))
-    with pytest.raises(ConfigError, match="Unknown data set adapter 'cvcc'"):
-        evaluate_folders(tmp_path / "pred", tmp_path / "ref", dataset="cvcc")
+def test_a_checkpoint_that_training_replaces_meanwhile_is_not_named_as_the_source(workspace):
+    """The masks are kept, and the report signed, with the hash of the weights that predicted."""
+    best = workspace.run / "checkpoints" / "best.pt"
+    before = hashlib.sha256(best.read_bytes()).hexdigest()
+
+    def replaced(*_):
+        best.write_bytes(b"better weights")
+
+    found = run(workspace, progress=replaced).to_json()
+    assert found["provenance"]["sha256"]["checkpoint"] == before
+    workspace.predictor.calls.clear()
+    run(workspace)
+    assert {case for case, *_ in workspace.predictor.calls} == {"a", "b", "c", "nothing"}
+
+
+def test_without_a_dice_no_picture_of_a_former_call_is_left(tmp_path):
+    made = make_workspace(tmp_path, {"nothing": EMPTY})
+    former = made.run / "report" / "test" / "worst.png"
+    former.parent.mkdir(parents=True)
+    former.write_bytes(b"of a former call")
+    assert not any(path.suffix == ".png" for path in run(made).files)
+    assert not former.exists()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from sdseg_cli.config import SampleConfig
-from sdseg_cli.errors import ConfigError, DataError, WeightsError
+from sdseg_cli.errors import ConfigError, DataError, RunError, WeightsError
 from sdseg_cli.imaging.files import read_image
 from sdseg_cli.imaging.volume import Geometry, Volume
 from sdseg_cli.predict import Predictor, checked_crop
@@ -319,3 +320,20 @@ def test_leaving_out_air_changes_no_other_slice(tiny_run: Workspace) -> None:
 def test_a_cpu_is_not_asked_to_compile(tiny_run: Workspace) -> None:
     with pytest.raises(ConfigError, match="--compile is for a GPU"):
         Predictor(tiny_run.run.path, device="cpu", compiled=True)
+
+
+def test_a_diverged_network_is_an_error_and_no_empty_mask(
+    tiny_run: Workspace, tmp_path: Path
+) -> None:
+    broken = Predictor(tiny_run.run.path, device="cpu")
+    torch.nn.init.constant_(broken.model.unet.out[2].bias, float("nan"))
+    volume, out = read_image(tiny_run.scan), tmp_path / "mask.nii.gz"
+    # Of its six slices every one shows the body.
+    named = re.escape(str(tiny_run.scan)) + r": the model answers NaN on slice 1, 2, 3, 4, 5 and 1"
+    with pytest.raises(RunError, match=named):
+        broken.predict(volume)
+    with pytest.raises(RunError, match="NaN on slice 3"):
+        broken.plane(broken.stack(volume), 2)
+    with pytest.raises(RunError, match=named):
+        predict_file(tiny_run.scan, out, broken, runs=2)
+    assert not out.exists()

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from sdseg_cli.errors import ConfigError, WeightsError
 from sdseg_cli.imaging.files import read_image
 from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.picture import Picture
+from sdseg_cli.model.known_weights import KNOWN
 from sdseg_cli.model.pretrained import load_official
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import file_sha256
@@ -23,7 +26,13 @@ from sdseg_cli.training.package import read_package
 from sdseg_cli.training.run_folder import RunDir
 from sdseg_cli.weights import add_weights, export_run, export_stored, fetch_weights
 from tests.conftest import Workspace
-from tests.parity.fill import tiny_autoencoder, tiny_checkpoint, tiny_ldm
+from tests.parity.fill import (
+    alexnet,
+    lpips_heads,
+    tiny_autoencoder,
+    tiny_checkpoint,
+    tiny_ldm,
+)
 
 
 @pytest.fixture
@@ -38,13 +47,17 @@ def store(tmp_path: Path) -> WeightStore:
         ("vae.safetensors", tiny_autoencoder, "autoencoder"),
         ("churches.ckpt", tiny_ldm, "ldm"),
         ("official.ckpt", tiny_checkpoint, "sdseg"),
+        ("alexnet.pth", alexnet, "lpips-alexnet"),
+        ("alex.pth", lpips_heads, "lpips-linear"),
     ],
 )
 def test_every_known_kind_is_recognised_and_its_sha256_recorded(
     store: WeightStore, tmp_path: Path, name: str, make, kind: str
 ) -> None:
     path = tmp_path / name
-    if path.suffix == ".ckpt":
+    if path.suffix == ".pth":
+        torch.save(make(), path)  # as torchvision and the authors of LPIPS do
+    elif path.suffix == ".ckpt":
         torch.save({"state_dict": make(), "global_step": 7}, path)
     else:
         save_file(make(), path)
@@ -133,7 +146,7 @@ def test_an_unknown_public_name_is_refused(store: WeightStore) -> None:
         fetch_weights("vgg", store)
 
 
-@pytest.mark.parametrize("name", ["kl-f8", "sd-vae-ft-mse"])
+@pytest.mark.parametrize("name", ["kl-f8", "sd-vae-ft-mse", "lpips-alexnet"])
 def test_without_a_network_the_file_to_place_by_hand_is_named(
     store: WeightStore, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -196,6 +209,61 @@ def test_a_stopped_download_goes_on_where_it_was(
     assert sorted(p.name for p in store.folder.iterdir()) == ["kl-f8.json", "kl-f8.safetensors"]
     monkeypatch.setattr(download_module, "download", lambda *_: pytest.fail("fetched again"))
     assert fetch_weights("kl-f8", store) == entry
+
+
+def _served(monkeypatch: pytest.MonkeyPatch, content: bytes) -> list[str]:
+    """The network answers with this; the urls that were asked for."""
+    from huggingface_hub import file_download
+
+    asked: list[str] = []
+
+    def answer(url: str, file: io.BufferedWriter, **_: object) -> None:
+        asked.append(url)
+        file.write(content)
+
+    monkeypatch.setattr(file_download, "http_get", answer)
+    return asked
+
+
+def _saved(tensors: dict[str, torch.Tensor]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(tensors, buffer)
+    return buffer.getvalue()
+
+
+def test_the_heads_of_lpips_are_fetched_as_one_plain_file(
+    store: WeightStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = _served(monkeypatch, _saved(lpips_heads()))
+    entry = fetch_weights("lpips-linear", store)
+    assert asked == [KNOWN["lpips-linear"].url]
+    assert (entry.name, entry.kind, entry.source) == ("lpips-linear", "lpips-linear", "alex.pth")
+    names = sorted(p.name for p in store.folder.iterdir())
+    assert names == ["lpips-linear.json", "lpips-linear.safetensors"]
+
+
+def test_an_alexnet_that_is_not_its_publishers_is_refused_and_not_kept(
+    store: WeightStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = _saved(alexnet())
+    _served(monkeypatch, content)
+    with pytest.raises(WeightsError, match=r"7be5be79\.pth: came with sha256 .* begins 7be5be79"):
+        fetch_weights("lpips-alexnet", store)
+    assert not list(store.folder.iterdir())
+    start = hashlib.sha256(content).hexdigest()[:8]
+    known = replace(KNOWN["lpips-alexnet"], sha256_start=start)
+    monkeypatch.setitem(KNOWN, "lpips-alexnet", known)
+    assert fetch_weights("lpips-alexnet", store).source == "alexnet-owt-7be5be79.pth"
+
+
+def test_a_page_in_place_of_weights_is_fetched_anew(
+    store: WeightStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _served(monkeypatch, b"<html>please log in</html>")
+    with pytest.raises(WeightsError, match="damaged"):
+        fetch_weights("lpips-linear", store)
+    _served(monkeypatch, _saved(lpips_heads()))
+    assert fetch_weights("lpips-linear", store).kind == "lpips-linear"
 
 
 def test_a_damaged_stored_file_is_fetched_again(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,6 +48,35 @@ Threads = Annotated[
     int | None, typer.Option(help="CPU threads of one operation; default: as torch chooses.")
 ]
 Split = Annotated[str, typer.Option(help="train, val or test.")]
+GridName = Annotated[str, typer.Option(help="native: the scan's own; model: 256x256.")]
+ProtocolName = Annotated[str, typer.Option(help="standard, or official (the paper's code).")]
+Tolerance = Annotated[
+    float, typer.Option(metavar="MM", help="Of surface Dice; in pictures pixels.")
+]
+DetectionIou = Annotated[
+    float, typer.Option(metavar="SHARE", help="IoU from which a lesion counts as found.")
+]
+Target = Annotated[
+    str | None, typer.Option(help="With --ref: labels that count, e.g. 1,2; default: all.")
+]
+Classes = Annotated[
+    str | None, typer.Option(help="With --ref: labels to score each on its own, e.g. 1,2,5.")
+]
+Adapter = Annotated[
+    str | None, typer.Option(help="With --ref: adapter whose rules read the references.")
+]
+Resample = Annotated[
+    bool, typer.Option("--resample", help="With --ref: masks may lie on other grids.")
+]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="With --ref: processes; default: one per core.")
+]
+
+
+def typed() -> str:
+    """The command as it was typed, for reports; a shell would read it back."""
+    program = Path(sys.argv[0]).name
+    return shlex.join(["sdseg" if program in ("sdseg", "__main__.py") else program, *sys.argv[1:]])
 
 
 def workspace() -> Path:

@@ -62,7 +62,9 @@ def list_stored(as_json: Json = False, quiet: Quiet = False, debug: Debug = Fals
 
 @weights.command()
 def add(
-    path: Annotated[Path, typer.Argument(help="kl-f8, LDM-8, SD VAE or official SDSeg weights.")],
+    path: Annotated[
+        Path, typer.Argument(help="kl-f8, LDM-8, SD VAE, official SDSeg or LPIPS weights.")
+    ],
     name: Annotated[
         str | None, typer.Option(help="Name in the store; default: the file's.")
     ] = None,
@@ -161,7 +163,7 @@ def _store() -> WeightStore:
 
 
 def _widths(entry: Entry) -> str:
-    return ", ".join(f"{part} {width}" for part, width in sorted(entry.widths.items()))
+    return ", ".join(f"{part} {width}" for part, width in sorted(entry.widths.items())) or "-"
 
 
 def _show_entry(entry: Entry, store: WeightStore, output: Output) -> None:

@@ -89,25 +89,32 @@ def read_labels(path: Path, levels: MaskLevels | None = None) -> Volume:
         check_readable(path)
         return read_picture_labels(path, levels)
     volume = read_image(path)
+    whole = volume.array.dtype.kind in "iu" and (volume.slope, volume.intercept) == (1.0, 0.0)
+    if whole and volume.array.dtype == np.uint8:
+        return volume
     largest = 0.0
-    for _, values in _slabs(volume):
+    for _, values in _slabs(volume, stored=whole):
         low, high = float(values.min()), float(values.max())
-        if not (low >= 0 and high <= 65535 and (values == np.rint(values)).all()):
-            raise DataError(
-                f"{path}: not a label map (values from {low:g} to {high:g}).",
-                _label_hint(low, high),
-                "values",
-            )
+        if not (low >= 0 and high <= 65535 and (whole or (values == np.rint(values)).all())):
+            raise DataError(_no_label_map(path, low, high), _label_hint(low, high), "values")
         largest = max(largest, high)
     dtype = np.dtype(np.uint8 if largest <= 255 else np.uint16)
     labels = np.empty(volume.geometry.shape, dtype, order="F")
-    for k, values in _slabs(volume):
+    for k, values in _slabs(volume, stored=whole):
         labels[:, :, k] = values
     return Volume(labels, volume.geometry, header=volume.header, source=volume.source)
 
 
+def _no_label_map(path: Path, low: float, high: float) -> str:
+    if np.isnan(low):
+        return f"{path}: not a label map (it holds NaN, which is no number)."
+    return f"{path}: not a label map (values from {low:g} to {high:g})."
+
+
 def _label_hint(low: float, high: float) -> str:
     """What turns values that are no labels into labels."""
+    if np.isnan(low):
+        return "Find out what made the NaN; of a probability map, store values > 0.5 as 1, else 0."
     if 0 <= low and high <= 1:
         return "It looks like a probability map: store values > 0.5 as 1, the rest as 0."
     if -16 <= low < 0 and high <= 255:
@@ -283,7 +290,8 @@ def _is_folder(path: Path) -> bool:
         ) from error
 
 
-def _slabs(volume: Volume) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Each plane of the last stored axis, as values, with its index."""
+def _slabs(volume: Volume, *, stored: bool) -> Iterator[tuple[int, Array]]:
+    """Each plane of the last stored axis, as stored or as float32 values, with its index."""
     for k in range(volume.array.shape[2]):
-        yield k, volume.values(volume.array[:, :, k])
+        plane = volume.array[:, :, k]
+        yield k, plane if stored else volume.values(plane)

@@ -23,10 +23,56 @@ def disagreement(votes: NDArray[np.bool_]) -> NDArray[np.uint8]:
     Returns:
         (rows,columns) in steps of 1/255: 255 is 1.
     """
-    share = np.arange(len(votes) + 1) / len(votes)
+    return disagreement_of_counts(np.count_nonzero(votes, axis=0), len(votes))
+
+
+def disagreement_of_counts(counts: NDArray[Any], runs: int) -> NDArray[np.uint8]:
+    """`disagreement`, from how many of the masks call each voxel foreground.
+
+    Args:
+        counts: Any shape, integers in 0..runs.
+        runs: K, how many masks there are.
+
+    Returns:
+        The same shape, in steps of 1/255: 255 is 1.
+    """
+    share = np.arange(runs + 1) / runs
     table = np.rint(255 * 4 * share * (1 - share)).astype(np.uint8)
-    plane: NDArray[np.uint8] = table[np.count_nonzero(votes, axis=0)]
-    return plane
+    found: NDArray[np.uint8] = table[counts]
+    return found
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Voxels on which K masks do not agree, counted."""
+
+    voxels: int = 0
+    """All there are."""
+    ever: int = 0
+    """Those that any mask calls foreground."""
+    flipped: int = 0
+    """Of these, those that not all do."""
+
+    @classmethod
+    def of_counts(cls, counts: NDArray[Any], runs: int) -> Flips:
+        """Count; see `disagreement_of_counts` for the arguments."""
+        ever, always = np.count_nonzero(counts), np.count_nonzero(counts == runs)
+        return cls(counts.size, int(ever), int(ever - always))
+
+    def __add__(self, other: Flips) -> Flips:
+        return Flips(
+            self.voxels + other.voxels, self.ever + other.ever, self.flipped + other.flipped
+        )
+
+    @property
+    def fraction(self) -> float | None:
+        """The share of all voxels that flip; None where there is no voxel."""
+        return self.flipped / self.voxels if self.voxels else None
+
+    @property
+    def of_foreground(self) -> float | None:
+        """The share that flips of the voxels any mask has; None where all masks are empty."""
+        return self.flipped / self.ever if self.ever else None
 
 
 @dataclass(frozen=True)

@@ -53,3 +53,39 @@ def iou(pred: Mask, label: Mask) -> float | None:
     both, predicted, reference = _overlap(pred, label)
     union = predicted + reference - both
     return None if union == 0 else both / union
+
+
+@metric(unit="1", better="higher")
+def precision(pred: Mask, label: Mask) -> float | None:
+    """The share of the prediction that is right: |A n B| / |A|.
+
+    Args:
+        pred: Predicted mask A, any shape, bool.
+        label: Reference mask B, the same shape, bool.
+
+    Returns:
+        A value in [0, 1]; None when nothing is predicted.
+
+    Raises:
+        ValueError: The shapes differ, or a mask is not bool.
+    """
+    both, predicted, _ = _overlap(pred, label)
+    return None if predicted == 0 else both / predicted
+
+
+@metric(unit="1", better="higher")
+def recall(pred: Mask, label: Mask) -> float | None:
+    """The share of the reference that is found: |A n B| / |B|.
+
+    Args:
+        pred: Predicted mask A, any shape, bool.
+        label: Reference mask B, the same shape, bool.
+
+    Returns:
+        A value in [0, 1]; None when there is nothing to find.
+
+    Raises:
+        ValueError: The shapes differ, or a mask is not bool.
+    """
+    both, _, reference = _overlap(pred, label)
+    return None if reference == 0 else both / reference

@@ -43,7 +43,8 @@ def download(known: KnownWeights, folder: Path, progress: Progress) -> Path:
         if constants.HF_HUB_OFFLINE:
             raise ConnectionError("HF_HUB_OFFLINE is set")
         folder.mkdir(parents=True, exist_ok=True)
-        return _unzipped(_resumed(known, folder, reported), known.file, folder)
+        whole = _resumed(known, folder, reported)
+        return _unzipped(whole, known.file, folder) if known.zipped else whole
     except Exception as error:
         raise WeightsError(
             f"{known.name} could not be fetched from {known.place}: {_reason(error)}.",
@@ -55,9 +56,9 @@ def download(known: KnownWeights, folder: Path, progress: Progress) -> Path:
 def _resumed(known: KnownWeights, folder: Path, reported: type) -> Path:
     from huggingface_hub.file_download import http_get
 
-    archive = folder / f"{known.name}.zip"
-    if not archive.is_file():
-        part = archive.with_suffix(".part")
+    whole = folder / (f"{known.name}.zip" if known.zipped else known.file)
+    if not whole.is_file():
+        part = whole.with_suffix(".part")
         try:
             with part.open("ab") as file:
                 http_get(known.url, file, resume_size=file.tell(), tqdm_class=reported)
@@ -68,8 +69,8 @@ def _resumed(known: KnownWeights, folder: Path, reported: type) -> Path:
                 with suppress(OSError):
                     folder.parent.rmdir()
             raise
-        part.rename(archive)
-    return archive
+        part.rename(whole)
+    return whole
 
 
 def _unzipped(archive: Path, name: str, folder: Path) -> Path:

@@ -1,8 +1,12 @@
-"""Where public weights lie. Their sha256 is not known here: the first fetch records it."""
+"""Where public weights lie. The first fetch records their sha256, of which only that of torchvision
+is known before: the file's name tells how it begins.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from sdseg_cli.lpips_shapes import BACKBONE, HEADS
 
 
 @dataclass(frozen=True)
@@ -12,13 +16,20 @@ class KnownWeights:
     name: str
     what: str
     kind: str
-    """"autoencoder" or "ldm"."""
+    """As in `Source`."""
     file: str
     """The file to place by hand where the network is closed."""
     repository: str = ""
     """On the hub, with `file`."""
     url: str = ""
-    """Of a zip file that holds `file`."""
+    """Of `file`, or of a zip file that holds it."""
+    sha256_start: str = ""
+    """How the sha256 begins, where its publisher says so."""
+
+    @property
+    def zipped(self) -> bool:
+        """Whether `file` has to be unpacked."""
+        return self.url.endswith(".zip")
 
     @property
     def place(self) -> str:
@@ -49,6 +60,21 @@ KNOWN: dict[str, KnownWeights] = {
             kind="autoencoder",
             file="diffusion_pytorch_model.safetensors",
             repository="stabilityai/sd-vae-ft-mse",
+        ),
+        KnownWeights(
+            name=BACKBONE,
+            what="torchvision's ImageNet AlexNet, whose features LPIPS compares",
+            kind=BACKBONE,
+            file="alexnet-owt-7be5be79.pth",
+            url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+            sha256_start="7be5be79",
+        ),
+        KnownWeights(
+            name=HEADS,
+            what="the linear heads of LPIPS v0.1 for AlexNet",
+            kind=HEADS,
+            file="alex.pth",
+            url="https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/alex.pth",
         ),
     )
 }

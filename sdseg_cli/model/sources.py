@@ -6,6 +6,10 @@ ldm           LDM-8 (LSUN churches)
                   gives unet.*, with 4 input channels, and its own autoencoder.*
 sdseg         an official SDSeg checkpoint
                   gives unet.*, the averaged one, autoencoder.* and vision_encoder.*
+lpips-alexnet the ImageNet AlexNet of torchvision
+                  gives features.*, its convolutions
+lpips-linear  the heads of LPIPS v0.1 for AlexNet
+                  gives lin0.* to lin4.*
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from torch import Size, Tensor, nn
 
 from sdseg_cli.config import AutoencoderConfig
 from sdseg_cli.errors import WeightsError
+from sdseg_cli.lpips_shapes import BACKBONE, HEADS, backbone_shapes, linear_shapes
 from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.naming import below, from_diffusers
 from sdseg_cli.model.pretrained import official_model
@@ -34,11 +39,12 @@ class Source:
     """Weights of a known kind."""
 
     kind: str
-    """"autoencoder", "ldm" or "sdseg"."""
+    """"autoencoder", "ldm", "sdseg", "lpips-alexnet" or "lpips-linear"."""
     tensors: dict[str, Tensor]
     """In our names."""
     widths: dict[str, int]
-    """`{"autoencoder": 128, "unet": 192}`: channels of the highest resolution of what is there."""
+    """`{"autoencoder": 128, "unet": 192}`: channels of the highest resolution of what is there;
+    empty for LPIPS, which has but one size."""
     latent_scale: float | None = None
     """Of "sdseg"."""
 
@@ -64,9 +70,14 @@ def recognise(tensors: Mapping[str, Tensor], *, source: str) -> Source:
         return _autoencoder(from_diffusers(tensors), source)
     if any(key.startswith("decoder.up.") for key in tensors):
         return _autoencoder(tensors, source)
+    if "features.0.weight" in tensors:
+        return _alexnet(tensors, source)
+    if "lin0.model.1.weight" in tensors:
+        return _lpips_heads(tensors, source)
     raise WeightsError(
         f"{source}: these weights are of no kind that is known here.",
-        "Known are kl-f8, LDM-8, SD VAE and official SDSeg checkpoints; of a run, use --init RUN.",
+        "Known are kl-f8, LDM-8, SD VAE, official SDSeg checkpoints, AlexNet and the LPIPS heads; "
+        "of a run, use --init RUN.",
     )
 
 
@@ -105,6 +116,38 @@ def _sdseg(tensors: Mapping[str, Tensor], source: str) -> Source:
     sizes = model.config
     widths = {"autoencoder": sizes.autoencoder.channels, "unet": sizes.unet.model_channels}
     return Source("sdseg", model.state_dict(), widths, model.latent_scale)
+
+
+def _alexnet(tensors: Mapping[str, Tensor], source: str) -> Source:
+    shapes = backbone_shapes()
+    first = tuple(tensors["features.0.weight"].shape)
+    if first != shapes["features.0.weight"]:
+        raise WeightsError(
+            f"{source}: features.* of another network than AlexNet, its first layer is {first}.",
+            "LPIPS is measured with AlexNet: take torchvision's alexnet-owt-7be5be79.pth.",
+        )
+    # The rest is the classifier, which looks for dogs and cats.
+    features = {k: v for k, v in tensors.items() if k.startswith("features.")}
+    check_tensors(features, _sizes(shapes), source=source)
+    return Source(BACKBONE, _prefixed("", features), {})
+
+
+def _lpips_heads(tensors: Mapping[str, Tensor], source: str) -> Source:
+    shapes = _sizes(linear_shapes())
+    if {key: value.shape for key, value in tensors.items()} != shapes:
+        channels = [str(v.shape[1]) for v in tensors.values() if v.ndim == 4]
+        network = {7: "SqueezeNet", 5: "VGG"}.get(len(channels) if "128" in channels else 0)
+        if network is not None:
+            raise WeightsError(
+                f"{source}: LPIPS heads for {network}, with {', '.join(channels)} channels.",
+                "LPIPS is measured with AlexNet here, as in the paper's Table 5: take alex.pth.",
+            )
+    check_tensors(tensors, shapes, source=source)
+    return Source(HEADS, _prefixed("", tensors), {})
+
+
+def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Size]:
+    return {key: Size(shape) for key, shape in shapes.items()}
 
 
 def _require_factor(sizes: AutoencoderConfig, source: str) -> None:

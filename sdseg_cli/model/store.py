@@ -42,7 +42,7 @@ class Entry:
 
     name: str
     kind: str
-    """"autoencoder", "ldm" or "sdseg"."""
+    """As in `Source`."""
     widths: dict[str, int]
     """As in `Source`."""
     sha256: str
@@ -90,6 +90,20 @@ class WeightStore:
         """The entry of that name."""
         path = self.folder / f"{name}.json"
         return self._read(path) if path.is_file() else None
+
+    def of_kind(self, kind: str) -> Entry | None:
+        """The entry of a kind of which one is enough: that of the same name, or the only one.
+
+        Raises:
+            WeightsError: There are several, and none has the kind's name.
+        """
+        entries = {entry.name: entry for entry in self.entries() if entry.kind == kind}
+        if len(entries) < 2 or kind in entries:
+            return entries.get(kind) or next(iter(entries.values()), None)
+        raise WeightsError(
+            f"the weight store holds several of kind {kind}: {', '.join(entries)}.",
+            f"Add the one you mean as `--name {kind}`.",
+        )
 
     def file(self, entry: Entry) -> Path:
         """Where its tensors lie."""

@@ -36,6 +36,8 @@ _PLANES_PER_CHANNEL = 12
 """As many planes of the model's size are held at once for each of the autoencoder's channels, all
 networks together: 414 MB a slice of the `sd` preset.
 """
+NAMED_AT_MOST = 5
+"""So many slices without an answer are spelled out in a message."""
 Compute = Callable[..., torch.Tensor]
 """`sampling.predict_planes` or `predict_draws`."""
 
@@ -163,6 +165,28 @@ class Inference:
             )
         with cores(1):
             return list(self._lanes.map(work, range(count)))
+
+
+def require_numbers(found: NDArray[np.float32], start: int, scan: str) -> None:
+    """Refuse probabilities that are NaN: above no threshold, they would pass for background.
+
+    Args:
+        found: (n,...) of the slices from `start` on.
+        start: Number of the first slice, from 0.
+        scan: Where it lies.
+
+    Raises:
+        RunError: Naming the scan and its slices, counted from 1 as a person does.
+    """
+    # A sum with a NaN in it is NaN, and costs less than asking every pixel.
+    sums = found.sum(axis=tuple(range(1, found.ndim)))
+    wrong = [str(start + int(k) + 1) for k in np.flatnonzero(~np.isfinite(sums))]
+    if wrong:
+        more = f" and {len(wrong) - NAMED_AT_MOST} more" if len(wrong) > NAMED_AT_MOST else ""
+        raise RunError(
+            f"{scan}: the model answers NaN on slice {', '.join(wrong[:NAMED_AT_MOST])}{more}.",
+            "Its weights have diverged, or a number overflowed: train again, or try --device cpu.",
+        )
 
 
 @contextmanager

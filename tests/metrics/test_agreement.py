@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from sdseg_cli.metrics import agreement as agreement_module
-from sdseg_cli.metrics.agreement import Agreement, Tally, disagreement
+from sdseg_cli.metrics.agreement import (
+    Agreement,
+    Flips,
+    Tally,
+    disagreement,
+    disagreement_of_counts,
+)
 
 
 def votes(*rows: str) -> np.ndarray:
@@ -68,3 +74,23 @@ def test_the_size_of_the_pieces_counted_at_once_changes_nothing(
         found.append(tally.agreement())
     assert found[0] == found[1] == found[2]
     assert found[0].dice is not None and 0 < found[0].dice < 1
+
+
+def test_counts_say_as_much_as_masks_whatever_their_shape() -> None:
+    counts = np.array([[[0, 1], [2, 3]]], np.uint8)
+    # 0, 4 x 1/3 x 2/3 = 8/9, the same, 0
+    assert disagreement_of_counts(counts, 3).tolist() == [[[0, 227], [227, 0]]]
+
+
+def test_flips_are_what_some_masks_have_and_not_all() -> None:
+    flips = Flips.of_counts(np.array([0, 0, 1, 2, 3, 3], np.uint8), 3)
+    assert flips == Flips(voxels=6, ever=4, flipped=2)
+    assert (flips.fraction, flips.of_foreground) == (2 / 6, 2 / 4)
+    both = flips + Flips(voxels=4, ever=1, flipped=0)
+    assert (both.fraction, both.of_foreground) == (2 / 10, 2 / 5)
+
+
+def test_where_no_mask_has_anything_nothing_can_flip() -> None:
+    empty = Flips.of_counts(np.zeros((2, 2), np.uint8), 5)
+    assert (empty.fraction, empty.of_foreground) == (0.0, None)
+    assert Flips().fraction is None

@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from sdseg_cli.errors import WeightsError
-from sdseg_cli.metrics.lpips import Lpips, backbone_shapes, linear_shapes
-
-HEADS = Path(__file__).resolve().parents[2] / "../shared/data/lpips-linear"
+from sdseg_cli.lpips_shapes import backbone_shapes, linear_shapes
+from sdseg_cli.metrics.lpips import Lpips
+from tests.parity.fill import alexnet, lpips_heads
 
 
-def random_weights(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(shape, generator=generator) * 0.05 for name, shape in shapes.items()}
+def backbone() -> dict[str, torch.Tensor]:
+    return {name: weight for name, weight in alexnet().items() if name in backbone_shapes()}
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("lpips")
-    backbone = random_weights(backbone_shapes(), 0)
-    classifier = {"classifier.6.bias": torch.zeros(1000)}  # a whole AlexNet file has more in it
-    torch.save({**backbone, **classifier}, folder / "alexnet.pth")
-    heads = {name: w.abs() for name, w in random_weights(linear_shapes(), 1).items()}
-    save_file(heads, folder / "alex.safetensors")
-    return folder / "alexnet.pth", folder / "alex.safetensors"
-
-
-@pytest.fixture(scope="module")
-def measure(files: tuple[Path, Path]) -> Lpips:
-    return Lpips.load(*files)
+def measure() -> Lpips:
+    return Lpips.of(backbone(), lpips_heads())
 
 
 def planes(seed: int, count: int = 2, size: int = 64) -> np.ndarray:
@@ -85,34 +70,31 @@ def test_distance_of_black_and_white_by_hand():
     assert Lpips(weights)(black, white) == pytest.approx([expected], rel=1e-5)
 
 
-def test_missing_and_damaged_weights_are_named(files, tmp_path):
-    backbone, heads = files
-    with pytest.raises(WeightsError, match=r"nowhere\.pth: no such file"):
-        Lpips.load(tmp_path / "nowhere.pth", heads)
-    torn = tmp_path / "torn.pth"
-    torn.write_bytes(backbone.read_bytes()[:1000])
-    with pytest.raises(WeightsError, match="not a weight file"):
-        Lpips.load(torn, heads)
-    with pytest.raises(WeightsError, match=r"features\.0\.weight is missing"):
-        Lpips.load(heads, heads)
-    other = tmp_path / "vgg.safetensors"
-    save_file({name: torch.zeros(1, 8, 1, 1) for name in linear_shapes()}, other)
-    with pytest.raises(WeightsError, match=r"shape \(1, 8, 1, 1\), expected \(1, 64, 1, 1\)"):
-        Lpips.load(backbone, other)
+def test_a_difference_in_the_last_stage_is_the_mean_over_its_pixels_by_hand():
+    # Every convolution passes on its middle pixel: feature 0 is the red channel as it was sampled,
+    # feature 1 a constant 1. Of 63 px the stages see 15, 7, 3, 3 and 3. The left half is black, so
+    # red is -(0 - 1 + 0.030) / 0.458 below zero there, and the rectifier makes it 0; right of that
+    # both planes are white. Only one of the planes has the black half.
+    weights = {name: torch.zeros(shape) for name, shape in backbone_shapes().items()}
+    for name in ("features.0", "features.3", "features.6", "features.8", "features.10"):
+        weight = weights[f"{name}.weight"]
+        middle = weight.shape[-1] // 2
+        weight[0, 0, middle, middle] = 1
+        weights[f"{name}.bias"][1] = 1
+    weights |= {name: torch.zeros(shape) for name, shape in linear_shapes().items()}
+    weights["lin4.model.1.weight"][:] = 0.5
+    white = np.full((1, 63, 63), 255, np.float32)
+    half = white.copy()
+    half[:, :, :32] = 0
+    # The first convolution samples columns 3, 7, ..., 59. Pooling 3 by 2 takes the larger of
+    # columns 0-2, 2-4, ..., 12-14, then of 0-2, 2-4 and 4-6 of those: so columns 3-27, 11-43 and
+    # 27-59 of the plane. Only the first of three columns stays black: a third of the pixels.
+    apart = 2 - 2 / math.hypot(1.03 / 0.458, 1)
+    assert Lpips(weights)(white, half) == pytest.approx([0.5 * apart / 3], rel=1e-5)
 
 
-def test_weights_that_would_run_code_are_refused(files, tmp_path):
-    path = tmp_path / "code.pth"
-    torch.save({"features.0.weight": print}, path)
-    with pytest.raises(WeightsError, match="read safely"):
-        Lpips.load(path, files[1])
-
-
-@pytest.mark.data
-@pytest.mark.skipif(not HEADS.is_dir(), reason="the LPIPS heads are not beside the checkout")
-def test_the_published_heads_load_and_are_not_negative(files):
-    measure = Lpips.load(files[0], HEADS / "alex.pth")
-    assert all((measure.weights[name] >= 0).all() for name in linear_shapes())
-    assert (measure(planes(0), planes(1)) > 0).all()
-    with pytest.raises(WeightsError, match="shape"):
-        Lpips.load(files[0], HEADS / "vgg.pth")
+def test_weights_that_are_not_of_this_network_are_a_programming_error():
+    with pytest.raises(ValueError, match="wrong names or shapes"):
+        Lpips.of(lpips_heads(), backbone())
+    with pytest.raises(ValueError, match="wrong names or shapes"):
+        Lpips.of(backbone(), {**lpips_heads(), "lin0.model.1.weight": torch.zeros(1, 8, 1, 1)})

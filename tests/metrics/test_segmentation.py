@@ -1,4 +1,4 @@
-"""Dice and IoU of masks small enough to count by hand."""
+"""Overlaps of masks small enough to count by hand."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sdseg_cli.metrics import METRICS, mask_metrics, metric, official_overlap
-from sdseg_cli.metrics.segmentation import dice, iou
+from sdseg_cli.metrics.segmentation import dice, iou, precision, recall
 
 
 def mask(*voxels: int, size: int = 8) -> np.ndarray:
@@ -38,6 +38,21 @@ def test_two_empty_masks_have_no_score():
     assert iou(mask(), mask()) is None
 
 
+def test_precision_is_of_the_prediction_and_recall_of_the_reference():
+    assert precision(mask(0, 1), mask(1, 2, 3, 4)) == 0.5
+    assert recall(mask(0, 1), mask(1, 2, 3, 4)) == 0.25
+    assert precision(mask(3), mask(3)) == recall(mask(3), mask(3)) == 1.0
+
+
+def test_precision_needs_a_prediction_and_recall_a_reference():
+    assert precision(mask(), mask(1)) is None
+    assert precision(mask(1), mask()) == 0.0
+    assert recall(mask(1), mask()) is None
+    assert recall(mask(), mask(1)) == 0.0
+    full = mask(*range(8))
+    assert precision(mask(), full) is None and recall(mask(), full) == 0.0
+
+
 def test_masks_of_other_shape_or_type_are_refused():
     with pytest.raises(ValueError, match="shape"):
         dice(mask(0), mask(0).reshape(8))
@@ -52,6 +67,41 @@ def test_official_protocol_rewards_a_prediction_on_an_empty_reference():
     scorer = {found.name: found for found in mask_metrics()}["dice"]
     assert scorer.measure(mask(1), mask(), None, "official") == 1.0
     assert scorer.measure(mask(1), mask(), None, "standard") == 0.0
+
+
+def test_the_official_rule_is_for_dice_and_iou_alone():
+    found = {
+        one.name: one.measure(mask(1), mask(), (1.0, 1.0, 1.0), "official")
+        for one in mask_metrics()
+    }
+    ones = [name for name, value in found.items() if value == 1.0]
+    assert ones == ["dice", "iou"]
+    assert (found["precision"], found["recall"], found["surface_dice"]) == (0.0, None, 0.0)
+
+
+def test_the_columns_stand_in_this_order():
+    assert [one.column for one in mask_metrics()] == [
+        "dice",
+        "iou",
+        "precision",
+        "recall",
+        "hd95_mm",
+        "assd_mm",
+        "surface_dice",
+        "volume_difference_ml",
+        "detection_f1",
+    ]
+
+
+def test_pixels_have_no_volume_and_the_models_planes_no_length():
+    units = {
+        length: {one.name: one.unit_in(length) for one in mask_metrics()}
+        for length in ("mm", "px", None)
+    }
+    assert (units["mm"]["hd95"], units["mm"]["volume_difference"]) == ("mm", "ml")
+    assert (units["px"]["hd95"], units["px"]["volume_difference"]) == ("px", None)
+    kept = [name for name, unit in units[None].items() if unit]
+    assert kept == ["dice", "iou", "precision", "recall"]
 
 
 def test_a_registered_metric_is_measured_with_the_spacing_it_asks_for(monkeypatch):
@@ -72,4 +122,12 @@ def test_a_metric_name_is_registered_once():
 
         @metric(unit="1", better="higher")
         def dice(pred, label):
+            return 1.0
+
+
+def test_a_metric_that_asks_for_what_no_case_has_is_refused():
+    with pytest.raises(ValueError, match="asks for 'patient'"):
+
+        @metric(unit="1", better="higher")
+        def wisdom(pred, patient):
             return 1.0

@@ -13,14 +13,17 @@ from sdseg_cli.metrics.statistics import bootstrap_ci95, mean_and_sd, summarise
 def test_summary_skips_what_is_undefined():
     summary = summarise([0.2, None, 0.6, 1.0])
     assert (summary.mean, summary.median, summary.n) == (pytest.approx(0.6), 0.6, 3)
+    assert (summary.sd, summary.undefined) == (pytest.approx(0.4), 1)  # sqrt((0.16 + 0.16) / 2)
 
 
 def test_summary_of_nothing_is_all_none():
     assert summarise([None]).to_json() == {
         "mean": None,
         "median": None,
+        "sd": None,
         "ci95": [None, None],
         "n": 0,
+        "undefined": 1,
     }
 
 

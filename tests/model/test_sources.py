@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
 from sdseg_cli.errors import WeightsError
+from sdseg_cli.lpips_shapes import backbone_shapes, linear_shapes
 from sdseg_cli.model.naming import below
 from sdseg_cli.model.sources import recognise
-from tests.parity.fill import tiny_autoencoder, tiny_checkpoint, tiny_ldm
+from sdseg_cli.model.tensor_files import read_tensors
+from tests.parity.fill import alexnet, lpips_heads, tiny_autoencoder, tiny_checkpoint, tiny_ldm
 
 
 def to_diffusers(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -92,3 +95,59 @@ def test_an_autoencoder_of_another_factor_is_refused() -> None:
 def test_other_weights_are_of_no_known_kind() -> None:
     with pytest.raises(WeightsError, match="of no kind that is known"):
         recognise({"layer1.0.conv1.weight": torch.ones(1)}, source="resnet.pth")
+
+
+def test_alexnet_gives_its_convolutions_and_not_its_classifier() -> None:
+    tensors = alexnet()
+    assert "classifier.6.weight" in tensors
+    found = recognise(tensors, source="x")
+    assert (found.kind, found.widths) == ("lpips-alexnet", {})
+    assert {key: tuple(value.shape) for key, value in found.tensors.items()} == backbone_shapes()
+    assert torch.equal(found.tensors["features.10.bias"], tensors["features.10.bias"])
+
+
+def test_another_networks_features_are_no_alexnet() -> None:
+    vgg = {"features.0.weight": torch.zeros(64, 3, 3, 3), "features.0.bias": torch.zeros(64)}
+    with pytest.raises(WeightsError, match=r"than AlexNet, its first layer is \(64, 3, 3, 3\)"):
+        recognise(vgg, source="x")
+    torn = alexnet()
+    del torn["features.8.bias"]
+    with pytest.raises(WeightsError, match=r"missing features\.8\.bias"):
+        recognise(torn, source="x")
+
+
+def test_the_heads_of_lpips_are_known_by_alexnets_channels() -> None:
+    found = recognise(lpips_heads(), source="x")
+    assert (found.kind, found.widths) == ("lpips-linear", {})
+    assert {key: tuple(value.shape) for key, value in found.tensors.items()} == linear_shapes()
+
+
+@pytest.mark.parametrize(
+    ("channels", "network"),
+    [((64, 128, 256, 512, 512), "VGG"), ((64, 128, 256, 384, 384, 512, 512), "SqueezeNet")],
+)
+def test_heads_for_another_network_are_refused_by_its_name(
+    channels: tuple[int, ...], network: str
+) -> None:
+    heads = {f"lin{i}.model.1.weight": torch.zeros(1, c, 1, 1) for i, c in enumerate(channels)}
+    with pytest.raises(WeightsError, match=f"LPIPS heads for {network}, with 64, 128") as caught:
+        recognise(heads, source="x")
+    assert "alex.pth" in caught.value.hint
+
+
+def test_heads_that_lack_one_are_damaged() -> None:
+    heads = lpips_heads()
+    del heads["lin3.model.1.weight"]
+    with pytest.raises(WeightsError, match=r"missing lin3\.model\.1\.weight"):
+        recognise(heads, source="x")
+
+
+@pytest.mark.data
+def test_the_published_heads_are_recognised_and_not_negative(real_data: Path) -> None:
+    folder = real_data / "lpips-linear"
+    found = recognise(read_tensors(folder / "alex.pth"), source="x")
+    assert found.kind == "lpips-linear"
+    assert all((value >= 0).all() for value in found.tensors.values())
+    for name, network in (("vgg", "VGG"), ("squeeze", "SqueezeNet")):
+        with pytest.raises(WeightsError, match=f"heads for {network}"):
+            recognise(read_tensors(folder / f"{name}.pth"), source="x")

@@ -40,6 +40,19 @@ def test_the_same_weights_may_be_added_again_but_no_others(store: WeightStore) -
         store.add("a", ONES, original="x", original_sha256="2" * 64)
 
 
+def test_of_a_kind_the_only_entry_is_taken_or_the_one_of_its_name(store: WeightStore) -> None:
+    heads = Source("lpips-linear", {"lin0": torch.ones(2)}, {})
+    assert store.of_kind("lpips-linear") is None
+    store.add("kl-f8", ONES, original="x", original_sha256="0" * 64)
+    mine = store.add("alex", heads, original="x", original_sha256="1" * 64)
+    assert store.of_kind("lpips-linear") == mine
+    store.add("other", heads, original="x", original_sha256="2" * 64)
+    with pytest.raises(WeightsError, match="several of kind lpips-linear: alex, other"):
+        store.of_kind("lpips-linear")
+    named = store.add("lpips-linear", heads, original="x", original_sha256="3" * 64)
+    assert store.of_kind("lpips-linear") == named
+
+
 def test_a_file_that_changed_in_the_store_is_not_loaded(store: WeightStore) -> None:
     entry = store.add("a", ONES, original="x", original_sha256="1")
     changed = bytearray(store.file(entry).read_bytes())

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sdseg_cli.lpips_shapes import backbone_shapes, linear_shapes
+
 HERE = Path(__file__).parent
 SCALE_FACTOR = np.float32(0.125)
 
@@ -106,6 +108,21 @@ def tiny_ldm() -> dict[str, torch.Tensor]:
 def tiny_autoencoder() -> dict[str, torch.Tensor]:
     """A small kl-f8."""
     return state_dict(manifest("klf8_tiny"))
+
+
+def alexnet() -> dict[str, torch.Tensor]:
+    """An AlexNet in torchvision's names, with a stub of its classifier."""
+    filled = {
+        name: torch.from_numpy(fill(name, shape)) for name, shape in backbone_shapes().items()
+    }
+    return {**filled, "classifier.6.weight": torch.zeros(1000, 1)}
+
+
+def lpips_heads() -> dict[str, torch.Tensor]:
+    """Heads of LPIPS for AlexNet, none negative."""
+    return {
+        name: torch.from_numpy(abs(fill(name, shape))) for name, shape in linear_shapes().items()
+    }
 
 
 def inputs(size: int, seed: int = 1) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ from sdseg_cli.errors import ConfigError, RunError
 from sdseg_cli.model.sdseg import SDSeg, build_sdseg
 from sdseg_cli.presets import PRESETS
 from sdseg_cli.training import inference
-from sdseg_cli.training.inference import Inference
+from sdseg_cli.training.inference import Inference, require_numbers
 from sdseg_cli.training.sampling import predict_planes
 
 PIXELS = np.random.default_rng(0).uniform(-1, 1, (5, 64, 64)).astype(np.float32)
@@ -139,3 +139,14 @@ def test_on_a_cpu_the_decoder_that_draws_is_quickened_and_the_unet_never(
     monkeypatch.setattr(model, "mask_decoder", torch.nn.Identity())
     inference.quicken(model)
     assert replaced[2:] == [model.vision_encoder]
+
+
+def test_nan_is_refused_by_scan_and_slice_and_numbers_are_not() -> None:
+    found = np.zeros((9, 2, 4, 4), np.float32)
+    require_numbers(found, 0, "a.nii.gz")
+    found[2, 1, 3, 3] = np.nan
+    with pytest.raises(RunError, match=r"^a\.nii\.gz: the model answers NaN on slice 13\.$"):
+        require_numbers(found, 10, "a.nii.gz")
+    found[2:, 0, 0, 0] = np.nan
+    with pytest.raises(RunError, match=r"NaN on slice 3, 4, 5, 6, 7 and 2 more\.$"):
+        require_numbers(found, 0, "a.nii.gz")

@@ -1,0 +1,255 @@
+"""One small picture per case, for a page that shows hundreds: a slice and two outlines.
+
+The slice is an ordinary picture; the outlines are lines on it, so that a page can switch each on
+and off. A panel takes a few milliseconds. All panels of a report lie in one file beside it, so that
+the page can be written again without predicting again.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdseg_cli.errors import DataError
+from sdseg_cli.report.drawing import MaskPlane, PixelMm, not_black, view_mm
+from sdseg_cli.report.tables import write_json
+
+FILE = "panels.json"
+FORMAT_VERSION = 1
+LONGEST_SIDE = 420
+"""Of a panel's picture, pixels."""
+_QUALITY = 90  # of the JPEG: a third of a PNG's bytes, no difference seen at this size
+
+Polyline = tuple[tuple[float, float], ...]
+"""x and y of points on a panel's picture, pixels from its upper left corner."""
+
+
+@dataclass(frozen=True)
+class CasePanel:
+    """One slice of one case, ready to show."""
+
+    case_id: str
+    caption: str
+    image_png: bytes
+    """The windowed slice as a JPEG or PNG file, pixels of their true proportions."""
+    width: int
+    """Of the picture, pixels."""
+    height: int
+    reference: tuple[Polyline, ...]
+    """Closed outlines; none where the mask is empty in this slice."""
+    prediction: tuple[Polyline, ...]
+    width_mm: float | None
+    """What the picture's width is on the patient; None of a picture in colour."""
+
+
+def case_panel(
+    case_id: str,
+    caption: str,
+    plane: NDArray[Any],
+    reference: MaskPlane,
+    prediction: MaskPlane,
+    window: tuple[float, float],
+    pixel_mm: PixelMm,
+) -> CasePanel:
+    """Cut out what is worth looking at of a slice, and outline both masks.
+
+    Args:
+        case_id: The case.
+        caption: What is shown, for example "slice 34 of 88"; a mask that is empty here is added.
+        plane: (rows, columns) values as a radiologist sees them, or (rows, columns, 3) colours.
+        reference: (rows, columns) bool.
+        prediction: (rows, columns) bool.
+        window: The values drawn black and white.
+        pixel_mm: Height and width of a pixel; (1, 1) of a picture.
+
+    Returns:
+        The panel.
+
+    Raises:
+        ValueError: The planes differ in shape.
+    """
+    if not plane.shape[:2] == reference.shape == prediction.shape:
+        raise ValueError(f"planes of {plane.shape}, {reference.shape} and {prediction.shape}")
+    rows, columns = _crop(plane, reference | prediction, window, pixel_mm)
+    extent_mm = (
+        (rows.stop - rows.start) * pixel_mm[0],
+        (columns.stop - columns.start) * pixel_mm[1],
+    )
+    scale = LONGEST_SIDE / max(extent_mm)  # picture pixels per mm
+    height, width = (max(1, round(scale * side)) for side in extent_mm)
+    per_pixel = (height / (rows.stop - rows.start), width / (columns.stop - columns.start))
+    return CasePanel(
+        case_id=case_id,
+        caption=_caption(caption, reference, prediction),
+        image_png=_picture(plane[rows, columns], window, (width, height)),
+        width=width,
+        height=height,
+        reference=_outlines(reference[rows, columns], per_pixel),
+        prediction=_outlines(prediction[rows, columns], per_pixel),
+        width_mm=None if plane.ndim == 3 else extent_mm[1],
+    )
+
+
+def _caption(caption: str, reference: MaskPlane, prediction: MaskPlane) -> str:
+    masks = {"reference": reference, "prediction": prediction}
+    absent = [name for name, mask in masks.items() if not mask.any()]
+    none = f"no {' and no '.join(absent)} in this slice" if absent else ""
+    return ", ".join(part for part in (caption, none) if part)
+
+
+def _crop(
+    plane: NDArray[Any], structures: MaskPlane, window: tuple[float, float], pixel_mm: PixelMm
+) -> tuple[slice, slice]:
+    """The rows and columns worth looking at."""
+    left, right, top, bottom = view_mm(structures, not_black(plane, window[0]), pixel_mm)
+    count = structures.shape
+    return (
+        slice(
+            max(0, math.floor(top / pixel_mm[0])), min(count[0], math.ceil(bottom / pixel_mm[0]))
+        ),
+        slice(
+            max(0, math.floor(left / pixel_mm[1])), min(count[1], math.ceil(right / pixel_mm[1]))
+        ),
+    )
+
+
+def _picture(plane: NDArray[Any], window: tuple[float, float], size: tuple[int, int]) -> bytes:
+    """A JPEG of (width, height) pixels."""
+    from PIL import Image
+
+    low, high = window
+    grey = np.clip((plane.astype(np.float32) - low) / max(high - low, 1e-6), 0, 1)
+    # What is no number is black: a picture must not depend on how it happens to be cast.
+    levels = np.rint(255 * np.nan_to_num(grey)).astype(np.uint8)
+    written = io.BytesIO()
+    image = Image.fromarray(levels).resize(size, Image.Resampling.BICUBIC)
+    image.save(written, format="JPEG", quality=_QUALITY)
+    return written.getvalue()
+
+
+def _outlines(mask: MaskPlane, per_pixel: tuple[float, float]) -> tuple[Polyline, ...]:
+    """Closed lines around a mask, in picture pixels; `per_pixel` is height and width of one."""
+    from skimage.measure import find_contours
+
+    padded = np.pad(mask, 1).astype(np.float32)  # closes outlines at the plane's border
+    found = []
+    for points in find_contours(padded, 0.5):
+        xy = (_corners(points)[:, ::-1] - 0.5) * per_pixel[::-1]
+        found.append(tuple((round(float(x), 1), round(float(y), 1)) for x, y in xy))
+    return tuple(found)
+
+
+def _corners(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The points of a (N, 2) line at which it turns, and both ends."""
+    steps = np.diff(points, axis=0)
+    turns = steps[:-1, 0] * steps[1:, 1] != steps[:-1, 1] * steps[1:, 0]
+    return points[np.concatenate(([True], turns, [True]))]
+
+
+def save_panels(folder: Path, panels: Sequence[CasePanel], name: str = FILE) -> Path:
+    """Write panels.json, or panels of another kind, atomically.
+
+    Args:
+        folder: The report's; made if missing.
+        panels: Any number.
+        name: Of the file.
+
+    Returns:
+        The file.
+
+    Raises:
+        RunError: The disk refused.
+    """
+    path = folder / name
+    items = [
+        {
+            "id": panel.case_id,
+            "caption": panel.caption,
+            "image": base64.b64encode(panel.image_png).decode("ascii"),
+            "width": panel.width,
+            "height": panel.height,
+            "width_mm": panel.width_mm,
+            "reference": [_flat(line) for line in panel.reference],
+            "prediction": [_flat(line) for line in panel.prediction],
+        }
+        for panel in panels
+    ]
+    write_json(path, {"format_version": FORMAT_VERSION, "panels": items})
+    return path
+
+
+def load_panels(folder: Path, name: str = FILE) -> tuple[CasePanel, ...]:
+    """Read panels.json, or panels of another kind.
+
+    Args:
+        folder: The report's.
+        name: Of the file.
+
+    Returns:
+        The panels, in order; none if there is no such file.
+
+    Raises:
+        DataError: The file is damaged or of another version.
+    """
+    path = folder / name
+    if not path.is_file():
+        return ()
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"format version {stored['format_version']}")
+        return tuple(_panel(item) for item in stored["panels"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f"{path}: cannot be read as panels ({error}).",
+            "Delete it and run the command again that wrote it.",
+            "damaged",
+        ) from error
+
+
+def _panel(item: dict[str, Any]) -> CasePanel:
+    try:
+        image = base64.b64decode(item["image"], validate=True)
+    except binascii.Error as error:
+        raise ValueError("a picture is damaged") from error
+    if media_type(image) is None:
+        raise ValueError("a picture is neither PNG nor JPEG")
+    width, height, width_mm = int(item["width"]), int(item["height"]), item["width_mm"]
+    if width < 1 or height < 1:
+        raise ValueError("a picture has no size")
+    return CasePanel(
+        case_id=str(item["id"]),
+        caption=str(item["caption"]),
+        image_png=image,
+        width=width,
+        height=height,
+        reference=tuple(_pairs(line) for line in item["reference"]),
+        prediction=tuple(_pairs(line) for line in item["prediction"]),
+        width_mm=None if width_mm is None else float(width_mm),
+    )
+
+
+def media_type(image: bytes) -> str | None:
+    """Of a picture's bytes, "image/png" or "image/jpeg"; None if they are neither."""
+    if image.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    return "image/jpeg" if image.startswith(b"\xff\xd8\xff") else None
+
+
+def _flat(line: Polyline) -> list[float]:
+    return [value for point in line for value in point]
+
+
+def _pairs(values: Sequence[float]) -> Polyline:
+    numbers = [float(value) for value in values]
+    return tuple(zip(numbers[::2], numbers[1::2], strict=True))
