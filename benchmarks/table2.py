@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
 
 import torch
 
@@ -29,6 +28,7 @@ from benchmarks.results import Results, Row, machine
 from sdseg_cli.config import RunConfig
 from sdseg_cli.datasets.manifest import Manifest
 from sdseg_cli.evaluate import evaluate
+from sdseg_cli.metrics.paired import paired
 from sdseg_cli.metrics.statistics import bootstrap_ci95
 from sdseg_cli.model.arithmetic import gflop
 from sdseg_cli.model.store import WeightStore
@@ -195,11 +195,14 @@ def by_case(rows: Sequence[Row], metric: str) -> dict[str, float]:
     return {key: fmean(values) for key, values in whole.items() if len(values) == len(rows)}
 
 
-def paired_difference(ours: dict[str, float], theirs: dict[str, float]) -> tuple[float, Any] | None:
-    """Mean of theirs less ours over the cases of both, and its 95 % interval."""
-    # SEAM: metrics/paired.py, once it is there, says this with its test.
-    both = [theirs[case] - ours[case] for case in ours if case in theirs]
-    return (fmean(both), bootstrap_ci95(both)) if both else None
+def paired_difference(ours: dict[str, float], theirs: dict[str, float]) -> str:
+    """Mean of theirs less ours over the cases of both, its 95 % interval, and p if there is one."""
+    cases = list(dict.fromkeys([*ours, *theirs]))
+    found = paired([ours.get(one) for one in cases], [theirs.get(one) for one in cases], "higher")
+    if found.difference is None:
+        return "-"
+    p = "" if found.p is None else f", p {found.p:.2g}"
+    return _interval(found.difference, found.ci95, "+.3f") + p
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -215,8 +218,8 @@ def table(rows: Sequence[Row]) -> str:
         for model in dict.fromkeys(row["model"] for row in here):
             mine = [row for row in here if row["model"] == model]
             cells = [model, *(_with_interval(by_case(mine, key)) for key in shown)]
-            other = paired_difference(ours, by_case(mine, "dice")) if model != SDSEG else None
-            cells.append("-" if other is None else _interval(other[0], other[1], "+.3f"))
+            mean_dice = by_case(mine, "dice")
+            cells.append("-" if model == SDSEG else paired_difference(ours, mean_dice))
             cells += [f"{mine[0]['parameters'] / 1e6:.2f}", f"{mine[0]['gflop_per_slice']:.2f}"]
             cells += [f"{median(row['slices_per_s'] for row in mine):.2f}", str(mine[0]["steps"])]
             seconds = [row["training_s"] for row in mine if row["training_s"] is not None]
