@@ -125,6 +125,7 @@ def _show(found: Comparison, output: Output) -> None:
         columns=TABLE,
         rows=found.rows(),
         files=found.files,
+        unbroken=True,
     )
     for note in values["notes"]:
         output.say(note)
