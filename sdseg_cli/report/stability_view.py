@@ -62,7 +62,7 @@ def stability_view(found: Mapping[str, Any]) -> Stability:
         cases=_case_table(found),
         most_unstable=stored.texts(found.get("most_unstable")),
         maps=stored.texts(found.get("maps")),
-        table5=_free_table(stored.rows(found.get("table5"))),
+        table5=_free_table([_flattened(row) for row in stored.rows(found.get("table5"))]),
         notes=stored.texts(found.get("notes")),
         provenance=stored.mapping(found.get("provenance")),
     )

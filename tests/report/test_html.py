@@ -82,6 +82,13 @@ def test_every_part_of_the_folder_has_its_section(folder):
     assert page.tags.count("circle") == 5 + 5 + 6  # one dot per defined value
 
 
+def test_table_5_has_a_column_for_each_map_and_metric(folder):
+    text = _page(folder).text
+    for head in ("Seg PSNR", "Seg MS-SSIM", "Score SSIM"):
+        assert head in text
+    assert "Seg LPIPS" not in text  # nobody has a value
+
+
 def test_every_name_is_text_and_no_name_is_an_element(folder):
     page = _page(folder)
     for name in (*HOSTILE, "set <i>run</i>", "runs/<b>set</b>/a&b", "missing <u>case</u>"):
