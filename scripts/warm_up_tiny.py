@@ -1,6 +1,6 @@
 """Warm up the vision encoder and the U-Net of the `tiny` preset on procedural scenes.
 
-    python scripts/warm_up_tiny.py --state warm.pt --out sdseg_cli/shipped/tiny_networks.safetensors
+    python scripts/warm_up_tiny.py --state warm.pt --out warm.safetensors
 
 The same command resumes from the state file. Each sample is a scene and one of the rules by which
 its mask is made (`training/scenes.py`). The rules share the vision encoder's trunk and the U-Net;
@@ -30,7 +30,7 @@ from sdseg_cli.training.scenes import RULES, random_scene
 
 TINY = PRESETS["tiny"]
 NAMES = tuple(RULES)
-SHIPPED_RULE = "any"
+WRITTEN_RULE = "any"
 WARMUP, DECAY = 100, 0.998
 LARGE_EVERY, LARGE, SMALL = 4, (4, 256), (8, 128)
 """Every fourth step sees whole planes, (batch, side); the others see parts, at half the cost."""
@@ -53,7 +53,9 @@ class Heads(nn.Module):
     def forward(self, trunk: Tensor, rule: Tensor) -> Tensor:
         """(B,width,h,w) and (B,) numbers of rules -> zc (B,4,h,w)."""
         every: Tensor = self.out(self.conv_out(trunk))
-        return every.unflatten(1, (len(NAMES), self.latent))[torch.arange(len(rule)), rule]
+        batch, _, height, width = every.shape
+        split = every.reshape(batch, len(NAMES), self.latent, height, width)
+        return split[torch.arange(batch), rule]
 
     def of(self, rule: str) -> dict[str, Tensor]:
         """The layers of one rule, in the vision encoder's names."""
@@ -90,7 +92,7 @@ class Student(nn.Module):
     def networks(self) -> dict[str, Tensor]:
         """Weights in the names of SDSeg."""
         encoder = {f"encoder.{key}": value for key, value in self.trunk.state_dict().items()}
-        encoder |= self.heads.of(SHIPPED_RULE)
+        encoder |= self.heads.of(WRITTEN_RULE)
         named = {f"vision_encoder.{key}": value for key, value in encoder.items()}
         return named | {f"unet.{key}": value for key, value in self.unet.state_dict().items()}
 

@@ -1,4 +1,4 @@
-"""The script that makes the shipped vision encoder and U-Net; it lies beside the package."""
+"""The script that warms up a vision encoder and a U-Net; it lies beside the package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Procedural scans and masks: what the shipped vision encoder and U-Net were warmed up on.
+"""Procedural scans and masks, to warm up a vision encoder and a U-Net on.
 
 A scene is a body (or a plane all of tissue) with up to a dozen organs in it: closed curves
 `r(angle) = r0 (1 + harmonics)`, stretched and turned, some hollow, some cut to an arc, some with a

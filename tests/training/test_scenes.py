@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -105,7 +106,7 @@ def test_a_twin_is_the_mirror_image() -> None:
     for seed in range(20):
         rng = np.random.default_rng(seed)
         organs = [organ for organ, _ in _organs(256, rng, *_tissues(rng))]
-        for organ, other in zip(organs, organs[1:], strict=False):
+        for organ, other in pairwise(organs):
             if organ.twin and other.twin and organ.radius == other.radius:
                 left, right = _drawn(organ, side=256), _drawn(other, side=256)
                 assert (left == right[:, ::-1]).mean() > 0.999  # but for rounding at the edge
