@@ -84,7 +84,8 @@ def starter(parts: tuple[str, ...], weights: Path) -> Callable[[SDSeg, WeightSto
         for part in parts:
             network = getattr(model, part)
             load_strictly(network, below(tensors, f"{part}."), source=str(weights))
-        model.latent_scale = float(read_told(weights)["latent_scale"])
+        if "unet" in parts:
+            model.latent_scale = float(read_told(weights)["latent_scale"])
         return origin
 
     return start
