@@ -1,0 +1,151 @@
+"""Validation Dice against steps, by what the `tiny` networks start from.
+
+    python scripts/warm_up_tiny.py --state warm.pt --out warm.safetensors
+    python -m benchmarks.warm_start --workspace FOLDER --dataset msd-hippocampus --steps 700 \
+        --stop 120 --weights warm.safetensors --out results.json
+
+The same seed, slices, flips and learning rates for every start; `--stop` ends a training before its
+schedule does. Results are kept as they come, and a second call goes on. CPU seconds are of the
+steps, with the masks encoded on the way and without the validations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from unittest.mock import patch
+
+from benchmarks.results import Results, Row
+from sdseg_cli.config import RunConfig
+from sdseg_cli.config_file import from_dict
+from sdseg_cli.datasets.manifest import Manifest
+from sdseg_cli.model.naming import below
+from sdseg_cli.model.sdseg import SDSeg
+from sdseg_cli.model.starts import Origin, start_scratch
+from sdseg_cli.model.store import WeightStore
+from sdseg_cli.model.tensor_files import load_strictly, read_tensors, read_told
+from sdseg_cli.presets import preset
+from sdseg_cli.progress import TrainProgress
+from sdseg_cli.train import train
+from sdseg_cli.training import initialise
+from sdseg_cli.training.batches import PreparedSlices
+from sdseg_cli.training.run_folder import RunDir
+
+STARTS: dict[str, tuple[str, ...]] = {
+    "warm": ("vision_encoder", "unet"),
+    "warm encoder": ("vision_encoder",),
+    "warm unet": ("unet",),
+    "autoencoder": (),
+}
+"""Start -> which warm networks it takes. Otherwise the vision encoder's trunk is the autoencoder's,
+as in `--init pretrained`, and the U-Net is random.
+"""
+
+
+class _Enough(Exception):  # noqa: N818 - no error
+    """As far as was asked for."""
+
+
+@dataclass
+class _Watch:
+    stop: int
+    spent_s: float = 0.0
+    steps: int = 0
+    dice: dict[int, float] = field(default_factory=dict)
+    _last: float = 0.0
+
+    def __call__(self, now: TrainProgress) -> None:
+        mark, last = time.process_time(), self._last
+        self._last = mark
+        if not last:
+            return
+        # A step that ended with a validation is counted as the mean of the others.
+        self.spent_s += self.spent_s / max(1, self.steps) if now.validated else mark - last
+        self.steps += 1
+        if now.validated:
+            self.dice[now.step] = round(now.validation["val_dice"], 4)
+            print(now.step, self.dice[now.step], f"{self.spent_s:.0f} s", flush=True)
+            if now.step >= self.stop:
+                raise _Enough
+
+
+def starter(parts: tuple[str, ...], weights: Path) -> Callable[[SDSeg, WeightStore], Origin]:
+    """In place of `start_pretrained`: takes only these parts of that file."""
+
+    def start(model: SDSeg, store: WeightStore) -> Origin:
+        origin, tensors = start_scratch(model, store), read_tensors(weights)
+        model.vision_encoder.encoder.load_state_dict(model.autoencoder.encoder.state_dict())
+        for part in parts:
+            network = getattr(model, part)
+            load_strictly(network, below(tensors, f"{part}."), source=str(weights))
+        if "unet" in parts:
+            model.latent_scale = float(read_told(weights)["latent_scale"])
+        return origin
+
+    return start
+
+
+def measure(
+    config: RunConfig, manifest: Manifest, parts: tuple[str, ...], weights: Path, stop: int
+) -> Row:
+    """One training."""
+    watch, first_batch = _Watch(stop), initialise._latent_scale
+
+    def scale(model: SDSeg, config: RunConfig, slices: PreparedSlices) -> float:
+        """The U-Net brings its latent scale; without it, the first batch gives one."""
+        return model.latent_scale if "unet" in parts else first_batch(model, config, slices)
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch.object(initialise, "start_pretrained", starter(parts, weights)),
+        patch.object(initialise, "_latent_scale", scale),
+        suppress(_Enough),
+    ):
+        train(config, manifest, RunDir(Path(folder) / "run"), device="cpu", watch=watch)
+    return {"dice": watch.dice, "cpu_s": round(watch.spent_s, 1)}
+
+
+def main() -> None:
+    """Measure what is missing in the results file, and print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--workspace", type=Path, default=Path(os.environ.get("SDSEG_HOME", ".")))
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--steps", type=int, required=True, help="the schedule's length")
+    parser.add_argument("--stop", type=int, help="end earlier, at this step")
+    parser.add_argument("--every", type=int, default=40, help="validate so often")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--starts", nargs="+", choices=list(STARTS), default=list(STARTS))
+    parser.add_argument("--lr", type=float, default=preset("tiny").train.learning_rate)
+    parser.add_argument("--weights", type=Path, required=True, help="of scripts/warm_up_tiny.py")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    manifest, results = Manifest.find(args.workspace, args.dataset), Results(args.out)
+    recipe = {
+        "steps": args.steps,
+        "learning_rate": args.lr,
+        "validate_every": args.every,
+        "validation_slices": 32,
+        "checkpoint_every": args.steps,
+    }
+    for seed in args.seeds:
+        shared = {"dataset": manifest.name, "seed": seed, "train": recipe}
+        config = from_dict(shared, preset("tiny"), source="benchmark")
+        for start in args.starts:
+            results.measure(
+                f"{manifest.name}/{args.steps} steps, lr {args.lr:g}/{start}/seed{seed}",
+                lambda c=config, s=start: measure(  # type: ignore[misc]
+                    c, manifest, STARTS[s], args.weights, args.stop or args.steps
+                ),
+            )
+    for name, row in results.rows.items():
+        print(f"| {name} | {' | '.join(f'{k}: {v:.3f}' for k, v in row['dice'].items())} |")
+
+
+if __name__ == "__main__":
+    main()
