@@ -156,8 +156,8 @@ def _show(report: StabilityReport, dataset: str, output: Output, *, table5: bool
         output.say(f"most unstable, worst first: {', '.join(report.most_unstable)}")
     if table5:
         caption = table5_caption(report, dataset)
-        cells = [row.cells for row in beside]
-        output.table(title=caption, columns=COLUMNS, rows=cells, unbroken=True)
+        beside_cells = [row.cells for row in beside]
+        output.table(title=caption, columns=COLUMNS, rows=beside_cells, unbroken=True)
     for note in values["notes"]:
         output.say(note)
 
