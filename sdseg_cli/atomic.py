@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,6 +41,33 @@ def replacing(path: Path) -> Iterator[Path]:
         if isinstance(error, OSError):
             raise RunError(
                 f"{path}: cannot be written ({error.strerror or error}).",
+                "Check the folder's permissions and the space left on the disk.",
+            ) from error
+        raise
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder beside `folder`; on success it takes its place, else nothing changes.
+
+    Yields:
+        A folder to fill.
+
+    Raises:
+        RunError: The disk refused.
+    """
+    temporary = folder.with_name(f".{os.getpid()}.part.{folder.name}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.replace(folder)
+        _sync_folder(folder.parent)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise RunError(
+                f"{folder}: cannot be written ({error.strerror or error}).",
                 "Check the folder's permissions and the space left on the disk.",
             ) from error
         raise

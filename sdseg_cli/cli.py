@@ -32,6 +32,9 @@ from sdseg_cli.errors import ConfigError, RunError, SdsegError
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """typer carries its own click in newer versions; this is the right one in all."""
 
+INTERRUPTED = 130
+"""128 and the number of SIGINT, as shells say it."""
+
 app = typer.Typer(
     name="sdseg",
     help="Segment medical volumes with a single-step latent diffusion model (SDSeg).",
@@ -77,7 +80,8 @@ def run_command(arguments: Sequence[str]) -> int:
     """Run one command line and show its errors.
 
     Returns:
-        0 done; 1 the work failed; 2 usage, configuration or bad input; 3 part of a cohort failed.
+        0 done; 1 the work failed; 2 usage, configuration or bad input; 3 part of a cohort failed;
+        130 interrupted by Ctrl-C.
     """
     debug = "--debug" in arguments
     try:
@@ -89,13 +93,15 @@ def run_command(arguments: Sequence[str]) -> int:
         command = context.command_path if context is not None else "sdseg"
         spoken = getattr(failure, "format_message", failure.__str__)()
         return _failed(ConfigError(spoken, f"See {command} --help."), debug)
-    except typer.Abort:
-        return _failed(RunError("interrupted.", "Run the same command again."), debug)
+    except (typer.Abort, KeyboardInterrupt):
+        code = INTERRUPTED  # newer versions of typer return it themselves
     except Exception as failure:  # noqa: BLE001, the last handler
         what = f"{type(failure).__name__}: {failure}" if str(failure) else type(failure).__name__
         return _failed(
             RunError(what, "This is a bug: add --debug and report what it shows."), debug
         )
+    if code == INTERRUPTED:
+        show_error(RunError("interrupted.", "Run the same command again; whole files stay."))
     return code if isinstance(code, int) else 0  # a command that found faults says so itself
 
 

@@ -23,8 +23,9 @@ from sdseg_cli.report.undefined import shortened
 
 _PAIRS_EACH = 4
 PLANES_NOTE = (
-    "model grid: both masks were taken to 256 x 256 planes as `prepare` takes labels (the whole "
-    "plane padded to a square, by majority where it shrinks); no distances and volumes there"
+    "model grid: both finished masks were taken to 256 x 256 planes as `prepare` takes labels (the "
+    "whole plane padded to a square, by majority where it shrinks); no distances and volumes "
+    "there. Of a run, the network's own planes are scored: its figures on this grid are others"
 )
 OFFICIAL_NOTE = (
     "official protocol: one value per 3D case; an empty reference has Dice and IoU 1 against a "
@@ -93,6 +94,8 @@ def evaluate_folders(
     judging = _judging(target, classes, dataset, grid, protocol, terms or Terms())
     if report is not None:
         require_own_folder(report)
+        if report.resolve() in (pred.resolve(), ref.resolve()):
+            raise ConfigError(f"{report} holds the masks.", "Give --report another folder.")
     pairing = pair_folders(pred, ref, allow_missing=allow_missing, resample=resample)
     workers = _workers(len(pairing.pairs)) if workers is None else max(1, workers)
     scored = _score(pairing.pairs, judging, workers, progress)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sdseg_cli.arrays import open_array
 from sdseg_cli.datasets.manifest import Manifest, PreparedCase
 from sdseg_cli.datasets.spec import SPLITS
-from sdseg_cli.errors import ConfigError, RunError
+from sdseg_cli.errors import ConfigError, DataError, RunError
 from sdseg_cli.imaging.cleaning import Cleaning
 from sdseg_cli.imaging.files import read_image, read_labels
 from sdseg_cli.imaging.reorient import stored_like
@@ -48,6 +48,13 @@ class HeldOut:
             DataError: A file is missing or damaged.
             GeometryError: They do not lie on one grid.
         """
+        for path in (case.image, case.label):
+            if not path.exists():
+                raise DataError(
+                    f"case {case.id}: {path}, from which {self.manifest.name} was prepared, is "
+                    "gone.",
+                    "Put it back, or prepare the set again from where its files lie now.",
+                )
         scan = read_image(case.image)
         labels = read_labels(case.label, self.manifest.mask_levels)
         labels = stored_like(labels, scan.geometry)

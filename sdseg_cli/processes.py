@@ -9,9 +9,10 @@ import multiprocessing.forkserver
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
 from sdseg_cli.errors import RunError
@@ -28,7 +29,8 @@ def warm_up(module: str) -> None:
     """Let the server of processes load a module now, while this process does something else."""
     if _METHOD == "forkserver":
         multiprocessing.set_forkserver_preload(["__main__", module])
-        multiprocessing.forkserver.ensure_running()
+        with _without_ctrl_c():
+            multiprocessing.forkserver.ensure_running()
 
 
 def in_processes(
@@ -64,6 +66,22 @@ def in_processes(
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """What is started within ignores Ctrl-C for good: it is the parent's to answer it.
+
+    The server would print a traceback of whatever it is loading. Only the main thread may ask.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def available_cores() -> int:

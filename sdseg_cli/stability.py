@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdseg_cli.atomic import replacing_folder
 from sdseg_cli.config import SampleConfig
 from sdseg_cli.held_out import CaseProgress
 from sdseg_cli.progress import Progress, silent
@@ -93,11 +94,13 @@ def stability(
         lpips_linear=lpips_linear,
         predictor=predictor,
     )
-    trial = Trial.of_all_pairs(under, under.sampling(sample), under.folder / "instability")
-    count = CaseProgress(under.held.cases, progress, repeats=runs)
-    report = trial.run(count)
+    folder = under.folder / "instability"
+    with replacing_folder(folder) as maps_folder:
+        trial = Trial.of_all_pairs(under, under.sampling(sample), maps_folder)
+        report = trial.run(CaseProgress(under.held.cases, progress, repeats=runs))
     report = replace(
         report,
+        maps=tuple(folder / path.relative_to(maps_folder) for path in report.maps),
         table5=tuple(row.to_json() for row in table5_rows(report, under.dataset)),
         provenance=under.held.provenance(command),
     )

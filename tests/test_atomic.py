@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sdseg_cli.atomic import remove_leftovers, replacing
+from sdseg_cli.atomic import remove_leftovers, replacing, replacing_folder
 from sdseg_cli.errors import RunError
 
 
@@ -27,6 +27,28 @@ def test_a_failure_keeps_the_old_file(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_whole_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    (maps / "old").write_text("old")
+    with replacing_folder(maps) as temporary:
+        (temporary / "new").write_text("new")
+        assert [path.name for path in maps.iterdir()] == ["old"]
+    assert [path.name for path in maps.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [maps]
+
+
+def test_a_failure_keeps_the_old_folder(tmp_path: Path) -> None:
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    (maps / "old").write_text("old")
+    with pytest.raises(KeyboardInterrupt), replacing_folder(maps) as temporary:
+        (temporary / "new").write_text("half")
+        raise KeyboardInterrupt
+    assert [path.name for path in maps.iterdir()] == ["old"]
+    assert list(tmp_path.iterdir()) == [maps]
 
 
 def test_a_failure_removes_the_folders_it_made(tmp_path: Path) -> None:

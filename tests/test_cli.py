@@ -136,6 +136,20 @@ def test_a_mistake_is_one_line_a_hint_and_exit_code_2(
     assert _files(home) == before, "a mistake writes nothing"
 
 
+def test_ctrl_c_ends_in_one_line_and_130(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sdseg_cli.runs.list_runs", interrupted)
+    assert run_command(["runs"]) == 130
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[0] == "Error: interrupted."
+    assert err.splitlines()[1].startswith("Hint: Run the same command again")
+
+
 def test_a_text_file_named_nii_gz_is_refused_with_a_run_at_hand(
     run_home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

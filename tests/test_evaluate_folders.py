@@ -376,3 +376,10 @@ def test_a_report_that_cannot_be_written_is_refused_before_scoring(tmp_path, mon
     monkeypatch.setattr("sdseg_cli.evaluate_folders._score", lambda *_: pytest.fail("scored"))
     with pytest.raises(RunError, match="no report can be written there"):
         evaluate_folders(pred, ref, report=pred / "x.nii.gz" / "deep")
+
+
+def test_no_report_is_written_among_the_masks(tmp_path):
+    pred, ref = folders(tmp_path, a=(FOUR, FOUR))
+    for folder in (pred, ref):
+        with pytest.raises(ConfigError, match="holds the masks"):
+            evaluate_folders(pred, ref, report=folder)

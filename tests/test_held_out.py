@@ -43,6 +43,16 @@ def test_the_reference_loses_what_the_prepared_labels_lost(workspace):
     assert not replace(held, manifest=cleaned).read(case)[1].any()
 
 
+def test_scans_that_were_moved_are_said_to_be_gone_and_whose_they_were(workspace):
+    held = opened(workspace)
+    held.cases[0].image.unlink()
+    with pytest.raises(
+        DataError, match=r"case a: .*, from which toy was prepared, is gone"
+    ) as found:
+        held.read(held.cases[0])
+    assert "Put it back" in found.value.hint
+
+
 def test_a_run_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no run yet"):
         open_held_out(None, tmp_path, "test")

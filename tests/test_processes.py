@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 
 import pytest
 
 from sdseg_cli.errors import RunError
-from sdseg_cli.processes import available_cores, in_processes
+from sdseg_cli.processes import _without_ctrl_c, available_cores, in_processes
 
 
 def slow_square(number: int) -> int:
@@ -40,3 +41,10 @@ def test_a_killed_worker_is_an_error_that_says_what_to_do() -> None:
 
 def test_there_is_a_core_to_work_on() -> None:
     assert 1 <= available_cores() <= (os.cpu_count() or 1)
+
+
+def test_what_is_started_without_ctrl_c_is_started_with_it_ignored() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with _without_ctrl_c():
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    assert signal.getsignal(signal.SIGINT) is before

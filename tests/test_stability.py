@@ -388,3 +388,21 @@ def test_table5_puts_the_run_beside_the_papers_rows(workspace):
     assert (rows[2]["seg_psnr"], rows[2]["score_lpips"]) == ("27.63", "0.0143")
     assert (rows[3]["data"], rows[3]["seg_lpips"]) == ("toy", "")
     assert float(rows[3]["seg_psnr"]) == pytest.approx(PSNR)
+
+
+def test_an_interrupted_call_leaves_the_maps_of_the_one_before(workspace, monkeypatch):
+    workspace.answers(a={0: FOUR, 1: MOVED, 2: FOUR})
+    before = run(workspace, runs=3)
+    maps = {path: path.read_bytes() for path in before.maps}
+    assert [path.parent.name for path in before.maps] == ["instability", "instability"]
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sdseg_cli.stability_trial.Trial._compare", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(workspace, runs=2)
+    assert {path: path.read_bytes() for path in before.maps} == maps
+    folder = before.maps[0].parent
+    assert sorted(path.name for path in folder.iterdir()) == ["a.nii.gz", "b.nii.gz"]
+    assert not list(folder.parent.glob(".*"))

@@ -130,6 +130,8 @@ def _show(found: Comparison, output: Output) -> None:
     for note in values["notes"]:
         output.say(note)
     output.say(values["verdict"])
+    if not found.files:
+        output.say("no file was written: --report FOLDER writes CSV, JSON, LaTeX and a picture")
 
 
 def _check(a: str, b: str, ref: Path | None, of_folders: dict[str, object]) -> None:

@@ -147,6 +147,8 @@ def evaluate(
                 **how,
             )
     _show(report, output)
+    if not report.files:
+        output.say("no file was written: --report FOLDER writes report.html, CSV, JSON and LaTeX")
 
 
 def _show(report: EvaluateReport, output: Output) -> None:

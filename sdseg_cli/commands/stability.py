@@ -114,7 +114,8 @@ def listed(
     except ValueError as wrong:
         noun = "whole numbers" if kind is int else "numbers"
         raise ConfigError(
-            f'{option} "{text}" is no list of {noun}.', f"Write them with commas: {option} 0,1."
+            f'{option} "{text}" is no list of {noun}.',
+            f"Write them with commas: {option} {least:g},{least + 1:g}.",
         ) from wrong
     for value in values:
         if not least <= value <= most:

@@ -19,7 +19,7 @@ from sdseg_cli.report.protocols import ProtocolSummary
 from sdseg_cli.report.tables import Cell, strict, write_csv, write_json
 from sdseg_cli.report.undefined import undefined_notes
 
-SUMMARY = ("metric", "mean", "sd", "median", "95 % from", "95 % to", "cases")
+SUMMARY = ("metric", "mean", "sd", "median", "95 % from", "95 % to", "cases", "undefined")
 FEW_NOTE = "{} cases: too few for the 95 % interval, which is too narrow; read it as a range"
 _WORST = 5
 """So many cases are named as the worst."""
@@ -188,6 +188,8 @@ class EvaluateReport:
         if "surface_dice" in self.units:
             unit = "px" if "hd95" in self.units else "mm"
             text += f", surface Dice within {self.terms.tolerance:g} {unit}"
+        if self.missing:
+            text += f"; {len(self.missing)} references without a prediction are left out"
         return f"{text}."
 
     def _summary_rows(self) -> list[tuple[str, ...]]:
@@ -196,7 +198,7 @@ class EvaluateReport:
             low, high = found.ci95
             values = [found.mean, found.sd, found.median, low, high]
             cells = ["-" if value is None else f"{value:.3f}" for value in values]
-            rows.append((column, *cells, str(found.n)))
+            rows.append((column, *cells, str(found.n), str(found.undefined)))
         return rows
 
     def _row(self, result: CaseResult) -> dict[str, Cell]:

@@ -39,7 +39,7 @@ MEANINGS = {
     "assd": "Average distance between the surfaces, both directions together.",
     "surface_dice": "Share of both surfaces that lies within the tolerance of the other.",
     "volume_difference": "Predicted volume minus the reference's.",
-    "detection_f1": "F1 of connected parts found, missed and made up.",
+    "detection_f1": "F1 of connected parts found, missed and made up; each speck is a part.",
 }
 
 BETTER = {"higher": "higher is better", "lower": "lower is better", "zero": "zero is best"}

@@ -140,6 +140,11 @@ def find_run(workspace: Path, run: Path | str | None) -> RunDir:
     if run is not None:
         return _named_run(workspace, run)
     found = [RunDir(path.parent.parent) for path in runs.glob("*/*/checkpoints/best.pt")]
+    if not found and (begun := sorted(runs.glob("*/*/config.toml"))):
+        raise ConfigError(
+            f"no run yet with a checkpoint to predict with; begun: {begun[0].parent}.",
+            "Run the same `sdseg train` command again, to its first validation.",
+        )
     if not found:
         raise ConfigError(
             f"no run yet in {runs.absolute()}.",

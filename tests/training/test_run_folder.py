@@ -68,6 +68,14 @@ def test_no_run_yet_says_how_to_train_one(tmp_path: Path) -> None:
         find_run(tmp_path, Path("nowhere"))
 
 
+def test_a_run_that_was_only_begun_is_named_where_none_can_predict(tmp_path: Path) -> None:
+    path = _run(tmp_path, "young", "stopped", age=0)
+    RunDir(path).best.unlink()
+    with pytest.raises(ConfigError, match=r"begun: .*young") as caught:
+        find_run(tmp_path, None)
+    assert "same `sdseg train` command" in caught.value.hint
+
+
 def test_a_run_before_its_first_validation_cannot_predict(tmp_path: Path) -> None:
     path = _run(tmp_path, "young", "running", age=0)
     RunDir(path).best.unlink()
