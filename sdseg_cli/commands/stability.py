@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _N = TypeVar("_N", int, float)
 METRICS = ("psnr", "ssim", "ms_ssim", "lpips")
+HEADS = ("PSNR, dB", "SSIM", "MS-SSIM", "LPIPS")
 
 
 def stability(
@@ -144,7 +145,7 @@ def _show(report: StabilityReport, dataset: str, output: Output, *, table5: bool
     output.result(
         values,
         title=f"{len(report.seeds)} runs: Dice {number(dice['mean'])} (sd {_short(dice['sd'])})",
-        columns=("", *METRICS, "identical"),
+        columns=("", *HEADS, "identical"),
         rows=rows,
         files=report.files,
     )
