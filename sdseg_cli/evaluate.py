@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from sdseg_cli.case_panels import panel_of
 from sdseg_cli.config import THRESHOLD, SampleConfig
 from sdseg_cli.datasets.manifest import PreparedCase
-from sdseg_cli.errors import ConfigError, DataError
+from sdseg_cli.errors import DataError
 from sdseg_cli.evaluate_pictures import draw_cases
 from sdseg_cli.held_out import CaseProgress, HeldOut, open_held_out
 from sdseg_cli.imaging.volume import Volume
@@ -25,7 +25,7 @@ from sdseg_cli.report.evaluation import EvaluateReport
 from sdseg_cli.report.html import write_report
 from sdseg_cli.report.kept_masks import Kept, KeptMasks
 from sdseg_cli.report.panels import CasePanel, save_panels
-from sdseg_cli.report.protocols import ProtocolSummary
+from sdseg_cli.report.protocols import ProtocolSummary, chosen_way
 from sdseg_cli.training.fast_decoder import decoder_identity
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def evaluate(
         WeightsError: The checkpoint is missing or damaged.
         RunError: The disk refused.
     """
-    way = _chosen(grid, protocol)
+    way = chosen_way(protocol, grid)
     held = open_held_out(
         run,
         workspace,
@@ -137,19 +137,6 @@ def evaluate(
     )
     page = write_report(folder, title=held.title, config=held.config_text)
     return replace(report, files=(*files, *pictures, page))
-
-
-def _chosen(grid: str, protocol: str) -> Way:
-    """Both options checked; the official protocol knows the model's grid only."""
-    for option, value, allowed in (
-        ("--grid", grid, ("native", "model")),
-        ("--protocol", protocol, ("standard", "official")),
-    ):
-        if value not in allowed:
-            raise ConfigError(f"{option} is {value!r}.", f"Choose one of {', '.join(allowed)}.")
-    if protocol == "official":
-        return "official", "model"
-    return "standard", "model" if grid == "model" else "native"
 
 
 def _notes(way: Way) -> tuple[str, ...]:

@@ -11,13 +11,14 @@ from pathlib import Path
 from sdseg_cli.datasets.folder import FOLDER
 from sdseg_cli.datasets.recognise import adapter
 from sdseg_cli.errors import ConfigError, DataError, RunError
-from sdseg_cli.metrics import Grid, Protocol, Terms
+from sdseg_cli.metrics import Terms
 from sdseg_cli.pair_scoring import Judging, Scored, score_pair
 from sdseg_cli.pairing import Pair, Pairing, pair_folders
 from sdseg_cli.processes import available_cores, in_processes
 from sdseg_cli.progress import Progress, silent
 from sdseg_cli.report.evaluation import EvaluateReport
 from sdseg_cli.report.html import require_own_folder, write_report
+from sdseg_cli.report.protocols import chosen_way
 from sdseg_cli.report.provenance import provenance
 from sdseg_cli.report.undefined import shortened
 
@@ -145,20 +146,12 @@ def _judging(
 ) -> Judging:
     """The options, checked."""
     spec = FOLDER if dataset is None else adapter(dataset)
-    for option, value, allowed in (
-        ("--grid", grid, ("native", "model")),
-        ("--protocol", protocol, ("standard", "official")),
-    ):
-        if value not in allowed:
-            raise ConfigError(f"{option} is {value!r}.", f"Choose one of {', '.join(allowed)}.")
+    rules, chosen = chosen_way(protocol, grid)
     if classes is not None and (not classes or min(classes) < 1 or len({*classes}) < len(classes)):
         raise ConfigError(
             f"--classes is {','.join(map(str, classes))}.",
             "Give each label once; 0 is the background.",
         )
-    official = protocol == "official"  # which knows the model's planes only
-    chosen: Grid = "model" if official or grid == "model" else "native"
-    rules: Protocol = "official" if official else "standard"
     if classes is None and target is None:
         target = spec.target
     return Judging(target, classes, spec.mask_levels, chosen, rules, terms)

@@ -130,7 +130,8 @@ def listed(
 def _show(report: StabilityReport, dataset: str, output: Output, *, table5: bool) -> None:
     from sdseg_cli.report.table5 import COLUMNS, table5_caption, table5_rows
 
-    values, dice = report.to_json(), report.to_json()["dice"]
+    values = report.to_json()
+    dice = values["dice"]
     beside = table5_rows(report, dataset)
     rows = []
     kinds = {"": values, ", all pairs": values["all_pairs"]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,9 +43,13 @@ def map_panel(
     colours = grey if grey.ndim == 3 else np.repeat(grey[..., None], 3, axis=2)
     share = _STRONGEST * (disagreement.astype(np.float32) / 255)[..., None]
     tinted = colours * (1 - share) + _TINT * share
-    panel = case_panel(case_id, caption, tinted, reference, majority, (0.0, 1.0), pixel_mm)
-    if plane.ndim == 3:
-        return panel
-    # In colour, but a slice of a patient all the same: it has a scale.
-    grey_panel = case_panel(case_id, caption, plane, reference, majority, window, pixel_mm)
-    return replace(panel, width_mm=grey_panel.width_mm)
+    return case_panel(
+        case_id,
+        caption,
+        tinted,
+        reference,
+        majority,
+        (0.0, 1.0),
+        pixel_mm,
+        measured=plane.ndim == 2,  # in colour, but a slice of a patient all the same
+    )

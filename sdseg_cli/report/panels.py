@@ -60,6 +60,8 @@ def case_panel(
     prediction: MaskPlane,
     window: tuple[float, float],
     pixel_mm: PixelMm,
+    *,
+    measured: bool | None = None,
 ) -> CasePanel:
     """Cut out what is worth looking at of a slice, and outline both masks.
 
@@ -71,6 +73,7 @@ def case_panel(
         prediction: (rows, columns) bool.
         window: The values drawn black and white.
         pixel_mm: Height and width of a pixel; (1, 1) of a picture.
+        measured: Whether it has millimetres; None: where it is not in colour.
 
     Returns:
         The panel.
@@ -80,6 +83,7 @@ def case_panel(
     """
     if not plane.shape[:2] == reference.shape == prediction.shape:
         raise ValueError(f"planes of {plane.shape}, {reference.shape} and {prediction.shape}")
+    measured = plane.ndim == 2 if measured is None else measured
     rows, columns = _crop(plane, reference | prediction, window, pixel_mm)
     extent_mm = (
         (rows.stop - rows.start) * pixel_mm[0],
@@ -96,7 +100,7 @@ def case_panel(
         height=height,
         reference=_outlines(reference[rows, columns], per_pixel),
         prediction=_outlines(prediction[rows, columns], per_pixel),
-        width_mm=None if plane.ndim == 3 else extent_mm[1],
+        width_mm=extent_mm[1] if measured else None,
     )
 
 

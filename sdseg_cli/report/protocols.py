@@ -6,9 +6,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sdseg_cli.errors import ConfigError
 from sdseg_cli.metrics import Grid, Protocol
 from sdseg_cli.metrics.statistics import Summary, summarise
 from sdseg_cli.report.case_scores import CaseResult
+
+
+def chosen_way(protocol: str, grid: str) -> tuple[Protocol, Grid]:
+    """Both options as typed, checked; the official protocol knows the model's grid only.
+
+    Raises:
+        ConfigError: There is no such protocol or grid.
+    """
+    for option, value, allowed in (
+        ("--grid", grid, ("native", "model")),
+        ("--protocol", protocol, ("standard", "official")),
+    ):
+        if value not in allowed:
+            raise ConfigError(f"{option} is {value!r}.", f"Choose one of {', '.join(allowed)}.")
+    if protocol == "official":
+        return "official", "model"
+    return "standard", "model" if grid == "model" else "native"
 
 
 @dataclass(frozen=True)
