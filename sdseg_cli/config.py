@@ -157,6 +157,9 @@ class TrainConfig:
     """L_latent: "l1", mean absolute (the paper), or "l2", mean squared error."""
     foreground_weight: float = 0.0
     """Latent loss: latent pixels on or beside the foreground weigh 1 + this; 0 = the paper."""
+    mask_loss_weight: float = 0.0
+    """Weight of Dice and cross-entropy, in pixels, of the mask that the fast decoder makes of the
+    estimate; 0 = the paper."""
     foreground_fraction: float = 0.0
     """Share of each batch drawn from slices with foreground; 0 = every slice once per epoch."""
     timesteps: str = "uniform"
@@ -185,14 +188,15 @@ class TrainConfig:
                 f"train.batch_size {self.batch_size} does not split into {self.accumulate} parts.",
                 "Choose train.accumulate so that it divides the batch.",
             )
-        weights = ("noise_loss_weight", "latent_loss_weight", "foreground_weight", "weight_decay")
-        for name in (*weights, "warmup_steps", "clip_norm", "patience"):
+        losses = ("noise_loss_weight", "latent_loss_weight", "mask_loss_weight")
+        others = ("foreground_weight", "weight_decay", "warmup_steps", "clip_norm", "patience")
+        for name in (*losses, *others):
             _within(f"train.{name}", getattr(self, name), 0, ENDLESS)
         for name in ("foreground_fraction", "ema_decay"):
             _within(f"train.{name}", getattr(self, name), 0, 1)
         _within("train.learning_rate", self.learning_rate, 1e-12, 10)
-        if self.noise_loss_weight == self.latent_loss_weight == 0:
-            raise ConfigError("both loss weights are 0.", "Give one a weight.")
+        if not any(getattr(self, name) for name in losses):
+            raise ConfigError("all loss weights are 0.", "Give one a weight.")
 
 
 @dataclass(frozen=True)
@@ -231,6 +235,7 @@ SDSEG_RECIPE = (
     "latent_loss_weight",
     "latent_loss",
     "foreground_weight",
+    "mask_loss_weight",
     "timesteps",
 )
 """Settings of `[train]` that mean nothing to another network."""

@@ -3,7 +3,8 @@
 moments, posterior noise --> z0 --Eq. 1--> zt --unet(zt, t, zc)--> estimate --Eq. 3--> loss
 image --vision_encoder--> zc ------------------------'
 
-For a baseline Dice and cross-entropy of its mask.
+With `train.mask_loss_weight` the mask of the estimate counts, too. For a baseline Dice and
+cross-entropy of its mask are all.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from sdseg_cli.model import diffusion
 from sdseg_cli.model.baselines import Baseline, SliceModel
 from sdseg_cli.model.sdseg import SDSeg, as_three_channels, foreground_weight
 from sdseg_cli.training.latents import MaskLatents, encode_masks
+from sdseg_cli.training.mask_loss import MaskLoss, decoded_mask_loss
 from sdseg_cli.training.runtime import reduced_precision
 from sdseg_cli.training.steps import StepInputs
 
@@ -28,14 +30,21 @@ class Objective(nn.Module):
     Args:
         model: On the device that computes.
         recipe: Weights of the terms.
-    """
 
-    terms = "loss_noise", "loss_latent"
-    """Names of what the loss is the sum of, in the log."""
+    Raises:
+        ConfigError: The mask is to count, and there is no fast decoder.
+    """
 
     def __init__(self, model: SDSeg, recipe: TrainConfig) -> None:
         super().__init__()
         self.model, self.recipe = model, recipe
+        self.mask_loss = decoded_mask_loss(model) if recipe.mask_loss_weight else None
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of what the loss is the sum of, in the log."""
+        terms = "loss_noise", "loss_latent"
+        return terms if self.mask_loss is None else (*terms, "loss_mask")
 
     def known(self, inputs: StepInputs, latents: MaskLatents) -> StepInputs:
         """The inputs with the moments of all masks; new ones are computed and kept."""
@@ -59,7 +68,7 @@ class Objective(nn.Module):
     def forward(
         self, inputs: StepInputs, weight: Tensor | None, mean_weight: Tensor | None
     ) -> Tensor:
-        """Loss, L_noise and L_latent of these samples.
+        """Loss, L_noise, L_latent and perhaps the mask's of these samples.
 
         Args:
             inputs: On the device, their moments known.
@@ -67,7 +76,7 @@ class Objective(nn.Module):
             mean_weight: Its mean over the whole batch, of which these may be a part.
 
         Returns:
-            (3,) float32; only the first has a gradient that is used.
+            (3,) or (4,) float32; only the first has a gradient that is used.
         """
         model, recipe = self.model, self.recipe
         image = as_three_channels(inputs.image).contiguous(memory_format=torch.channels_last)
@@ -86,7 +95,11 @@ class Objective(nn.Module):
             squared=recipe.latent_loss == "l2",
         )
         loss = recipe.noise_loss_weight * loss_noise + recipe.latent_loss_weight * loss_latent
-        return torch.stack([loss, loss_noise, loss_latent])
+        if self.mask_loss is None:
+            return torch.stack([loss, loss_noise, loss_latent])
+        loss_mask = self.mask_loss(estimate.z0_pred, inputs.foreground)
+        loss = loss + recipe.mask_loss_weight * loss_mask
+        return torch.stack([loss, loss_noise, loss_latent, loss_mask])
 
 
 class PlaneObjective(nn.Module):
@@ -97,15 +110,11 @@ class PlaneObjective(nn.Module):
         model: On the device that computes.
     """
 
-    terms = "loss_dice", "loss_cross_entropy"
+    terms: tuple[str, ...] = ("loss_dice", "loss_cross_entropy")
 
     def __init__(self, model: Baseline) -> None:
         super().__init__()
-        from monai.losses import DiceLoss
-
-        self.model = model
-        self.dice = DiceLoss(sigmoid=True)
-        self.cross_entropy = nn.BCEWithLogitsLoss()
+        self.model, self.loss = model, MaskLoss()
 
     def known(self, inputs: StepInputs, latents: MaskLatents) -> StepInputs:
         """The inputs as they are."""
@@ -122,10 +131,7 @@ class PlaneObjective(nn.Module):
         image = as_three_channels(inputs.image).contiguous(memory_format=torch.channels_last)
         with reduced_precision(image.device, self.model.config.precision):
             answers = self.model.logits(image).float().unbind(dim=1)
-        truth = inputs.foreground[:, None].float()
-        terms = torch.stack(
-            [torch.stack([self.dice(a, truth), self.cross_entropy(a, truth)]) for a in answers]
-        )
+        terms = torch.stack([self.loss(answer, inputs.foreground) for answer in answers])
         share = 0.5 ** torch.arange(len(answers), device=image.device)
         dice, cross_entropy = share / share.sum() @ terms
         return torch.stack([dice + cross_entropy, dice, cross_entropy])

@@ -24,6 +24,7 @@ TAGS = {
     "loss": "loss/total",
     "loss_noise": "loss/noise",
     "loss_latent": "loss/latent",
+    "loss_mask": "loss/mask",
     "loss_dice": "loss/Dice",
     "loss_cross_entropy": "loss/cross-entropy",
     "lr": "learning rate",

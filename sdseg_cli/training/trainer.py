@@ -43,18 +43,18 @@ class StepResult:
     """The slices of this process."""
     rate: float
     values: Tensor
-    """(4,): the loss, its two terms, and how many processes were asked to stop."""
-    terms: tuple[str, str] = Objective.terms
+    """The loss, each of its terms, and how many processes were asked to stop."""
+    terms: tuple[str, ...]
     """What the terms are called."""
 
     @property
     def asked_to_stop(self) -> bool:
         """Whether any process was; waits for the GPU."""
-        return self.values[3].item() > 0
+        return self.values[-1].item() > 0
 
     def row(self) -> dict[str, float]:
         """Its line of the log; waits for the GPU."""
-        loss, *parts = self.values[:3].tolist()
+        loss, *parts = self.values[:-1].tolist()
         named = dict(zip(self.terms, parts, strict=True))
         return {"step": self.step, "loss": loss, **named, "lr": self.rate}
 
@@ -135,9 +135,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        values = torch.zeros(4, device=self.device)
-        values[3] = float(asked_to_stop)
-        values[:3] = self._gradients(inputs.to(self.device), latents)
+        values = torch.zeros(2 + len(self.objective.terms), device=self.device)
+        values[-1] = float(asked_to_stop)
+        values[:-1] = self._gradients(inputs.to(self.device), latents)
         if recipe.clip_norm:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.trained, recipe.clip_norm)
@@ -152,13 +152,13 @@ class Trainer:
         """Gradients of the whole batch, part by part.
 
         Returns:
-            (3,): the loss and its terms, of this process's share.
+            (1 + terms,): the loss and its terms, of this process's share.
         """
         weight = self.objective.weight(inputs)
         mean_weight = None if weight is None else self.ranks.mean(weight.mean())
         parts = inputs.parts(self.accumulate)
         weights = [None] * len(parts) if weight is None else weight.chunk(len(parts))
-        total = torch.zeros(3, device=self.device)
+        total = torch.zeros(1 + len(self.objective.terms), device=self.device)
         for number, (part, here) in enumerate(zip(parts, weights, strict=True), start=1):
             with self._exchanging(number == len(parts)):
                 terms = self._shared(part, here, mean_weight) / len(parts)

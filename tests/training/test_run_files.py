@@ -18,7 +18,8 @@ def test_of_several_processes_only_the_first_writes(tmp_path: Path) -> None:
     loop, run = small_trainer(small_config()), RunDir(tmp_path / "run")
     loop.ranks = Ranks(1, 2)
     assert RunFiles.begin(run, loop, None) == ()
-    result = StepResult(step=1, positions=[0], rate=1e-3, values=torch.tensor([3.0, 1, 2, 0.5]))
+    values, terms = torch.tensor([3.0, 1, 2, 0.5]), ("loss_noise", "loss_latent")
+    result = StepResult(step=1, positions=[0], rate=1e-3, values=values, terms=terms)
     loop.step = 1
     with RunFiles(run, loop, {}, tensorboard=False) as files:
         assert files.log(result, small_slices(tmp_path))  # one of two was asked to stop
