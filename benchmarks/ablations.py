@@ -1,0 +1,176 @@
+"""One change of the recipe at a time: the same data, steps and seeds, and what each is worth.
+
+What `table6.py` and `collapse.py` share. A variant is the `tiny` preset with some values changed.
+Rows are kept as they come; a second call goes on, and so does a run that was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from benchmarks.results import Results, Row, machine
+from sdseg_cli.config import RunConfig
+from sdseg_cli.config_file import from_dict
+from sdseg_cli.datasets.manifest import Manifest
+from sdseg_cli.evaluate import evaluate
+from sdseg_cli.presets import preset
+from sdseg_cli.progress import TrainProgress
+from sdseg_cli.train import train
+from sdseg_cli.training.run_folder import RunDir
+
+VALIDATIONS = 4
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A study: its name, and its variants by theirs."""
+
+    name: str
+    variants: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run of one variant."""
+
+    study: str
+    variant: str
+    values: Mapping[str, Any]
+    workspace: Path
+    dataset: str
+    steps: int
+    seed: int
+    split: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.dataset}/{self.variant}/{self.steps}steps/{self.split}/seed{self.seed}"
+
+    @property
+    def run(self) -> RunDir:
+        words = [self.study, *self.variant.split(), f"{self.steps}steps", f"seed{self.seed}"]
+        folder = "-".join("".join(c for c in word if c.isalnum()) for word in words)
+        return RunDir(self.workspace / "runs" / self.dataset / folder)
+
+    def config(self) -> RunConfig:
+        """`tiny` over so many steps, and what the variant changes."""
+        every = max(1, self.steps // VALIDATIONS)
+        recipe = {"steps": self.steps, "validate_every": every, "checkpoint_every": every}
+        shared = {"dataset": self.dataset, "seed": self.seed, "train": recipe}
+        base = from_dict(shared, preset("tiny"), source="benchmark")
+        return from_dict(dict(self.values), base, source=self.variant)
+
+    def measure(self) -> Row:
+        """Train, and score a split by the best weights, on the scans' own grids."""
+        watch = _Clock()
+        manifest = Manifest.find(self.workspace, self.dataset)
+        if train(self.config(), manifest, self.run, device="cpu", watch=watch).state == "stopped":
+            raise KeyboardInterrupt  # asked to stop: the same command goes on
+        scores = evaluate(self.run.path, self.workspace, split=self.split, device="cpu").to_json()
+        return {
+            "dataset": self.dataset,
+            "variant": self.variant,
+            "seed": self.seed,
+            "steps": self.steps,
+            "split": self.split,
+            "step_s": watch.per_step,
+            "val_dice": validations(self.run),
+            "cases": scores["cases"],
+            **machine(torch.device("cpu")),
+        }
+
+
+class _Clock:
+    """Processor seconds per step, without validations."""
+
+    def __init__(self) -> None:
+        self._before, self._taken = 0.0, list[float]()
+
+    def __call__(self, now: TrainProgress) -> None:
+        mark = time.process_time()
+        if self._before and not now.validated:
+            self._taken.append(mark - self._before)
+        self._before = mark
+
+    @property
+    def per_step(self) -> float | None:
+        """The mean; None where no step was seen."""
+        return fmean(self._taken) if self._taken else None
+
+
+def validations(run: RunDir) -> dict[int, float]:
+    """Step -> validation Dice, of the run's log."""
+    rows = [json.loads(line) for line in run.log_file.read_text().splitlines()]
+    return {row["step"]: row["val_dice"] for row in rows if "val_dice" in row}
+
+
+def found_share(row: Row) -> float:
+    """Predicted foreground over that of the reference, in voxels: 0 is a collapse."""
+    predicted = sum(case["predicted_voxels"] for case in row["cases"])
+    reference: int = sum(case["reference_voxels"] for case in row["cases"])
+    return float(predicted / reference)
+
+
+def case_mean(row: Row, metric: str) -> float:
+    """Mean over the cases that have the metric."""
+    return fmean(case[metric] for case in row["cases"] if case.get(metric) is not None)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown: a block per data set, a line per variant; where there are seeds, mean and each."""
+    lines: list[str] = []
+    for dataset in dict.fromkeys(row["dataset"] for row in rows):
+        here = [row for row in rows if row["dataset"] == dataset]
+        steps = sorted(map(int, here[0]["val_dice"]))
+        head = [dataset, *(f"validation Dice, step {step}" for step in steps)]
+        head += [f"{here[0]['split']} Dice", "IoU", "foreground found / true", "s/step", "seeds"]
+        lines += ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        for variant in dict.fromkeys(row["variant"] for row in here):
+            mine = [row for row in here if row["variant"] == variant]
+            at = [{int(step): dice for step, dice in row["val_dice"].items()} for row in mine]
+            cells = [_with_each([dice[step] for dice in at]) for step in steps]
+            cells += [_with_each([case_mean(row, key) for row in mine]) for key in ("dice", "iou")]
+            cells.append(_with_each([found_share(row) for row in mine], ".2f"))
+            timed = [row["step_s"] for row in mine if row["step_s"] is not None]
+            cells += [f"{fmean(timed):.2f}" if timed else "-", str(len(mine))]
+            lines.append(f"| {variant} | {' | '.join(cells)} |")
+    return "\n".join(lines).lstrip("\n")
+
+
+def _with_each(values: Sequence[float], form: str = ".3f") -> str:
+    mean = format(fmean(values), form)
+    return mean if len(values) == 1 else f"{mean} ({', '.join(format(v, form) for v in values)})"
+
+
+def run_study(study: Ablation, about: str) -> None:
+    """The command: measure what the file lacks, then print the table of what was asked for."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--workspace", type=Path, default=Path(os.environ.get("SDSEG_HOME", ".")))
+    parser.add_argument("--datasets", required=True, help="prepared names, with commas")
+    parser.add_argument("--variants", default="", help="numbers from 1, with commas; default: all")
+    parser.add_argument("--steps", type=int, required=True, help="of each training")
+    parser.add_argument("--seeds", default="0,1", help="with commas")
+    parser.add_argument("--split", default="test", help="that is scored at the end")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    results, rows = Results(args.out), list[Row]()
+    names = list(study.variants)
+    chosen = [names[int(number) - 1] for number in args.variants.split(",") if number] or names
+    for seed in map(int, args.seeds.split(",")):  # all variants once, before any a second time
+        for dataset in args.datasets.split(","):
+            for variant in chosen:
+                values = study.variants[variant]
+                which = (args.workspace, dataset, args.steps, seed, args.split)
+                training = Training(study.name, variant, values, *which)
+                rows.append(results.measure(training.name, training.measure))
+    print(table(rows))

@@ -1,0 +1,100 @@
+"""What benchmarks/ablations.py computes, on rows made by hand and on one training of two steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.ablations import Ablation, Training, case_mean, found_share, table
+from benchmarks.collapse import COLLAPSE
+from benchmarks.table6 import TABLE6
+from sdseg_cli.config_file import differing_keys
+from sdseg_cli.presets import PRESETS
+from tests.conftest import Workspace
+
+
+def training(study: Ablation, variant: str, workspace: Path = Path()) -> Training:
+    return Training(study.name, variant, study.variants[variant], workspace, "tiny", 2, 0, "val")
+
+
+def row(variant: str, seed: int, dice: float, voxels: int) -> dict[str, object]:
+    cases = [
+        {"id": "a", "dice": dice, "iou": 0.25, "predicted_voxels": voxels, "reference_voxels": 30},
+        {"id": "b", "dice": None, "iou": None, "predicted_voxels": 10, "reference_voxels": 10},
+    ]
+    return {
+        "dataset": "set",
+        "variant": variant,
+        "seed": seed,
+        "split": "val",
+        "step_s": 0.5,
+        "val_dice": {"10": 0.0, "20": dice},
+        "cases": cases,
+    }
+
+
+def test_foreground_found_is_counted_over_all_cases() -> None:
+    assert found_share(row("x", 0, 0.5, 10)) == (10 + 10) / (30 + 10)
+
+
+def test_a_case_without_a_dice_is_left_out_of_the_mean() -> None:
+    assert case_mean(row("x", 0, 0.5, 10), "dice") == 0.5
+
+
+def test_a_line_holds_the_mean_of_the_seeds_and_each() -> None:
+    head, _, both, one = table(
+        [row("x", 0, 0.5, 10), row("y", 0, 0.25, 30), row("x", 1, 0.75, 30)]
+    ).splitlines()
+    assert head.startswith("| set | validation Dice, step 10 | validation Dice, step 20 | val Dice")
+    assert both == (
+        "| x | 0.000 (0.000, 0.000) | 0.625 (0.500, 0.750) | 0.625 (0.500, 0.750) "
+        "| 0.250 (0.250, 0.250) | 0.75 (0.50, 1.00) | 0.50 | 2 |"
+    )
+    assert one == "| y | 0.000 | 0.250 | 0.250 | 0.250 | 1.00 | 0.50 | 1 |"
+
+
+@pytest.mark.parametrize("study", [COLLAPSE, TABLE6], ids=lambda study: study.name)
+def test_variants_differ_and_each_has_a_run_of_its_own(study: Ablation) -> None:
+    trainings = [training(study, variant) for variant in study.variants]
+    assert len({one.run.path for one in trainings}) == len(trainings)
+    configs = [one.config() for one in trainings]
+    assert len(set(configs)) == len(configs)
+
+
+def test_the_last_row_of_table_6_is_the_preset_and_the_paper_s_form_has_the_paper_s_loss() -> None:
+    usual = {"dataset", "train.steps", "train.validate_every", "train.checkpoint_every"}
+    ours = training(TABLE6, "all three").config()
+    assert set(differing_keys(ours, PRESETS["tiny"])) <= usual
+    paper = training(TABLE6, "all three (eps, t uniform)").config()
+    recipe = PRESETS["table6-full"].train
+    for key in ("noise_loss_weight", "latent_loss_weight", "latent_loss", "timesteps"):
+        assert getattr(paper.train, key) == getattr(recipe, key)
+
+
+@pytest.mark.parametrize(
+    ("variant", "named"),
+    [
+        ("none", "table6-baseline"),
+        ("concatenation", "table6-concat"),
+        ("concatenation, trainable encoder", "table6-encoder"),
+        ("all three", "table6-full"),
+    ],
+)
+def test_the_rows_are_those_of_the_presets(variant: str, named: str) -> None:
+    config = training(TABLE6, f"{variant} (eps, t uniform)").config()
+    theirs = PRESETS[named]
+    assert config.model.fusion == theirs.model.fusion
+    assert config.model.train_encoder == theirs.model.train_encoder
+    assert config.train.latent_loss_weight == theirs.train.latent_loss_weight
+
+
+@pytest.mark.slow
+def test_a_variant_is_trained_and_scored(tiny_set: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "prepared").symlink_to(tiny_set.root / "prepared")
+    found = training(COLLAPSE, "tiny and the mask's Dice", tmp_path).measure()
+    assert [case["id"] for case in found["cases"]] == [
+        case.id for case in tiny_set.manifest.cases("val")
+    ]
+    assert sorted(found["val_dice"]) == [1, 2]
+    assert table([found]).splitlines()[2].startswith("| tiny and the mask's Dice | ")
