@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -64,15 +65,20 @@ def seconds_per_call(work: Callable[[], object], device: torch.device, budget_s:
 
 def machine(device: torch.device) -> Row:
     """What the figures were measured on."""
-    name = (
-        torch.cuda.get_device_name()
-        if device.type == "cuda"
-        else platform.processor() or platform.machine()
-    )
     return {
-        "device": name,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name and how many of its cores there are; Linux tells the name in a file
+    only.
+    """
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"

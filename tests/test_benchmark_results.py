@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from benchmarks.results import Results, processor
+
+
+def test_a_processor_is_named_as_linux_names_it(tmp_path: Path) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_text("processor : 0\nmodel name\t: Some CPU @ 2.00GHz\nmodel name\t: Some CPU\n")
+    assert processor(file) == f"Some CPU @ 2.00GHz, {os.cpu_count()} cores"
+
+
+def test_without_that_file_it_is_what_python_knows(tmp_path: Path) -> None:
+    assert processor(tmp_path / "none").endswith(f", {os.cpu_count()} cores")
+
+
+def test_what_is_in_the_file_is_not_measured_again(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    assert Results(path).measure("a", lambda: {"value": 1}) == {"value": 1}
+    assert Results(path).measure("a", lambda: {"value": 2}) == {"value": 1}
