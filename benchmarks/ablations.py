@@ -54,7 +54,8 @@ class Training:
 
     @property
     def name(self) -> str:
-        return f"{self.dataset}/{self.variant}/{self.steps}steps/{self.split}/seed{self.seed}"
+        where = f"{self.dataset}/{self.variant}/{self.steps}steps"
+        return f"{where}/{self.split or 'validations'}/seed{self.seed}"
 
     @property
     def run(self) -> RunDir:
@@ -71,12 +72,15 @@ class Training:
         return from_dict(dict(self.values), base, source=self.variant)
 
     def measure(self) -> Row:
-        """Train, and score a split by the best weights, on the scans' own grids."""
+        """Train, and score a split by the best weights, on the scans' own grids, if one is named."""
         watch = _Clock()
         manifest = Manifest.find(self.workspace, self.dataset)
         if train(self.config(), manifest, self.run, device="cpu", watch=watch).state == "stopped":
             raise KeyboardInterrupt  # asked to stop: the same command goes on
-        scores = evaluate(self.run.path, self.workspace, split=self.split, device="cpu").to_json()
+        cases: list[Row] = []
+        if self.split:
+            scores = evaluate(self.run.path, self.workspace, split=self.split, device="cpu")
+            cases = scores.to_json()["cases"]
         return {
             "dataset": self.dataset,
             "variant": self.variant,
@@ -85,7 +89,7 @@ class Training:
             "split": self.split,
             "step_s": watch.per_step,
             "val_dice": validations(self.run),
-            "cases": scores["cases"],
+            "cases": cases,
             **machine(torch.device("cpu")),
         }
 
@@ -133,14 +137,19 @@ def table(rows: Sequence[Row]) -> str:
         here = [row for row in rows if row["dataset"] == dataset]
         steps = sorted(map(int, here[0]["val_dice"]))
         head = [dataset, *(f"validation Dice, step {step}" for step in steps)]
-        head += [f"{here[0]['split']} Dice", "IoU", "foreground found / true", "s/step", "seeds"]
+        scored = all(row["cases"] for row in here)
+        if scored:
+            head += [f"{here[0]['split']} Dice", "IoU", "foreground found / true"]
+        head += ["s/step", "seeds"]
         lines += ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         for variant in dict.fromkeys(row["variant"] for row in here):
             mine = [row for row in here if row["variant"] == variant]
             at = [{int(step): dice for step, dice in row["val_dice"].items()} for row in mine]
             cells = [_with_each([dice[step] for dice in at]) for step in steps]
-            cells += [_with_each([case_mean(row, key) for row in mine]) for key in ("dice", "iou")]
-            cells.append(_with_each([found_share(row) for row in mine], ".2f"))
+            if scored:
+                means = [[case_mean(row, key) for row in mine] for key in ("dice", "iou")]
+                cells += [*map(_with_each, means)]
+                cells.append(_with_each([found_share(row) for row in mine], ".2f"))
             timed = [row["step_s"] for row in mine if row["step_s"] is not None]
             cells += [f"{fmean(timed):.2f}" if timed else "-", str(len(mine))]
             lines.append(f"| {variant} | {' | '.join(cells)} |")
@@ -160,7 +169,7 @@ def run_study(study: Ablation, about: str) -> None:
     parser.add_argument("--variants", default="", help="numbers from 1, with commas; default: all")
     parser.add_argument("--steps", type=int, required=True, help="of each training")
     parser.add_argument("--seeds", default="0,1", help="with commas")
-    parser.add_argument("--split", default="test", help="that is scored at the end")
+    parser.add_argument("--split", default="test", help="that is scored at the end; '': none")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     results, rows = Results(args.out), list[Row]()

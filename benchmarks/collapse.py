@@ -1,7 +1,7 @@
 """The collapse of a latent loss on sparse masks, and what cures it.
 
     python -m benchmarks.collapse --workspace FOLDER --datasets openkbp,ibsi --steps 150 \
-        --seeds 0,1 --split val --out collapse.json
+        --seeds 0,1 --split '' --out collapse.json
 
 Where a few latent pixels of a thousand hold the structure, the median of what z0 may be is the
 empty mask, and the mean absolute error, which asks for the median, is content with that. From there

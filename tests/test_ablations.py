@@ -54,6 +54,11 @@ def test_a_line_holds_the_mean_of_the_seeds_and_each() -> None:
     assert one == "| y | 0.000 | 0.250 | 0.250 | 0.250 | 1.00 | 0.50 | 1 |"
 
 
+def test_where_no_split_is_scored_the_validations_are_all() -> None:
+    only = {**row("x", 0, 0.5, 10), "cases": [], "split": ""}
+    assert table([only]).splitlines()[2] == "| x | 0.000 | 0.500 | 0.50 | 1 |"
+
+
 @pytest.mark.parametrize("study", [COLLAPSE, TABLE6], ids=lambda study: study.name)
 def test_variants_differ_and_each_has_a_run_of_its_own(study: Ablation) -> None:
     trainings = [training(study, variant) for variant in study.variants]
