@@ -72,7 +72,7 @@ class Training:
         return from_dict(dict(self.values), base, source=self.variant)
 
     def measure(self) -> Row:
-        """Train, and score a split by the best weights, on the scans' own grids, if one is named."""
+        """Train, and score a split, if one is named, on the scans' own grids."""
         watch = _Clock()
         manifest = Manifest.find(self.workspace, self.dataset)
         if train(self.config(), manifest, self.run, device="cpu", watch=watch).state == "stopped":
