@@ -20,7 +20,7 @@ from sdseg_cli.model.baselines import Baseline, SliceModel
 from sdseg_cli.model.sdseg import SDSeg, as_three_channels, foreground_weight
 from sdseg_cli.training.latents import MaskLatents, encode_masks
 from sdseg_cli.training.mask_loss import MaskLoss, decoded_mask_loss
-from sdseg_cli.training.runtime import reduced_precision
+from sdseg_cli.training.runtime import memory_format, reduced_precision
 from sdseg_cli.training.steps import StepInputs
 
 
@@ -128,7 +128,8 @@ class PlaneObjective(nn.Module):
         self, inputs: StepInputs, weight: Tensor | None, mean_weight: Tensor | None
     ) -> Tensor:
         """Loss, Dice loss and cross-entropy of these samples, (3,) float32; see `Objective`."""
-        image = as_three_channels(inputs.image).contiguous(memory_format=torch.channels_last)
+        image = as_three_channels(inputs.image)
+        image = image.contiguous(memory_format=memory_format(self.model, image.device))
         with reduced_precision(image.device, self.model.config.precision):
             answers = self.model.logits(image).float().unbind(dim=1)
         terms = torch.stack([self.loss(answer, inputs.foreground) for answer in answers])

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from sdseg_cli.errors import ConfigError
-from sdseg_cli.model.baselines import SliceModel
+from sdseg_cli.model.baselines import Baseline, SliceModel
 from sdseg_cli.progress import unasked
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -80,10 +80,18 @@ def ran_out_of_memory(error: BaseException) -> bool:
     return full or any(words in str(error) for words in ("can't allocate memory", "ALLOC_FAILED"))
 
 
+def memory_format(model: nn.Module, device: torch.device) -> torch.memory_format:
+    """How the model's planes lie in memory: channels last, which tensor cores want and SDSeg does
+    not mind elsewhere; on a CPU it makes a step of a baseline up to 1.5 times as long.
+    """
+    plain = isinstance(model, Baseline) and device.type == "cpu"
+    return torch.contiguous_format if plain else torch.channels_last
+
+
 def placed(model: Network, device: torch.device) -> Network:
-    """The network on the device, channels last: faster where there are tensor cores."""
+    """The network on the device, in its memory format."""
     model.to(device)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(memory_format=memory_format(model, device))  # type: ignore[call-overload]
     return model
 
 

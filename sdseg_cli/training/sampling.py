@@ -14,7 +14,7 @@ from sdseg_cli.errors import ConfigError
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.baselines import Baseline, SliceModel
 from sdseg_cli.model.sdseg import SDSeg, as_three_channels, full_precision
-from sdseg_cli.training.runtime import reduced_precision
+from sdseg_cli.training.runtime import memory_format, reduced_precision
 
 _FLIP_AXIS = {"h": -1, "v": -2}
 
@@ -158,7 +158,8 @@ def _draws_as_seen(
 def _answer(model: Baseline, pixels: Tensor) -> Iterator[Tensor]:
     """What a baseline says of the pixels as they are: one answer."""
     device = _device_of(model)
-    image = as_three_channels(pixels.to(device)).contiguous(memory_format=torch.channels_last)
+    image = as_three_channels(pixels.to(device))
+    image = image.contiguous(memory_format=memory_format(model, device))
     with reduced_precision(device, model.config.precision):
         probability = model.probability(image)
     yield probability
