@@ -11,12 +11,14 @@ import torch
 import sdseg_cli.training.runtime as runtime_module
 from sdseg_cli.config import UNetConfig
 from sdseg_cli.errors import ConfigError
+from sdseg_cli.model.baselines import build_model
 from sdseg_cli.model.sdseg import build_sdseg
 from sdseg_cli.model.unet import UNet
-from sdseg_cli.presets import PRESETS
+from sdseg_cli.presets import PRESETS, for_network
 from sdseg_cli.training.runtime import (
     Ema,
     choose_device,
+    memory_format,
     needs_loss_scale,
     ran_out_of_memory,
     reduced_precision,
@@ -135,3 +137,18 @@ def test_a_second_ctrl_c_ends_at_once_but_not_an_echo_of_the_first(
         assert stop.is_set()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("network", "device", "expected"),
+    [
+        ("sdseg", "cpu", torch.channels_last),
+        ("unet", "cpu", torch.contiguous_format),
+        ("unet", "cuda", torch.channels_last),
+    ],
+)
+def test_only_a_baseline_on_a_cpu_has_its_channels_first(
+    network: str, device: str, expected: torch.memory_format
+) -> None:
+    model = build_model(for_network(PRESETS["tiny"], network).model)
+    assert memory_format(model, torch.device(device)) is expected
