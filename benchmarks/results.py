@@ -40,6 +40,11 @@ class Results:
         return row
 
 
+def clock(device: torch.device) -> float:
+    """Seconds: of the processor, all threads together; on a GPU of the wall."""
+    return time.process_time() if device.type == "cpu" else time.perf_counter()
+
+
 def seconds(work: Callable[[], object], device: torch.device) -> float:
     """How long one call takes, until the device has finished it."""
 

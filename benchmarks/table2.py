@@ -24,7 +24,7 @@ from statistics import fmean, median
 
 import torch
 
-from benchmarks.results import Results, Row, machine
+from benchmarks.results import Results, Row, clock, machine
 from sdseg_cli.config import RunConfig
 from sdseg_cli.datasets.manifest import Manifest
 from sdseg_cli.evaluate import evaluate
@@ -81,8 +81,8 @@ class Task:
         return RunDir(self.workspace / "runs" / self.dataset / folder)
 
     def clock(self) -> float:
-        """Seconds: of the processor, all threads together; on a GPU of the wall."""
-        return time.process_time() if self.device.type == "cpu" else time.perf_counter()
+        """Seconds, as `results.clock` counts them."""
+        return clock(self.device)
 
     def config(self, steps: int | None = None) -> RunConfig:
         """The preset for this model; with `steps`, schedule and validations over all of them."""
@@ -217,7 +217,7 @@ def table(rows: Sequence[Row]) -> str:
         ours = by_case([row for row in here if row["model"] == SDSEG], "dice")
         for model in dict.fromkeys(row["model"] for row in here):
             mine = [row for row in here if row["model"] == model]
-            cells = [model, *(_with_interval(by_case(mine, key)) for key in shown)]
+            cells = [model, *(with_interval(by_case(mine, key)) for key in shown)]
             mean_dice = by_case(mine, "dice")
             cells.append("-" if model == SDSEG else paired_difference(ours, mean_dice))
             cells += [f"{mine[0]['parameters'] / 1e6:.2f}", f"{mine[0]['gflop_per_slice']:.2f}"]
@@ -228,7 +228,8 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines).lstrip("\n")
 
 
-def _with_interval(values: dict[str, float]) -> str:
+def with_interval(values: dict[str, float]) -> str:
+    """Mean over cases and its 95 % interval; "-" without a case."""
     found = list(values.values())
     return _interval(fmean(found), bootstrap_ci95(found), ".3f") if found else "-"
 
