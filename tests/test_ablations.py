@@ -71,7 +71,7 @@ def test_the_last_row_of_table_6_is_the_preset_and_the_paper_s_form_has_the_pape
     usual = {"dataset", "train.steps", "train.validate_every", "train.checkpoint_every"}
     ours = training(TABLE6, "all three").config()
     assert set(differing_keys(ours, PRESETS["tiny"])) <= usual
-    paper = training(TABLE6, "all three (eps, t uniform)").config()
+    paper = training(TABLE6, "all three (Eq. 3, uniform t)").config()
     recipe = PRESETS["table6-full"].train
     for key in ("noise_loss_weight", "latent_loss_weight", "latent_loss", "timesteps"):
         assert getattr(paper.train, key) == getattr(recipe, key)
@@ -87,7 +87,7 @@ def test_the_last_row_of_table_6_is_the_preset_and_the_paper_s_form_has_the_pape
     ],
 )
 def test_the_rows_are_those_of_the_presets(variant: str, named: str) -> None:
-    config = training(TABLE6, f"{variant} (eps, t uniform)").config()
+    config = training(TABLE6, f"{variant} (Eq. 3, uniform t)").config()
     theirs = PRESETS[named]
     assert config.model.fusion == theirs.model.fusion
     assert config.model.train_encoder == theirs.model.train_encoder
