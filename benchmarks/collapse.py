@@ -18,14 +18,15 @@ COLLAPSE = Ablation(
     {
         "L1 (the paper)": {"train": PAPER},
         "L1, slices with foreground oversampled": {"train": {**PAPER, "foreground_fraction": 0.75}},
-        "L1, oversampled, foreground weighs 21": {
-            "train": {"latent_loss": "l1", "foreground_weight": 20.0}
-        },
+        "L1, foreground weighs 21": {"train": {**PAPER, "foreground_weight": 20.0}},
         "L2": {"train": {**PAPER, "latent_loss": "l2"}},
-        "L2, oversampled": {"train": {"foreground_weight": 0.0}},
-        "L2, oversampled, foreground weighs 21 (tiny)": {},
         "L1 and the mask's Dice": {"train": {**PAPER, "mask_loss_weight": 1.0}},
+        "L2, oversampled, foreground weighs 21 (tiny)": {},
+        "L2, oversampled": {"train": {"foreground_weight": 0.0}},
         "tiny and the mask's Dice": {"train": {"mask_loss_weight": 1.0}},
+        "L2, oversampled, and the mask's Dice": {
+            "train": {"foreground_weight": 0.0, "mask_loss_weight": 1.0}
+        },
         "the mask's Dice alone, oversampled": {
             "train": {"latent_loss_weight": 0.0, "mask_loss_weight": 1.0}
         },
