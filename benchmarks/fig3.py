@@ -27,8 +27,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.comparison_table import by_case, paired_difference, with_interval
 from benchmarks.results import Results, Row, clock, machine
-from benchmarks.table2 import by_case, paired_difference, with_interval
 from sdseg_cli.config import SampleConfig
 from sdseg_cli.errors import RunError
 from sdseg_cli.held_out import HeldOut, open_held_out

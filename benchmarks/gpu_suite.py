@@ -1,4 +1,4 @@
-"""Everything we want to know from a GPU, in one resumable script.
+r"""Everything we want to know from a GPU, in one resumable script.
 
     python -m benchmarks.gpu_suite --out results.json            # the paper's widths, CUDA
     python -m benchmarks.gpu_suite --preset tiny --device cpu --out results.json
@@ -7,144 +7,84 @@ Each measurement is stored as soon as it is done, and skipped when the same comm
 
     train        a whole step of `sdseg train`, per batch size and setting (precision, TF32 in the
                  U-Net, compiled): slices/s, peak memory, the share of the time the GPU is busy, and
-                 the hours that the paper's 100,000 steps of batch 4 take
-    plain        the same by the plain loop of train_speed.py, for the ratio
+                 the hours that the paper's 100,000 steps of batch 4
+                 take; and the same by the plain loop of train_speed.py, for the ratio
     bench        `sdseg bench`: slices/s of prediction by decoder, precision and batch size, each
                  part alone, and the plain loop
     file         a CT of 128 slices from file to file, exact and fast; needs nibabel
     precision    error of z0, Dice and speed by part and format: the table of precision.py
+    baselines    SDSeg beside each network of `sdseg train --model`: milliseconds and memory of a
+                 training step by batch size, slices/s and memory of prediction, weights, GFLOP per
+                 slice, and the table of them; needs MONAI (and einops for swin-unetr)
+    table2       with --datasets: SDSeg of a middle size (on the autoencoder that ships with sdseg),
+                 U-Net and DynUNet, trained on prepared sets for the same seconds: table2.py
 
-Weights are random in all but the last: speed and memory do not depend on them. Precision does, so
-it needs a trained run, named with --run and --workspace, and is left out without one.
+Weights are random in all but precision and table2: speed and memory do not depend on them.
+Precision does, so it needs a trained run, named with --run and --workspace, and is left out without
+one. What needs a package that is not installed is left out too and not stored: a later run makes
+it. --parts names the parts to run; without, all are. For table2 alone, 25 minutes a training:
+
+    python -m benchmarks.gpu_suite --parts table2 --workspace FOLDER --datasets kseg,cvc \
+        --seconds 1500 --out results.json
+
+For other sizes, models and seeds it is `python -m benchmarks.table2 --device cuda`, with --set.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import os
 import tempfile
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
 
 import torch
 
-from benchmarks.made_up import SIZE, made_up_slices, step_zero, stepper
+from benchmarks.gpu_baselines import compare, table
+from benchmarks.gpu_steps import (
+    ALL,
+    FASTEST,
+    PAPER_SLICES,
+    Setting,
+    peak_gib,
+    plain,
+    training,
+)
+from benchmarks.made_up import SIZE
 from benchmarks.precision import run_table
-from benchmarks.results import Results, Row, machine, seconds
-from benchmarks.train_speed import milliseconds_by_operator, plain_loop
-from sdseg_cli.bench import bench
+from benchmarks.results import Results, Row, machine
+from sdseg_cli.bench import GPU_BATCHES, bench
 from sdseg_cli.config import RunConfig
+from sdseg_cli.errors import SdsegError
 from sdseg_cli.imaging.intensity import CT_WINDOW_HU, Normalisation
 from sdseg_cli.imaging.phantom import make_phantom
 from sdseg_cli.model.mask_decoder import autoencoder_hash, build_mask_decoder
 from sdseg_cli.model.sdseg import build_sdseg
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import write_tensors
+from sdseg_cli.networks import SDSEG
 from sdseg_cli.presets import preset
 from sdseg_cli.training.checkpoint import Checkpoint
 from sdseg_cli.training.fast_decoder import stored_decoder
 from sdseg_cli.training.package import write_package
 from sdseg_cli.training.runtime import choose_device
-from sdseg_cli.training.trainer import StepResult
 
-SLICES = 64
-PAPER_SLICES = 100_000 * 4
-"""Steps of the paper's recipe, times its batch. A larger batch takes as many slices in fewer
-steps: what that does to the Dice is another question.
+MIDDLE = (
+    "train.batch_size=16",
+    "train.flips=hv",
+    "train.learning_rate=3e-4",
+    "sdseg:model.unet.model_channels=96",
+    "sdseg:model.unet.blocks_per_level=2",
+    "unet:model.scale=sd",
+    "dynunet:model.scale=sd",
+)
+"""Over the preset `tiny`: 30 to 40 million weights each. SDSeg in the preset `sd` cannot train from
+scratch: its autoencoder, which is frozen, is none that ships with the package.
 """
-PRECISIONS = ("mixed", "mixed-float16", "float32")
-
-
-def peak_gib(device: torch.device) -> float | None:
-    """Largest memory the tensors took since the last reset; None on a CPU."""
-    return torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How a training computes."""
-
-    precision: str = "mixed"
-    tf32: bool = False
-    compiled: bool = False
-
-    @property
-    def name(self) -> str:
-        """As in the results file."""
-        return self.precision + "/tf32" * self.tf32 + "/compiled" * self.compiled
-
-    def applied(self, config: RunConfig, batch_size: int) -> RunConfig:
-        """The configuration with this setting and batch."""
-        return replace(
-            config,
-            model=replace(config.model, precision=self.precision, tf32=self.tf32),
-            train=replace(config.train, batch_size=batch_size),
-        )
-
-
-ALL = tuple(Setting(*values) for values in product(PRECISIONS, (False, True), (False, True)))
-FASTEST = tuple(one for one in ALL if one.precision == "mixed")
-"""Measured for large batches too."""
-
-
-def _row(step: Callable[[], object], batch_size: int, device: torch.device, budget_s: float) -> Row:
-    """Steps in a row as in training, where a step's numbers are read while the next is computed."""
-    for _ in range(3):
-        step()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    count = max(3, min(1000, int(budget_s / seconds(step, device))))
-
-    def steps() -> None:
-        before: object = None
-        for _ in range(count):
-            now = step()
-            if isinstance(before, StepResult):
-                before.row()
-            before = now
-
-    taken = seconds(steps, device) / count
-    row: Row = {
-        "s_per_step": taken,
-        "slices_per_s": batch_size / taken,
-        "paper_hours": PAPER_SLICES * taken / batch_size / 3600,
-        "peak_gib": peak_gib(device),
-    }
-    if device.type == "cuda":
-        # Kernels take no longer under the profiler, steps do: so its kernels, but our clock.
-        row["gpu_busy"] = sum(milliseconds_by_operator(step, device, 10).values()) / 1000 / taken
-    return row
-
-
-def training(
-    config: RunConfig, batch_size: int, device: torch.device, budget_s: float, setting: Setting
-) -> Row:
-    """One whole step of `sdseg train`: slices, encoder, U-Net, loss, backward, AdamW, EMA."""
-    config = setting.applied(config, batch_size)
-    torch.compiler.reset()
-    try:
-        with tempfile.TemporaryDirectory() as name:
-            slices, state = made_up_slices(Path(name) / "case", SLICES), step_zero(config)
-            compiled, folder = setting.compiled, Path(name)
-            _, step = stepper(config, slices, folder, state, device, compiled=compiled, kept=True)
-            return _row(step, batch_size, device, budget_s)
-    except RuntimeError as error:
-        if not setting.compiled or isinstance(error, torch.OutOfMemoryError):
-            raise
-        return {"error": str(error).splitlines()[0]}  # a machine without a compiler
-
-
-def plain(config: RunConfig, batch_size: int, device: torch.device, budget_s: float) -> Row:
-    """One step of the plain loop."""
-    config = Setting().applied(config, batch_size)
-    with tempfile.TemporaryDirectory() as name:
-        slices = made_up_slices(Path(name) / "case", SLICES)
-        return _row(plain_loop(config, slices, device), batch_size, device, budget_s)
 
 
 def summary(rows: dict[str, Row], preset_name: str, batch_size: int) -> str:
@@ -203,26 +143,15 @@ def file_to_file(config: RunConfig, decoder: str, device: torch.device) -> Row:
         }
 
 
-def main() -> None:
-    """Run what is missing in the results file."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--preset", default="sd")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--budget", type=float, default=8.0, help="seconds per measurement")
-    parser.add_argument("--run", type=Path, help="a trained run, for the precision table")
-    parser.add_argument("--workspace", type=Path, default=Path(os.environ.get("SDSEG_HOME", ".")))
-    parser.add_argument("--split", default="val", help="whose slices the precision table is of")
-    parser.add_argument("--slices", type=int, default=48, help="how many of them")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    device = choose_device(args.device)
-    config = preset(args.preset)
-    results = Results(args.out)
-    large = device.type == "cuda"
-    results.measure(f"{args.preset}/machine", lambda: machine(device))
-    batches = (4, 16, 64) if large else (2, 8)
+def _batches(device: torch.device) -> tuple[int, ...]:
+    return (4, 16, 64) if device.type == "cuda" else (2, 8)
+
+
+def train_part(args: Namespace, results: Results, device: torch.device) -> None:
+    """Whole training steps, and the plain loop's."""
+    config, batches = preset(args.preset), _batches(device)
     for batch in batches:
-        if not large:
+        if device.type != "cuda":
             settings: tuple[Setting, ...] = (Setting(),)  # a CPU lowers nothing
         else:
             settings = ALL if batch == batches[0] else FASTEST
@@ -236,23 +165,107 @@ def main() -> None:
         )
     for batch in batches:
         print(summary(results.rows, args.preset, batch))
+
+
+def bench_part(args: Namespace, results: Results, device: torch.device) -> None:
+    """`sdseg bench`."""
+    slices = 128 if device.type == "cuda" else 2
     results.measure(
         f"{args.preset}/bench",
-        lambda: bench(
-            preset_name=args.preset, slices=128 if large else 2, device=device.type
-        ).to_json(),
+        lambda: bench(preset_name=args.preset, slices=slices, device=device.type).to_json(),
     )
+
+
+def file_part(args: Namespace, results: Results, device: torch.device) -> None:
+    """A CT from file to file."""
     if importlib.util.find_spec("nibabel") is None:
         print("file to file: left out, nibabel is not installed.")
-    else:
-        for decoder in ("exact", "fast"):
-            results.measure(
-                f"{args.preset}/file/{decoder}", partial(file_to_file, config, decoder, device)
-            )
+        return
+    for decoder in ("exact", "fast"):
+        results.measure(
+            f"{args.preset}/file/{decoder}",
+            partial(file_to_file, preset(args.preset), decoder, device),
+        )
+
+
+def precision_part(args: Namespace, results: Results, device: torch.device) -> None:
+    """The table of precision.py."""
     if args.run is None:
         print("precision: left out, it needs a trained model; give --run and --workspace.")
     else:
         run_table(results, args.run, args.workspace, args.split, args.slices, args.device)
+
+
+def baselines_part(args: Namespace, results: Results, device: torch.device) -> None:
+    """SDSeg beside the networks it is compared with."""
+    batches = _batches(device)
+    compare(
+        results,
+        args.preset,
+        device,
+        batches=batches,
+        predict_batches=GPU_BATCHES if device.type == "cuda" else batches[:1],
+        budget_s=args.budget,
+    )
+    print(table(results.rows, args.preset, batches))
+
+
+def table2_part(args: Namespace, results: Results, device: torch.device) -> None:
+    """Models of the same budget on prepared sets; what cannot be trained here is left out."""
+    if not args.datasets:
+        print("table2: left out, it needs prepared sets; give --datasets and --workspace.")
+        return
+    try:
+        from benchmarks.comparison_table import table as compared
+        from benchmarks.table2 import Task, row_of, settings_of
+    except ImportError as error:
+        print(f"table2: left out, {error}")
+        return
+    rows: list[Row] = []
+    for dataset, model in product(args.datasets.split(","), (SDSEG, "unet", "dynunet")):
+        own = settings_of(model, MIDDLE)
+        task = Task(args.workspace, dataset, model, 0, "tiny", args.seconds, device, own)
+        try:
+            row = row_of(task, results)
+            rows += [row] if "error" not in row else []
+        except (ImportError, SdsegError) as error:
+            print(f"{task.name}: left out, {error}", flush=True)
+    print(compared(rows))
+
+
+Part = Callable[[Namespace, Results, torch.device], None]
+PARTS: dict[str, Part] = {
+    "train": train_part,
+    "bench": bench_part,
+    "file": file_part,
+    "precision": precision_part,
+    "baselines": baselines_part,
+    "table2": table2_part,
+}
+
+
+def main() -> None:
+    """Run what is missing in the results file."""
+    parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--preset", default="sd")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--budget", type=float, default=8.0, help="seconds per measurement")
+    parser.add_argument("--parts", default=",".join(PARTS), help="with commas; default: all")
+    parser.add_argument("--run", type=Path, help="a trained run, for the precision table")
+    parser.add_argument("--workspace", type=Path, default=Path(os.environ.get("SDSEG_HOME", ".")))
+    parser.add_argument("--split", default="val", help="whose slices the precision table is of")
+    parser.add_argument("--slices", type=int, default=48, help="how many of them")
+    parser.add_argument("--datasets", help="prepared sets for table2, with commas")
+    parser.add_argument("--seconds", type=float, default=1500.0, help="table2: of each training")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    parts = args.parts.split(",")
+    if unknown := [name for name in parts if name not in PARTS]:
+        parser.error(f"--parts: there is no {', '.join(unknown)}; there are {', '.join(PARTS)}.")
+    device, results = choose_device(args.device), Results(args.out)
+    results.measure(f"{args.preset}/machine", lambda: machine(device))
+    for name in parts:
+        PARTS[name](args, results, device)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from sdseg_cli.errors import RunError
+
 Row = dict[str, Any]
 
 
@@ -29,8 +31,12 @@ class Results:
             return self.rows[name]
         try:
             row = work()
-        except torch.OutOfMemoryError as error:
-            row = {"error": str(error).splitlines()[0]}
+        except (torch.OutOfMemoryError, RunError) as error:
+            # Training and prediction tell a person what to do about a full GPU.
+            full = error.__cause__ if isinstance(error, RunError) else error
+            if not isinstance(full, torch.OutOfMemoryError):
+                raise
+            row = {"error": str(full).splitlines()[0]}
         self.rows[name] = row
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")

@@ -9,7 +9,12 @@ fit, with the schedule over all of them: a run is then repeatable, which one tha
 clock is not. What it really took stands in its row, with validations, as many for each, and with
 what SDSeg spends on the latents of masks it meets for the first time.
 
-Resumable: rows that are in the file are not made again, and a run that was stopped goes on.
+Models are the preset's; `--set` changes settings of all of them, or of one:
+
+    --set train.batch_size=16 --set sdseg:model.unet.model_channels=96 --set unet:model.scale=sd
+
+Resumable: rows that are in the file are not made again, and a run that was stopped goes on. Steps
+are timed once a file, so each machine has a file of its own.
 """
 
 from __future__ import annotations
@@ -19,20 +24,25 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import sha256
+from itertools import product
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 
 import torch
 
-from benchmarks.results import Results, Row, clock, machine
+from benchmarks.comparison_table import table
+from benchmarks.gpu_steps import seconds_in_a_row
+from benchmarks.results import Results, Row, clock, machine, seconds_per_call
 from sdseg_cli.config import RunConfig
+from sdseg_cli.config_file import from_dict, parse_assignment
 from sdseg_cli.datasets.manifest import Manifest
+from sdseg_cli.errors import ConfigError
 from sdseg_cli.evaluate import evaluate
-from sdseg_cli.metrics.paired import paired
-from sdseg_cli.metrics.statistics import bootstrap_ci95
 from sdseg_cli.model.arithmetic import gflop
 from sdseg_cli.model.store import WeightStore
-from sdseg_cli.networks import SDSEG, models
+from sdseg_cli.networks import models
 from sdseg_cli.predict import Predictor
 from sdseg_cli.presets import for_network, preset
 from sdseg_cli.splits import open_split
@@ -51,8 +61,12 @@ from sdseg_cli.training.trainer import Trainer
 
 WARM, MEASURED = 3, 12
 """Steps before the clock counts, and steps whose median is a step's time."""
+IN_A_ROW, GPU_BUDGET_S = 100, 2.0
+"""On a GPU: steps whose mean is a step's time, and for how long predictions are timed."""
 VALIDATIONS = 6
-METRICS = {"dice": "Dice", "iou": "IoU", "hd95_mm": "HD95 (mm)", "hd95": "HD95 (px)"}
+DECIDED = {"dataset", "preset", "seed"}
+DECIDED |= {f"train.{key}" for key in ("steps", "validate_every", "checkpoint_every")}
+"""Not for `--set`: the other options and the budget say it."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +80,18 @@ class Task:
     preset: str
     seconds: float
     device: torch.device
+    settings: tuple[str, ...] = ()
+    """`KEY=VALUE` over the preset."""
+
+    @property
+    def sizes(self) -> str:
+        """Model, preset and settings, for names of rows."""
+        changed = f"[{','.join(self.settings)}]" if self.settings else ""
+        return f"{self.model}-{self.preset}{changed}"
 
     @property
     def name(self) -> str:
-        return f"{self.dataset}/{self.model}-{self.preset}/{self.seconds:g}s/seed{self.seed}"
+        return f"{self.dataset}/{self.sizes}/{self.seconds:g}s/seed{self.seed}"
 
     @property
     def manifest(self) -> Manifest:
@@ -77,7 +99,10 @@ class Task:
 
     @property
     def run(self) -> RunDir:
-        folder = f"table2-{self.model}-{self.preset}-{self.seconds:g}s-seed{self.seed}"
+        # Settings may hold what no folder's name may.
+        changed = sha256("\n".join(self.settings).encode()).hexdigest()[:8]
+        sizes = f"{self.model}-{self.preset}" + (f"-{changed}" if self.settings else "")
+        folder = f"table2-{sizes}-{self.seconds:g}s-seed{self.seed}"
         return RunDir(self.workspace / "runs" / self.dataset / folder)
 
     def clock(self) -> float:
@@ -87,6 +112,8 @@ class Task:
     def config(self, steps: int | None = None) -> RunConfig:
         """The preset for this model; with `steps`, schedule and validations over all of them."""
         config = for_network(preset(self.preset), self.model)
+        for text in self.settings:
+            config = from_dict(parse_assignment(text), config, source="--set")
         config = replace(config, dataset=self.dataset, seed=self.seed)
         if steps is None:
             return config
@@ -101,9 +128,9 @@ class Task:
         return replace(config, train=recipe)
 
 
-def fitting_steps(seconds: float, seconds_per_step: float) -> int:
+def fitting_steps(budget_s: float, seconds_per_step: float) -> int:
     """How many steps fit, at least one."""
-    return max(1, int(seconds / seconds_per_step))
+    return max(1, int(budget_s / seconds_per_step))
 
 
 def step_seconds(task: Task) -> Row:
@@ -114,6 +141,9 @@ def step_seconds(task: Task) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         latents = open_latents([Path(folder)], slices, trainer.model, {}, task.device)
         source = StepSource(config, slices, latents, shape)
+        if task.device.type == "cuda":
+            per_step = seconds_in_a_row(trainer, source, latents, IN_A_ROW)
+            return {"seconds_per_step": per_step, **machine(task.device)}
         for step in range(WARM + MEASURED):
             trainer.train_step(source.inputs(step), latents).row()  # SDSeg keeps the masks' latents
             started = task.clock()
@@ -144,6 +174,7 @@ def measured(task: Task, seconds_per_step: float) -> Row:
         "dataset": task.dataset,
         "model": task.model,
         "preset": task.preset,
+        "settings": list(task.settings),
         "seed": task.seed,
         "steps": steps,
         "budget_s": task.seconds,
@@ -173,10 +204,14 @@ def size_and_speed(task: Task, count: int = 16) -> Row:
     first = pixels[:1].to(task.device)
     used = [value for part in plain.predicting_parts() for value in part.parameters()]
     ask = Inference(predictor.model)
-    ask(predict_planes, pixels[:1].numpy(), [0], seed=0, sample=sample)
-    started, worked = time.perf_counter(), task.clock()
-    ask(predict_planes, pixels.numpy(), chosen, seed=0, sample=sample)
-    worked, passed = task.clock() - worked, time.perf_counter() - started
+    whole = partial(ask, predict_planes, pixels.numpy(), chosen, seed=0, sample=sample)
+    if task.device.type == "cuda":  # all in milliseconds, the first time in many more
+        worked = passed = seconds_per_call(whole, task.device, GPU_BUDGET_S)
+    else:
+        ask(predict_planes, pixels[:1].numpy(), [0], seed=0, sample=sample)
+        started, worked = time.perf_counter(), task.clock()
+        whole()
+        worked, passed = task.clock() - worked, time.perf_counter() - started
     return {
         "parameters": sum(value.numel() for value in used),
         "gflop_per_slice": gflop(lambda: predict_planes(plain, first, [0], seed=0, sample=sample)),
@@ -185,60 +220,37 @@ def size_and_speed(task: Task, count: int = 16) -> Row:
     }
 
 
-def by_case(rows: Sequence[Row], metric: str) -> dict[str, float]:
-    """Case -> the mean over seeds; a case without a value in some seed is left out."""
-    found: dict[str, list[float | None]] = {}
-    for row in rows:
-        for case in row["cases"]:
-            found.setdefault(case["id"], []).append(case.get(metric))
-    whole = {key: [v for v in values if v is not None] for key, values in found.items()}
-    return {key: fmean(values) for key, values in whole.items() if len(values) == len(rows)}
+def settings_of(model: str, assigned: Sequence[str]) -> tuple[str, ...]:
+    """Those of `--set` that a model gets: `KEY=VALUE` is for all, `MODEL:KEY=VALUE` for one.
+
+    Raises:
+        ConfigError: There is no such model, or the budget decides the key.
+    """
+    mine = []
+    for text in assigned:
+        start, equals, value = text.partition("=")
+        owner, _, key = start.rpartition(":")
+        if owner and owner not in models():
+            raise ConfigError(
+                f'--set {text}: there is no model "{owner}".', f"Choose of {', '.join(models())}."
+            )
+        if key.strip() in DECIDED:
+            raise ConfigError(
+                f"--set {text}: {key} follows from the other options.", "Leave it out."
+            )
+        mine += [f"{key}{equals}{value}"] if owner in ("", model) else []
+    return tuple(mine)
 
 
-def paired_difference(ours: dict[str, float], theirs: dict[str, float]) -> str:
-    """Mean of theirs less ours over the cases of both, its 95 % interval, and p if there is one."""
-    cases = list(dict.fromkeys([*ours, *theirs]))
-    found = paired([ours.get(one) for one in cases], [theirs.get(one) for one in cases], "higher")
-    if found.difference is None:
-        return "-"
-    p = "" if found.p is None else f", p {found.p:.2g}"
-    return _interval(found.difference, found.ci95, "+.3f") + p
-
-
-def table(rows: Sequence[Row]) -> str:
-    """Table 2's form, in Markdown: one block per data set, a line per model."""
-    lines: list[str] = []
-    for dataset in dict.fromkeys(row["dataset"] for row in rows):
-        here = [row for row in rows if row["dataset"] == dataset]
-        shown = {key: text for key, text in METRICS.items() if any(by_case(here[:1], key))}
-        head = [dataset, *shown.values(), f"Dice less {SDSEG}'s", "weights (M)", "GFLOP/slice"]
-        head += ["slices/s", "steps", "seconds", "seeds"]
-        lines += ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-        ours = by_case([row for row in here if row["model"] == SDSEG], "dice")
-        for model in dict.fromkeys(row["model"] for row in here):
-            mine = [row for row in here if row["model"] == model]
-            cells = [model, *(with_interval(by_case(mine, key)) for key in shown)]
-            mean_dice = by_case(mine, "dice")
-            cells.append("-" if model == SDSEG else paired_difference(ours, mean_dice))
-            cells += [f"{mine[0]['parameters'] / 1e6:.2f}", f"{mine[0]['gflop_per_slice']:.2f}"]
-            cells += [f"{median(row['slices_per_s'] for row in mine):.2f}", str(mine[0]["steps"])]
-            seconds = [row["training_s"] for row in mine if row["training_s"] is not None]
-            cells += [f"{fmean(seconds):.0f}" if seconds else "-", str(len(mine))]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines).lstrip("\n")
-
-
-def with_interval(values: dict[str, float]) -> str:
-    """Mean over cases and its 95 % interval; "-" without a case."""
-    found = list(values.values())
-    return _interval(fmean(found), bootstrap_ci95(found), ".3f") if found else "-"
-
-
-def _interval(mean: float, bounds: tuple[float | None, float | None], form: str) -> str:
-    low, high = bounds
-    return format(mean, form) + (
-        "" if low is None or high is None else f" ({low:{form}} to {high:{form}})"
-    )
+def row_of(task: Task, results: Results) -> Row:
+    """The row of a task, made where it is missing; of a model that does not fit into the GPU's
+    memory it holds an "error".
+    """
+    timed = f"step/{task.dataset}/{task.sizes}"
+    step = results.measure(timed, lambda: step_seconds(task))
+    if "error" in step:
+        return step
+    return results.measure(task.name, lambda: measured(task, step["seconds_per_step"]))
 
 
 def main() -> None:
@@ -250,23 +262,29 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600.0, help="of training, for each")
     parser.add_argument("--seeds", default="0", help="with commas")
     parser.add_argument("--preset", default="tiny", help="tiny or sd")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="assigned",
+        metavar="[MODEL:]KEY=VALUE",
+        help="a setting, as of `sdseg train --set`",
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     results, device = Results(args.out), choose_device(args.device)
-    rows: list[Row] = []
-    for seed in map(int, args.seeds.split(",")):  # all models once, before any a second time
-        for dataset in args.datasets.split(","):
-            for model in args.models.split(","):
-                task = Task(args.workspace, dataset, model, seed, args.preset, args.seconds, device)
-                timed = f"step/{dataset}/{model}-{args.preset}"
-                step = results.measure(timed, lambda task=task: step_seconds(task))  # type: ignore[misc]
-                row = results.measure(
-                    task.name,
-                    lambda task=task, step=step: measured(task, step["seconds_per_step"]),  # type: ignore[misc]
-                )
-                rows += [row] if "error" not in row else []
-    print(table(rows))
+    names, sets = args.models.split(","), args.datasets.split(",")
+    own = {model: settings_of(model, args.assigned) for model in names}
+    # All models once, before any a second time.
+    tasks = [
+        Task(args.workspace, dataset, model, seed, args.preset, args.seconds, device, own[model])
+        for seed, dataset, model in product(map(int, args.seeds.split(",")), sets, names)
+    ]
+    for task in tasks:
+        task.config()  # what is wrong is refused before hours are spent
+    rows = [row_of(task, results) for task in tasks]
+    print(table([row for row in rows if "error" not in row]))
 
 
 if __name__ == "__main__":

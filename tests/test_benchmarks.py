@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from sdseg_cli.errors import RunError
+from sdseg_cli.model.baselines import build_baseline
+from sdseg_cli.networks import BASELINES, Network
+from sdseg_cli.presets import PRESETS, for_network
 from sdseg_cli.training.run_folder import RunDir
-from tests.conftest import Workspace
+from tests.conftest import Workspace, tiny_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,7 +36,8 @@ def test_the_gpu_suite_loads_on_a_bare_torch_machine() -> None:
 
 
 def test_the_gpu_suite_names_the_fastest_setting_and_its_ratio() -> None:
-    from benchmarks.gpu_suite import ALL, Setting, summary
+    from benchmarks.gpu_steps import ALL, Setting
+    from benchmarks.gpu_suite import summary
 
     assert len({setting.name for setting in ALL}) == 3 * 2 * 2
     name = Setting("mixed", tf32=True, compiled=True).name
@@ -47,6 +53,102 @@ def test_the_gpu_suite_names_the_fastest_setting_and_its_ratio() -> None:
     assert "mixed/tf32/compiled is fastest, 200.0 slices/s" in told
     assert "in 0.56 hours; 8.00 times the plain loop" in told
     assert summary(rows, "sd", 64) == "batch 64: nothing measured"
+
+
+@pytest.fixture
+def small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SDSeg of the tests' size, one small network, and one whose package nobody has."""
+    monkeypatch.setitem(PRESETS, "tiny", tiny_settings())
+    for name in list(BASELINES):
+        monkeypatch.delitem(BASELINES, name)
+    small = Network("BasicUNet", tiny={"features": (4, 4, 8, 8, 8, 4)}, sd={})
+    monkeypatch.setitem(BASELINES, "small", small)
+    monkeypatch.setitem(BASELINES, "other", replace(small, needs=("no_such_package",)))
+    monkeypatch.setattr("benchmarks.gpu_steps.SLICES", 4)
+    for module in ("made_up", "gpu_baselines"):
+        monkeypatch.setattr(f"benchmarks.{module}.SIZE", 64)
+
+
+def compared(file: Path) -> dict[str, dict[str, float]]:
+    from benchmarks.gpu_baselines import compare
+    from benchmarks.results import Results
+
+    results, cpu = Results(file), torch.device("cpu")
+    compare(results, "tiny", cpu, batches=(2,), predict_batches=(1, 2), budget_s=0.0)
+    return results.rows
+
+
+@pytest.mark.usefixtures("small_networks")
+def test_the_gpu_suite_measures_sdseg_and_the_networks_it_is_compared_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks.gpu_baselines import table
+
+    rows = compared(tmp_path / "results.json")
+    per_network = ("size", "predict/batch1", "predict/batch2")
+    assert set(rows) == {
+        "tiny/train/batch2/mixed",  # as the suite's part `train` calls it
+        "tiny/baselines/small/train/batch2",
+        *(f"tiny/baselines/sdseg/{name}" for name in per_network),
+        *(f"tiny/baselines/sdseg, fast decoder/{name}" for name in per_network),
+        *(f"tiny/baselines/small/{name}" for name in per_network),
+    }
+    built = build_baseline(for_network(PRESETS["tiny"], "small").model)
+    size = rows["tiny/baselines/small/size"]
+    assert size["parameters"] == sum(value.numel() for value in built.parameters())
+    assert size["gflop_per_slice"] > 0
+    assert all(row["s_per_step"] > 0 for name, row in rows.items() if "/train/" in name)
+    assert all(row["slices_per_s"] > 0 for name, row in rows.items() if "/predict/" in name)
+    assert "other: left out, other needs no_such_package." in capsys.readouterr().out
+    lines = table(rows, "tiny", (2,)).splitlines()
+    names = ["network", "---", "sdseg", "sdseg, fast decoder", "small"]
+    assert [line.split("|")[1].strip() for line in lines] == names
+    assert len({line.count("|") for line in lines}) == 1
+
+
+@pytest.mark.usefixtures("small_networks")
+def test_without_monai_nothing_is_stored_of_the_networks_that_need_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "monai.networks", None)  # an import of it fails
+    file = tmp_path / "results.json"
+    rows = compared(file)
+    assert rows and not [name for name in rows if "small" in name]
+    assert "small: left out, " in capsys.readouterr().out
+    assert set(json.loads(file.read_text())) == set(rows)
+
+
+def test_the_table_of_networks_shows_their_fastest_prediction_and_what_did_not_fit() -> None:
+    from benchmarks.gpu_baselines import table
+
+    rows = {
+        "sd/baselines/unet/size": {"parameters": 31_100_000, "gflop_per_slice": 12.5},
+        "sd/baselines/unet/train/batch4": {"s_per_step": 0.0215, "peak_gib": 3.0},
+        "sd/baselines/unet/train/batch64": {"error": "CUDA out of memory."},
+        "sd/baselines/unet/predict/batch1": {"slices_per_s": 90.0, "peak_gib": 0.5},
+        "sd/baselines/unet/predict/batch32": {"slices_per_s": 800.0, "peak_gib": 4.0},
+        "sd/baselines/unet/predict/batch128": {"error": "out of memory: 64 slices at a time fit"},
+    }
+    line = table(rows, "sd", (4, 64)).splitlines()[-1]
+    speed = "| 21.50 | 3.00 | out of memory | out of memory | 800.00 | 32 | 4.00 |"
+    assert line == f"| unet | 31.10 | 12.50 {speed}"
+
+
+def test_the_suites_middle_sizes_train_from_what_ships_and_share_their_recipe() -> None:
+    from benchmarks.gpu_suite import MIDDLE
+    from benchmarks.table2 import Task, settings_of
+
+    cpu = torch.device("cpu")
+    ours, unet, dynunet = (
+        Task(Path(), "set", model, 0, "tiny", 1.0, cpu, settings_of(model, MIDDLE)).config(10)
+        for model in ("sdseg", "unet", "dynunet")
+    )
+    assert ours.model.autoencoder == PRESETS["tiny"].model.autoencoder
+    assert ours.model.unet.model_channels == 96
+    assert unet.model.scale == dynunet.model.scale == "sd"
+    for key in ("steps", "batch_size", "learning_rate", "flips", "schedule", "ema_decay"):
+        values = {getattr(config.train, key) for config in (ours, unet, dynunet)}
+        assert len(values) == 1, key
 
 
 def test_tf32_keeps_ten_bits_of_mantissa() -> None:
@@ -77,6 +179,26 @@ def test_a_measurement_is_done_once(tmp_path: Path) -> None:
     file = tmp_path / "new" / "results.json"
     assert Results(file).measure("a", lambda: {"value": 1}) == {"value": 1}
     assert Results(file).measure("a", lambda: {"value": 2}) == {"value": 1}
+
+
+def test_running_out_of_memory_is_a_result_also_where_a_person_is_told_what_to_do(
+    tmp_path: Path,
+) -> None:
+    from benchmarks.results import Results
+
+    def full() -> dict[str, object]:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+        except torch.OutOfMemoryError as error:
+            raise RunError("out of memory at step 1.", "Try --batch-size 2.") from error
+
+    def diverged() -> dict[str, object]:
+        raise RunError("the loss became NaN.", "Lower the rate.")
+
+    results = Results(tmp_path / "results.json")
+    assert results.measure("full", full) == {"error": "CUDA out of memory."}
+    with pytest.raises(RunError, match="NaN"):
+        results.measure("diverged", diverged)
 
 
 def test_float32_differs_from_itself_by_nothing_and_rounded_weights_by_little(

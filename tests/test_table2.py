@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.comparison_table import by_case, paired_difference, table
+from benchmarks.gpu_steps import seconds_in_a_row
+from benchmarks.results import Results
 from benchmarks.table2 import (
     Task,
-    by_case,
     fitting_steps,
     measured,
-    paired_difference,
+    row_of,
+    settings_of,
     step_seconds,
-    table,
 )
+from sdseg_cli.errors import ConfigError
+from sdseg_cli.model.store import WeightStore
+from sdseg_cli.networks import BASELINES, Network
+from sdseg_cli.splits import open_split
+from sdseg_cli.training.initialise import step_zero
+from sdseg_cli.training.latents import open_latents
+from sdseg_cli.training.steps import StepSource
+from sdseg_cli.training.trainer import Trainer
 from tests.conftest import Workspace
 
 CPU = torch.device("cpu")
@@ -62,6 +73,72 @@ def test_the_table_has_a_line_per_model_with_its_difference_to_sdseg() -> None:
     assert "| -0.100 (-0.100 to -0.100) |" in theirs
 
 
+def test_the_table_says_which_settings_were_changed() -> None:
+    changed = row("sdseg", 0, {"a": 0.5}) | {"settings": ["train.batch_size=16", "train.flips=hv"]}
+    lines = table([changed, row("unet", 0, {"a": 0.4})]).splitlines()
+    assert lines[-1] == "sdseg: train.batch_size=16, train.flips=hv"
+    assert lines[-3].startswith("| unet | ")
+
+
+def test_a_setting_is_for_all_models_or_for_the_one_it_names() -> None:
+    assigned = ["train.batch_size=16", "sdseg:model.unet.model_channels=96", "unet:model.scale=sd"]
+    assert settings_of("sdseg", assigned) == (assigned[0], "model.unet.model_channels=96")
+    assert settings_of("unet", assigned) == (assigned[0], "model.scale=sd")
+    assert settings_of("dynunet", assigned) == (assigned[0],)
+
+
+@pytest.mark.parametrize(
+    ("assigned", "told"),
+    [("vnet:model.scale=sd", 'no model "vnet"'), ("train.steps=5", "follows from the other")],
+)
+def test_settings_of_other_models_and_of_the_budget_are_refused(assigned: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        settings_of("unet", [assigned])
+
+
+def test_settings_change_the_configuration_and_name_the_row_and_the_run() -> None:
+    plain = Task(Path("w"), "set", "sdseg", 0, "tiny", 600.0, CPU)
+    own = replace(plain, settings=("model.unet.model_channels=96", "train.batch_size=16"))
+    # Files and runs made before there were settings go on.
+    assert plain.name == "set/sdseg-tiny/600s/seed0"
+    assert plain.run.path == Path("w/runs/set/table2-sdseg-tiny-600s-seed0")
+    assert own.name == (
+        "set/sdseg-tiny[model.unet.model_channels=96,train.batch_size=16]/600s/seed0"
+    )
+    assert own.run.path.parent == plain.run.path.parent and own.run.path != plain.run.path
+    assert (own.config().model.unet.model_channels, own.config().train.batch_size) == (96, 16)
+    assert own.config(20).train.batch_size == 16
+    assert own.config().model.autoencoder == plain.config().model.autoencoder
+
+
+def test_what_only_sdseg_has_is_refused_for_a_baseline() -> None:
+    task = Task(Path("w"), "set", "unet", 0, "tiny", 1.0, CPU, ("model.unet.model_channels=96",))
+    with pytest.raises(ConfigError, match=r"unet does not use model\.unet"):
+        task.config()
+
+
+def test_a_model_that_does_not_fit_into_memory_is_not_trained(tmp_path: Path) -> None:
+    task = Task(tmp_path, "set", "unet", 0, "tiny", 1.0, CPU)
+    results = Results(tmp_path / "results.json")
+    results.rows["step/set/unet-tiny"] = {"error": "CUDA out of memory."}
+    assert row_of(task, results) == {"error": "CUDA out of memory."}
+    assert list(results.rows) == ["step/set/unet-tiny"]
+
+
+def test_steps_in_a_row_are_timed_when_the_latents_are_there(
+    tiny_set: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = Network("BasicUNet", tiny={"features": (4, 4, 8, 8, 8, 4)}, sd={})
+    monkeypatch.setitem(BASELINES, "small", small)
+    config = Task(tiny_set.root, "tiny", "small", 0, "tiny", 1.0, CPU).config()
+    slices = open_split(tiny_set.manifest, "train")
+    trainer = Trainer(config, step_zero(config, {}, slices, WeightStore.default()), CPU)
+    latents = open_latents([tmp_path], slices, trainer.model, {}, CPU)
+    source = StepSource(config, slices, latents, trainer.model.latent_shape(*slices.plane))
+    assert seconds_in_a_row(trainer, source, latents, 3) > 0
+    assert trainer.step == 6
+
+
 @pytest.mark.slow
 def test_a_row_is_trained_scored_and_timed(
     tiny_set: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -78,3 +155,4 @@ def test_a_row_is_trained_scored_and_timed(
     ]
     assert found["training_s"] > 0 and found["slices_per_s"] > 0
     assert table([found]).splitlines()[2].startswith("| unet | ")
+    assert found["settings"] == []

@@ -1,0 +1,72 @@
+"""Rows of trained and scored models -> the table of Table 2's form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean, median
+
+from benchmarks.results import Row
+from sdseg_cli.metrics.paired import paired
+from sdseg_cli.metrics.statistics import bootstrap_ci95
+from sdseg_cli.networks import SDSEG
+
+METRICS = {"dice": "Dice", "iou": "IoU", "hd95_mm": "HD95 (mm)", "hd95": "HD95 (px)"}
+
+
+def by_case(rows: Sequence[Row], metric: str) -> dict[str, float]:
+    """Case -> the mean over seeds; a case without a value in some seed is left out."""
+    found: dict[str, list[float | None]] = {}
+    for row in rows:
+        for case in row["cases"]:
+            found.setdefault(case["id"], []).append(case.get(metric))
+    whole = {key: [v for v in values if v is not None] for key, values in found.items()}
+    return {key: fmean(values) for key, values in whole.items() if len(values) == len(rows)}
+
+
+def paired_difference(ours: dict[str, float], theirs: dict[str, float]) -> str:
+    """Mean of theirs less ours over the cases of both, its 95 % interval, and p if there is one."""
+    cases = list(dict.fromkeys([*ours, *theirs]))
+    found = paired([ours.get(one) for one in cases], [theirs.get(one) for one in cases], "higher")
+    if found.difference is None:
+        return "-"
+    p = "" if found.p is None else f", p {found.p:.2g}"
+    return _interval(found.difference, found.ci95, "+.3f") + p
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Table 2's form, in Markdown: one block per data set, a line per model."""
+    lines: list[str] = []
+    for dataset in dict.fromkeys(row["dataset"] for row in rows):
+        here = [row for row in rows if row["dataset"] == dataset]
+        shown = {key: text for key, text in METRICS.items() if any(by_case(here[:1], key))}
+        head = [dataset, *shown.values(), f"Dice less {SDSEG}'s", "weights (M)", "GFLOP/slice"]
+        head += ["slices/s", "steps", "seconds", "seeds"]
+        lines += ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        ours = by_case([row for row in here if row["model"] == SDSEG], "dice")
+        for model in dict.fromkeys(row["model"] for row in here):
+            mine = [row for row in here if row["model"] == model]
+            cells = [model, *(with_interval(by_case(mine, key)) for key in shown)]
+            mean_dice = by_case(mine, "dice")
+            cells.append("-" if model == SDSEG else paired_difference(ours, mean_dice))
+            cells += [f"{mine[0]['parameters'] / 1e6:.2f}", f"{mine[0]['gflop_per_slice']:.2f}"]
+            cells += [f"{median(row['slices_per_s'] for row in mine):.2f}", str(mine[0]["steps"])]
+            seconds = [row["training_s"] for row in mine if row["training_s"] is not None]
+            cells += [f"{fmean(seconds):.0f}" if seconds else "-", str(len(mine))]
+            lines.append(f"| {' | '.join(cells)} |")
+    changed = {row["model"]: row["settings"] for row in rows if row.get("settings")}
+    lines += [""] * bool(changed)
+    lines += [f"{model}: {', '.join(settings)}" for model, settings in changed.items()]
+    return "\n".join(lines).lstrip("\n")
+
+
+def with_interval(values: dict[str, float]) -> str:
+    """Mean over cases and its 95 % interval; "-" without a case."""
+    found = list(values.values())
+    return _interval(fmean(found), bootstrap_ci95(found), ".3f") if found else "-"
+
+
+def _interval(mean: float, bounds: tuple[float | None, float | None], form: str) -> str:
+    low, high = bounds
+    return format(mean, form) + (
+        "" if low is None or high is None else f" ({low:{form}} to {high:{form}})"
+    )
