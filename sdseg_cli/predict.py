@@ -74,7 +74,7 @@ class Predictor:
             not the mask.
         threads: Cores of a CPU; likewise. By default as torch chooses.
         decoder: "exact", the autoencoder's own; "fast", the mask decoder; "auto", the fast one
-            where the run measured it to be harmless.
+            where the run measured it to be harmless, or was trained through it.
         crop: "none" or "body", in place of how the run's slices were cropped.
         compiled: Compile the networks first, for a GPU: slow to start, then faster.
         skip_air: CT slices without a body are not computed, for nothing is in them.

@@ -2,14 +2,14 @@
 
 A run keeps the fast mask decoder it was measured with, and how its Dice on validation slices
 differed: `mask_decoder.safetensors` beside its checkpoints, or in its package. The fast one is the
-default where that was below `LARGEST_DIFFERENCE`.
+default where that was below `LARGEST_DIFFERENCE`, and in runs that were trained through it.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ class DecoderCheck:
     exact_dice: float
     """Mean over the validation cases, with the autoencoder's decoder."""
     fast_dice: float
+    trained_through: bool = False
+    """The run's networks were trained by what this decoder says (`train.mask_loss_weight`)."""
 
     @property
     def difference(self) -> float:
@@ -60,9 +62,9 @@ class DecoderCheck:
         return self.fast_dice - self.exact_dice
 
     @property
-    def is_harmless(self) -> bool:
-        """Whether the fast decoder may be the default."""
-        return abs(self.difference) < LARGEST_DIFFERENCE
+    def is_default(self) -> bool:
+        """Whether the fast decoder is: because it is harmless, or meant."""
+        return self.trained_through or abs(self.difference) < LARGEST_DIFFERENCE
 
     def to_json(self) -> dict[str, Any]:
         """For `--json` and the file."""
@@ -145,8 +147,7 @@ def measure_run(
         decoder: In place of the one that is found there.
 
     Returns:
-        What it costs; None where nothing was measured, for there is no mask decoder for the
-        autoencoder or nothing to decode.
+        What it costs; None where nothing was measured: no mask decoder, or nothing to decode.
     """
     if not run.best.is_file():
         return None
@@ -156,12 +157,13 @@ def measure_run(
     model, recipe = networks_of(best, device, source=str(run.best)), run.config().train
     if not isinstance(model, SDSeg):
         return None
+    meant = decoder is None and recipe.mask_loss_weight > 0
     if decoder is None:
         decoder = find_mask_decoder(model.autoencoder, model.config.autoencoder, store)
     if decoder is None:
         return None
     positions = spread(training, min(ADAPT_SLICES, recipe.validation_slices))
-    own = adapted(decoder, own_latents(model, training, positions))
+    own = decoder if meant else adapted(decoder, own_latents(model, training, positions))
     check = measure(
         model,
         own,
@@ -170,6 +172,7 @@ def measure_run(
         step=best.step,
         batch_size=recipe.batch_size,
     )
+    check = replace(check, trained_through=meant)
     keep_with_run(run, own, check)
     return check
 
@@ -243,7 +246,7 @@ def choose_decoder(
     """The mask decoder to predict with; None is the autoencoder's own decoder.
 
     Args:
-        asked: "auto" is "fast" where that was measured to be harmless for these very weights.
+        asked: "auto" is "fast" where these very weights were measured, and it is their default.
         model: A run folder or a package.
         checkpoint: Its weights.
         networks: The same, filled in.
@@ -266,7 +269,7 @@ def choose_decoder(
         return None
     check, sizes = read_check(model), networks.config.autoencoder
     measured = check is not None and check.step == checkpoint.step
-    if asked == "auto" and not (check and measured and check.is_harmless):
+    if asked == "auto" and not (check and measured and check.is_default):
         return None
     if measured:
         path = decoder_file(model)

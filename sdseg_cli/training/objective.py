@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sdseg_cli.config import TrainConfig
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.baselines import Baseline, SliceModel
+from sdseg_cli.model.mask_decoder import MaskDecoder
 from sdseg_cli.model.sdseg import SDSeg, as_three_channels, foreground_weight
 from sdseg_cli.training.latents import MaskLatents, encode_masks
 from sdseg_cli.training.mask_loss import MaskLoss, decoded_mask_loss
@@ -45,6 +46,11 @@ class Objective(nn.Module):
         """Names of what the loss is the sum of, in the log."""
         terms = "loss_noise", "loss_latent"
         return terms if self.mask_loss is None else (*terms, "loss_mask")
+
+    @property
+    def decoder(self) -> MaskDecoder | None:
+        """What masks are decoded by in training, and are to be afterwards; None: no matter."""
+        return None if self.mask_loss is None else self.mask_loss.decoder
 
     def known(self, inputs: StepInputs, latents: MaskLatents) -> StepInputs:
         """The inputs with the moments of all masks; new ones are computed and kept."""
@@ -111,6 +117,7 @@ class PlaneObjective(nn.Module):
     """
 
     terms: tuple[str, ...] = ("loss_dice", "loss_cross_entropy")
+    decoder = None
 
     def __init__(self, model: Baseline) -> None:
         super().__init__()

@@ -214,8 +214,14 @@ class Trainer:
         recipe = self.config.train
         positions = spread(slices, recipe.validation_slices)
         at_once = max(1, recipe.batch_size // (self.ranks.world * self.accumulate))
-        with self.ema.in_place_of(self.model):
-            return validation(self.model, slices, positions, keep, self.ranks, batch_size=at_once)
+        self.model.mask_decoder = self.objective.decoder
+        try:
+            with self.ema.in_place_of(self.model):
+                return validation(
+                    self.model, slices, positions, keep, self.ranks, batch_size=at_once
+                )
+        finally:
+            self.model.mask_decoder = None  # it is no part of a checkpoint
 
     def checkpoint(self, data: dict[str, Any], *, resumable: bool) -> Checkpoint:
         """The run as it stands: all of it to resume, or only what prediction needs."""

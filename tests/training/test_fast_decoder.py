@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -66,8 +67,12 @@ def check(step: int, difference: float = 0.0) -> DecoderCheck:
 )
 def test_a_difference_below_two_thousandths_is_harmless(difference: float, harmless: bool) -> None:
     found = check(1, difference)
-    assert found.is_harmless is harmless
+    assert found.is_default is harmless
     assert found.difference == pytest.approx(difference)
+
+
+def test_the_decoder_a_run_was_trained_through_is_its_default() -> None:
+    assert replace(check(1, 0.1), trained_through=True).is_default
 
 
 def test_measuring_compares_the_dice_of_both_decoders(tiny_run: Workspace) -> None:
@@ -190,6 +195,27 @@ def test_measuring_a_run_keeps_what_predictions_then_read(
     assert not torch.equal(kept["leave.weight"], shipped.leave.weight), "it got used to the run"
     assert found.slices == 4
     assert read_check(run.path) == found
+
+
+def test_a_run_keeps_the_decoder_it_was_trained_through_as_it_is(
+    run: RunDir, tiny_run: Workspace, tmp_path: Path
+) -> None:
+    best = Checkpoint.load(run.best)
+    for path in run.checkpoints.glob("best.pt*"):
+        path.unlink()
+    best.best["val_dice"] = 0.1
+    best.save(run.best)
+    config = run.config_file.read_text()
+    run.config_file.write_text(config.replace("mask_loss_weight = 0.0", "mask_loss_weight = 1.0"))
+    training, slices = open_split(tiny_run.manifest, "train"), open_split(tiny_run.manifest, "val")
+    found = measure_run(run, training, slices, CPU, WeightStore(tmp_path))
+    assert found is not None and found.trained_through and found.is_default
+    networks = networks_of(best, CPU, source="run")
+    shipped = find_mask_decoder(networks.autoencoder, SIZES, WeightStore(tmp_path))
+    assert shipped is not None
+    kept = read_tensors(decoder_file(run.path))
+    assert all(torch.equal(kept[key], value) for key, value in shipped.state_dict().items())
+    assert choose_decoder("auto", run.path, best, networks, WeightStore(tmp_path)) is not None
 
 
 def test_a_package_takes_the_decoder_along(run: RunDir, tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ import torch
 from sdseg_cli.errors import ConfigError
 from sdseg_cli.model.pretrained import load_tiny_autoencoder
 from sdseg_cli.model.sdseg import SDSeg, build_sdseg
+from sdseg_cli.training.checkpoint import Checkpoint
 from sdseg_cli.training.latents import encode_masks
 from sdseg_cli.training.mask_loss import MaskLoss, decoded_mask_loss
 from sdseg_cli.training.objective import Objective
-from tests.training.small import small_config, small_inputs
+from sdseg_cli.training.trainer import Trainer
+from tests.training.small import small_config, small_inputs, small_slices
 
 LEFT = torch.tensor([[True, False], [True, False]])[None]
 
@@ -78,3 +80,21 @@ def test_the_mask_adds_its_weight_and_teaches_both_networks_but_not_the_decoder(
 
 def test_without_a_weight_there_is_no_such_term() -> None:
     assert Objective(tiny_model(), small_config().train).terms == ("loss_noise", "loss_latent")
+
+
+def test_validations_decode_as_the_training_does_and_the_checkpoint_holds_no_decoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoders: list[object] = []
+
+    def found(model: SDSeg, *_: object, **__: object) -> str:
+        decoders.append(model.mask_decoder)
+        return "validated"
+
+    monkeypatch.setattr("sdseg_cli.training.trainer.validation", found)
+    config = small_config(mask_loss_weight=1.0)
+    trainer = Trainer(config, Checkpoint.begin(config, tiny_model()), torch.device("cpu"))
+    trainer.validate(small_slices(tmp_path))
+    assert decoders == [trainer.objective.decoder] and decoders[0] is not None
+    assert trainer.model.mask_decoder is None
+    assert not any("mask_decoder" in key for key in trainer.model.state_dict())
