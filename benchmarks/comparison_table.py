@@ -11,6 +11,8 @@ from sdseg_cli.metrics.statistics import bootstrap_ci95
 from sdseg_cli.networks import SDSEG
 
 METRICS = {"dice": "Dice", "iou": "IoU", "hd95_mm": "HD95 (mm)", "hd95": "HD95 (px)"}
+DIGITS = {"hd95_mm": ".1f", "hd95": ".1f"}
+"""Of metrics that are lengths; the others are shares."""
 
 
 def by_case(rows: Sequence[Row], metric: str) -> dict[str, float]:
@@ -45,7 +47,8 @@ def table(rows: Sequence[Row]) -> str:
         ours = by_case([row for row in here if row["model"] == SDSEG], "dice")
         for model in dict.fromkeys(row["model"] for row in here):
             mine = [row for row in here if row["model"] == model]
-            cells = [model, *(with_interval(by_case(mine, key)) for key in shown)]
+            cells = [model]
+            cells += [with_interval(by_case(mine, key), DIGITS.get(key, ".3f")) for key in shown]
             mean_dice = by_case(mine, "dice")
             cells.append("-" if model == SDSEG else paired_difference(ours, mean_dice))
             cells += [f"{mine[0]['parameters'] / 1e6:.2f}", f"{mine[0]['gflop_per_slice']:.2f}"]
@@ -59,10 +62,10 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines).lstrip("\n")
 
 
-def with_interval(values: dict[str, float]) -> str:
+def with_interval(values: dict[str, float], form: str = ".3f") -> str:
     """Mean over cases and its 95 % interval; "-" without a case."""
     found = list(values.values())
-    return _interval(fmean(found), bootstrap_ci95(found), ".3f") if found else "-"
+    return _interval(fmean(found), bootstrap_ci95(found), form) if found else "-"
 
 
 def _interval(mean: float, bounds: tuple[float | None, float | None], form: str) -> str:

@@ -139,6 +139,14 @@ def test_steps_in_a_row_are_timed_when_the_latents_are_there(
     assert trainer.step == 6
 
 
+def test_lengths_have_one_decimal() -> None:
+    found = row("sdseg", 0, {"a": 0.5, "b": 0.5})
+    found["cases"] = [{"id": "a", "dice": 0.5, "hd95": 10.04}, {"id": "b", "dice": 0.5, "hd95": 12}]
+    head, _, line = table([found]).splitlines()
+    assert head.startswith("| set | Dice | HD95 (px) |")
+    assert line.startswith("| sdseg | 0.500 (0.500 to 0.500) | 11.0 (10.0 to 12.0) | - |")
+
+
 @pytest.mark.slow
 def test_a_row_is_trained_scored_and_timed(
     tiny_set: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
