@@ -51,22 +51,27 @@ class Training:
     steps: int
     seed: int
     split: str
+    constant: bool = False
+    """No cosine: over few steps its rate is down before a sparse mask is found."""
 
     @property
     def name(self) -> str:
-        where = f"{self.dataset}/{self.variant}/{self.steps}steps"
+        where = f"{self.dataset}/{self.variant}/{self.steps}steps{'-constant' * self.constant}"
         return f"{where}/{self.split or 'validations'}/seed{self.seed}"
 
     @property
     def run(self) -> RunDir:
         words = [self.study, *self.variant.split(), f"{self.steps}steps", f"seed{self.seed}"]
+        words += ["constant"] * self.constant
         folder = "-".join("".join(c for c in word if c.isalnum()) for word in words)
         return RunDir(self.workspace / "runs" / self.dataset / folder)
 
     def config(self) -> RunConfig:
         """`tiny` over so many steps, and what the variant changes."""
         every = max(1, self.steps // VALIDATIONS)
-        recipe = {"steps": self.steps, "validate_every": every, "checkpoint_every": every}
+        recipe: Row = {"steps": self.steps, "validate_every": every, "checkpoint_every": every}
+        if self.constant:
+            recipe["schedule"] = "constant"
         shared = {"dataset": self.dataset, "seed": self.seed, "train": recipe}
         base = from_dict(shared, preset("tiny"), source="benchmark")
         return from_dict(dict(self.values), base, source=self.variant)
@@ -77,10 +82,10 @@ class Training:
         manifest = Manifest.find(self.workspace, self.dataset)
         if train(self.config(), manifest, self.run, device="cpu", watch=watch).state == "stopped":
             raise KeyboardInterrupt  # asked to stop: the same command goes on
-        cases: list[Row] = []
+        scores: Row = {"cases": []}
         if self.split:
-            scores = evaluate(self.run.path, self.workspace, split=self.split, device="cpu")
-            cases = scores.to_json()["cases"]
+            report = evaluate(self.run.path, self.workspace, split=self.split, device="cpu")
+            scores = report.to_json()
         return {
             "dataset": self.dataset,
             "variant": self.variant,
@@ -89,7 +94,8 @@ class Training:
             "split": self.split,
             "step_s": watch.per_step,
             "val_dice": validations(self.run),
-            "cases": cases,
+            "decoder": scores.get("decoder"),
+            "cases": scores["cases"],
             **machine(torch.device("cpu")),
         }
 
@@ -119,15 +125,18 @@ def validations(run: RunDir) -> dict[int, float]:
 
 
 def found_share(row: Row) -> float:
-    """Predicted foreground over that of the reference, in voxels: 0 is a collapse."""
+    """Predicted foreground over that of the reference, in voxels: 0 is a collapse. NaN without a
+    reference.
+    """
     predicted = sum(case["predicted_voxels"] for case in row["cases"])
     reference: int = sum(case["reference_voxels"] for case in row["cases"])
-    return float(predicted / reference)
+    return float(predicted / reference) if reference else float("nan")
 
 
 def case_mean(row: Row, metric: str) -> float:
-    """Mean over the cases that have the metric."""
-    return fmean(case[metric] for case in row["cases"] if case.get(metric) is not None)
+    """Mean over the cases that have the metric; NaN if none has."""
+    found = [case[metric] for case in row["cases"] if case.get(metric) is not None]
+    return fmean(found) if found else float("nan")
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -139,7 +148,7 @@ def table(rows: Sequence[Row]) -> str:
         head = [dataset, *(f"validation Dice, step {step}" for step in steps)]
         scored = all(row["cases"] for row in here)
         if scored:
-            head += [f"{here[0]['split']} Dice", "IoU", "foreground found / true"]
+            head += [f"{here[0]['split']} Dice", "IoU", "foreground found / true", "decoder"]
         head += ["s/step", "seeds"]
         lines += ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         for variant in dict.fromkeys(row["variant"] for row in here):
@@ -150,6 +159,7 @@ def table(rows: Sequence[Row]) -> str:
                 means = [[case_mean(row, key) for row in mine] for key in ("dice", "iou")]
                 cells += [*map(_with_each, means)]
                 cells.append(_with_each([found_share(row) for row in mine], ".2f"))
+                cells.append(", ".join(dict.fromkeys(row.get("decoder") or "-" for row in mine)))
             timed = [row["step_s"] for row in mine if row["step_s"] is not None]
             cells += [f"{fmean(timed):.2f}" if timed else "-", str(len(mine))]
             lines.append(f"| {variant} | {' | '.join(cells)} |")
@@ -170,16 +180,20 @@ def run_study(study: Ablation, about: str) -> None:
     parser.add_argument("--steps", type=int, required=True, help="of each training")
     parser.add_argument("--seeds", default="0,1", help="with commas")
     parser.add_argument("--split", default="test", help="that is scored at the end; '': none")
+    parser.add_argument("--constant", action="store_true", help="rate after the warm-up")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     results, rows = Results(args.out), list[Row]()
-    names = list(study.variants)
-    chosen = [names[int(number) - 1] for number in args.variants.split(",") if number] or names
+    numbered = {str(number): name for number, name in enumerate(study.variants, start=1)}
+    asked = args.variants.split(",") if args.variants else list(numbered)
+    if unknown := [number for number in asked if number not in numbered]:
+        parser.error(f"--variants: no {', '.join(unknown)}; there are 1 to {len(numbered)}")
+    chosen = [numbered[number] for number in asked]
     for seed in map(int, args.seeds.split(",")):  # all variants once, before any a second time
         for dataset in args.datasets.split(","):
             for variant in chosen:
                 values = study.variants[variant]
-                which = (args.workspace, dataset, args.steps, seed, args.split)
+                which = (args.workspace, dataset, args.steps, seed, args.split, args.constant)
                 training = Training(study.name, variant, values, *which)
                 rows.append(results.measure(training.name, training.measure))
     print(table(rows))
