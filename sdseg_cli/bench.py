@@ -34,7 +34,7 @@ from sdseg_cli.progress import Progress, silent
 from sdseg_cli.splits import open_split
 from sdseg_cli.training.batches import spread
 from sdseg_cli.training.checkpoint import Checkpoint
-from sdseg_cli.training.fast_decoder import choose_decoder
+from sdseg_cli.training.chosen_decoder import choose_decoder
 from sdseg_cli.training.inference import Inference, cores, keep_freed_memory, quicken
 from sdseg_cli.training.package import read_trained, sdseg_of
 from sdseg_cli.training.runtime import choose_device, placed

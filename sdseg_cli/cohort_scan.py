@@ -23,7 +23,7 @@ from sdseg_cli.predict import Predictor
 from sdseg_cli.predict_file import drawn_often, number_of_runs, predict_file
 from sdseg_cli.predict_outputs import require_dtype
 from sdseg_cli.report.ledger import DONE, FAILED, Ledger, Row
-from sdseg_cli.training.fast_decoder import decoder_identity
+from sdseg_cli.training.chosen_decoder import decoder_identity
 from sdseg_cli.training.package import is_package, read_description
 from sdseg_cli.training.run_folder import RunDir
 

@@ -197,6 +197,11 @@ class TrainConfig:
         _within("train.learning_rate", self.learning_rate, 1e-12, 10)
         if not any(getattr(self, name) for name in losses):
             raise ConfigError("all loss weights are 0.", "Give one a weight.")
+        if self.mask_loss_weight and self.timesteps == "latent-weighted":
+            raise ConfigError(
+                "train.mask_loss_weight does not go with train.timesteps=latent-weighted.",
+                "That draw is of the other two terms: take last or uniform.",
+            )
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,12 @@ from sdseg_cli.splits import open_split
 from sdseg_cli.training.batches import flip_codes, flipped
 from sdseg_cli.training.checkpoint import Checkpoint
 from sdseg_cli.training.distillation import SIDE, Distiller, Masks, Teacher, mixed, procedural
-from sdseg_cli.training.fast_decoder import DecoderCheck, measure_run, stored_decoder
+from sdseg_cli.training.fast_decoder import (
+    DecoderCheck,
+    measure_run,
+    read_check,
+    stored_decoder,
+)
 from sdseg_cli.training.package import sdseg_of
 from sdseg_cli.training.run_folder import RunDir
 from sdseg_cli.training.runtime import choose_device, placed, stop_signals
@@ -100,13 +105,18 @@ def distill(
 
     Raises:
         WeightsError: The autoencoder is missing or damaged.
-        ConfigError: A step count below 1.
+        ConfigError: A step count below 1, or the run has the decoder it was trained through.
         RunError: The disk refused.
         KeyboardInterrupt: It was asked to stop; what was reached is kept.
     """
     started, own, store = time.monotonic(), choose_device(device), store or WeightStore.default()
     if steps < 1:
         raise ConfigError(f"--steps is {steps}.", "Give at least 1.")
+    if run is not None and (kept := read_check(run.path)) and kept.trained_through:
+        raise ConfigError(
+            f"{run.path}: trained through its own fast decoder, which another cannot replace.",
+            "It predicts with that one already: there is nothing to do.",
+        )
     model = placed(_model(run, preset_name, store), own)
     key = autoencoder_hash(model.autoencoder)
     file = output or stored_decoder(store, key)

@@ -26,7 +26,7 @@ from sdseg_cli.report.html import write_report
 from sdseg_cli.report.kept_masks import Kept, KeptMasks
 from sdseg_cli.report.panels import CasePanel, save_panels
 from sdseg_cli.report.protocols import ProtocolSummary, chosen_way
-from sdseg_cli.training.fast_decoder import decoder_identity
+from sdseg_cli.training.chosen_decoder import decoder_identity
 
 if TYPE_CHECKING:
     from sdseg_cli.predict import Predictor

@@ -29,7 +29,7 @@ from sdseg_cli.imaging.slices import CROPS, Restore, SliceStack, to_stack
 from sdseg_cli.imaging.volume import Volume
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.progress import Progress, silent
-from sdseg_cli.training.fast_decoder import choose_decoder
+from sdseg_cli.training.chosen_decoder import choose_decoder
 from sdseg_cli.training.inference import (
     Compute,
     Inference,

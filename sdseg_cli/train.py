@@ -32,6 +32,7 @@ from sdseg_cli.training.fast_decoder import DecoderCheck, try_measuring
 from sdseg_cli.training.fit_batch import fitting_batch_size
 from sdseg_cli.training.initialise import step_zero
 from sdseg_cli.training.latents import MaskLatents, open_latents
+from sdseg_cli.training.mask_loss import decoder_to_train_through, keep_for_training
 from sdseg_cli.training.resume import refuse_foreign, resumed
 from sdseg_cli.training.run_files import RunFiles
 from sdseg_cli.training.run_folder import RunDir
@@ -148,12 +149,18 @@ def train(
         data = manifest.inference_settings()
         found = resumed(config, data, run)
         state = found.checkpoint if found else None
-        state = state or step_zero(config, data, slices, store or WeightStore.default())
-        loop = Trainer(config, state, own, ranks=ranks, compiled=compiled, adapts=adapts)
+        store = store or WeightStore.default()
+        state = state or step_zero(config, data, slices, store)
+        decoder = decoder_to_train_through(config, state.weights, run, store)
+        loop = Trainer(
+            config, state, own, ranks=ranks, compiled=compiled, adapts=adapts, decoder=decoder
+        )
         begun, origin = state.step, state.origin
         # All have then read what the first will now change.
         ranks.require_same(loop.step, loop.model.latent_scale, own)
         warnings = RunFiles.begin(run, loop, found)
+        if decoder is not None and ranks.writes:
+            keep_for_training(run, decoder)
         for finding in warnings:
             warn(finding)
         del state, found  # gigabytes that the trainer has copied
@@ -171,7 +178,7 @@ def train(
         fast: DecoderCheck | None = None
         if reached == "finished" and ranks.writes:
             splits, anew = (slices, fixed), loop.step > begun
-            fast = try_measuring(run, *splits, own, WeightStore.default(), warn, anew=anew)
+            fast = try_measuring(run, *splits, own, store, warn, anew=anew)
     return TrainReport(
         run=run.path,
         step=loop.step,

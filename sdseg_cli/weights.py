@@ -118,7 +118,7 @@ def export_run(run: Path, output: Path) -> Package:
         ConfigError: Something else lies at `output`.
     """
     checkpoint, check = Checkpoint.load(RunDir(run).best), read_check(run)
-    fits = check is not None and check.step == checkpoint.step
+    fits = check is not None and check.fits(checkpoint.step)
     return write_package(checkpoint, output, fast_decoder=decoder_file(run) if fits else None)
 
 

@@ -24,8 +24,8 @@ from sdseg_cli.stability import stability
 from sdseg_cli.train import train
 from sdseg_cli.training.batches import PreparedSlices, spread
 from sdseg_cli.training.checkpoint import Checkpoint
+from sdseg_cli.training.chosen_decoder import choose_decoder
 from sdseg_cli.training.distributed import Ranks
-from sdseg_cli.training.fast_decoder import choose_decoder
 from sdseg_cli.training.latents import NoLatents
 from sdseg_cli.training.package import networks_of, sdseg_of, write_package
 from sdseg_cli.training.run_folder import RunDir

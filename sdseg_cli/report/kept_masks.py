@@ -57,7 +57,7 @@ class KeptMasks:
     Attributes:
         folder: `predictions/<split>` of the run.
         checkpoint_sha256: Of the checkpoint file that predicts.
-        decoder: Which draws the masks: `fast_decoder.decoder_identity`.
+        decoder: Which draws the masks: `chosen_decoder.decoder_identity`.
         device: Kind of device: a GPU computes in another precision than a CPU.
         seed: Of all noise.
         sample: Reverse steps, samples and their noise.

@@ -1,4 +1,4 @@
-"""Which decoder a trained model predicts with.
+"""What a fast decoder costs a run.
 
 A run keeps the fast mask decoder it was measured with, and how its Dice on validation slices
 differed: `mask_decoder.safetensors` beside its checkpoints, or in its package. The fast one is the
@@ -18,14 +18,13 @@ import torch
 
 from sdseg_cli.atomic import replacing
 from sdseg_cli.config import AutoencoderConfig
-from sdseg_cli.errors import ConfigError, SdsegError, WeightsError
+from sdseg_cli.errors import SdsegError, WeightsError
 from sdseg_cli.findings import WARNING, Finding
 from sdseg_cli.model.autoencoder import Autoencoder
-from sdseg_cli.model.baselines import SliceModel
 from sdseg_cli.model.mask_decoder import MaskDecoder, autoencoder_hash, read_mask_decoder
 from sdseg_cli.model.sdseg import SDSeg
 from sdseg_cli.model.store import WeightStore
-from sdseg_cli.model.tensor_files import file_sha256, read_tensors, read_told, write_tensors
+from sdseg_cli.model.tensor_files import read_tensors, read_told, write_tensors
 from sdseg_cli.training.batches import PreparedSlices, spread
 from sdseg_cli.training.checkpoint import Checkpoint
 from sdseg_cli.training.distillation import adapted, own_latents
@@ -36,7 +35,6 @@ from sdseg_cli.training.runtime import ran_out_of_memory
 from sdseg_cli.training.validation import validation
 
 SHIPPED = "tiny_mask_decoder.safetensors"
-DECODERS = ("auto", "exact", "fast")
 ADAPT_SLICES = 96
 """Training slices from which a decoder gets used to a run."""
 LARGEST_DIFFERENCE = 0.002
@@ -54,12 +52,17 @@ class DecoderCheck:
     """Mean over the validation cases, with the autoencoder's decoder."""
     fast_dice: float
     trained_through: bool = False
-    """The run's networks were trained by what this decoder says (`train.mask_loss_weight`)."""
+    """The run's networks are trained by what this decoder says (`train.mask_loss_weight`). The run
+    keeps it from its beginning, when no slices are measured yet, and never changes it."""
 
     @property
     def difference(self) -> float:
         """Fast less exact."""
         return self.fast_dice - self.exact_dice
+
+    def fits(self, step: int) -> bool:
+        """Whether it is of the weights of this step."""
+        return self.trained_through or self.step == step
 
     @property
     def is_default(self) -> bool:
@@ -68,7 +71,10 @@ class DecoderCheck:
 
     def to_json(self) -> dict[str, Any]:
         """For `--json` and the file."""
-        return {**asdict(self), "difference": self.difference}
+        values = {**asdict(self), "difference": self.difference}
+        if not self.trained_through:
+            del values["trained_through"]  # older versions know no such key
+        return values
 
 
 def decoder_file(model: Path) -> Path:
@@ -144,7 +150,8 @@ def measure_run(
         validation_slices: Of the validation cases.
         device: That computes.
         store: Where mask decoders are.
-        decoder: In place of the one that is found there.
+        decoder: In place of the one that is found there. A run that was trained through one keeps
+            that.
 
     Returns:
         What it costs; None where nothing was measured: no mask decoder, or nothing to decode.
@@ -157,13 +164,14 @@ def measure_run(
     model, recipe = networks_of(best, device, source=str(run.best)), run.config().train
     if not isinstance(model, SDSeg):
         return None
-    meant = decoder is None and recipe.mask_loss_weight > 0
-    if decoder is None:
-        decoder = find_mask_decoder(model.autoencoder, model.config.autoencoder, store)
-    if decoder is None:
+    meant = kept_for_training(run, model.config.autoencoder)
+    found = (
+        meant or decoder or find_mask_decoder(model.autoencoder, model.config.autoencoder, store)
+    )
+    if found is None:
         return None
     positions = spread(training, min(ADAPT_SLICES, recipe.validation_slices))
-    own = decoder if meant else adapted(decoder, own_latents(model, training, positions))
+    own = found if meant else adapted(found, own_latents(model, training, positions))
     check = measure(
         model,
         own,
@@ -172,9 +180,22 @@ def measure_run(
         step=best.step,
         batch_size=recipe.batch_size,
     )
-    check = replace(check, trained_through=meant)
+    check = replace(check, trained_through=meant is not None)
     keep_with_run(run, own, check)
     return check
+
+
+def kept_for_training(run: RunDir, sizes: AutoencoderConfig) -> MaskDecoder | None:
+    """The decoder a run is trained through; None if it is not.
+
+    Raises:
+        WeightsError: The file is damaged.
+    """
+    check = read_check(run.path)
+    if check is None or not check.trained_through:
+        return None
+    path = decoder_file(run.path)
+    return read_mask_decoder(read_tensors(path), sizes, source=str(path))
 
 
 def try_measuring(
@@ -193,7 +214,9 @@ def try_measuring(
     """
     try:
         kept = None if anew else read_check(run.path)
-        return kept or measure_run(run, training, validation_slices, device, store)
+        if kept is not None and kept.slices:
+            return kept
+        return measure_run(run, training, validation_slices, device, store)
     except (SdsegError, RuntimeError, MemoryError) as error:
         if not (isinstance(error, SdsegError) or ran_out_of_memory(error)):
             raise
@@ -238,63 +261,3 @@ def read_check(model: Path) -> DecoderCheck | None:
             f"{path}: does not say how it was measured.",
             "Delete it; `sdseg distill --run RUN` makes one.",
         ) from error
-
-
-def choose_decoder(
-    asked: str, model: Path, checkpoint: Checkpoint, networks: SliceModel, store: WeightStore
-) -> MaskDecoder | None:
-    """The mask decoder to predict with; None is the autoencoder's own decoder.
-
-    Args:
-        asked: "auto" is "fast" where these very weights were measured, and it is their default.
-        model: A run folder or a package.
-        checkpoint: Its weights.
-        networks: The same, filled in.
-        store: Where mask decoders are that a run was not measured with.
-
-    Raises:
-        ConfigError: There is no such decoder.
-        WeightsError: Its file is damaged.
-    """
-    if asked not in DECODERS:
-        raise ConfigError(f'there is no decoder "{asked}".', "Choose auto, exact or fast.")
-    if not isinstance(networks, SDSeg):
-        if asked == "fast":
-            raise ConfigError(
-                f"--decoder fast: a {networks.config.network} has no decoder to replace.",
-                "Leave it out.",
-            )
-        return None
-    if asked == "exact":
-        return None
-    check, sizes = read_check(model), networks.config.autoencoder
-    measured = check is not None and check.step == checkpoint.step
-    if asked == "auto" and not (check and measured and check.is_default):
-        return None
-    if measured:
-        path = decoder_file(model)
-        return read_mask_decoder(read_tensors(path), sizes, source=str(path))
-    found = find_mask_decoder(networks.autoencoder, sizes, store)
-    if found is None:
-        raise ConfigError(
-            "--decoder fast: there is none for this model's autoencoder.",
-            "`sdseg distill --run RUN` trains one; or use --decoder exact.",
-        )
-    return found
-
-
-def decoder_identity(asked: str, model: Path, store: WeightStore | None = None) -> str:
-    """Of everything that decides which decoder is taken: equal for equal masks.
-
-    Args:
-        asked: As `choose_decoder`.
-        model: A run folder or a package.
-        store: The weight store; by default the user's.
-    """
-    if asked == "exact":
-        return asked
-    files = [decoder_file(model)]
-    if asked == "fast":  # where the run has none of its own, or one of older weights
-        files += sorted((store or WeightStore.default()).folder.glob("mask-decoders/*"))
-        files.append(Path(str(resources.files("sdseg_cli") / "shipped" / SHIPPED)))
-    return " ".join([asked, *(file_sha256(path) for path in files if path.is_file())])

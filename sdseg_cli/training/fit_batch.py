@@ -12,6 +12,7 @@ import torch
 from sdseg_cli.config import RunConfig
 from sdseg_cli.errors import RunError
 from sdseg_cli.model.baselines import build_model
+from sdseg_cli.model.mask_decoder import build_mask_decoder
 from sdseg_cli.training.batches import PreparedSlices
 from sdseg_cli.training.checkpoint import Checkpoint
 from sdseg_cli.training.latents import open_latents
@@ -59,7 +60,8 @@ def fitting_batch_size(
     """
     config = replace(config, train=replace(config.train, batch_size=1, accumulate=1))
     model = build_model(config.model)
-    trainer = Trainer(config, Checkpoint.begin(config, model), device)
+    decoder = build_mask_decoder(config.model.autoencoder).eval()  # any takes as long
+    trainer = Trainer(config, Checkpoint.begin(config, model), device, decoder=decoder)
     latents = open_latents([folder], slices, model, {}, device)
     source = StepSource(config, slices, latents, model.latent_shape(*slices.plane))
     trainer.train_step(source.inputs(0), latents)

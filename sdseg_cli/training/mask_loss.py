@@ -7,14 +7,26 @@ z0_pred --mask decoder, frozen--> logits --> one minus Dice, and cross-entropy
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
+from sdseg_cli.config import RunConfig
 from sdseg_cli.errors import ConfigError
+from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.mask_decoder import MaskDecoder
-from sdseg_cli.model.sdseg import SDSeg
+from sdseg_cli.model.naming import below
 from sdseg_cli.model.store import WeightStore
-from sdseg_cli.training.fast_decoder import find_mask_decoder
+from sdseg_cli.model.tensor_files import load_strictly
+from sdseg_cli.training.fast_decoder import (
+    DecoderCheck,
+    find_mask_decoder,
+    keep_with_run,
+    kept_for_training,
+    read_check,
+)
+from sdseg_cli.training.run_folder import RunDir
 
 
 class MaskLoss(nn.Module):
@@ -53,17 +65,44 @@ class DecodedMaskLoss(nn.Module):
         return total
 
 
-def decoded_mask_loss(model: SDSeg) -> DecodedMaskLoss:
-    """Of this model, on its device.
+def decoder_to_train_through(
+    config: RunConfig, weights: Mapping[str, Tensor], run: RunDir, store: WeightStore
+) -> MaskDecoder | None:
+    """The fast decoder of a training whose masks count, None of any other. A run keeps the one it
+    began with, whatever is distilled meanwhile.
+
+    Args:
+        config: Every setting.
+        weights: Of the model, with its autoencoder.
+        run: Where the training goes on, if it began before.
+        store: Where mask decoders are.
 
     Raises:
         ConfigError: Its autoencoder has no fast decoder.
+        WeightsError: A file is damaged.
     """
-    store, device = WeightStore.default(), next(model.parameters()).device
-    decoder = find_mask_decoder(model.autoencoder, model.config.autoencoder, store)
-    if decoder is None:
+    if not config.train.mask_loss_weight:
+        return None
+    sizes = config.model.autoencoder
+    if (kept := kept_for_training(run, sizes)) is not None:
+        return kept
+    autoencoder = Autoencoder(sizes)
+    load_strictly(autoencoder, below(weights, "autoencoder."), source="checkpoint")
+    found = find_mask_decoder(autoencoder, sizes, store)
+    if found is None:
         raise ConfigError(
             "train.mask_loss_weight: this autoencoder has no fast decoder to train through.",
             "`sdseg distill` makes one, from any run with the same autoencoder.",
         )
-    return DecodedMaskLoss(decoder, model.latent_scale).to(device)
+    return found
+
+
+def keep_for_training(run: RunDir, decoder: MaskDecoder) -> None:
+    """Let the run keep the decoder it is trained through; once.
+
+    Raises:
+        RunError: The disk refused.
+    """
+    check = read_check(run.path)
+    if check is None or not check.trained_through:
+        keep_with_run(run, decoder, DecoderCheck(0, 0, 0.0, 0.0, trained_through=True))

@@ -20,7 +20,7 @@ from sdseg_cli.model.baselines import Baseline, SliceModel
 from sdseg_cli.model.mask_decoder import MaskDecoder
 from sdseg_cli.model.sdseg import SDSeg, as_three_channels, foreground_weight
 from sdseg_cli.training.latents import MaskLatents, encode_masks
-from sdseg_cli.training.mask_loss import MaskLoss, decoded_mask_loss
+from sdseg_cli.training.mask_loss import DecodedMaskLoss, MaskLoss
 from sdseg_cli.training.runtime import memory_format, reduced_precision
 from sdseg_cli.training.steps import StepInputs
 
@@ -31,15 +31,19 @@ class Objective(nn.Module):
     Args:
         model: On the device that computes.
         recipe: Weights of the terms.
-
-    Raises:
-        ConfigError: The mask is to count, and there is no fast decoder.
+        decoder: On the same device; needed where the mask counts.
     """
 
-    def __init__(self, model: SDSeg, recipe: TrainConfig) -> None:
+    def __init__(
+        self, model: SDSeg, recipe: TrainConfig, decoder: MaskDecoder | None = None
+    ) -> None:
         super().__init__()
         self.model, self.recipe = model, recipe
-        self.mask_loss = decoded_mask_loss(model) if recipe.mask_loss_weight else None
+        self.mask_loss: DecodedMaskLoss | None = None
+        if recipe.mask_loss_weight:
+            if decoder is None:
+                raise ValueError("a loss of the mask needs a decoder")
+            self.mask_loss = DecodedMaskLoss(decoder, model.latent_scale)
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -49,7 +53,7 @@ class Objective(nn.Module):
 
     @property
     def decoder(self) -> MaskDecoder | None:
-        """What masks are decoded by in training, and are to be afterwards; None: no matter."""
+        """What masks are decoded by in training, and are to be afterwards; None: the exact one."""
         return None if self.mask_loss is None else self.mask_loss.decoder
 
     def known(self, inputs: StepInputs, latents: MaskLatents) -> StepInputs:
@@ -82,7 +86,7 @@ class Objective(nn.Module):
             mean_weight: Its mean over the whole batch, of which these may be a part.
 
         Returns:
-            (3,) or (4,) float32; only the first has a gradient that is used.
+            (3,) or (4,) float32; the first is what is minimised.
         """
         model, recipe = self.model, self.recipe
         image = as_three_channels(inputs.image).contiguous(memory_format=torch.channels_last)
@@ -145,6 +149,10 @@ class PlaneObjective(nn.Module):
         return torch.stack([dice + cross_entropy, dice, cross_entropy])
 
 
-def objective_of(model: SliceModel, recipe: TrainConfig) -> Objective | PlaneObjective:
-    """What the model minimises."""
-    return Objective(model, recipe) if isinstance(model, SDSeg) else PlaneObjective(model)
+def objective_of(
+    model: SliceModel, recipe: TrainConfig, decoder: MaskDecoder | None = None
+) -> Objective | PlaneObjective:
+    """What the model minimises; arguments as those of `Objective`."""
+    if not isinstance(model, SDSeg):
+        return PlaneObjective(model)
+    return Objective(model, recipe, decoder)

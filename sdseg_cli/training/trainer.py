@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sdseg_cli.config import RunConfig, TrainConfig
 from sdseg_cli.errors import ConfigError, RunError
 from sdseg_cli.model.baselines import build_model
+from sdseg_cli.model.mask_decoder import MaskDecoder
 from sdseg_cli.model.sdseg import full_precision
 from sdseg_cli.model.seeds import seeded_generator
 from sdseg_cli.model.tensor_files import load_strictly
@@ -69,6 +70,7 @@ class Trainer:
         ranks: Who trains together.
         compiled: Compile the networks that train: slow to start, then faster on a GPU.
         adapts: Where memory runs out, go on with batches in smaller parts.
+        decoder: To train through, where the mask counts.
 
     Raises:
         ConfigError: The batch cannot be shared evenly.
@@ -84,6 +86,7 @@ class Trainer:
         ranks: Ranks | None = None,
         compiled: bool = False,
         adapts: bool = False,
+        decoder: MaskDecoder | None = None,
     ) -> None:
         self.config, self.device, self.ranks = config, device, ranks or Ranks()
         _require_even_shares(config.train, self.ranks)
@@ -113,7 +116,8 @@ class Trainer:
         if compiled:
             for part in self.model.trained_parts():
                 part.compile()
-        self.objective = objective_of(self.model, recipe)
+        decoder = None if decoder is None else decoder.to(device)
+        self.objective = objective_of(self.model, recipe, decoder)
         self._shared: Objective | PlaneObjective | DistributedDataParallel = self.objective
         if self.ranks.world > 1:
             self._shared = DistributedDataParallel(self.objective, gradient_as_bucket_view=True)

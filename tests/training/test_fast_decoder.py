@@ -18,12 +18,11 @@ from sdseg_cli.presets import PRESETS
 from sdseg_cli.splits import open_split
 from sdseg_cli.training import fast_decoder
 from sdseg_cli.training.checkpoint import Checkpoint
+from sdseg_cli.training.chosen_decoder import choose_decoder, decoder_identity
 from sdseg_cli.training.distillation import adapted
 from sdseg_cli.training.fast_decoder import (
     DecoderCheck,
-    choose_decoder,
     decoder_file,
-    decoder_identity,
     find_mask_decoder,
     keep_with_run,
     measure,
@@ -205,17 +204,19 @@ def test_a_run_keeps_the_decoder_it_was_trained_through_as_it_is(
         path.unlink()
     best.best["val_dice"] = 0.1
     best.save(run.best)
-    config = run.config_file.read_text()
-    run.config_file.write_text(config.replace("mask_loss_weight = 0.0", "mask_loss_weight = 1.0"))
+    begun = constant(1.5)
+    keep_with_run(run, begun, DecoderCheck(0, 0, 0.0, 0.0, trained_through=True))
     training, slices = open_split(tiny_run.manifest, "train"), open_split(tiny_run.manifest, "val")
-    found = measure_run(run, training, slices, CPU, WeightStore(tmp_path))
+    found = measure_run(run, training, slices, CPU, WeightStore(tmp_path), constant(-1.5))
     assert found is not None and found.trained_through and found.is_default
-    networks = networks_of(best, CPU, source="run")
-    shipped = find_mask_decoder(networks.autoencoder, SIZES, WeightStore(tmp_path))
-    assert shipped is not None
+    assert (found.step, found.slices) == (best.step, 4)
     kept = read_tensors(decoder_file(run.path))
-    assert all(torch.equal(kept[key], value) for key, value in shipped.state_dict().items())
-    assert choose_decoder("auto", run.path, best, networks, WeightStore(tmp_path)) is not None
+    assert all(torch.equal(kept[key], value) for key, value in begun.state_dict().items())
+
+
+def test_only_a_check_of_such_a_decoder_says_so() -> None:
+    assert "trained_through" not in check(1).to_json()
+    assert replace(check(1), trained_through=True).to_json()["trained_through"] is True
 
 
 def test_a_package_takes_the_decoder_along(run: RunDir, tmp_path: Path) -> None:
