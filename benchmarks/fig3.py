@@ -12,7 +12,8 @@ Dice is that of `sdseg evaluate`, on the scan's own grid; nothing is written int
 are of prediction alone, by the processor's clock (on a GPU by the wall's), air included; the median
 over cases, for the first one also warms up.
 
-Resumable: rows that are in the file are not made again, unless the run's weights have changed.
+Resumable: rows that are in the file are not made again, unless the run's weights or its
+decoder have changed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -45,6 +47,7 @@ from sdseg_cli.report.drawing import (
 )
 from sdseg_cli.report.kept_masks import sha256_of
 from sdseg_cli.stability_sweep import every_sampling
+from sdseg_cli.training.chosen_decoder import decoder_identity
 from sdseg_cli.training.run_folder import RunDir, find_run
 from sdseg_cli.training.runtime import choose_device
 
@@ -74,6 +77,12 @@ class Subject:
         return sha256_of(self.run.best)
 
     @cached_property
+    def identity(self) -> str:
+        """Of what predicts: the weights, and the decoder where the run has one of its own."""
+        decoder = sha256(decoder_identity("auto", self.run.path).encode()).hexdigest()
+        return f"{self.weights[:12]}-{decoder[:6]}"
+
+    @cached_property
     def held(self) -> HeldOut:
         held = open_held_out(self.run.path, self.workspace, "test", device=self.device.type)
         if held.checkpoint_sha256 != self.weights:
@@ -84,7 +93,7 @@ class Subject:
         """What the row is called in the file."""
         cases = "all" if self.cases is None else self.cases
         way = f"steps{sample.steps}/eta{sample.eta:g}/seed{seed}"
-        return f"{self.name}@{self.weights[:12]}/cases-{cases}/{way}"
+        return f"{self.name}@{self.identity}/cases-{cases}/{way}"
 
 
 def rows_of(

@@ -18,6 +18,7 @@ from benchmarks.results import Row, seconds
 from benchmarks.train_speed import milliseconds_by_operator, plain_loop
 from sdseg_cli.config import RunConfig
 from sdseg_cli.training.latents import MaskLatents
+from sdseg_cli.training.runtime import ran_out_of_memory
 from sdseg_cli.training.steps import StepSource
 from sdseg_cli.training.trainer import StepResult, Trainer
 
@@ -123,7 +124,7 @@ def training(
             _, step = stepper(config, slices, folder, state, device, compiled=compiled, kept=True)
             return _row(step, batch_size, device, budget_s)
     except RuntimeError as error:
-        if not setting.compiled or isinstance(error, torch.OutOfMemoryError):
+        if not setting.compiled or ran_out_of_memory(error):
             raise
         return {"error": str(error).splitlines()[0]}  # a machine without a compiler
 

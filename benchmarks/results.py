@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from sdseg_cli.errors import RunError
+from sdseg_cli.training.runtime import ran_out_of_memory
 
 Row = dict[str, Any]
 
@@ -31,10 +32,10 @@ class Results:
             return self.rows[name]
         try:
             row = work()
-        except (torch.OutOfMemoryError, RunError) as error:
+        except (RuntimeError, MemoryError, RunError) as error:
             # Training and prediction tell a person what to do about a full GPU.
             full = error.__cause__ if isinstance(error, RunError) else error
-            if not isinstance(full, torch.OutOfMemoryError):
+            if full is None or not ran_out_of_memory(full):
                 raise
             row = {"error": str(full).splitlines()[0]}
         self.rows[name] = row

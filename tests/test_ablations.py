@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
-from benchmarks.ablations import Ablation, Training, case_mean, found_share, table
+from benchmarks.ablations import (
+    Ablation,
+    Training,
+    case_mean,
+    found_share,
+    run_study,
+    table,
+)
 from benchmarks.collapse import COLLAPSE
 from benchmarks.table6 import TABLE6
 from sdseg_cli.config_file import differing_keys
@@ -28,6 +36,7 @@ def row(variant: str, seed: int, dice: float, voxels: int) -> dict[str, object]:
         "variant": variant,
         "seed": seed,
         "split": "val",
+        "decoder": "exact",
         "step_s": 0.5,
         "val_dice": {"10": 0.0, "20": dice},
         "cases": cases,
@@ -49,9 +58,9 @@ def test_a_line_holds_the_mean_of_the_seeds_and_each() -> None:
     assert head.startswith("| set | validation Dice, step 10 | validation Dice, step 20 | val Dice")
     assert both == (
         "| x | 0.000 (0.000, 0.000) | 0.625 (0.500, 0.750) | 0.625 (0.500, 0.750) "
-        "| 0.250 (0.250, 0.250) | 0.75 (0.50, 1.00) | 0.50 | 2 |"
+        "| 0.250 (0.250, 0.250) | 0.75 (0.50, 1.00) | exact | 0.50 | 2 |"
     )
-    assert one == "| y | 0.000 | 0.250 | 0.250 | 0.250 | 1.00 | 0.50 | 1 |"
+    assert one == "| y | 0.000 | 0.250 | 0.250 | 0.250 | 1.00 | exact | 0.50 | 1 |"
 
 
 def test_where_no_split_is_scored_the_validations_are_all() -> None:
@@ -67,16 +76,17 @@ def test_variants_differ_and_each_has_a_run_of_its_own(study: Ablation) -> None:
     assert len(set(configs)) == len(configs)
 
 
-def test_the_last_row_of_table_6_is_the_preset_and_the_paper_s_form_has_the_paper_s_loss() -> None:
+def test_all_three_parts_are_the_preset_or_the_paper_s_loss() -> None:
     usual = {"dataset", "train.steps", "train.validate_every", "train.checkpoint_every"}
-    ours = training(TABLE6, "all three").config()
+    ours = training(TABLE6, "all three (z0, t = 999)").config()
     assert set(differing_keys(ours, PRESETS["tiny"])) <= usual
-    paper = training(TABLE6, "all three (Eq. 3, uniform t)").config()
+    paper = training(TABLE6, "all three").config()
     recipe = PRESETS["table6-full"].train
     for key in ("noise_loss_weight", "latent_loss_weight", "latent_loss", "timesteps"):
         assert getattr(paper.train, key) == getattr(recipe, key)
 
 
+@pytest.mark.parametrize("form", ["", " (z0, t = 999)"])
 @pytest.mark.parametrize(
     ("variant", "named"),
     [
@@ -86,12 +96,30 @@ def test_the_last_row_of_table_6_is_the_preset_and_the_paper_s_form_has_the_pape
         ("all three", "table6-full"),
     ],
 )
-def test_the_rows_are_those_of_the_presets(variant: str, named: str) -> None:
-    config = training(TABLE6, f"{variant} (Eq. 3, uniform t)").config()
+def test_the_rows_are_those_of_the_presets(variant: str, named: str, form: str) -> None:
+    config = training(TABLE6, variant + form).config()
     theirs = PRESETS[named]
     assert config.model.fusion == theirs.model.fusion
     assert config.model.train_encoder == theirs.model.train_encoder
     assert config.train.latent_loss_weight == theirs.train.latent_loss_weight
+    if variant != "all three" or not form:  # `tiny` has no noise term
+        assert config.train.noise_loss_weight == theirs.train.noise_loss_weight
+
+
+@pytest.mark.parametrize("asked", ["0", "-1", "11", "1,x"])
+def test_a_variant_that_is_not_there_is_refused(
+    asked: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--datasets", "tiny", "--steps", "1", "--out", "rows.json", f"--variants={asked}"]
+    monkeypatch.setattr("sys.argv", ["collapse", *words])
+    with pytest.raises(SystemExit):
+        run_study(COLLAPSE, "")
+    assert "there are 1 to 10" in capsys.readouterr().err
+
+
+def test_without_cases_that_have_a_score_a_mean_is_no_number() -> None:
+    nothing = {"cases": [{"dice": None, "predicted_voxels": 3, "reference_voxels": 0}]}
+    assert math.isnan(case_mean(nothing, "dice")) and math.isnan(found_share(nothing))
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from benchmarks.results import Results, processor
+from benchmarks.results import processor
 
 
 def test_a_processor_is_named_as_linux_names_it(tmp_path: Path) -> None:
@@ -14,9 +14,3 @@ def test_a_processor_is_named_as_linux_names_it(tmp_path: Path) -> None:
 
 def test_without_that_file_it_is_what_python_knows(tmp_path: Path) -> None:
     assert processor(tmp_path / "none").endswith(f", {os.cpu_count()} cores")
-
-
-def test_what_is_in_the_file_is_not_measured_again(tmp_path: Path) -> None:
-    path = tmp_path / "rows.json"
-    assert Results(path).measure("a", lambda: {"value": 1}) == {"value": 1}
-    assert Results(path).measure("a", lambda: {"value": 2}) == {"value": 1}

@@ -93,6 +93,7 @@ def test_an_unknown_key_names_the_nearest() -> None:
         ("train.ema_decay=5", "train.ema_decay is 5"),
         ("train.clip_norm=-1", "train.clip_norm is -1"),
         ("train.foreground_weight=-3", "train.foreground_weight is -3"),
+        ("train.mask_loss_weight=-1", "train.mask_loss_weight is -1"),
         ("sample.flips=vh", 'sample.flips is "vh"'),
         ("model.unet.model_channels=48", "multiples of 32"),
         ("model.unet.heads=5", "multiples of 5"),
@@ -103,6 +104,14 @@ def test_an_unknown_key_names_the_nearest() -> None:
 def test_a_wrong_value_is_refused(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         from_dict(parse_assignment(text), RunConfig(), source="--set")
+
+
+def test_a_loss_of_the_mask_may_stand_alone_but_not_with_a_draw_by_other_weights() -> None:
+    alone = {"noise_loss_weight": 0.0, "latent_loss_weight": 0.0, "mask_loss_weight": 1.0}
+    assert from_dict({"train": alone}, RunConfig(), source="test").train.mask_loss_weight == 1
+    drawn = {"mask_loss_weight": 1.0, "timesteps": "latent-weighted"}
+    with pytest.raises(ConfigError, match="does not go with"):
+        from_dict({"train": drawn}, RunConfig(), source="test")
 
 
 def test_assignments_read_numbers_lists_and_bare_words() -> None:

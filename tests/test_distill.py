@@ -9,14 +9,16 @@ import torch
 
 from sdseg_cli.distill import distill, prepared_masks
 from sdseg_cli.errors import ConfigError
+from sdseg_cli.model.mask_decoder import build_mask_decoder
 from sdseg_cli.model.seeds import seeded_generator
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import read_tensors, read_told
 from sdseg_cli.predict import Predictor
+from sdseg_cli.presets import PRESETS
 from sdseg_cli.splits import open_split
 from sdseg_cli.training import distillation
 from sdseg_cli.training.checkpoint import Checkpoint
-from sdseg_cli.training.fast_decoder import read_check
+from sdseg_cli.training.fast_decoder import DecoderCheck, keep_with_run, read_check
 from sdseg_cli.training.run_folder import RunDir
 from tests.conftest import Workspace
 
@@ -127,3 +129,12 @@ def test_a_run_is_measured_with_what_was_distilled_and_predicts_with_it_on_reque
 def test_no_steps_are_refused() -> None:
     with pytest.raises(ConfigError, match="--steps is 0"):
         distill(steps=0)
+
+
+def test_a_run_that_was_trained_through_its_decoder_keeps_it(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.checkpoints.mkdir()
+    decoder = build_mask_decoder(PRESETS["tiny"].model.autoencoder)
+    keep_with_run(run, decoder, DecoderCheck(0, 0, 0.0, 0.0, trained_through=True))
+    with pytest.raises(ConfigError, match="trained through its own fast decoder"):
+        distill(run=run, steps=1, device="cpu")

@@ -21,12 +21,11 @@ from benchmarks.table2 import (
 )
 from sdseg_cli.errors import ConfigError
 from sdseg_cli.model.store import WeightStore
-from sdseg_cli.networks import BASELINES, Network
 from sdseg_cli.splits import open_split
 from sdseg_cli.training.initialise import step_zero
 from sdseg_cli.training.latents import open_latents
-from sdseg_cli.training.steps import StepSource
-from sdseg_cli.training.trainer import Trainer
+from sdseg_cli.training.steps import StepInputs, StepSource
+from sdseg_cli.training.trainer import StepResult, Trainer
 from tests.conftest import Workspace
 
 CPU = torch.device("cpu")
@@ -128,15 +127,20 @@ def test_a_model_that_does_not_fit_into_memory_is_not_trained(tmp_path: Path) ->
 def test_steps_in_a_row_are_timed_when_the_latents_are_there(
     tiny_set: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = Network("BasicUNet", tiny={"features": (4, 4, 8, 8, 8, 4)}, sd={})
-    monkeypatch.setitem(BASELINES, "small", small)
-    config = Task(tiny_set.root, "tiny", "small", 0, "tiny", 1.0, CPU).config()
+    config = Task(tiny_set.root, "tiny", "sdseg", 0, "tiny", 1.0, CPU).config()
     slices = open_split(tiny_set.manifest, "train")
     trainer = Trainer(config, step_zero(config, {}, slices, WeightStore.default()), CPU)
     latents = open_latents([tmp_path], slices, trainer.model, {}, CPU)
     source = StepSource(config, slices, latents, trainer.model.latent_shape(*slices.plane))
-    assert seconds_in_a_row(trainer, source, latents, 3) > 0
-    assert trainer.step == 6
+    known: list[bool] = []
+
+    def step(inputs: StepInputs, *_: object) -> StepResult:
+        known.append(bool(inputs.known.all()))
+        return type(trainer).train_step(trainer, inputs, latents)
+
+    monkeypatch.setattr(trainer, "train_step", step)
+    assert seconds_in_a_row(trainer, source, latents, 1) > 0
+    assert known == [False, True]
 
 
 def test_lengths_have_one_decimal() -> None:

@@ -28,7 +28,7 @@ Compiled = Annotated[
     bool, typer.Option("--compile", help="Compile the networks: a slow start, then faster.")
 ]
 Decoder = Annotated[
-    str, typer.Option(help="exact, fast, or auto: fast where the run measured it as good.")
+    str, typer.Option(help="exact, fast, or auto: fast where it was measured as good, or meant.")
 ]
 Run = Annotated[
     str | None,
