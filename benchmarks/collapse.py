@@ -1,4 +1,4 @@
-"""The collapse of a latent loss on sparse masks, and what cures it.
+r"""The collapse of a latent loss on sparse masks, and what cures it.
 
     python -m benchmarks.collapse --workspace FOLDER --datasets openkbp,ibsi --steps 150 \
         --seeds 0,1 --split '' --out collapse.json

@@ -1,4 +1,4 @@
-"""Table 6 of the paper, on one's own data: does each part help?
+r"""Table 6 of the paper, on one's own data: does each part help?
 
     python -m benchmarks.table6 --workspace FOLDER --datasets msd-hippocampus,kseg --steps 300 \
         --seeds 0,1 --out table6.json

@@ -17,6 +17,7 @@ from sdseg_cli.imaging.phantom import Phantom, make_phantom, write_phantom_set
 from sdseg_cli.prepare import prepare
 from sdseg_cli.presets import PRESETS
 from sdseg_cli.train import train
+from sdseg_cli.training.checkpoint import Checkpoint
 from sdseg_cli.training.run_folder import RunDir
 from tests.raw_cases import write_cases
 
@@ -82,6 +83,16 @@ class Workspace:
     def scan(self) -> Path:
         """The scan of the test case."""
         return self.manifest.cases("test")[0].image
+
+
+def rated(run: RunDir, val_dice: float) -> Checkpoint:
+    """Say of a run's best weights that they reached this Dice; what they are now."""
+    best = Checkpoint.load(run.best)
+    for path in run.checkpoints.glob("best.pt*"):
+        path.unlink()
+    best.best["val_dice"] = val_dice
+    best.save(run.best)
+    return best
 
 
 def tiny_settings(**train_settings: object) -> RunConfig:

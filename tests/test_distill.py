@@ -17,10 +17,9 @@ from sdseg_cli.predict import Predictor
 from sdseg_cli.presets import PRESETS
 from sdseg_cli.splits import open_split
 from sdseg_cli.training import distillation
-from sdseg_cli.training.checkpoint import Checkpoint
 from sdseg_cli.training.fast_decoder import DecoderCheck, keep_with_run, read_check
 from sdseg_cli.training.run_folder import RunDir
-from tests.conftest import Workspace
+from tests.conftest import Workspace, rated
 
 
 @pytest.fixture(autouse=True)
@@ -99,11 +98,7 @@ def test_a_run_is_measured_with_what_was_distilled_and_predicts_with_it_on_reque
     tiny_run: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = RunDir(Path(shutil.copytree(tiny_run.run.path, tmp_path / "run")))
-    best = Checkpoint.load(run.best)
-    for path in run.checkpoints.glob("best.pt*"):
-        path.unlink()
-    best.best["val_dice"] = 0.1
-    best.save(run.best)
+    rated(run, 0.1)
     measured: list[torch.nn.Module] = []
 
     def keep(decoder: torch.nn.Module, _: object) -> torch.nn.Module:

@@ -7,12 +7,18 @@ from pathlib import Path
 
 from sdseg_cli.errors import ConfigError
 from sdseg_cli.model.baselines import SliceModel
-from sdseg_cli.model.mask_decoder import MaskDecoder, read_mask_decoder
+from sdseg_cli.model.mask_decoder import MaskDecoder
 from sdseg_cli.model.sdseg import SDSeg
 from sdseg_cli.model.store import WeightStore
-from sdseg_cli.model.tensor_files import file_sha256, read_tensors
+from sdseg_cli.model.tensor_files import file_sha256
 from sdseg_cli.training.checkpoint import Checkpoint
-from sdseg_cli.training.fast_decoder import SHIPPED, decoder_file, find_mask_decoder, read_check
+from sdseg_cli.training.fast_decoder import (
+    SHIPPED,
+    decoder_file,
+    find_mask_decoder,
+    read_check,
+    read_own,
+)
 
 DECODERS = ("auto", "exact", "fast")
 
@@ -50,8 +56,7 @@ def choose_decoder(
     if asked == "auto" and not (check and own and check.is_default):
         return None
     if own:
-        path = decoder_file(model)
-        return read_mask_decoder(read_tensors(path), sizes, source=str(path))
+        return read_own(model, sizes)
     found = find_mask_decoder(networks.autoencoder, sizes, store)
     if found is None:
         raise ConfigError(

@@ -32,6 +32,7 @@ from sdseg_cli.training.distributed import Ranks
 from sdseg_cli.training.package import FAST_DECODER, is_package, networks_of
 from sdseg_cli.training.run_folder import RunDir
 from sdseg_cli.training.runtime import ran_out_of_memory
+from sdseg_cli.training.sampling import decoded_by
 from sdseg_cli.training.validation import validation
 
 SHIPPED = "tiny_mask_decoder.safetensors"
@@ -125,12 +126,11 @@ def measure(
         batch_size: Slices at a time.
     """
     dice = {}
-    for fast in (False, True):
-        model.mask_decoder = decoder.to(next(model.parameters()).device) if fast else None
-        found = validation(model, slices, positions, (), Ranks(), batch_size=batch_size)
-        dice[fast] = found.dice
-    model.mask_decoder = None
-    return DecoderCheck(step, len(positions), dice[False], dice[True])
+    for name, each in (("exact", None), ("fast", decoder.to(next(model.parameters()).device))):
+        with decoded_by(model, each):
+            found = validation(model, slices, positions, (), Ranks(), batch_size=batch_size)
+        dice[name] = found.dice
+    return DecoderCheck(step, len(positions), dice["exact"], dice["fast"])
 
 
 def measure_run(
@@ -192,9 +192,16 @@ def kept_for_training(run: RunDir, sizes: AutoencoderConfig) -> MaskDecoder | No
         WeightsError: The file is damaged.
     """
     check = read_check(run.path)
-    if check is None or not check.trained_through:
-        return None
-    path = decoder_file(run.path)
+    return read_own(run.path, sizes) if check is not None and check.trained_through else None
+
+
+def read_own(model: Path, sizes: AutoencoderConfig) -> MaskDecoder:
+    """The mask decoder that a run or package keeps.
+
+    Raises:
+        WeightsError: The file is missing or damaged.
+    """
+    path = decoder_file(model)
     return read_mask_decoder(read_tensors(path), sizes, source=str(path))
 
 

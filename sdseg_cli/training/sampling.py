@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -13,6 +13,7 @@ from sdseg_cli.config import SampleConfig
 from sdseg_cli.errors import ConfigError
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.baselines import Baseline, SliceModel
+from sdseg_cli.model.mask_decoder import MaskDecoder
 from sdseg_cli.model.sdseg import SDSeg, as_three_channels, full_precision
 from sdseg_cli.training.runtime import memory_format, reduced_precision
 
@@ -76,6 +77,16 @@ def draws(
     return flip_average(as_seen, pixels, sample.flips)
 
 
+@contextmanager
+def decoded_by(model: SliceModel, decoder: MaskDecoder | None) -> Iterator[None]:
+    """Within the block `model` draws masks by this decoder, on its device; None: the exact one."""
+    before, model.mask_decoder = model.mask_decoder, decoder
+    try:
+        yield
+    finally:
+        model.mask_decoder = before
+
+
 @torch.inference_mode()
 def predict_latents(
     model: SDSeg, pixels: Tensor, slices: Sequence[int], *, seed: int
@@ -93,13 +104,12 @@ def predict_latents(
     def look(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         latents.append(arguments[0])
 
-    head, model.mask_decoder = model.mask_decoder, None
     watch = model.autoencoder.post_quant_conv.register_forward_pre_hook(look)
     try:
-        (drawn,) = draws(model, pixels, slices, seed=seed, sample=SampleConfig())
+        with decoded_by(model, None):
+            (drawn,) = draws(model, pixels, slices, seed=seed, sample=SampleConfig())
     finally:
         watch.remove()
-        model.mask_decoder = head
     return latents[0].float(), drawn
 
 

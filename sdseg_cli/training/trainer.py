@@ -30,6 +30,7 @@ from sdseg_cli.training.runtime import (
     placed,
     ran_out_of_memory,
 )
+from sdseg_cli.training.sampling import decoded_by
 from sdseg_cli.training.steps import StepInputs
 from sdseg_cli.training.validation import Validation, validation
 
@@ -218,14 +219,9 @@ class Trainer:
         recipe = self.config.train
         positions = spread(slices, recipe.validation_slices)
         at_once = max(1, recipe.batch_size // (self.ranks.world * self.accumulate))
-        self.model.mask_decoder = self.objective.decoder
-        try:
-            with self.ema.in_place_of(self.model):
-                return validation(
-                    self.model, slices, positions, keep, self.ranks, batch_size=at_once
-                )
-        finally:
-            self.model.mask_decoder = None  # it is no part of a checkpoint
+        # Within the block alone: it is no part of a checkpoint.
+        with self.ema.in_place_of(self.model), decoded_by(self.model, self.objective.decoder):
+            return validation(self.model, slices, positions, keep, self.ranks, batch_size=at_once)
 
     def checkpoint(self, data: dict[str, Any], *, resumable: bool) -> Checkpoint:
         """The run as it stands: all of it to resume, or only what prediction needs."""

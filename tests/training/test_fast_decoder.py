@@ -33,7 +33,7 @@ from sdseg_cli.training.fast_decoder import (
 )
 from sdseg_cli.training.package import networks_of, write_package
 from sdseg_cli.training.run_folder import RunDir
-from tests.conftest import Workspace
+from tests.conftest import Workspace, rated
 
 SIZES = PRESETS["tiny"].model.autoencoder
 CPU = torch.device("cpu")
@@ -166,11 +166,7 @@ def test_the_tiny_autoencoders_own_ships(run: RunDir, tmp_path: Path) -> None:
 
 
 def test_a_run_that_found_nothing_is_not_measured(run: RunDir, tmp_path: Path) -> None:
-    best = Checkpoint.load(run.best)
-    for path in run.checkpoints.glob("best.pt*"):
-        path.unlink()
-    best.best["val_dice"] = 0.0
-    best.save(run.best)
+    rated(run, 0.0)
     assert measure_run(run, None, None, CPU, WeightStore(tmp_path)) is None
     assert read_check(run.path) is None
 
@@ -178,11 +174,7 @@ def test_a_run_that_found_nothing_is_not_measured(run: RunDir, tmp_path: Path) -
 def test_measuring_a_run_keeps_what_predictions_then_read(
     run: RunDir, tiny_run: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    best = Checkpoint.load(run.best)
-    for path in run.checkpoints.glob("best.pt*"):
-        path.unlink()
-    best.best["val_dice"] = 0.1
-    best.save(run.best)
+    best = rated(run, 0.1)
     monkeypatch.setattr(fast_decoder, "adapted", partial(adapted, steps=3))
     training, slices = open_split(tiny_run.manifest, "train"), open_split(tiny_run.manifest, "val")
     found = measure_run(run, training, slices, CPU, WeightStore(tmp_path))
@@ -199,11 +191,7 @@ def test_measuring_a_run_keeps_what_predictions_then_read(
 def test_a_run_keeps_the_decoder_it_was_trained_through_as_it_is(
     run: RunDir, tiny_run: Workspace, tmp_path: Path
 ) -> None:
-    best = Checkpoint.load(run.best)
-    for path in run.checkpoints.glob("best.pt*"):
-        path.unlink()
-    best.best["val_dice"] = 0.1
-    best.save(run.best)
+    best = rated(run, 0.1)
     begun = constant(1.5)
     keep_with_run(run, begun, DecoderCheck(0, 0, 0.0, 0.0, trained_through=True))
     training, slices = open_split(tiny_run.manifest, "train"), open_split(tiny_run.manifest, "val")
@@ -232,11 +220,7 @@ def test_a_package_takes_the_decoder_along(run: RunDir, tmp_path: Path) -> None:
 def test_what_goes_wrong_while_measuring_is_a_warning_of_a_run_that_is_whole(
     run: RunDir, tiny_run: Workspace, tmp_path: Path
 ) -> None:
-    best = Checkpoint.load(run.best)
-    for path in run.checkpoints.glob("best.pt*"):
-        path.unlink()
-    best.best["val_dice"] = 0.1
-    best.save(run.best)
+    best = rated(run, 0.1)
     store, told = WeightStore(tmp_path), []
     networks = networks_of(best, CPU, source="run")
     damaged = stored_decoder(store, autoencoder_hash(networks.autoencoder))
