@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.results import Results, Row, machine
+from benchmarks.results import Results, Row, machine, told
 from sdseg_cli.config import RunConfig
 from sdseg_cli.config_file import from_dict
 from sdseg_cli.datasets.manifest import Manifest
@@ -195,5 +195,6 @@ def run_study(study: Ablation, about: str) -> None:
                 values = study.variants[variant]
                 which = (args.workspace, dataset, args.steps, seed, args.split, args.constant)
                 training = Training(study.name, variant, values, *which)
-                rows.append(results.measure(training.name, training.measure))
+                with told():
+                    rows.append(results.measure(training.name, training.measure))
     print(table(rows))

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from benchmarks.comparison_table import by_case, paired_difference, with_interval
-from benchmarks.results import Results, Row, clock, machine
+from benchmarks.results import Results, Row, clock, machine, told
 from sdseg_cli.config import SampleConfig
 from sdseg_cli.errors import RunError
 from sdseg_cli.held_out import HeldOut, open_held_out
@@ -291,4 +291,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with told():
+        main()

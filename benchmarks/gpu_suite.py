@@ -56,7 +56,7 @@ from benchmarks.gpu_steps import (
 )
 from benchmarks.made_up import SIZE
 from benchmarks.precision import run_table
-from benchmarks.results import Results, Row, machine
+from benchmarks.results import Results, Row, machine, told
 from sdseg_cli.bench import GPU_BATCHES, bench
 from sdseg_cli.config import RunConfig
 from sdseg_cli.errors import SdsegError
@@ -269,4 +269,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with told():
+        main()

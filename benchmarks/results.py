@@ -6,13 +6,14 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sdseg_cli.errors import RunError
+from sdseg_cli.errors import RunError, SdsegError
 from sdseg_cli.training.runtime import ran_out_of_memory
 
 Row = dict[str, Any]
@@ -45,6 +46,18 @@ class Results:
         temporary.replace(self.path)
         print(f"{name}: {row}", flush=True)
         return row
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """What is wrong with a call is one line and a hint, as `sdseg` says it."""
+    try:
+        yield
+    except SdsegError as failure:
+        from sdseg_cli.console import show_error  # which a bare machine with torch may not have
+
+        show_error(failure)
+        raise SystemExit(failure.exit_code) from failure
 
 
 def clock(device: torch.device) -> float:

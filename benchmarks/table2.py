@@ -34,7 +34,7 @@ import torch
 
 from benchmarks.comparison_table import table
 from benchmarks.gpu_steps import seconds_in_a_row
-from benchmarks.results import Results, Row, clock, machine, seconds_per_call
+from benchmarks.results import Results, Row, clock, machine, seconds_per_call, told
 from sdseg_cli.config import RunConfig
 from sdseg_cli.config_file import from_dict, parse_assignment
 from sdseg_cli.datasets.manifest import Manifest
@@ -288,4 +288,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with told():
+        main()

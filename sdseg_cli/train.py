@@ -128,7 +128,7 @@ def train(
 
     Raises:
         ConfigError: The run folder holds a run with other settings, or other things and no run;
-            TensorBoard is not installed.
+            TensorBoard is not installed; the mask counts, and its autoencoder has no fast decoder.
         DataError: The prepared set lacks train or val cases, or is damaged.
         WeightsError: Pretrained weights are missing, or no checkpoint is whole.
         RunError: The loss became NaN or infinite, memory ran out, the disk refused, or another

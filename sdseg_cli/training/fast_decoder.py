@@ -228,12 +228,15 @@ def try_measuring(
         if not (isinstance(error, SdsegError) or ran_out_of_memory(error)):
             raise
         why = error.message if isinstance(error, SdsegError) else "out of memory"
+        through = run.config().train.mask_loss_weight > 0
         finding = Finding(
             code="fast-decoder-unmeasured",
             level=WARNING,
             case=run.path.name,
-            measured=f"predictions will use the exact decoder ({why})",
-            fix="To try again: sdseg distill --run RUN.",
+            measured=f"predictions will use the {'fast' if through else 'exact'} decoder ({why})",
+            fix="None needed: the run was trained through it."
+            if through
+            else "To try again: sdseg distill --run RUN.",
         )
         warn(finding)
         return None

@@ -32,6 +32,9 @@ class Objective(nn.Module):
         model: On the device that computes.
         recipe: Weights of the terms.
         decoder: On the same device; needed where the mask counts.
+
+    Raises:
+        ValueError: The mask counts, and there is no decoder.
     """
 
     def __init__(

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdseg_cli.errors import ConfigError, WeightsError
+from sdseg_cli.errors import ConfigError, RunError, WeightsError
+from sdseg_cli.findings import Finding
 from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.mask_decoder import MaskDecoder, autoencoder_hash, build_mask_decoder
 from sdseg_cli.model.store import WeightStore
@@ -259,3 +260,20 @@ def test_what_decides_the_decoder_has_a_name_of_its_own(run: RunDir, tmp_path: P
     assert decoder_identity("auto", run.path, store) == other
     assert decoder_identity("exact", run.path, store) == "exact"
     assert json.loads(json.dumps(check(1).to_json()))["difference"] == 0
+
+
+def test_a_run_trained_through_its_decoder_needs_no_measuring_to_predict_with_it(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise RunError("the disk is full.", "Free some.")
+
+    monkeypatch.setattr(fast_decoder, "measure_run", fails)
+    config = run.config_file.read_text()
+    meant = config.replace("mask_loss_weight = 0.0", "mask_loss_weight = 1.0")
+    assert meant != config
+    run.config_file.write_text(meant)
+    told: list[Finding] = []
+    assert try_measuring(run, None, None, CPU, None, told.append) is None
+    assert "will use the fast decoder (the disk is full.)" in told[0].measured
+    assert "distill" not in told[0].fix
