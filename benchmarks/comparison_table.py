@@ -36,30 +36,61 @@ def paired_difference(ours: dict[str, float], theirs: dict[str, float]) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Table 2's form, in Markdown: one block per data set, a line per model."""
+    """Table 2's form, in Markdown: a block per data set, a line per model and its settings. The
+    differences are to the first line of SDSeg.
+    """
     lines: list[str] = []
+    names = _names(rows)
     for dataset in dict.fromkeys(row["dataset"] for row in rows):
         here = [row for row in rows if row["dataset"] == dataset]
         shown = {key: text for key, text in METRICS.items() if any(by_case(here[:1], key))}
         head = [dataset, *shown.values(), f"Dice less {SDSEG}'s", "weights (M)", "GFLOP/slice"]
-        head += ["slices/s", "steps", "seconds", "seeds"]
+        head += ["slices/s", "steps", "seconds", "seeds (Dice of each)"]
         lines += ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-        ours = by_case([row for row in here if row["model"] == SDSEG], "dice")
-        for model in dict.fromkeys(row["model"] for row in here):
-            mine = [row for row in here if row["model"] == model]
-            cells = [model]
+        groups = {which: [row for row in here if _which(row) == which] for which in names}
+        first = next((which for which in groups if which[0] == SDSEG and groups[which]), None)
+        ours = by_case(groups[first], "dice") if first else {}
+        for which, mine in groups.items():
+            if not mine:
+                continue
+            cells = [names[which]]
             cells += [with_interval(by_case(mine, key), DIGITS.get(key, ".3f")) for key in shown]
             mean_dice = by_case(mine, "dice")
-            cells.append("-" if model == SDSEG else paired_difference(ours, mean_dice))
+            cells.append("-" if which == first else paired_difference(ours, mean_dice))
             cells += [f"{mine[0]['parameters'] / 1e6:.2f}", f"{mine[0]['gflop_per_slice']:.2f}"]
             cells += [f"{median(row['slices_per_s'] for row in mine):.2f}", str(mine[0]["steps"])]
             seconds = [row["training_s"] for row in mine if row["training_s"] is not None]
-            cells += [f"{fmean(seconds):.0f}" if seconds else "-", str(len(mine))]
+            cells += [f"{fmean(seconds):.0f}" if seconds else "-", _seeds(mine)]
             lines.append(f"| {' | '.join(cells)} |")
-    changed = {row["model"]: row["settings"] for row in rows if row.get("settings")}
+    changed = {name: which[1:] for which, name in names.items() if which[1:]}
     lines += [""] * bool(changed)
-    lines += [f"{model}: {', '.join(settings)}" for model, settings in changed.items()]
+    lines += [f"{name}: {', '.join(settings)}" for name, settings in changed.items()]
     return "\n".join(lines).lstrip("\n")
+
+
+def _which(row: Row) -> tuple[str, ...]:
+    """The model and the settings it was given."""
+    return (row["model"], *row.get("settings", ()))
+
+
+def _names(rows: Sequence[Row]) -> dict[tuple[str, ...], str]:
+    """A name for each model and its settings; a number tells those of one model apart."""
+    names: dict[tuple[str, ...], str] = {}
+    for which in dict.fromkeys(map(_which, rows)):
+        number = 1 + sum(known[0] == which[0] for known in names)
+        names[which] = which[0] if number == 1 else f"{which[0]} ({number})"
+    return names
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    """How many, and where they are several the mean Dice of each: seeds may differ more than
+    models.
+    """
+    if len(rows) == 1:
+        return "1"
+    each = [list(by_case([row], "dice").values()) for row in rows]
+    means = [format(fmean(one), ".3f") if one else "-" for one in each]
+    return f"{len(rows)} ({', '.join(means)})"
 
 
 def with_interval(values: dict[str, float], form: str = ".3f") -> str:

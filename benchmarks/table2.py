@@ -254,7 +254,9 @@ def row_of(task: Task, results: Results) -> Row:
 
 
 def main() -> None:
-    """Measure what is not in the file yet, then print the table of all that is."""
+    """Measure what is not in the file yet, then print the table of all of this preset and budget
+    that is.
+    """
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--workspace", type=Path, required=True, help="folder with prepared/")
     parser.add_argument("--datasets", required=True, help="prepared names, with commas")
@@ -283,8 +285,10 @@ def main() -> None:
     ]
     for task in tasks:
         task.config()  # what is wrong is refused before hours are spent
-    rows = [row_of(task, results) for task in tasks]
-    print(table([row for row in rows if "error" not in row]))
+    for task in tasks:
+        row_of(task, results)
+    budget = {"preset": args.preset, "budget_s": args.seconds}
+    print(table([row for row in results.rows.values() if budget.items() <= row.items()]))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ The same command resumes from the state file. Each sample is a scene and one of 
 its mask is made (`training/scenes.py`). The rules share the vision encoder's trunk and the U-Net;
 each has its own last layers of the vision encoder, `conv_out` and `out`, so that no rule need be
 guessed and none unlearns another. What is written is the averaged trunk and U-Net with the last
-layers of the rule "any". Loss, timestep and optimiser are the preset's.
+layers of the rule "any". Timestep and optimiser are the preset's; the loss is the preset's and the
+mask's own (`train.mask_loss_weight`), through the fast decoder that ships.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ from torch import Tensor, nn
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.pretrained import load_tiny_autoencoder
 from sdseg_cli.model.sdseg import SDSeg, as_three_channels, build_sdseg, foreground_weight
+from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import write_tensors
 from sdseg_cli.presets import PRESETS
+from sdseg_cli.training.fast_decoder import find_mask_decoder
+from sdseg_cli.training.mask_loss import DecodedMaskLoss
 from sdseg_cli.training.scenes import RULES, random_scene
 
 TINY = PRESETS["tiny"]
@@ -111,7 +115,7 @@ def scenes(step: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 def loss_of(
     student: Student, model: SDSeg, step: int, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The loss of a step's batch, with z0_pred, masks and rules to look at."""
+    """The latent loss of a step's batch, with z0_pred, masks and rules."""
     image, mask, rule = scenes(step, seed)
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     side = image.shape[-1] // 8
@@ -150,6 +154,13 @@ def latent_scale(model: SDSeg, seed: int) -> float:
         model.mask_moments(as_three_channels(mask * 2 - 1)).chunk(2, dim=1)[0] for mask in masks
     ]
     return 1 / float(torch.cat(latents).std())
+
+
+def mask_loss_of(model: SDSeg) -> DecodedMaskLoss:
+    """The loss of the masks, through the decoder that ships."""
+    decoder = find_mask_decoder(model.autoencoder, TINY.model.autoencoder, WeightStore.default())
+    assert decoder is not None
+    return DecodedMaskLoss(decoder, model.latent_scale)
 
 
 def begun(args: argparse.Namespace) -> tuple[SDSeg, Student, Student, torch.optim.AdamW, int]:
@@ -208,21 +219,23 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000, help="length of the cosine")
     parser.add_argument("--stop", type=int, default=0, help="end earlier, at this step")
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--mask-loss", type=float, default=1.0, help="weight of the masks' loss")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--state", type=Path, required=True, help="kept to go on from")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     model, student, averaged, optimizer, step = begun(args)
-    last, seen = time.monotonic(), 0.0
+    of_masks, last, seen = mask_loss_of(model), time.monotonic(), 0.0
     end = args.stop or args.steps
     while step < end:
         cosine = 0.5 * (1 + math.cos(math.pi * step / args.steps))
         for group in optimizer.param_groups:
             group["lr"] = args.lr * min(1.0, (step + 1) / WARMUP) * (0.01 + 0.99 * cosine)
-        loss = loss_of(student, model, step, args.seed)[0]
+        loss, z0_pred, mask, _ = loss_of(student, model, step, args.seed)
+        loss = loss + args.mask_loss * of_masks(z0_pred, mask[:, 0] > 0)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(student.parameters(), TINY.train.clip_norm)
         optimizer.step()
         step += 1

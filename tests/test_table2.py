@@ -79,6 +79,16 @@ def test_the_table_says_which_settings_were_changed() -> None:
     assert lines[-3].startswith("| unet | ")
 
 
+def test_a_model_with_other_settings_has_a_line_of_its_own_and_its_difference() -> None:
+    changed = row("sdseg", 0, {"a": 0.7}) | {"settings": ["train.flips=hv"]}
+    lines = table([row("sdseg", 0, {"a": 0.5}), changed, row("sdseg", 1, {"a": 0.3})]).splitlines()
+    assert lines[2].startswith("| sdseg | 0.400 | - |")
+    assert lines[2].endswith("| 2 (0.500, 0.300) |")
+    assert lines[3].startswith("| sdseg (2) | 0.700 | +0.300 |")
+    assert lines[3].endswith("| 1 |")
+    assert lines[-1] == "sdseg (2): train.flips=hv"
+
+
 def test_a_setting_is_for_all_models_or_for_the_one_it_names() -> None:
     assigned = ["train.batch_size=16", "sdseg:model.unet.model_channels=96", "unet:model.scale=sd"]
     assert settings_of("sdseg", assigned) == (assigned[0], "model.unet.model_channels=96")
