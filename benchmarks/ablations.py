@@ -69,7 +69,9 @@ class Training:
     def config(self) -> RunConfig:
         """`tiny` over so many steps, and what the variant changes."""
         every = max(1, self.steps // VALIDATIONS)
-        recipe: Row = {"steps": self.steps, "validate_every": every, "checkpoint_every": every}
+        # The same for all: warm networks would fit some variants only.
+        recipe: Row = {"init": "autoencoder", "steps": self.steps}
+        recipe |= {"validate_every": every, "checkpoint_every": every}
         if self.constant:
             recipe["schedule"] = "constant"
         shared = {"dataset": self.dataset, "seed": self.seed, "train": recipe}

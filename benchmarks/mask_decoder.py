@@ -24,7 +24,7 @@ from sdseg_cli.datasets.manifest import Manifest
 from sdseg_cli.model.arithmetic import gflop
 from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.mask_decoder import MaskDecoder
-from sdseg_cli.model.pretrained import load_tiny_autoencoder
+from sdseg_cli.model.shipped import load_tiny_autoencoder
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.presets import PRESETS
 from sdseg_cli.splits import open_split

@@ -167,6 +167,7 @@ def main() -> None:
     for seed in args.seeds:
         for name, changes in SETTINGS.items():
             recipe = {
+                "init": "autoencoder",
                 "steps": args.steps,
                 "validate_every": 40,
                 "validation_slices": 32,

@@ -25,26 +25,25 @@ from benchmarks.results import Results, Row
 from sdseg_cli.config import RunConfig
 from sdseg_cli.config_file import from_dict
 from sdseg_cli.datasets.manifest import Manifest
-from sdseg_cli.model.naming import below
 from sdseg_cli.model.sdseg import SDSeg
-from sdseg_cli.model.starts import Origin, start_scratch
+from sdseg_cli.model.shipped import WARM_PARTS, fill_warm
+from sdseg_cli.model.starts import Origin, start_vision_encoder
 from sdseg_cli.model.store import WeightStore
-from sdseg_cli.model.tensor_files import load_strictly, read_tensors, read_told
+from sdseg_cli.model.tensor_files import read_tensors
 from sdseg_cli.presets import preset
 from sdseg_cli.progress import TrainProgress
 from sdseg_cli.train import train
 from sdseg_cli.training import initialise
-from sdseg_cli.training.batches import PreparedSlices
 from sdseg_cli.training.run_folder import RunDir
 
 STARTS: dict[str, tuple[str, ...]] = {
-    "warm": ("vision_encoder", "unet"),
+    "autoencoder": (),
+    "warm": WARM_PARTS,
     "warm encoder": ("vision_encoder",),
     "warm unet": ("unet",),
-    "autoencoder": (),
 }
 """Start -> which warm networks it takes. Otherwise the vision encoder's trunk is the autoencoder's,
-as in `--init pretrained`, and the U-Net is random.
+as in `--init autoencoder`, and the U-Net is random.
 """
 
 
@@ -75,17 +74,14 @@ class _Watch:
                 raise _Enough
 
 
-def starter(parts: tuple[str, ...], weights: Path) -> Callable[[SDSeg, WeightStore], Origin]:
-    """In place of `start_pretrained`: takes only these parts of that file."""
+def starter(
+    parts: tuple[str, ...], weights: Path
+) -> Callable[[SDSeg, WeightStore, Origin], Origin]:
+    """In place of `start_networks`: takes only these parts of that file."""
 
-    def start(model: SDSeg, store: WeightStore) -> Origin:
-        origin, tensors = start_scratch(model, store), read_tensors(weights)
-        model.vision_encoder.encoder.load_state_dict(model.autoencoder.encoder.state_dict())
-        for part in parts:
-            network = getattr(model, part)
-            load_strictly(network, below(tensors, f"{part}."), source=str(weights))
-        if "unet" in parts:
-            model.latent_scale = float(read_told(weights)["latent_scale"])
+    def start(model: SDSeg, _: WeightStore, origin: Origin) -> Origin:
+        origin = start_vision_encoder(model, origin)
+        fill_warm(model, read_tensors(weights), source=str(weights), parts=parts)
         return origin
 
     return start
@@ -95,16 +91,10 @@ def measure(
     config: RunConfig, manifest: Manifest, parts: tuple[str, ...], weights: Path, stop: int
 ) -> Row:
     """One training."""
-    watch, first_batch = _Watch(stop), initialise._latent_scale
-
-    def scale(model: SDSeg, config: RunConfig, slices: PreparedSlices) -> float:
-        """The U-Net brings its latent scale; without it, the first batch gives one."""
-        return model.latent_scale if "unet" in parts else first_batch(model, config, slices)
-
+    watch = _Watch(stop)
     with (
         tempfile.TemporaryDirectory() as folder,
-        patch.object(initialise, "start_pretrained", starter(parts, weights)),
-        patch.object(initialise, "_latent_scale", scale),
+        patch.object(initialise, "start_networks", starter(parts, weights)),
         suppress(_Enough),
     ):
         train(config, manifest, RunDir(Path(folder) / "run"), device="cpu", watch=watch)
@@ -119,6 +109,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True, help="the schedule's length")
     parser.add_argument("--stop", type=int, help="end earlier, at this step")
     parser.add_argument("--every", type=int, default=40, help="validate so often")
+    parser.add_argument("--slices", type=int, default=32, help="of a validation")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--starts", nargs="+", choices=list(STARTS), default=list(STARTS))
     parser.add_argument("--lr", type=float, default=preset("tiny").train.learning_rate)
@@ -130,8 +121,9 @@ def main() -> None:
         "steps": args.steps,
         "learning_rate": args.lr,
         "validate_every": args.every,
-        "validation_slices": 32,
+        "validation_slices": args.slices,
         "checkpoint_every": args.steps,
+        "init": "pretrained",
     }
     for seed in args.seeds:
         shared = {"dataset": manifest.name, "seed": seed, "train": recipe}

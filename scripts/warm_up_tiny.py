@@ -5,9 +5,9 @@
 The same command resumes from the state file. Each sample is a scene and one of the rules by which
 its mask is made (`training/scenes.py`). The rules share the vision encoder's trunk and the U-Net;
 each has its own last layers of the vision encoder, `conv_out` and `out`, so that no rule need be
-guessed and none unlearns another. What is written is the averaged trunk and U-Net with the last
-layers of the rule "any". Timestep and optimiser are the preset's; the loss is the preset's and the
-mask's own (`train.mask_loss_weight`), through the fast decoder that ships.
+guessed and none unlearns another. What is written lies between the start and the averaged trunk and
+U-Net, with the last layers of the rule "any". Timestep and optimiser are the preset's; the loss is
+the preset's and the mask's own (`train.mask_loss_weight`), through the fast decoder that ships.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import argparse
 import copy
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from sdseg_cli.model import diffusion
-from sdseg_cli.model.pretrained import load_tiny_autoencoder
 from sdseg_cli.model.sdseg import SDSeg, as_three_channels, build_sdseg, foreground_weight
+from sdseg_cli.model.shipped import load_tiny_autoencoder
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import write_tensors
 from sdseg_cli.presets import PRESETS
@@ -35,6 +36,13 @@ from sdseg_cli.training.scenes import RULES, random_scene
 TINY = PRESETS["tiny"]
 NAMES = tuple(RULES)
 WRITTEN_RULE = "any"
+SCALED = ("unet.out.2.weight", "unet.out.2.bias")
+"""Divided by the latent scale on writing; a model multiplies them by its own."""
+LAST_LAYERS = ("unet.out.2.", "vision_encoder.encoder.conv_out.", "vision_encoder.out.")
+KEPT = 0.3
+"""Of the way. Weights grow in training, and the same learning rate then turns them less: networks
+that kept the whole way started sooner and were overtaken (docs/PERFORMANCE.md).
+"""
 WARMUP, DECAY = 100, 0.998
 LARGE_EVERY, LARGE, SMALL = 4, (4, 256), (8, 128)
 """Every fourth step sees whole planes, (batch, side); the others see parts, at half the cost."""
@@ -163,54 +171,68 @@ def mask_loss_of(model: SDSeg) -> DecodedMaskLoss:
     return DecodedMaskLoss(decoder, model.latent_scale)
 
 
-def begun(args: argparse.Namespace) -> tuple[SDSeg, Student, Student, torch.optim.AdamW, int]:
-    """Frozen model, student, its average, optimiser and step: fresh, or of the state file."""
-    torch.manual_seed(args.seed)
-    model = build_sdseg(TINY.model).eval()
-    load_tiny_autoencoder(model.autoencoder)
-    model.vision_encoder.encoder.load_state_dict(model.autoencoder.encoder.state_dict())
-    student = Student(model)
-    student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    averaged = copy.deepcopy(student).eval()
-    optimizer = torch.optim.AdamW(
-        student.parameters(), lr=args.lr, weight_decay=TINY.train.weight_decay, fused=True
-    )
-    if not args.state.exists():
-        model.latent_scale = latent_scale(model, args.seed)
-        return model, student, averaged, optimizer, 0
-    state = torch.load(args.state, weights_only=True)
-    student.load_state_dict(state["student"])
-    averaged.load_state_dict(state["averaged"])
-    optimizer.load_state_dict(state["optimizer"])
-    model.latent_scale = state["latent_scale"]
-    return model, student, averaged, optimizer, state["step"]
+@dataclass
+class WarmUp:
+    """What goes on from step to step."""
 
+    model: SDSeg
+    """Frozen: of it the autoencoder and the latent scale are used."""
+    student: Student
+    averaged: Student
+    optimizer: torch.optim.AdamW
+    start: dict[str, Tensor]
+    """The networks before the first step."""
+    step: int = 0
 
-def save(
-    args: argparse.Namespace,
-    model: SDSeg,
-    student: Student,
-    averaged: Student,
-    optimizer: torch.optim.AdamW,
-    step: int,
-) -> None:
-    """The state to go on from, and the networks as they would ship now."""
-    state = {
-        "student": student.state_dict(),
-        "averaged": averaged.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "latent_scale": model.latent_scale,
-        "step": step,
-    }
-    torch.save(state, f"{args.state}.tmp")
-    Path(f"{args.state}.tmp").replace(args.state)
-    half = {k: v.detach().half().contiguous() for k, v in averaged.networks().items()}
-    told = {
-        "latent_scale": str(model.latent_scale),
-        "made_by": f"scripts/warm_up_tiny.py, seed {args.seed}, step {step} of {args.steps}",
-    }
-    write_tensors(half, Path(f"{args.out}.tmp"), told=told)
-    Path(f"{args.out}.tmp").replace(args.out)
+    @classmethod
+    def begin(cls, args: argparse.Namespace) -> WarmUp:
+        """Fresh, or where the state file ends."""
+        torch.manual_seed(args.seed)
+        model = build_sdseg(TINY.model).eval()
+        load_tiny_autoencoder(model.autoencoder)
+        model.vision_encoder.encoder.load_state_dict(model.autoencoder.encoder.state_dict())
+        student = Student(model)
+        student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        start = {name: value.detach().clone() for name, value in student.networks().items()}
+        optimizer = torch.optim.AdamW(
+            student.parameters(), lr=args.lr, weight_decay=TINY.train.weight_decay, fused=True
+        )
+        found = cls(model, student, copy.deepcopy(student).eval(), optimizer, start)
+        if not args.state.exists():
+            model.latent_scale = latent_scale(model, args.seed)
+            return found
+        state = torch.load(args.state, weights_only=True)
+        for name in ("student", "averaged", "optimizer"):
+            getattr(found, name).load_state_dict(state[name])
+        model.latent_scale, found.step = state["latent_scale"], state["step"]
+        return found
+
+    def networks(self, kept_share: float) -> dict[str, Tensor]:
+        """As they ship: this share of the way from the start to the average; the last layers all of
+        it, for they began at random or at zero.
+        """
+        kept = {}
+        for name, value in self.averaged.networks().items():
+            last = name.startswith(LAST_LAYERS)
+            kept[name] = value if last else self.start[name].lerp(value.detach(), kept_share)
+        for name in SCALED:
+            kept[name] = kept[name] / self.model.latent_scale
+        return {name: value.detach().half().contiguous() for name, value in kept.items()}
+
+    def save(self, args: argparse.Namespace) -> None:
+        """The state to go on from, and the networks as they would ship now."""
+        state = {
+            "student": self.student.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "latent_scale": self.model.latent_scale,
+            "step": self.step,
+        }
+        torch.save(state, f"{args.state}.tmp")
+        Path(f"{args.state}.tmp").replace(args.state)
+        made_by = f"scripts/warm_up_tiny.py, seed {args.seed}, step {self.step} of {args.steps}"
+        write_tensors(self.networks(args.kept), Path(f"{args.out}.tmp"), told={"made_by": made_by})
+        Path(f"{args.out}.tmp").replace(args.out)
 
 
 def main() -> None:
@@ -220,36 +242,42 @@ def main() -> None:
     parser.add_argument("--stop", type=int, default=0, help="end earlier, at this step")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--mask-loss", type=float, default=1.0, help="weight of the masks' loss")
+    parser.add_argument("--kept", type=float, default=KEPT, help="of the way that is written")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--state", type=Path, required=True, help="kept to go on from")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    model, student, averaged, optimizer, step = begun(args)
-    of_masks, last, seen = mask_loss_of(model), time.monotonic(), 0.0
+    now = WarmUp.begin(args)
+    of_masks, last, seen = mask_loss_of(now.model), time.monotonic(), 0.0
     end = args.stop or args.steps
-    while step < end:
-        cosine = 0.5 * (1 + math.cos(math.pi * step / args.steps))
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr * min(1.0, (step + 1) / WARMUP) * (0.01 + 0.99 * cosine)
-        loss, z0_pred, mask, _ = loss_of(student, model, step, args.seed)
+    if now.step >= end:
+        now.save(args)
+    while now.step < end:
+        cosine = 0.5 * (1 + math.cos(math.pi * now.step / args.steps))
+        for group in now.optimizer.param_groups:
+            group["lr"] = args.lr * min(1.0, (now.step + 1) / WARMUP) * (0.01 + 0.99 * cosine)
+        loss, z0_pred, mask, _ = loss_of(now.student, now.model, now.step, args.seed)
         loss = loss + args.mask_loss * of_masks(z0_pred, mask[:, 0] > 0)
-        optimizer.zero_grad(set_to_none=True)
+        now.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(student.parameters(), TINY.train.clip_norm)
-        optimizer.step()
-        step += 1
-        decay = min(DECAY, (1 + step) / (10 + step))
+        nn.utils.clip_grad_norm_(now.student.parameters(), TINY.train.clip_norm)
+        now.optimizer.step()
+        now.step += 1
+        decay = min(DECAY, (1 + now.step) / (10 + now.step))
         with torch.no_grad():
-            for a, p in zip(averaged.parameters(), student.parameters(), strict=True):
-                a.lerp_(p, 1 - decay)
+            pairs = zip(now.averaged.parameters(), now.student.parameters(), strict=True)
+            for average, value in pairs:
+                average.lerp_(value, 1 - decay)
         seen += loss.item()
-        if step % 50 == 0:
-            print(f"step {step} loss {seen / 50:.4f} {time.monotonic() - last:.0f}s", flush=True)
+        if now.step % 50 == 0:
+            print(
+                f"step {now.step} loss {seen / 50:.4f} {time.monotonic() - last:.0f}s", flush=True
+            )
             last, seen = time.monotonic(), 0.0
-        if step % args.save_every == 0 or step == end:
-            print(f"step {step}", dice_by_rule(averaged, model), flush=True)
-            save(args, model, student, averaged, optimizer, step)
+        if now.step % args.save_every == 0 or now.step == end:
+            print(f"step {now.step}", dice_by_rule(now.averaged, now.model), flush=True)
+            now.save(args)
 
 
 if __name__ == "__main__":

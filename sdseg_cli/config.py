@@ -133,8 +133,8 @@ class TrainConfig:
     """The recipe; the defaults are the paper's."""
 
     init: str = "pretrained"
-    """Where the weights start: "pretrained" (the paper), "scratch", a run, a package, or a name in
-    the weight store."""
+    """Where the weights start: "pretrained" (the paper), "autoencoder", "scratch", a run, a
+    package, or a name in the weight store."""
     steps: int = 100_000
     batch_size: int = 4
     """Slices per optimiser step, over all processes."""
@@ -171,12 +171,17 @@ class TrainConfig:
     validation_slices: int = 256
     """At most so many slices, spread evenly over the validation cases."""
     checkpoint_every: int = 1_000
+    threshold: str = "half"
+    """From which probability a pixel is foreground: "half", 0.5 (the paper), or "validation": with
+    each validation's, the one that gives its cases the highest Dice; predictions are shifted so
+    that it comes to lie at 0.5."""
     patience: int = 0
     """Stop after so many validations without a better Dice; 0 = never."""
 
     def __post_init__(self) -> None:
         _choice("train.timesteps", self.timesteps, ("uniform", "latent-weighted", "last"))
         _choice("train.latent_loss", self.latent_loss, ("l1", "l2"))
+        _choice("train.threshold", self.threshold, ("half", "validation"))
         _choice("train.schedule", self.schedule, ("constant", "cosine"))
         _choice("train.flips", self.flips, ("", "h", "v", "hv"))
         counts = ("steps", "batch_size", "validate_every", "validation_slices", "checkpoint_every")

@@ -9,7 +9,7 @@ from sdseg_cli.progress import Progress, silent
 
 CASES = 14
 SEED = 0
-STEPS = 300
+STEPS = 120
 NAME = "btcv"
 RUN = "demo"
 

@@ -18,7 +18,7 @@ from sdseg_cli.model.arithmetic import gflop
 from sdseg_cli.model.mask_decoder import autoencoder_hash, build_mask_decoder
 from sdseg_cli.model.sdseg import SDSeg, build_sdseg
 from sdseg_cli.model.seeds import seeded_generator
-from sdseg_cli.model.starts import start_scratch
+from sdseg_cli.model.starts import start_autoencoder
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import unpickled, write_tensors
 from sdseg_cli.presets import preset
@@ -173,7 +173,7 @@ def _model(run: RunDir | None, preset_name: str, store: WeightStore) -> SDSeg:
         best = Checkpoint.load(run.best)
         return sdseg_of(best, torch.device("cpu"), source=str(run.best))
     model = build_sdseg(preset(preset_name).model)
-    start_scratch(model, store)
+    start_autoencoder(model, store)
     return model.eval().requires_grad_(False)
 
 

@@ -227,7 +227,7 @@ def _all_steps(
             stopping |= files.log(pending.popleft(), slices)
         if validates:
             validation = loop.validate(fixed, pictures.positions)
-            now = replace(now, validation=files.log_validation(validation.dice))
+            now = replace(now, validation=files.log_validation(validation))
             if loop.ranks.writes:
                 pictures.draw(loop.step, validation.planes)
         if saves:

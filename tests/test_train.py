@@ -22,6 +22,7 @@ from sdseg_cli.model.store import WeightStore
 from sdseg_cli.progress import TrainProgress
 from sdseg_cli.train import train
 from sdseg_cli.training.checkpoint import Checkpoint
+from sdseg_cli.training.package import networks_of
 from sdseg_cli.training.run_folder import RunDir
 from sdseg_cli.training.run_lock import locked
 from sdseg_cli.training.trainer import Trainer, learning_rate
@@ -86,6 +87,23 @@ def test_the_best_checkpoint_holds_what_prediction_needs(tiny_run: Workspace) ->
     trainer = Trainer(tiny_settings(steps=4), last, torch.device("cpu"))
     kept = trainer.checkpoint(last.data, resumable=False)
     assert torch.equal(kept.weights["unet.out.2.weight"], averaged.half())
+
+
+def test_the_best_weights_come_with_the_threshold_of_their_validation(
+    tiny_run: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdseg_cli.training.trainer.THRESHOLDS", (0.25,))
+    run = RunDir(tmp_path / "run")
+    settings = tiny_settings(steps=4, threshold="validation")
+    report = train(settings, tiny_run.manifest, run, device="cpu")
+    best = Checkpoint.load(run.best)
+    assert report.to_json()["best"]["threshold"] == best.threshold == 0.25
+    found = networks_of(best, torch.device("cpu"), source="run")
+    before = networks_of(Checkpoint.load(tiny_run.run.best), torch.device("cpu"), source="run")
+    assert (found.threshold, before.threshold) == (0.25, 0.5)
+    # It is no part of training: the weights are those of a run without.
+    weights = before.state_dict()
+    assert all(torch.equal(value, weights[key]) for key, value in found.state_dict().items())
 
 
 def test_a_stopped_and_resumed_run_ends_where_an_uninterrupted_one_does(

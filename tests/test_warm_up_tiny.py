@@ -10,6 +10,7 @@ import torch
 
 from sdseg_cli.model.naming import below
 from sdseg_cli.model.sdseg import build_sdseg
+from sdseg_cli.model.shipped import load_tiny_autoencoder
 from sdseg_cli.model.tensor_files import load_strictly, read_tensors, read_told
 from sdseg_cli.presets import PRESETS
 
@@ -56,7 +57,27 @@ def test_what_it_writes_is_the_tiny_presets_in_half_precision(
     for part in ("vision_encoder", "unet"):
         load_strictly(getattr(model, part), below(tensors, f"{part}."), source=part)
     assert {value.dtype for value in tensors.values()} == {torch.float16}
-    assert 0.3 < float(read_told(out)["latent_scale"]) < 2
+
+
+@pytest.mark.slow
+def test_what_it_writes_lies_between_the_start_and_the_end(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {
+        kept: read_tensors(
+            _run(monkeypatch, tmp_path / str(kept), "--stop", "1", "--kept", str(kept))
+        )
+        for kept in (0.0, 0.5, 1.0)
+    }
+    fresh = build_sdseg(PRESETS["tiny"].model)
+    load_tiny_autoencoder(fresh.autoencoder)
+    name = "vision_encoder.encoder.conv_in.weight"
+    start = fresh.autoencoder.encoder.conv_in.weight.half()
+    assert torch.equal(found[0.0][name], start) and not torch.equal(found[1.0][name], start)
+    middle = (found[0.0][name].float() + found[1.0][name].float()) / 2
+    torch.testing.assert_close(found[0.5][name].float(), middle, atol=1e-3, rtol=0)
+    last = "unet.out.2.weight"  # zero at the start
+    assert torch.equal(found[0.0][last], found[1.0][last]) and found[0.0][last].any()
 
 
 def test_each_rule_has_its_own_last_layers() -> None:

@@ -47,7 +47,7 @@ def train(
     ] = None,
     init: Annotated[
         str | None,
-        typer.Option(help="pretrained (default), scratch, or a run, package or stored model."),
+        typer.Option(help="pretrained (default), autoencoder, scratch; a run, package or model."),
     ] = None,
     batch_size: Annotated[
         str | None,
@@ -144,11 +144,19 @@ def _show(output: Output, report: TrainReport, folder: RunDir) -> None:
             ("seconds", f"{report.seconds:.0f}"),
             ("best validation Dice", number(best["val_dice"])),
             ("at step", "-" if best["step"] is None else str(best["step"])),
+            *_threshold(best),
             *_decoders(report.fast_decoder),
             *((f"{part} started from", where) for part, where in _starts(report.origin)),
         ],
         files=[path for path in _written(folder) if path.exists()],
     )
+
+
+def _threshold(best: dict[str, Any]) -> list[tuple[str, str]]:
+    """Where the best validation chose another than 0.5."""
+    if "threshold" not in best:
+        return []
+    return [("threshold", f"{best['threshold']:.2f}, of that validation; comes to lie at 0.5")]
 
 
 def _decoders(check: DecoderCheck | None) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 from torch import Tensor, nn
 
-from sdseg_cli.config import ModelConfig
+from sdseg_cli.config import THRESHOLD, ModelConfig
 from sdseg_cli.errors import ConfigError
 from sdseg_cli.model.mask_decoder import MaskDecoder
 from sdseg_cli.model.sdseg import SDSeg, build_sdseg, unfilled_sdseg
@@ -32,7 +32,7 @@ class Baseline(nn.Module):
 
     def __init__(self, config: ModelConfig, unet: nn.Module) -> None:
         super().__init__()
-        self.config, self.unet = config, unet
+        self.config, self.unet, self.threshold = config, unet, THRESHOLD
 
     def trained_parts(self) -> tuple[nn.Module, ...]:
         """As those of SDSeg."""
@@ -58,7 +58,7 @@ class Baseline(nn.Module):
 
 SliceModel = SDSeg | Baseline
 """What trains and predicts. Both have `config`, `unet`, the part whose average is kept,
-`latent_scale`, `latent_shape`, `mask_decoder`, `trained_parts` and `predicting_parts`.
+`latent_scale`, `latent_shape`, `mask_decoder`, `threshold`, `trained_parts` and `predicting_parts`.
 """
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from torch import Size, Tensor
 
 from sdseg_cli.config import ModelConfig
 from sdseg_cli.errors import WeightsError
-from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.diffusion import ALPHA_BAR, TIMESTEPS
 from sdseg_cli.model.naming import (
     OFFICIAL_PREFIX,
@@ -125,13 +123,3 @@ def _check_schedule(alpha_bar: Tensor, source: str) -> None:
             f"{source}: trained with another noise schedule than SDSeg's.",
             "Only beta = linspace(sqrt(0.0015), sqrt(0.0155), 1000)^2 is known here.",
         )
-
-
-def load_tiny_autoencoder(autoencoder: Autoencoder) -> None:
-    """The autoencoder of the `tiny` preset, shipped with the package.
-
-    Made by `scripts/train_tiny_autoencoder.py`; no downloaded weight or image went into it.
-    """
-    shipped = resources.files("sdseg_cli") / "shipped" / "tiny_autoencoder.safetensors"
-    with resources.as_file(shipped) as path:
-        load_strictly(autoencoder, read_tensors(path), source="tiny autoencoder")

@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from sdseg_cli.config import AutoencoderConfig, ModelConfig
+from sdseg_cli.config import THRESHOLD, AutoencoderConfig, ModelConfig
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.autoencoder import Autoencoder, Encoder, sample_posterior
 from sdseg_cli.model.diffusion import Estimate
@@ -60,6 +60,8 @@ class SDSeg(nn.Module):
         self.vision_encoder = vision_encoder.requires_grad_(config.train_encoder)
         self.unet = unet
         self.latent_scale = latent_scale
+        self.threshold = THRESHOLD
+        """The probability from which a pixel is foreground, where training chose one."""
         self.mask_decoder: MaskDecoder | None = None
         """In place of the autoencoder's decoder, where predictions are to be fast."""
         self.train()

@@ -2,7 +2,7 @@
 
 The paper's start: kl-f8 is the autoencoder and the vision encoder's trunk, the unconditional LDM-8
 is the U-Net, its first convolution padded with zeros for the condition. The autoencoder is frozen,
-so it is never left random; `out` of the vision encoder always is.
+so it is never left random; `out` of the vision encoder always is. `tiny` has networks of its own.
 """
 
 from __future__ import annotations
@@ -14,8 +14,14 @@ from torch import Tensor
 
 from sdseg_cli.errors import ConfigError, WeightsError
 from sdseg_cli.model.naming import below
-from sdseg_cli.model.pretrained import load_tiny_autoencoder
 from sdseg_cli.model.sdseg import SDSeg
+from sdseg_cli.model.shipped import (
+    ORIGIN,
+    WARM_ORIGIN,
+    load_tiny_autoencoder,
+    load_warm_networks,
+    warm_networks_fit,
+)
 from sdseg_cli.model.sources import FIRST_CONVOLUTION
 from sdseg_cli.model.store import Entry, WeightStore
 from sdseg_cli.model.tensor_files import load_strictly
@@ -30,15 +36,15 @@ Origin = dict[str, str]
 """Part of the model -> the weights it started from, with the sha256 of their file."""
 
 
-def start_scratch(model: SDSeg, store: WeightStore) -> Origin:
-    """Only the autoencoder is pretrained; the vision encoder and the U-Net stay random.
+def start_autoencoder(model: SDSeg, store: WeightStore) -> Origin:
+    """The frozen autoencoder, which every start has.
 
     Raises:
-        WeightsError: The store has no autoencoder of these sizes.
+        WeightsError: The store has none of these sizes.
     """
-    if model.config.autoencoder == PRESETS["tiny"].model.autoencoder:
+    if _autoencoder_ships(model):
         load_tiny_autoencoder(model.autoencoder)
-        return {"autoencoder": "shipped with sdseg"}
+        return {"autoencoder": ORIGIN}
     entry = _fitting(store, "autoencoder", model.config.autoencoder.channels)
     if entry is None:
         raise _missing(model, store, ["kl-f8 (autoencoder)"])
@@ -47,29 +53,54 @@ def start_scratch(model: SDSeg, store: WeightStore) -> Origin:
     return {"autoencoder": _named(entry)}
 
 
-def start_pretrained(model: SDSeg, store: WeightStore) -> Origin:
-    """The paper's start. With the autoencoder of the `tiny` preset, which ships with the package,
-    the U-Net stays random: none ships with it.
+def require_pretrained(model: SDSeg, store: WeightStore) -> None:
+    """Before anything is loaded: the store has what the paper's start takes.
 
     Raises:
-        WeightsError: The store lacks a part; all that is missing is named.
+        WeightsError: It lacks a part; all that is missing is named.
     """
-    sizes = model.config
-    ships = sizes.autoencoder == PRESETS["tiny"].model.autoencoder
-    entry = None if ships else _fitting(store, "unet", sizes.unet.model_channels)
-    if not ships:
-        absent = [] if entry else ["ldm-8 (U-Net)"]
-        if _fitting(store, "autoencoder", sizes.autoencoder.channels) is None:
-            absent.insert(0, "kl-f8 (autoencoder and vision encoder)")
-        if absent:
-            raise _missing(model, store, absent)
-    origin = start_scratch(model, store)
+    if _autoencoder_ships(model) or _fitting(store, "unet", model.config.unet.model_channels):
+        return
+    absent = ["ldm-8 (U-Net)"]
+    if _fitting(store, "autoencoder", model.config.autoencoder.channels) is None:
+        absent.insert(0, "kl-f8 (autoencoder and vision encoder)")
+    raise _missing(model, store, absent)
+
+
+def start_vision_encoder(model: SDSeg, origin: Origin) -> Origin:
+    """The autoencoder's encoder as the vision encoder's trunk; the U-Net stays random.
+
+    Args:
+        model: With its autoencoder.
+        origin: Where that came from.
+    """
     model.vision_encoder.encoder.load_state_dict(model.autoencoder.encoder.state_dict())
-    origin["vision_encoder"] = origin["autoencoder"]
-    if entry is not None:
-        start_unet(model.unet, below(store.load(entry), "unet."), source=entry.name)
-        origin["unet"] = _named(entry)
-    return origin
+    return origin | {"vision_encoder": origin["autoencoder"]}
+
+
+def start_networks(model: SDSeg, store: WeightStore, origin: Origin) -> Origin:
+    """Vision encoder and U-Net: the paper's, or the warm ones of the `tiny` preset. With its
+    autoencoder and other sizes, fusion or parameterisation, the U-Net stays random: none ships.
+
+    Args:
+        model: With its autoencoder and its latent scale.
+        store: Where LDM-8 is.
+        origin: Where the autoencoder came from.
+
+    Raises:
+        WeightsError: LDM-8 is missing, damaged or of other sizes.
+    """
+    if warm_networks_fit(model.config):
+        load_warm_networks(model)
+        return origin | {"vision_encoder": WARM_ORIGIN, "unet": WARM_ORIGIN}
+    origin = start_vision_encoder(model, origin)
+    if _autoencoder_ships(model):
+        return origin
+    entry = _fitting(store, "unet", model.config.unet.model_channels)
+    if entry is None:
+        raise _missing(model, store, ["ldm-8 (U-Net)"])
+    start_unet(model.unet, below(store.load(entry), "unet."), source=entry.name)
+    return origin | {"unet": _named(entry)}
 
 
 def start_baseline(network: str, init: str) -> Origin:
@@ -78,9 +109,9 @@ def start_baseline(network: str, init: str) -> Origin:
     Raises:
         ConfigError: Pretrained ones are asked for: none come with sdseg.
     """
-    if init == "pretrained":
+    if init != "scratch":
         raise ConfigError(
-            f"--init pretrained: there are no pretrained weights for {network}.",
+            f"--init {init}: there are no pretrained weights for {network}.",
             "Give --init scratch, or a run of it.",
         )
     return {"network": BASELINES[network].start}
@@ -111,6 +142,10 @@ def start_unet(unet: UNet, tensors: Mapping[str, Tensor], *, source: str) -> Non
         missing = channels - first.shape[1]
         start[FIRST_CONVOLUTION] = torch.cat([first, torch.zeros_like(first[:, :missing])], dim=1)
     load_strictly(unet, start, source=source)
+
+
+def _autoencoder_ships(model: SDSeg) -> bool:
+    return model.config.autoencoder == PRESETS["tiny"].model.autoencoder
 
 
 def _fitting(store: WeightStore, part: str, channels: int) -> Entry | None:

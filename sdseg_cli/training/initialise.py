@@ -16,7 +16,14 @@ from sdseg_cli.model.baselines import SliceModel, build_model
 from sdseg_cli.model.pretrained import official_config
 from sdseg_cli.model.sdseg import SDSeg, as_three_channels
 from sdseg_cli.model.seeds import seeded_generator
-from sdseg_cli.model.starts import Origin, start_baseline, start_pretrained, start_scratch
+from sdseg_cli.model.starts import (
+    Origin,
+    require_pretrained,
+    start_autoencoder,
+    start_baseline,
+    start_networks,
+    start_vision_encoder,
+)
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import load_strictly
 from sdseg_cli.presets import PRESETS
@@ -25,7 +32,7 @@ from sdseg_cli.training.checkpoint import Checkpoint
 from sdseg_cli.training.package import is_package, read_trained
 from sdseg_cli.training.run_folder import RunDir, run_folder
 
-KEYWORDS = ("pretrained", "scratch")
+KEYWORDS = ("pretrained", "autoencoder", "scratch")
 MAY_DIFFER = {
     "model.unet.dropout",
     "model.encoder_dropout",
@@ -56,9 +63,10 @@ def initial_model(
     """The model at step 0, with its latent scale.
 
     Args:
-        config: `train.init` is "pretrained" (the paper's start), "scratch" (only the frozen
-            autoencoder is pretrained), the folder of a run or package, or the name of an official
-            SDSeg model in the store.
+        config: `train.init` is "pretrained" (the paper's start, or the warm networks of `tiny`),
+            "autoencoder" (that and the vision encoder's trunk from it), "scratch" (only the frozen
+            autoencoder), the folder of a run or package, or the name of an official SDSeg model in
+            the store.
         store: Where pretrained weights are.
         slices: The training slices; the first batch gives the latent scale, unless a model brings
             its own.
@@ -77,10 +85,13 @@ def initial_model(
     if not isinstance(model, SDSeg):
         return model, start_baseline(config.model.network, config.train.init)
     if config.train.init == "pretrained":
-        origin = start_pretrained(model, store)
-    else:
-        origin = start_scratch(model, store)
+        require_pretrained(model, store)
+    origin = start_autoencoder(model, store)
     model.latent_scale = _latent_scale(model, config, slices)
+    if config.train.init == "pretrained":
+        origin = start_networks(model, store, origin)
+    elif config.train.init == "autoencoder":
+        origin = start_vision_encoder(model, origin)
     return model, origin
 
 
@@ -120,7 +131,7 @@ def _start_from_model(model: SliceModel, config: RunConfig, store: WeightStore) 
     if not (is_package(path) or RunDir(path).best.is_file()):
         raise ConfigError(
             f"--init {init}: no run, no package, and not in the weight store.",
-            "Give pretrained, scratch, a run, a package, or a model of `sdseg weights list`; "
+            f"Give {', '.join(KEYWORDS)}, a run, a package, or a model of `sdseg weights list`; "
             "`sdseg weights add` takes a file.",
         )
     trained = read_trained(path)

@@ -195,6 +195,7 @@ def networks_of(checkpoint: Checkpoint, device: torch.device, *, source: str) ->
     model = unfilled_model(config.model)
     load_strictly(model, checkpoint.prediction_weights(), source=source)
     model.latent_scale = checkpoint.latent_scale
+    model.threshold = checkpoint.threshold
     model.eval().requires_grad_(False)
     return placed(model, device)
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from sdseg_cli.atomic import remove_leftovers, replacing
+from sdseg_cli.config import THRESHOLD
 from sdseg_cli.config_file import to_toml
 from sdseg_cli.errors import RunError
 from sdseg_cli.findings import WARNING, Finding
@@ -16,6 +17,7 @@ from sdseg_cli.training.resume import Resumed, keep, set_aside
 from sdseg_cli.training.run_folder import RunDir
 from sdseg_cli.training.run_log import RunLog, truncate_log
 from sdseg_cli.training.trainer import StepResult, Trainer
+from sdseg_cli.training.validation import Validation
 
 
 class RunFiles:
@@ -107,14 +109,17 @@ class RunFiles:
             self._log.write(row)
         return result.asked_to_stop
 
-    def log_validation(self, dice: float) -> dict[str, float]:
+    def log_validation(self, found: Validation) -> dict[str, float]:
         """Write a validation's line, and keep the weights if they are the best so far.
 
         Returns:
             The line.
         """
         self._require_finite()
-        loop, row = self._loop, {"step": self._loop.step, "val_dice": dice}
+        loop, dice = self._loop, found.dice
+        row = {"step": loop.step, "val_dice": dice}
+        if found.threshold != THRESHOLD:
+            row["threshold"] = found.threshold
         if self._log is not None:
             self._log.write(row)
         # While nothing is found yet, later weights are better than earlier ones.

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sdseg_cli.config import SampleConfig
+from sdseg_cli.config import THRESHOLD, SampleConfig
 from sdseg_cli.errors import ConfigError
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.baselines import Baseline, SliceModel
@@ -74,7 +74,18 @@ def draws(
             f"{model.config.network} is no diffusion model: it takes one step and draws no noise.",
             "Leave out --steps, --eta and --samples.",
         )
-    return flip_average(as_seen, pixels, sample.flips)
+    average = flip_average(as_seen, pixels, sample.flips)
+    return (centred(probability, model.threshold) for probability in average)
+
+
+def centred(probability: Tensor, threshold: float) -> Tensor:
+    """Probabilities whose odds are divided by those of the threshold: it comes to lie at 0.5, 0 and
+    1 stay where they are, and so does the order.
+    """
+    if threshold == THRESHOLD:
+        return probability
+    above, below = probability * (1 - threshold), (1 - probability) * threshold
+    return above / (above + below)
 
 
 @contextmanager
@@ -107,7 +118,7 @@ def predict_latents(
     watch = model.autoencoder.post_quant_conv.register_forward_pre_hook(look)
     try:
         with decoded_by(model, None):
-            (drawn,) = draws(model, pixels, slices, seed=seed, sample=SampleConfig())
+            (drawn,) = _draws_as_seen(model, pixels, slices, seed, SampleConfig())
     finally:
         watch.remove()
     return latents[0].float(), drawn

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from sdseg_cli.config import RunConfig, TrainConfig
+from sdseg_cli.config import THRESHOLD, RunConfig, TrainConfig
 from sdseg_cli.errors import ConfigError, RunError
 from sdseg_cli.model.baselines import build_model
 from sdseg_cli.model.mask_decoder import MaskDecoder
@@ -32,7 +32,7 @@ from sdseg_cli.training.runtime import (
 )
 from sdseg_cli.training.sampling import decoded_by
 from sdseg_cli.training.steps import StepInputs
-from sdseg_cli.training.validation import Validation, validation
+from sdseg_cli.training.validation import THRESHOLDS, Validation, validation
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,15 @@ class Trainer:
         at_once = max(1, recipe.batch_size // (self.ranks.world * self.accumulate))
         # Within the block alone: it is no part of a checkpoint.
         with self.ema.in_place_of(self.model), decoded_by(self.model, self.objective.decoder):
-            return validation(self.model, slices, positions, keep, self.ranks, batch_size=at_once)
+            return validation(
+                self.model,
+                slices,
+                positions,
+                keep,
+                self.ranks,
+                batch_size=at_once,
+                thresholds=THRESHOLDS if recipe.threshold == "validation" else (THRESHOLD,),
+            )
 
     def checkpoint(self, data: dict[str, Any], *, resumable: bool) -> Checkpoint:
         """The run as it stands: all of it to resume, or only what prediction needs."""

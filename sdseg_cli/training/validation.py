@@ -8,14 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sdseg_cli.config import THRESHOLD, SampleConfig
 from sdseg_cli.model.baselines import SliceModel
 from sdseg_cli.training.batches import PreparedSlices
 from sdseg_cli.training.distributed import Ranks
-from sdseg_cli.training.sampling import predict_planes
+from sdseg_cli.training.sampling import centred, predict_planes
 
 SEED = 0
+THRESHOLDS = tuple(percent / 100 for percent in range(10, 95, 5))
+"""Tried with `train.threshold = "validation"`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +28,10 @@ class Validation:
     dice: float
     """Mean over the cases."""
     planes: NDArray[np.float32]
-    """(K,H,W) in [0,1]: the probabilities of the slices that were to be kept, in their order."""
+    """(K,H,W) in [0,1]: the probabilities of the slices that were to be kept, in their order;
+    shifted so that the threshold lies at 0.5."""
+    threshold: float = THRESHOLD
+    """Of those tried the one with the highest Dice; the nearest to 0.5 of several."""
 
 
 def validation(
@@ -36,6 +42,7 @@ def validation(
     ranks: Ranks,
     *,
     batch_size: int,
+    thresholds: Sequence[float] = (THRESHOLD,),
 ) -> Validation:
     """Predict slices with one reverse step and one sample, whatever `[sample]` says.
 
@@ -46,8 +53,11 @@ def validation(
         keep: Those of them whose probabilities are handed over.
         ranks: Who trains together.
         batch_size: Slices at a time.
+        thresholds: From which probabilities a pixel may be foreground.
     """
-    counts = torch.zeros(slices.cases, 2, dtype=torch.float64)  # in both; sum of the sizes
+    tried = sorted(thresholds, key=lambda one: abs(one - THRESHOLD))
+    # Of each case and threshold: pixels in both masks; the sum of their sizes.
+    counts = torch.zeros(slices.cases, len(tried), 2, dtype=torch.float64)
     planes = torch.zeros(len(keep), *slices.plane)
     mine = positions[ranks.rank :: ranks.world]
     for start in range(0, len(mine), batch_size):
@@ -55,15 +65,23 @@ def validation(
         batch = slices.batch(chosen)
         probability = predict_planes(model, batch.image, chosen, seed=SEED, sample=SampleConfig())
         for position, one, truth in zip(chosen, probability, batch.foreground, strict=True):
-            found, case = one > THRESHOLD, slices.places[position][0]
-            counts[case, 0] += (found & truth).sum()
-            counts[case, 1] += found.sum() + truth.sum()
+            case = slices.places[position][0]
+            for number, threshold in enumerate(tried):
+                found = one > threshold
+                counts[case, number, 0] += (found & truth).sum()
+                counts[case, number, 1] += found.sum() + truth.sum()
             if position in keep:
                 planes[list(keep).index(position)] = one
     if ranks.world > 1:
         device = next(model.parameters()).device
         counts = ranks.sum(counts.to(device)).cpu()
         planes = ranks.sum(planes.to(device)).cpu()  # each process has its own, zeros elsewhere
+    dice = [_mean_dice(counts[:, number]) for number in range(len(tried))]
+    best = dice.index(max(dice))
+    return Validation(dice[best], centred(planes, tried[best]).numpy(), tried[best])
+
+
+def _mean_dice(counts: Tensor) -> float:
+    """Over the cases with foreground in either mask; 0 if there are none."""
     overlap, both = counts[counts[:, 1] > 0].T
-    dice = float((2 * overlap / both).mean()) if len(both) else 0.0
-    return Validation(dice, planes.numpy())
+    return float((2 * overlap / both).mean()) if len(both) else 0.0

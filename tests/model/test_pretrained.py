@@ -11,7 +11,8 @@ from sdseg_cli.errors import WeightsError
 from sdseg_cli.imaging.files import read_labels
 from sdseg_cli.imaging.slices import Restore
 from sdseg_cli.model.autoencoder import Autoencoder
-from sdseg_cli.model.pretrained import load_official, load_tiny_autoencoder
+from sdseg_cli.model.pretrained import load_official
+from sdseg_cli.model.shipped import load_tiny_autoencoder
 from sdseg_cli.presets import PRESETS
 from tests.parity.fill import tiny_checkpoint
 

@@ -10,8 +10,16 @@ from sdseg_cli.config import AutoencoderConfig, ModelConfig, UNetConfig
 from sdseg_cli.errors import WeightsError
 from sdseg_cli.model.naming import below
 from sdseg_cli.model.sdseg import SDSeg, build_sdseg
+from sdseg_cli.model.shipped import WARM_ORIGIN
 from sdseg_cli.model.sources import Source, recognise
-from sdseg_cli.model.starts import start_pretrained, start_scratch, start_unet
+from sdseg_cli.model.starts import (
+    Origin,
+    require_pretrained,
+    start_autoencoder,
+    start_networks,
+    start_unet,
+    start_vision_encoder,
+)
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.presets import PRESETS
 from tests.parity.fill import tiny_autoencoder, tiny_checkpoint, tiny_ldm
@@ -39,6 +47,12 @@ def store(tmp_path: Path) -> WeightStore:
     return store
 
 
+def start_pretrained(model: SDSeg, store: WeightStore) -> Origin:
+    """As `--init pretrained` does it, with a latent scale of 1."""
+    require_pretrained(model, store)
+    return start_networks(model, store, start_autoencoder(model, store))
+
+
 def test_the_papers_start_takes_kl_f8_twice_and_ldm_8_padded(
     model: SDSeg, store: WeightStore
 ) -> None:
@@ -59,7 +73,7 @@ def test_the_papers_start_takes_kl_f8_twice_and_ldm_8_padded(
 
 def test_scratch_loads_only_the_frozen_autoencoder(model: SDSeg, store: WeightStore) -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    assert set(start_scratch(model, store)) == {"autoencoder"}
+    assert set(start_autoencoder(model, store)) == {"autoencoder"}
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key]) == (not key.startswith("autoencoder.")), key
 
@@ -99,7 +113,7 @@ def test_all_that_is_missing_is_named(model: SDSeg, tmp_path: Path) -> None:
         start_pretrained(model, store)
     assert "sdseg weights fetch" in caught.value.hint
     with pytest.raises(WeightsError, match="kl-f8") as caught:
-        start_scratch(model, store)
+        start_autoencoder(model, store)
     assert "ldm-8" not in caught.value.message
 
 
@@ -109,14 +123,46 @@ def test_weights_of_other_widths_do_not_count(store: WeightStore) -> None:
         start_pretrained(larger, store)
 
 
-def test_the_tiny_preset_needs_no_store(tmp_path: Path) -> None:
-    model = build_sdseg(PRESETS["tiny"].model)
+def test_the_vision_encoder_starts_as_the_autoencoders(tmp_path: Path) -> None:
+    model, store = build_sdseg(PRESETS["tiny"].model), WeightStore(tmp_path / "none")
     unet = {key: value.clone() for key, value in model.unet.state_dict().items()}
-    origin = start_pretrained(model, WeightStore(tmp_path / "none"))
-    assert origin["autoencoder"] == "shipped with sdseg"
+    origin = start_vision_encoder(model, start_autoencoder(model, store))
+    assert origin == dict.fromkeys(("autoencoder", "vision_encoder"), "shipped with sdseg")
     for name, value in model.autoencoder.encoder.state_dict().items():
         assert torch.equal(model.vision_encoder.encoder.state_dict()[name], value)
     assert all(torch.equal(unet[key], value) for key, value in model.unet.state_dict().items())
+
+
+def test_the_tiny_preset_has_networks_that_drew_masks_before(tmp_path: Path) -> None:
+    """With no store at all, and the same masks at any latent scale."""
+    models, store = [], WeightStore(tmp_path / "none")
+    for scale in (1.0, 0.5):
+        model = build_sdseg(PRESETS["tiny"].model).eval()
+        origin = start_autoencoder(model, store)
+        model.latent_scale = scale
+        origin = start_networks(model, store, origin)
+        assert (origin["vision_encoder"], origin["unet"]) == (WARM_ORIGIN, WARM_ORIGIN)
+        models.append(model)
+    zt, zc = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ones, halves = (model.unet(zt, 999, zc) for model in models)
+    assert ones.abs().max() > 0.1
+    assert torch.equal(halves, ones / 2)
+
+
+@pytest.mark.parametrize("change", [{"parameterisation": "v"}, {"fusion": "cross-attention"}])
+def test_networks_that_mean_other_things_start_without_them(
+    change: dict[str, str], tmp_path: Path
+) -> None:
+    model = build_sdseg(replace(PRESETS["tiny"].model, **change))
+    origin = start_pretrained(model, WeightStore(tmp_path / "none"))
+    assert origin == dict.fromkeys(("autoencoder", "vision_encoder"), "shipped with sdseg")
+
+
+def test_dropout_and_precision_do_not_matter_to_them(tmp_path: Path) -> None:
+    sizes = replace(PRESETS["tiny"].model, encoder_dropout=0.2, precision="float32")
+    origin = start_pretrained(build_sdseg(sizes), WeightStore(tmp_path / "none"))
+    assert origin["unet"] == WARM_ORIGIN
 
 
 def test_a_unet_that_attends_takes_all_of_ldm_8_but_its_attention(store: WeightStore) -> None:

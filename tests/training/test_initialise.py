@@ -77,15 +77,27 @@ def test_the_latent_scale_makes_the_first_batchs_latents_unit_size(
 def test_scratch_leaves_the_vision_encoder_random(
     slices: PreparedSlices, store: WeightStore
 ) -> None:
-    pretrained, _ = initial_model(_settings("pretrained"), store, slices)
+    trunk, _ = initial_model(_settings("autoencoder"), store, slices)
     scratch, origin = initial_model(_settings("scratch"), store, slices)
-    ours, theirs = (m.vision_encoder.encoder.conv_in.weight for m in (scratch, pretrained))
+    ours, theirs = (m.vision_encoder.encoder.conv_in.weight for m in (scratch, trunk))
     assert not torch.equal(ours, theirs)
-    assert torch.equal(theirs, pretrained.autoencoder.encoder.conv_in.weight)
+    assert torch.equal(theirs, trunk.autoencoder.encoder.conv_in.weight)
     assert torch.equal(
-        scratch.autoencoder.encoder.conv_in.weight, pretrained.autoencoder.encoder.conv_in.weight
+        scratch.autoencoder.encoder.conv_in.weight, trunk.autoencoder.encoder.conv_in.weight
     )
     assert set(origin) == {"autoencoder"}
+    assert scratch.latent_scale == trunk.latent_scale
+
+
+def test_warm_networks_take_the_scale_of_the_first_batch(
+    slices: PreparedSlices, store: WeightStore
+) -> None:
+    trunk, _ = initial_model(_settings("autoencoder"), store, slices)
+    warm, origin = initial_model(_settings("pretrained"), store, slices)
+    assert warm.latent_scale == trunk.latent_scale
+    assert set(origin) == {"autoencoder", "vision_encoder", "unet"}
+    assert not trunk.unet.out[-1].weight.any(), "a fresh one answers zero"
+    assert warm.unet.out[-1].weight.abs().max() > 0
 
 
 def test_a_run_or_its_package_gives_all_weights_and_the_scale(

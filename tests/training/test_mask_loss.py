@@ -9,8 +9,8 @@ import torch
 
 from sdseg_cli.errors import ConfigError
 from sdseg_cli.model.mask_decoder import MaskDecoder, autoencoder_hash, build_mask_decoder
-from sdseg_cli.model.pretrained import load_tiny_autoencoder
 from sdseg_cli.model.sdseg import SDSeg, build_sdseg
+from sdseg_cli.model.shipped import load_tiny_autoencoder
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import write_tensors
 from sdseg_cli.training.checkpoint import Checkpoint

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,13 +48,34 @@ def test_run_and_package_predict_the_same_bytes(
 ) -> None:
     masks, maps = [], []
     for number, trained in enumerate((tiny_run.run.path, package)):
-        predictor = Predictor(trained, device="cpu")
+        predictor = Predictor(trained, device="cpu", decoder="exact")
         mask = tmp_path / f"{number}.nii.gz"
         predict_file(tiny_run.scan, mask, predictor)
         masks.append(mask.read_bytes())
         maps.append(predictor.predict(read_image(tiny_run.scan)).probability)
     assert masks[0] == masks[1]
     assert np.array_equal(maps[0], maps[1])
+
+
+def test_run_and_package_have_the_threshold_that_a_validation_chose(
+    tiny_run: Workspace, tmp_path: Path
+) -> None:
+    best = Checkpoint.load(tiny_run.run.best)
+    chosen = replace(best, best={**best.best, "threshold": 0.25})
+    write_package(chosen, tmp_path / "model.sdseg")
+    read = read_package(tmp_path / "model.sdseg")
+    scan = read_image(tiny_run.scan)
+    plain = Predictor(tiny_run.run.path, device="cpu", decoder="exact").predict(scan)
+    moved = Predictor(tmp_path / "model.sdseg", device="cpu", decoder="exact").predict(scan)
+    assert (best.threshold, read.threshold) == (0.5, 0.25)
+    assert np.array_equal(moved.probability > 0.5, plain.probability > 0.25)
+
+
+@pytest.mark.parametrize("value", [0, 1, -0.5, float("nan"), "0.5", None])
+def test_a_threshold_that_is_no_share_is_refused(value: object, tiny_run: Workspace) -> None:
+    best = Checkpoint.load(tiny_run.run.best)
+    with pytest.raises(WeightsError, match="threshold"):
+        _ = replace(best, best={"threshold": value}).threshold
 
 
 def test_a_package_of_a_package_is_the_same(package: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from sdseg_cli.training.distributed import Ranks
 from sdseg_cli.training.run_files import RunFiles
 from sdseg_cli.training.run_folder import RunDir
 from sdseg_cli.training.trainer import StepResult
+from sdseg_cli.training.validation import Validation
 from tests.training.small import small_config, small_slices, small_trainer
 
 
@@ -24,7 +26,7 @@ def test_of_several_processes_only_the_first_writes(tmp_path: Path) -> None:
     with RunFiles(run, loop, {}, tensorboard=False) as files:
         assert files.log(result, small_slices(tmp_path))  # one of two was asked to stop
         assert files.row["loss"] == 3
-        files.log_validation(0.5)
+        files.log_validation(Validation(0.5, np.zeros((0, 8, 8), np.float32)))
         files.save("stopped")
     assert loop.best == {"step": 1, "val_dice": 0.5}  # for all must stop early together
     assert not run.path.exists()

@@ -13,7 +13,13 @@ from sdseg_cli.model.mask_decoder import build_mask_decoder
 from sdseg_cli.model.sdseg import SDSeg, build_sdseg
 from sdseg_cli.presets import PRESETS
 from sdseg_cli.training import sampling
-from sdseg_cli.training.sampling import flip_average, predict_draws, predict_latents, predict_planes
+from sdseg_cli.training.sampling import (
+    centred,
+    flip_average,
+    predict_draws,
+    predict_latents,
+    predict_planes,
+)
 from tests.training.small import lower_as_a_gpu, parts_lowered
 
 
@@ -176,6 +182,27 @@ def test_flips_are_part_of_how_it_is_sampled(lively: SDSeg) -> None:
     both = _predict(lively, [7, 8, 9], flips="h")
     assert torch.allclose(both, (plain + mirrored) / 2, atol=1e-6)
     assert not torch.allclose(both, plain, atol=1e-4)
+
+
+def test_a_threshold_comes_to_lie_at_a_half_and_the_ends_stay() -> None:
+    values = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])
+    assert torch.equal(centred(values, 0.5), values)
+    # Odds of 0, 1/3, 1, 3, infinity, divided by 3: 0, 1/9, 1/3, 1, infinity.
+    expected = torch.tensor([0, 1 / 10, 1 / 4, 1 / 2, 1])
+    assert torch.allclose(centred(values, 0.75), expected, atol=1e-7)
+
+
+def test_a_model_with_a_threshold_shows_what_lies_above_it(lively: SDSeg) -> None:
+    plain = _predict(lively, [7, 8, 9])
+    lively.threshold = 0.25
+    try:
+        moved = _predict(lively, [7, 8, 9])
+        drawn = predict_latents(lively, PIXELS, [7, 8, 9], seed=5)[1]
+    finally:
+        lively.threshold = 0.5
+    assert 0 < (plain > 0.5).sum() < (plain > 0.25).sum()
+    assert torch.equal(moved > 0.5, plain > 0.25)
+    assert torch.equal(drawn, plain), "the fast decoder learns what the exact one says"
 
 
 def test_latents_are_those_that_are_drawn_and_the_fast_decoder_is_not_asked(

@@ -139,6 +139,31 @@ def test_validation_is_the_mean_dice_per_case(
     assert np.array_equal(found.planes, truth[[3, 0]].numpy())
 
 
+@pytest.mark.parametrize(
+    ("setting", "threshold", "dice"),
+    # Slice 1 has 112 pixels, of which the half at 0.7 is found; slice 3 its 48; and 448 pixels at
+    # 0.6 are background. Above 0.6: 2 x 104 / (104 + 160); above 0.5: 2 x 104 / (104 + 448 + 160).
+    [("validation", 0.6, 208 / 264), ("half", 0.5, 208 / 712)],
+)
+def test_a_validation_chooses_the_threshold_with_the_highest_dice(
+    setting: str, threshold: float, dice: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slices = small_slices(tmp_path)
+    truth = slices.batch(range(4)).foreground
+    probability = torch.where(truth, 0.9, 0.05)
+    probability[1] = torch.where(truth[1], 0.05, 0.05)
+    probability[1, 4:12, 6:13] = 0.7  # 8 x 7 of the square's 8 x 14
+    probability[0, :14, :] = 0.6  # 14 x 32
+    monkeypatch.setattr(
+        validation,
+        "predict_planes",
+        lambda model, image, positions, **_: probability[list(positions)],
+    )
+    found = small_trainer(small_config(threshold=setting)).validate(slices, keep=[0])
+    assert (found.threshold, found.dice) == (threshold, pytest.approx(dice))
+    assert (found.planes > 0.5).sum() == (0 if setting == "validation" else 448)
+
+
 def test_the_checkpoint_to_predict_with_holds_no_optimiser() -> None:
     loop = small_trainer(small_config())
     best = loop.checkpoint({}, resumable=False)

@@ -1,0 +1,117 @@
+r"""What a threshold from the validation cases is worth, on runs that were trained without.
+
+    python -m benchmarks.threshold --workspace FOLDER --runs kseg/one,openkbp/other --out out.json
+
+A run's best weights predict the validation slices, the threshold with the highest Dice there is
+taken as `train.threshold = "validation"` takes it, and the test cases are scored at 0.5 and with
+it. Resumable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+
+import torch
+
+from benchmarks.comparison_table import by_case, paired_difference, with_interval
+from benchmarks.results import Results, Row, machine, told
+from sdseg_cli.datasets.manifest import Manifest
+from sdseg_cli.evaluate import evaluate
+from sdseg_cli.model.store import WeightStore
+from sdseg_cli.splits import open_split
+from sdseg_cli.training.batches import spread
+from sdseg_cli.training.checkpoint import Checkpoint
+from sdseg_cli.training.chosen_decoder import choose_decoder
+from sdseg_cli.training.distributed import Ranks
+from sdseg_cli.training.package import networks_of
+from sdseg_cli.training.run_folder import RunDir
+from sdseg_cli.training.sampling import decoded_by
+from sdseg_cli.training.validation import THRESHOLDS, Validation, validation
+
+CPU = torch.device("cpu")
+
+
+def on_validation(run: RunDir, manifest: Manifest) -> Validation:
+    """The threshold that suits the best weights, and their validation Dice with it."""
+    best, slices = Checkpoint.load(run.best), open_split(manifest, "val")
+    model = networks_of(best, CPU, source=str(run.path))
+    model.threshold = 0.5
+    positions = spread(slices, run.config().train.validation_slices)
+    decoder = choose_decoder("auto", run.path, best, model, WeightStore.default())
+    with decoded_by(model, decoder):
+        return validation(
+            model, slices, positions, (), Ranks(), batch_size=4, thresholds=THRESHOLDS
+        )
+
+
+def scored(run: RunDir, threshold: float, workspace: Path) -> Row:
+    """The test cases' scores, by the best weights with this threshold."""
+    best = Checkpoint.load(run.best)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = RunDir(Path(folder) / run.path.name)
+        unneeded = shutil.ignore_patterns("predictions", "report", "latents", "best.pt*", "step*")
+        shutil.copytree(run.path, copy.path, ignore=unneeded)
+        replace(best, best={**best.best, "threshold": threshold}).save(copy.best)
+        report = evaluate(copy.path, workspace, device="cpu").to_json()
+    return {"threshold": threshold, "decoder": report["decoder"], "cases": report["cases"]}
+
+
+def measured(name: str, workspace: Path) -> Row:
+    """A run, at 0.5 and with its own threshold."""
+    dataset, _, folder = name.partition("/")
+    run, manifest = RunDir(workspace / "runs" / dataset / folder), Manifest.find(workspace, dataset)
+    found = on_validation(run, manifest)
+    return {
+        "validation_dice": found.dice,
+        "half": scored(run, 0.5, workspace),
+        "own": scored(run, found.threshold, workspace),
+        **machine(CPU),
+    }
+
+
+def table(rows: dict[str, Row]) -> str:
+    """Markdown: two lines a run."""
+    lines = ["| run | threshold | test Dice | less 0.5 | precision | recall | found / true |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for name, row in rows.items():
+        half = by_case([row["half"]], "dice")
+        for key in ("half", "own"):
+            cases = row[key]["cases"]
+            dice = by_case([row[key]], "dice")
+            cells = [name, f"{row[key]['threshold']:.2f}", with_interval(dice)]
+            cells.append("-" if key == "half" else paired_difference(half, dice))
+            cells += [f"{_mean(cases, metric):.2f}" for metric in ("precision", "recall")]
+            found = sum(case["predicted_voxels"] for case in cases)
+            cells.append(f"{found / sum(case['reference_voxels'] for case in cases):.2f}")
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _mean(cases: Sequence[Row], metric: str) -> float:
+    return fmean(case[metric] for case in cases if case.get(metric) is not None)
+
+
+def main() -> None:
+    """Measure what is missing in the file, and print the table of the runs asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--workspace", type=Path, required=True)
+    parser.add_argument("--runs", required=True, help="DATASET/RUN, with commas")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    results, names = Results(args.out), args.runs.split(",")
+    rows = {
+        name: results.measure(name, lambda one=name: measured(one, args.workspace))  # type: ignore[misc]
+        for name in names
+    }
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    with told():
+        main()
