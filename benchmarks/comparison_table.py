@@ -40,6 +40,7 @@ def table(rows: Sequence[Row]) -> str:
     differences are to the first line of SDSeg.
     """
     lines: list[str] = []
+    rows = sorted(rows, key=lambda row: bool(row.get("settings")))  # the presets as they are first
     names = _names(rows)
     for dataset in dict.fromkeys(row["dataset"] for row in rows):
         here = [row for row in rows if row["dataset"] == dataset]
@@ -70,7 +71,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def _which(row: Row) -> tuple[str, ...]:
     """The model and the settings it was given."""
-    return (row["model"], *row.get("settings", ()))
+    return (row["model"], *sorted(row.get("settings", ())))
 
 
 def _names(rows: Sequence[Row]) -> dict[tuple[str, ...], str]:

@@ -40,6 +40,7 @@ from sdseg_cli.training.checkpoint import Checkpoint
 from sdseg_cli.training.package import sdseg_of
 from sdseg_cli.training.run_folder import RunDir, find_run
 from sdseg_cli.training.runtime import choose_device
+from sdseg_cli.training.sampling import shifted
 
 SAFE = 0.001
 """A precision whose Dice differs from float32's by less is as good."""
@@ -132,7 +133,7 @@ class Comparison:
             output = model.unet(zt, diffusion.LAST, zc)
         z0 = diffusion.read_output(output, zt, diffusion.LAST, self.parameterisation).z0_pred
         with lowering.around("decoder"):
-            probability = model.probability(z0)
+            probability = shifted(model.probability(z0), model.threshold)
         return z0.cpu(), (probability > THRESHOLD).cpu()
 
     def _dice(self, found: Tensor) -> dict[int, float]:

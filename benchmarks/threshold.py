@@ -2,9 +2,10 @@ r"""What a threshold from the validation cases is worth, on runs that were train
 
     python -m benchmarks.threshold --workspace FOLDER --runs kseg/one,openkbp/other --out out.json
 
-A run's best weights predict the validation slices, the threshold with the highest Dice there is
-taken as `train.threshold = "validation"` takes it, and the test cases are scored at 0.5 and with
-it. Resumable.
+A run's best weights predict the validation slices as it predicts by default, and the test cases are
+scored at 0.5 and with the threshold that has the highest Dice there. `train.threshold =
+"validation"` does so with each validation, by the decoder of training, and may choose other
+weights. Resumable.
 """
 
 from __future__ import annotations
@@ -12,13 +13,12 @@ from __future__ import annotations
 import argparse
 import shutil
 import tempfile
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 
 import torch
 
+from benchmarks.ablations import case_mean, found_share
 from benchmarks.comparison_table import by_case, paired_difference, with_interval
 from benchmarks.results import Results, Row, machine, told
 from sdseg_cli.datasets.manifest import Manifest
@@ -82,19 +82,13 @@ def table(rows: dict[str, Row]) -> str:
     for name, row in rows.items():
         half = by_case([row["half"]], "dice")
         for key in ("half", "own"):
-            cases = row[key]["cases"]
             dice = by_case([row[key]], "dice")
             cells = [name, f"{row[key]['threshold']:.2f}", with_interval(dice)]
             cells.append("-" if key == "half" else paired_difference(half, dice))
-            cells += [f"{_mean(cases, metric):.2f}" for metric in ("precision", "recall")]
-            found = sum(case["predicted_voxels"] for case in cases)
-            cells.append(f"{found / sum(case['reference_voxels'] for case in cases):.2f}")
+            cells += [f"{case_mean(row[key], metric):.2f}" for metric in ("precision", "recall")]
+            cells.append(f"{found_share(row[key]):.2f}")
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _mean(cases: Sequence[Row], metric: str) -> float:
-    return fmean(case[metric] for case in cases if case.get(metric) is not None)
 
 
 def main() -> None:
@@ -105,11 +99,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     results, names = Results(args.out), args.runs.split(",")
+    if wrong := [name for name in names if not all(name.partition("/"))]:
+        parser.error(f"--runs: {', '.join(wrong)}; give DATASET/RUN")
     rows = {
         name: results.measure(name, lambda one=name: measured(one, args.workspace))  # type: ignore[misc]
         for name in names
     }
-    print(table(rows))
+    print(table({name: row for name, row in rows.items() if "error" not in row}))
 
 
 if __name__ == "__main__":

@@ -130,7 +130,8 @@ def main() -> None:
         config = from_dict(shared, preset("tiny"), source="benchmark")
         for start in args.starts:
             results.measure(
-                f"{manifest.name}/{args.steps} steps, lr {args.lr:g}/{start}/seed{seed}",
+                f"{manifest.name}/{args.steps} steps, lr {args.lr:g}, {args.slices} slices/"
+                f"{start}/seed{seed}",
                 lambda c=config, s=start: measure(  # type: ignore[misc]
                     c, manifest, STARTS[s], args.weights, args.stop or args.steps
                 ),

@@ -166,7 +166,8 @@ def latent_scale(model: SDSeg, seed: int) -> float:
 
 def mask_loss_of(model: SDSeg) -> DecodedMaskLoss:
     """The loss of the masks, through the decoder that ships."""
-    decoder = find_mask_decoder(model.autoencoder, TINY.model.autoencoder, WeightStore.default())
+    empty = WeightStore(Path("no-such-store"))  # another machine has none of its own either
+    decoder = find_mask_decoder(model.autoencoder, TINY.model.autoencoder, empty)
     assert decoder is not None
     return DecodedMaskLoss(decoder, model.latent_scale)
 
@@ -202,6 +203,8 @@ class WarmUp:
             model.latent_scale = latent_scale(model, args.seed)
             return found
         state = torch.load(args.state, weights_only=True)
+        if state["seed"] != args.seed:
+            raise SystemExit(f"{args.state} is of seed {state['seed']}: its start was another.")
         for name in ("student", "averaged", "optimizer"):
             getattr(found, name).load_state_dict(state[name])
         model.latent_scale, found.step = state["latent_scale"], state["step"]
@@ -226,11 +229,15 @@ class WarmUp:
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "latent_scale": self.model.latent_scale,
+            "seed": args.seed,
             "step": self.step,
         }
         torch.save(state, f"{args.state}.tmp")
         Path(f"{args.state}.tmp").replace(args.state)
-        made_by = f"scripts/warm_up_tiny.py, seed {args.seed}, step {self.step} of {args.steps}"
+        made_by = (
+            f"scripts/warm_up_tiny.py, seed {args.seed}, step {self.step} of {args.steps}, "
+            f"mask loss {args.mask_loss:g}, {args.kept:g} of the way"
+        )
         write_tensors(self.networks(args.kept), Path(f"{args.out}.tmp"), told={"made_by": made_by})
         Path(f"{args.out}.tmp").replace(args.out)
 

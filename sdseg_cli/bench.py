@@ -38,7 +38,7 @@ from sdseg_cli.training.chosen_decoder import choose_decoder
 from sdseg_cli.training.inference import Inference, cores, keep_freed_memory, quicken
 from sdseg_cli.training.package import read_trained, sdseg_of
 from sdseg_cli.training.runtime import choose_device, placed
-from sdseg_cli.training.sampling import predict_planes
+from sdseg_cli.training.sampling import predict_planes, shifted
 
 SIDE, ROUNDS, CPU = 256, 2, torch.device("cpu")
 """Ways are compared in turn, so often; the shortest time counts."""
@@ -232,7 +232,7 @@ def _plain(model: SDSeg, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         zc = model.encode_image(image.contiguous())
         noise = diffusion.seeded_noise(0, [k], model.latent_shape(SIDE, SIDE)).to(zc.device)
         z0 = diffusion.single_step(model.denoise, noise, zc)
-        found.append(model.probability(z0).cpu())
+        found.append(shifted(model.probability(z0), model.threshold).cpu())
     return torch.cat(found).numpy()
 
 

@@ -133,8 +133,8 @@ class TrainConfig:
     """The recipe; the defaults are the paper's."""
 
     init: str = "pretrained"
-    """Where the weights start: "pretrained" (the paper), "autoencoder", "scratch", a run, a
-    package, or a name in the weight store."""
+    """Where the weights start: "pretrained" (the paper; `tiny` has its own), "autoencoder",
+    "scratch", a run, a package, or a name in the weight store."""
     steps: int = 100_000
     batch_size: int = 4
     """Slices per optimiser step, over all processes."""
@@ -172,9 +172,8 @@ class TrainConfig:
     """At most so many slices, spread evenly over the validation cases."""
     checkpoint_every: int = 1_000
     threshold: str = "half"
-    """From which probability a pixel is foreground: "half", 0.5 (the paper), or "validation": with
-    each validation's, the one that gives its cases the highest Dice; predictions are shifted so
-    that it comes to lie at 0.5."""
+    """Above which probability a pixel is foreground: "half", 0.5 (the paper), or "validation":
+    the one with the highest Dice in each validation; predictions are shifted so that it is 0.5."""
     patience: int = 0
     """Stop after so many validations without a better Dice; 0 = never."""
 

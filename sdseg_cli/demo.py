@@ -52,6 +52,7 @@ def set_up(folder: Path, *, steps: int = STEPS, progress: Progress = silent) -> 
         RunError: The folder cannot be written to.
     """
     from sdseg_cli.imaging.phantom import PLACE, write_phantom_set
+    from sdseg_cli.training.run_folder import RunDir
 
     phantom = folder / "phantom"
     made = {part: sorted((phantom / PLACE / part).glob("*.nii.gz")) for part in ("img", "label")}
@@ -60,6 +61,8 @@ def set_up(folder: Path, *, steps: int = STEPS, progress: Progress = silent) -> 
     scan = made["img"][0]  # case 1 is a test case of BTCV's split
     mask = folder / f"mask_of_{scan.name}"
     run = folder / "runs" / NAME / RUN
+    if RunDir(run).config_file.is_file():  # of a version that trained longer
+        steps = max(steps, RunDir(run).config().train.steps)
     commands = (
         ("prepare", str(phantom), "--dataset", NAME),
         ("train", "--dataset", NAME, "--run", RUN, "--steps", str(steps)),

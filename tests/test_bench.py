@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,8 @@ from sdseg_cli import bench as bench_module
 from sdseg_cli.bench import PLAIN, bench
 from sdseg_cli.errors import ConfigError
 from sdseg_cli.model import arithmetic
+from sdseg_cli.training.checkpoint import Checkpoint
+from sdseg_cli.training.run_folder import RunDir
 from tests.conftest import Workspace
 
 
@@ -37,6 +41,15 @@ def test_every_way_of_a_cpu_is_compared_with_the_plain_one(tiny_run: Workspace) 
     assert plain.gflop == pytest.approx(exact.gflop) == pytest.approx(7.302, rel=1e-3)
     assert fast.gflop == pytest.approx(7.302 - 4.423 + 0.132, rel=1e-3)
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_every_way_draws_by_the_threshold_of_the_run(tiny_run: Workspace, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    shutil.copytree(tiny_run.run.path, run.path)
+    best = Checkpoint.load(run.best)
+    replace(best, best={**best.best, "threshold": 0.25}).save(run.best)
+    report = bench(run.path, workspace=tiny_run.root, slices=2, device="cpu")
+    assert report.tiers[1].dice == pytest.approx(1.0, abs=1e-3)
 
 
 def test_the_json_has_the_floor_of_each_stage_and_tier() -> None:

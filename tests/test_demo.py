@@ -11,6 +11,7 @@ from sdseg_cli.cli import run_command
 from sdseg_cli.commands import demo as command
 from sdseg_cli.demo import set_up
 from sdseg_cli.imaging import phantom as phantom_module
+from sdseg_cli.training.run_folder import RunDir
 
 
 @pytest.fixture
@@ -37,6 +38,14 @@ def test_the_demo_plans_the_five_verbs(small_phantoms: None, tmp_path: Path) -> 
     assert plan.commands[1][-1] == "7"
     assert plan.scan.name == "img0001.nii.gz"
     assert plan.scan.is_file()
+
+
+def test_a_run_that_was_longer_is_finished_already(small_phantoms: None, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "demo/runs/btcv/demo")
+    run.path.mkdir(parents=True)
+    run.config_file.write_text('preset = "tiny"\n[train]\nsteps = 300\n')
+    assert set_up(tmp_path / "demo", steps=120).commands[1][-1] == "300"
+    assert set_up(tmp_path / "demo", steps=400).commands[1][-1] == "400"
 
 
 def test_phantoms_that_are_there_are_kept(small_phantoms: None, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_the_best_weights_come_with_the_threshold_of_their_validation(
     settings = tiny_settings(steps=4, threshold="validation")
     report = train(settings, tiny_run.manifest, run, device="cpu")
     best = Checkpoint.load(run.best)
-    assert report.to_json()["best"]["threshold"] == best.threshold == 0.25
+    assert report.to_json()["best"]["threshold"] == best.best["threshold"] == 0.25
     found = networks_of(best, torch.device("cpu"), source="run")
     before = networks_of(Checkpoint.load(tiny_run.run.best), torch.device("cpu"), source="run")
     assert (found.threshold, before.threshold) == (0.25, 0.5)

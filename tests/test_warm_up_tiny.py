@@ -45,7 +45,10 @@ def test_the_script_goes_on_where_it_was_stopped(
     one, two = read_tensors(whole), read_tensors(parts)
     assert one.keys() == two.keys()
     assert all(torch.equal(one[key], two[key]) for key in one)
-    assert read_told(whole)["made_by"] == "scripts/warm_up_tiny.py, seed 0, step 2 of 3"
+    told = "scripts/warm_up_tiny.py, seed 0, step 2 of 3, mask loss 1, 0.3 of the way"
+    assert read_told(whole)["made_by"] == told
+    with pytest.raises(SystemExit, match="of seed 0"):
+        _run(monkeypatch, tmp_path / "parts", "--seed", "1")
 
 
 @pytest.mark.slow

@@ -153,10 +153,10 @@ def _show(output: Output, report: TrainReport, folder: RunDir) -> None:
 
 
 def _threshold(best: dict[str, Any]) -> list[tuple[str, str]]:
-    """Where the best validation chose another than 0.5."""
+    """Where validations choose it."""
     if "threshold" not in best:
         return []
-    return [("threshold", f"{best['threshold']:.2f}, of that validation; comes to lie at 0.5")]
+    return [("threshold", f"{best['threshold']:.2f}; predictions are shifted so that it is 0.5")]
 
 
 def _decoders(check: DecoderCheck | None) -> list[tuple[str, str]]:

@@ -61,7 +61,7 @@ class SDSeg(nn.Module):
         self.unet = unet
         self.latent_scale = latent_scale
         self.threshold = THRESHOLD
-        """The probability from which a pixel is foreground, where training chose one."""
+        """The probability above which a pixel is foreground, where training chose one."""
         self.mask_decoder: MaskDecoder | None = None
         """In place of the autoencoder's decoder, where predictions are to be fast."""
         self.train()

@@ -59,12 +59,15 @@ def require_pretrained(model: SDSeg, store: WeightStore) -> None:
     Raises:
         WeightsError: It lacks a part; all that is missing is named.
     """
-    if _autoencoder_ships(model) or _fitting(store, "unet", model.config.unet.model_channels):
+    if _autoencoder_ships(model):
         return
-    absent = ["ldm-8 (U-Net)"]
-    if _fitting(store, "autoencoder", model.config.autoencoder.channels) is None:
-        absent.insert(0, "kl-f8 (autoencoder and vision encoder)")
-    raise _missing(model, store, absent)
+    widths = model.config.autoencoder.channels, model.config.unet.model_channels
+    needed = (
+        ("autoencoder", widths[0], "kl-f8 (autoencoder and vision encoder)"),
+        ("unet", widths[1], "ldm-8 (U-Net)"),
+    )
+    if absent := [name for part, width, name in needed if _fitting(store, part, width) is None]:
+        raise _missing(model, store, absent)
 
 
 def start_vision_encoder(model: SDSeg, origin: Origin) -> Origin:
@@ -176,7 +179,8 @@ def _missing(model: SDSeg, store: WeightStore, absent: list[str]) -> WeightsErro
     return WeightsError(
         f"training starts from {' and '.join(absent)} of widths {sizes.autoencoder.channels} and "
         f"{sizes.unet.model_channels}, not in the weight store {store.folder}.",
-        "Run `sdseg weights fetch NAME` or `sdseg weights add FILE`; or use --preset tiny.",
+        "Run `sdseg weights fetch NAME` or `sdseg weights add FILE`; or use --preset tiny; or "
+        "--init autoencoder, which needs kl-f8 alone.",
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import torch
 
 from sdseg_cli.atomic import replacing
-from sdseg_cli.config import THRESHOLD, RunConfig
+from sdseg_cli.config import RunConfig
 from sdseg_cli.errors import WeightsError
 from sdseg_cli.model.baselines import SliceModel
 from sdseg_cli.model.tensor_files import file_sha256, unpickled
@@ -81,20 +81,6 @@ class Checkpoint:
             ema=model.unet.state_dict(),
             origin=dict(origin or {}),
         )
-
-    @property
-    def threshold(self) -> float:
-        """The probability from which a pixel is foreground; 0.5 where no validation chose one.
-
-        Raises:
-            WeightsError: It is no probability between 0 and 1.
-        """
-        value = self.best.get("threshold", THRESHOLD)
-        if not (isinstance(value, int | float) and 0 < value < 1):
-            raise WeightsError(
-                f"the weights' threshold is {value!r}.", "It has to lie between 0 and 1."
-            )
-        return float(value)
 
     def prediction_weights(self) -> dict[str, torch.Tensor]:
         """The weights of the model as it predicts, with the averaged U-Net."""

@@ -64,9 +64,9 @@ def initial_model(
 
     Args:
         config: `train.init` is "pretrained" (the paper's start, or the warm networks of `tiny`),
-            "autoencoder" (that and the vision encoder's trunk from it), "scratch" (only the frozen
-            autoencoder), the folder of a run or package, or the name of an official SDSeg model in
-            the store.
+            "scratch" (only the frozen autoencoder is pretrained), "autoencoder" (and the vision
+            encoder's trunk is its encoder), the folder of a run or package, or the name of an
+            official SDSeg model in the store.
         store: Where pretrained weights are.
         slices: The training slices; the first batch gives the latent scale, unless a model brings
             its own.

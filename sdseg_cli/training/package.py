@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from sdseg_cli import __version__
-from sdseg_cli.config import RunConfig
+from sdseg_cli.config import THRESHOLD, RunConfig
 from sdseg_cli.config_file import from_dict
 from sdseg_cli.errors import ConfigError, RunError, WeightsError
 from sdseg_cli.filenames import PACKAGE_FILE
@@ -195,9 +195,24 @@ def networks_of(checkpoint: Checkpoint, device: torch.device, *, source: str) ->
     model = unfilled_model(config.model)
     load_strictly(model, checkpoint.prediction_weights(), source=source)
     model.latent_scale = checkpoint.latent_scale
-    model.threshold = checkpoint.threshold
+    model.threshold = threshold_of(checkpoint, source=source)
     model.eval().requires_grad_(False)
     return placed(model, device)
+
+
+def threshold_of(checkpoint: Checkpoint, *, source: str) -> float:
+    """The probability above which a pixel is foreground; 0.5 where no validation chose one.
+
+    Raises:
+        WeightsError: It does not lie between 0 and 1.
+    """
+    value = checkpoint.best.get("threshold", THRESHOLD)
+    if not (isinstance(value, float) and 0 < value < 1):
+        raise WeightsError(
+            f"{source}: its threshold is {value!r}, not between 0 and 1.",
+            "Export it again from its run; of a run, train again.",
+        )
+    return value
 
 
 def sdseg_of(checkpoint: Checkpoint, device: torch.device, *, source: str) -> SDSeg:

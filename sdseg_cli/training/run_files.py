@@ -8,7 +8,6 @@ from contextlib import suppress
 from typing import Any
 
 from sdseg_cli.atomic import remove_leftovers, replacing
-from sdseg_cli.config import THRESHOLD
 from sdseg_cli.config_file import to_toml
 from sdseg_cli.errors import RunError
 from sdseg_cli.findings import WARNING, Finding
@@ -118,7 +117,7 @@ class RunFiles:
         self._require_finite()
         loop, dice = self._loop, found.dice
         row = {"step": loop.step, "val_dice": dice}
-        if found.threshold != THRESHOLD:
+        if loop.config.train.threshold != "half":
             row["threshold"] = found.threshold
         if self._log is not None:
             self._log.write(row)

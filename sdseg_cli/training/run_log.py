@@ -29,6 +29,7 @@ TAGS = {
     "loss_cross_entropy": "loss/cross-entropy",
     "lr": "learning rate",
     "val_dice": "validation Dice",
+    "threshold": "threshold",
 }
 """Key of a row -> its name in TensorBoard; other keys keep theirs."""
 

@@ -74,11 +74,14 @@ def draws(
             f"{model.config.network} is no diffusion model: it takes one step and draws no noise.",
             "Leave out --steps, --eta and --samples.",
         )
-    average = flip_average(as_seen, pixels, sample.flips)
-    return (centred(probability, model.threshold) for probability in average)
+
+    def answers(seen: Tensor) -> Iterator[Tensor]:
+        return (shifted(probability, model.threshold) for probability in as_seen(seen))
+
+    return flip_average(answers, pixels, sample.flips)
 
 
-def centred(probability: Tensor, threshold: float) -> Tensor:
+def shifted(probability: Tensor, threshold: float) -> Tensor:
     """Probabilities whose odds are divided by those of the threshold: it comes to lie at 0.5, 0 and
     1 stay where they are, and so does the order.
     """

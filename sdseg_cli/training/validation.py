@@ -14,7 +14,7 @@ from sdseg_cli.config import THRESHOLD, SampleConfig
 from sdseg_cli.model.baselines import SliceModel
 from sdseg_cli.training.batches import PreparedSlices
 from sdseg_cli.training.distributed import Ranks
-from sdseg_cli.training.sampling import centred, predict_planes
+from sdseg_cli.training.sampling import predict_planes, shifted
 
 SEED = 0
 THRESHOLDS = tuple(percent / 100 for percent in range(10, 95, 5))
@@ -53,7 +53,7 @@ def validation(
         keep: Those of them whose probabilities are handed over.
         ranks: Who trains together.
         batch_size: Slices at a time.
-        thresholds: From which probabilities a pixel may be foreground.
+        thresholds: Probabilities above which a pixel may be foreground.
     """
     tried = sorted(thresholds, key=lambda one: abs(one - THRESHOLD))
     # Of each case and threshold: pixels in both masks; the sum of their sizes.
@@ -78,7 +78,7 @@ def validation(
         planes = ranks.sum(planes.to(device)).cpu()  # each process has its own, zeros elsewhere
     dice = [_mean_dice(counts[:, number]) for number in range(len(tried))]
     best = dice.index(max(dice))
-    return Validation(dice[best], centred(planes, tried[best]).numpy(), tried[best])
+    return Validation(dice[best], shifted(planes, tried[best]).numpy(), tried[best])
 
 
 def _mean_dice(counts: Tensor) -> float:

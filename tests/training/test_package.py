@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,13 @@ from sdseg_cli.imaging.files import read_image
 from sdseg_cli.predict import Predictor
 from sdseg_cli.predict_file import predict_file
 from sdseg_cli.training.checkpoint import Checkpoint, halved
-from sdseg_cli.training.package import read_package, read_trained, write_package
+from sdseg_cli.training.package import (
+    read_package,
+    read_trained,
+    threshold_of,
+    write_package,
+)
+from sdseg_cli.training.run_folder import RunDir
 from tests.conftest import Workspace
 
 
@@ -63,19 +70,23 @@ def test_run_and_package_have_the_threshold_that_a_validation_chose(
     best = Checkpoint.load(tiny_run.run.best)
     chosen = replace(best, best={**best.best, "threshold": 0.25})
     write_package(chosen, tmp_path / "model.sdseg")
-    read = read_package(tmp_path / "model.sdseg")
     scan = read_image(tiny_run.scan)
     plain = Predictor(tiny_run.run.path, device="cpu", decoder="exact").predict(scan)
     moved = Predictor(tmp_path / "model.sdseg", device="cpu", decoder="exact").predict(scan)
-    assert (best.threshold, read.threshold) == (0.5, 0.25)
+    run = RunDir(tmp_path / "run")
+    shutil.copytree(tiny_run.run.path, run.path)
+    chosen.save(run.best)
+    again = Predictor(run.path, device="cpu", decoder="exact").predict(scan)
     assert np.array_equal(moved.probability > 0.5, plain.probability > 0.25)
+    assert (plain.probability > 0.5).sum() < (plain.probability > 0.25).sum()
+    assert np.array_equal(again.probability, moved.probability)
 
 
 @pytest.mark.parametrize("value", [0, 1, -0.5, float("nan"), "0.5", None])
 def test_a_threshold_that_is_no_share_is_refused(value: object, tiny_run: Workspace) -> None:
     best = Checkpoint.load(tiny_run.run.best)
-    with pytest.raises(WeightsError, match="threshold"):
-        _ = replace(best, best={"threshold": value}).threshold
+    with pytest.raises(WeightsError, match="model: its threshold is"):
+        threshold_of(replace(best, best={"threshold": value}), source="model")
 
 
 def test_a_package_of_a_package_is_the_same(package: Path, tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ from sdseg_cli.model.sdseg import SDSeg, build_sdseg
 from sdseg_cli.presets import PRESETS
 from sdseg_cli.training import sampling
 from sdseg_cli.training.sampling import (
-    centred,
     flip_average,
     predict_draws,
     predict_latents,
     predict_planes,
+    shifted,
 )
 from tests.training.small import lower_as_a_gpu, parts_lowered
 
@@ -186,10 +186,10 @@ def test_flips_are_part_of_how_it_is_sampled(lively: SDSeg) -> None:
 
 def test_a_threshold_comes_to_lie_at_a_half_and_the_ends_stay() -> None:
     values = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])
-    assert torch.equal(centred(values, 0.5), values)
+    assert torch.equal(shifted(values, 0.5), values)
     # Odds of 0, 1/3, 1, 3, infinity, divided by 3: 0, 1/9, 1/3, 1, infinity.
     expected = torch.tensor([0, 1 / 10, 1 / 4, 1 / 2, 1])
-    assert torch.allclose(centred(values, 0.75), expected, atol=1e-7)
+    assert torch.allclose(shifted(values, 0.75), expected, atol=1e-7)
 
 
 def test_a_model_with_a_threshold_shows_what_lies_above_it(lively: SDSeg) -> None:
