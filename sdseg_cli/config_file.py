@@ -62,6 +62,8 @@ def _converted(value: Any, hint: Any, key: str, source: str) -> Any:
         wanted = "list of whole numbers"
     elif hint is float and type(value) in (int, float):
         return float(value)
+    elif hint is str and type(value) in (int, float):
+        return str(value)  # a name may be a number; where there are choices, these are told
     elif type(value) is hint:
         return value
     names = {int: "whole number", float: "number", str: "text", bool: "true or false"}

@@ -79,6 +79,8 @@ def test_an_unknown_key_names_the_nearest() -> None:
         ("train.steps=true", "is no whole number"),
         ("train.steps=0", "train.steps is 0"),
         ("train=3", "is a section"),
+        ("train.threshold=0.7", 'train.threshold is "0.7"'),
+        ("train.flips=true", "is no text"),
         ("train.timesteps=often", 'train.timesteps is "often"'),
         ("model.parameterisation=x0", 'model.parameterisation is "x0"'),
         ("model.unet.channel_mult=2", "list of whole numbers"),
