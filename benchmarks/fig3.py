@@ -25,6 +25,7 @@ from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from statistics import fmean, median
+from textwrap import wrap
 from typing import Any
 
 import torch
@@ -52,6 +53,7 @@ from sdseg_cli.training.run_folder import RunDir, find_run
 from sdseg_cli.training.runtime import choose_device
 
 COLOURS = (REFERENCE_COLOUR, PREDICTION_COLOUR, "#9be564", "#e78ac3")
+TITLE_CHARACTERS = 46
 PANELS_ABREAST = 3
 APART = 1.05
 """Lines are drawn this factor apart, so that the bars of one do not hide the other's."""
@@ -221,8 +223,8 @@ def draw(path: Path, rows: Sequence[Row]) -> None:
 
 def _draw_run(axes: Any, run: str, rows: Sequence[Row]) -> None:
     count, etas = rows[0]["scored_cases"], _etas(rows)
-    chart(axes, f"{run}\n{_settings(rows[0])}", "DDIM steps")
-    axes.title.set_fontsize(9)
+    lines = [*wrap(run, TITLE_CHARACTERS), *wrap(_settings(rows[0]), TITLE_CHARACTERS)]
+    chart(axes, "\n".join(lines), "DDIM steps")
     label = f"Dice, mean and 95 % interval of {count} cases" if count > 1 else "Dice of one case"
     axes.set_ylabel(label, color=FAINT, fontsize=9)
     for number, eta in enumerate(etas):
