@@ -259,7 +259,10 @@ def license_note(checkpoint: Checkpoint) -> str:
         ]
     others = {k: v for k, v in checkpoint.origin.items() if not v.startswith("from scratch")}
     if others:
-        lines += ["They hold, or started from, weights of others, whose terms apply:", ""]
+        lines += [
+            "They hold, or started from, the weights below. Those of others have terms of their own:",
+            "",
+        ]
         lines += [f"- {part}: {where}" for part, where in sorted(others.items())]
         lines += [""]
     lines.append("For research. No medical device: approved for neither diagnosis nor therapy.")
