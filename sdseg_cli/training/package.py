@@ -260,7 +260,7 @@ def license_note(checkpoint: Checkpoint) -> str:
     others = {k: v for k, v in checkpoint.origin.items() if not v.startswith("from scratch")}
     if others:
         lines += [
-            "They hold, or started from, the weights below. Those of others have terms of their own:",
+            "They hold, or started from, these weights; those of others have their own terms:",
             "",
         ]
         lines += [f"- {part}: {where}" for part, where in sorted(others.items())]
