@@ -52,6 +52,7 @@ from sdseg_cli.training.checkpoint import Checkpoint
 from sdseg_cli.training.inference import Inference
 from sdseg_cli.training.initialise import step_zero
 from sdseg_cli.training.latents import open_latents
+from sdseg_cli.training.mask_loss import decoder_to_train_through
 from sdseg_cli.training.package import networks_of
 from sdseg_cli.training.run_folder import RunDir
 from sdseg_cli.training.runtime import choose_device
@@ -135,8 +136,10 @@ def fitting_steps(budget_s: float, seconds_per_step: float) -> int:
 
 def step_seconds(task: Task) -> Row:
     """The median time of a training step, of fresh weights."""
-    config, slices = task.config(), open_split(task.manifest, "train")
-    trainer = Trainer(config, step_zero(config, {}, slices, WeightStore.default()), task.device)
+    config, slices, store = task.config(), open_split(task.manifest, "train"), WeightStore.default()
+    state = step_zero(config, {}, slices, store)
+    decoder = decoder_to_train_through(config, state.weights, task.run, store)
+    trainer = Trainer(config, state, task.device, decoder=decoder)
     shape, taken = trainer.model.latent_shape(*slices.plane), []
     with tempfile.TemporaryDirectory() as folder:
         latents = open_latents([Path(folder)], slices, trainer.model, {}, task.device)

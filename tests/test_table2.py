@@ -178,3 +178,15 @@ def test_a_row_is_trained_scored_and_timed(
     assert found["training_s"] > 0 and found["slices_per_s"] > 0
     assert table([found]).splitlines()[2].startswith("| unet | ")
     assert found["settings"] == []
+
+
+@pytest.mark.slow
+def test_a_step_with_the_loss_of_the_mask_is_timed(
+    tiny_set: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.table2.WARM", 0)
+    monkeypatch.setattr("benchmarks.table2.MEASURED", 1)
+    settings = ("train.mask_loss_weight=1",)
+    task = Task(tiny_set.root, "tiny", "sdseg", 0, "tiny", 1.0, CPU, settings)
+    assert step_seconds(task)["seconds_per_step"] > 0
+    assert not task.run.path.exists(), "the run begins with its training"
