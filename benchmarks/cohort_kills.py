@@ -81,7 +81,7 @@ def make_run(home: Path) -> None:
     """A trained run that predicts neither nothing nor everything: `btcv/loud`."""
     write_phantom_set(home / "phantom", cases=7, seed=0, shape=SHAPE, spacing_mm=SPACING_MM)
     source = [str(home / "phantom"), "--dataset", "btcv", "--workers", "1", "--quiet"]
-    steps = ["--run", "loud", "--steps", "2", "--device", "cpu", "--quiet"]
+    steps = ["--run", "loud", "--steps", "2", "--init", "autoencoder", "--device", "cpu", "--quiet"]
     few = ["--set=train.batch_size=2", "--set=train.validation_slices=2"]
     for arguments in (["prepare", *source], ["train", "--dataset", "btcv", *steps, *few]):
         if start(home, *arguments).wait():
