@@ -21,6 +21,7 @@ import torch
 from benchmarks.ablations import case_mean, found_share
 from benchmarks.comparison_table import by_case, paired_difference, with_interval
 from benchmarks.results import Results, Row, machine, told
+from sdseg_cli.config import THRESHOLD
 from sdseg_cli.datasets.manifest import Manifest
 from sdseg_cli.evaluate import evaluate
 from sdseg_cli.model.store import WeightStore
@@ -41,7 +42,7 @@ def on_validation(run: RunDir, manifest: Manifest) -> Validation:
     """The threshold that suits the best weights, and their validation Dice with it."""
     best, slices = Checkpoint.load(run.best), open_split(manifest, "val")
     model = networks_of(best, CPU, source=str(run.path))
-    model.threshold = 0.5
+    model.threshold = THRESHOLD  # raw probabilities are compared
     positions = spread(slices, run.config().train.validation_slices)
     decoder = choose_decoder("auto", run.path, best, model, WeightStore.default())
     with decoded_by(model, decoder):
@@ -69,7 +70,7 @@ def measured(name: str, workspace: Path) -> Row:
     found = on_validation(run, manifest)
     return {
         "validation_dice": found.dice,
-        "half": scored(run, 0.5, workspace),
+        "half": scored(run, THRESHOLD, workspace),
         "own": scored(run, found.threshold, workspace),
         **machine(CPU),
     }

@@ -47,7 +47,7 @@ class Restore:
         Args:
             geometry: The scan's grid.
             size: Side of the model's square in pixels.
-            boxes: As the attribute; when absent, the whole plane padded to a shifted square.
+            boxes: As the attribute; when absent, the whole plane padded to a centred square.
         """
         planes = Planes.of(geometry)
         if boxes is None:

@@ -117,7 +117,7 @@ def _envelope(curve: Curve) -> Curve:
 
 
 def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A shifted running mean over a fiftieth of the curve; narrower windows at both ends."""
+    """A centred running mean over a fiftieth of the curve; narrower windows at both ends."""
     half = len(values) // 100
     sums = np.concatenate(([0.0], np.cumsum(values)))
     index = np.arange(len(values))

@@ -65,11 +65,11 @@ def validation(
         batch = slices.batch(chosen)
         probability = predict_planes(model, batch.image, chosen, seed=SEED, sample=SampleConfig())
         for position, one, truth in zip(chosen, probability, batch.foreground, strict=True):
-            case = slices.places[position][0]
+            case, size = slices.places[position][0], truth.sum()
             for number, threshold in enumerate(tried):
                 found = one > threshold
                 counts[case, number, 0] += (found & truth).sum()
-                counts[case, number, 1] += found.sum() + truth.sum()
+                counts[case, number, 1] += found.sum() + size
             if position in keep:
                 planes[list(keep).index(position)] = one
     if ranks.world > 1:

@@ -42,7 +42,7 @@ def rectangle(rows: slice, columns: slice) -> np.ndarray:
 
 
 def test_the_square_holds_the_body_and_four_percent_around_it() -> None:
-    # 50 columns x 1.08 = 54, shifted on row 40 and column 55.
+    # 50 columns x 1.08 = 54, centred on row 40 and column 55.
     boxes = body_boxes(scan_with(rectangle(slice(30, 50), slice(30, 80))), CT)
     assert boxes.tolist() == [[13, 28, 54]]
 
