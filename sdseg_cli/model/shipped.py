@@ -6,8 +6,10 @@ Made by `scripts/` from procedural images alone: no patient and no downloaded we
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from importlib import resources
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -82,7 +84,11 @@ def fill_warm(
                 value.mul_(model.latent_scale)
 
 
+def shipped_file(name: str) -> AbstractContextManager[Path]:
+    """A file of weights that comes with the package, within a block."""
+    return resources.as_file(resources.files("sdseg_cli") / "shipped" / name)
+
+
 def _read(name: str) -> Mapping[str, Tensor]:
-    shipped = resources.files("sdseg_cli") / "shipped" / f"{name}.safetensors"
-    with resources.as_file(shipped) as path:
+    with shipped_file(f"{name}.safetensors") as path:
         return read_tensors(path)

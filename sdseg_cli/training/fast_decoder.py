@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from sdseg_cli.findings import WARNING, Finding
 from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.mask_decoder import MaskDecoder, autoencoder_hash, read_mask_decoder
 from sdseg_cli.model.sdseg import SDSeg
+from sdseg_cli.model.shipped import shipped_file
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import read_tensors, read_told, write_tensors
 from sdseg_cli.training.batches import PreparedSlices, spread
@@ -92,10 +92,10 @@ def find_mask_decoder(
         WeightsError: The file is damaged.
     """
     key = autoencoder_hash(autoencoder)
-    own, shipped = stored_decoder(store, key), resources.files("sdseg_cli") / "shipped"
+    own = stored_decoder(store, key)
     if own.is_file():
         return read_mask_decoder(read_tensors(own), sizes, source=str(own))
-    with resources.as_file(shipped / SHIPPED) as path:
+    with shipped_file(SHIPPED) as path:
         if path.is_file() and read_told(path).get("autoencoder") == key:
             return read_mask_decoder(read_tensors(path), sizes, source="tiny mask decoder")
     return None
