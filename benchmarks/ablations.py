@@ -26,6 +26,7 @@ from sdseg_cli.evaluate import evaluate
 from sdseg_cli.presets import preset
 from sdseg_cli.progress import TrainProgress
 from sdseg_cli.train import train
+from sdseg_cli.training.calibration import calibrate
 from sdseg_cli.training.run_folder import RunDir
 
 VALIDATIONS = 4
@@ -84,6 +85,7 @@ class Training:
         manifest = Manifest.find(self.workspace, self.dataset)
         if train(self.config(), manifest, self.run, device="cpu", watch=watch).state == "stopped":
             raise KeyboardInterrupt  # asked to stop: the same command goes on
+        calibrate(self.run, manifest, device="cpu", warn=lambda finding: None)
         scores: Row = {"cases": []}
         if self.split:
             report = evaluate(self.run.path, self.workspace, split=self.split, device="cpu")

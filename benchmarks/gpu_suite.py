@@ -69,7 +69,7 @@ from sdseg_cli.model.tensor_files import write_tensors
 from sdseg_cli.networks import SDSEG
 from sdseg_cli.presets import preset
 from sdseg_cli.training.checkpoint import Checkpoint
-from sdseg_cli.training.fast_decoder import stored_decoder
+from sdseg_cli.training.chosen_decoder import stored_decoder
 from sdseg_cli.training.package import write_package
 from sdseg_cli.training.runtime import choose_device
 

@@ -28,8 +28,8 @@ from sdseg_cli.model.shipped import load_tiny_autoencoder
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.presets import PRESETS
 from sdseg_cli.splits import open_split
+from sdseg_cli.training.chosen_decoder import find_mask_decoder
 from sdseg_cli.training.distillation import Teacher
-from sdseg_cli.training.fast_decoder import find_mask_decoder
 
 THIN_PX, SMALL_PX, AROUND_PX = 5, 16, 4
 MOST_SLICES = 200

@@ -48,6 +48,7 @@ from sdseg_cli.presets import for_network, preset
 from sdseg_cli.splits import open_split
 from sdseg_cli.train import train
 from sdseg_cli.training.batches import spread
+from sdseg_cli.training.calibration import calibrate
 from sdseg_cli.training.checkpoint import Checkpoint
 from sdseg_cli.training.inference import Inference
 from sdseg_cli.training.initialise import step_zero
@@ -169,6 +170,7 @@ def measured(task: Task, seconds_per_step: float) -> Row:
     )
     if report.state != "finished":
         raise KeyboardInterrupt  # asked to stop: the same command goes on
+    calibrate(task.run, task.manifest, device=task.device.type, warn=lambda finding: None)
     here = report.step - report.begun
     scores = evaluate(task.run.path, task.workspace, device=task.device.type).to_json()
     # After a stop only the last part was watched, and stands for the whole.

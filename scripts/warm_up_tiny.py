@@ -29,7 +29,7 @@ from sdseg_cli.model.shipped import load_tiny_autoencoder
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import write_tensors
 from sdseg_cli.presets import PRESETS
-from sdseg_cli.training.fast_decoder import find_mask_decoder
+from sdseg_cli.training.chosen_decoder import find_mask_decoder
 from sdseg_cli.training.mask_loss import DecodedMaskLoss
 from sdseg_cli.training.scenes import RULES, random_scene
 

@@ -198,19 +198,20 @@ class Output:
             printer.join()
 
     @contextmanager
-    def training(self, title: str) -> Iterator[callback.Watch]:
+    def training(self, title: str, validations_after: float = 0.0) -> Iterator[callback.Watch]:
         """A callback for `train`: a live view on a terminal, else a plain line now and then.
 
         Args:
             title: The run and its preset.
+            validations_after: What follows the training takes as long as so many validations.
         """
         if self.quiet or self.as_json:
             yield callback.unwatched
         elif sys.stderr.isatty() and not self._log.is_dumb_terminal:
-            with TrainView(self._log, title) as view:
+            with TrainView(self._log, title, validations_after) as view:
                 yield view
         else:  # a file, whatever FORCE_COLOR says: no control characters
-            yield TrainLines(self._log)
+            yield TrainLines(self._log, validations_after)
 
 
 def _bar(console: Console) -> Progress:

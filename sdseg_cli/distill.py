@@ -25,14 +25,10 @@ from sdseg_cli.presets import preset
 from sdseg_cli.progress import Progress, silent
 from sdseg_cli.splits import open_split
 from sdseg_cli.training.batches import flip_codes, flipped
+from sdseg_cli.training.calibration import measure_run
 from sdseg_cli.training.checkpoint import Checkpoint
+from sdseg_cli.training.chosen_decoder import DecoderCheck, read_check, stored_decoder
 from sdseg_cli.training.distillation import SIDE, Distiller, Masks, Teacher, mixed, procedural
-from sdseg_cli.training.fast_decoder import (
-    DecoderCheck,
-    measure_run,
-    read_check,
-    stored_decoder,
-)
 from sdseg_cli.training.package import sdseg_of
 from sdseg_cli.training.run_folder import RunDir
 from sdseg_cli.training.runtime import choose_device, placed, stop_signals

@@ -39,9 +39,9 @@ class Smoothed:
 class TrainLines:
     """One line at each validation, at the end, and now and then."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, validations_after: float = 0.0) -> None:
         self._console = console
-        self._pace, self._losses = Pace(), Smoothed()
+        self._pace, self._losses = Pace(validations_after), Smoothed()
         self._said_s = 0.0
 
     def __call__(self, now: TrainProgress) -> None:
@@ -64,11 +64,12 @@ class TrainView:
     Args:
         console: A terminal.
         title: The run and its preset.
+        validations_after: What follows takes as long as so many validations.
     """
 
-    def __init__(self, console: Console, title: str) -> None:
+    def __init__(self, console: Console, title: str, validations_after: float = 0.0) -> None:
         self._title = title
-        self._pace, self._losses = Pace(), Smoothed()
+        self._pace, self._losses = Pace(validations_after), Smoothed()
         self._now: TrainProgress | None = None
         self._told_at = time.monotonic()
         self._live = Live(

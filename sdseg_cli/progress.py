@@ -65,7 +65,9 @@ class Pace:
     SPAN = 100
     """Steps that the mean looks back, more or less."""
 
-    def __init__(self) -> None:
+    def __init__(self, validations_after: float = 0.0) -> None:
+        """`validations_after`: what follows the training takes as long as so many validations."""
+        self._after = validations_after
         self._last: TrainProgress | None = None
         self._told = self._counted = self._validations = 0
         self._step_s = self._validation_s = 0.0
@@ -94,7 +96,7 @@ class Pace:
 
     @property
     def seconds_left(self) -> float | None:
-        """Of the steps and the validations to come; None while there is nothing to judge by."""
+        """Of all that is to come; None while there is nothing to judge by."""
         now, known = self._last, self._step_s + self._validation_s
         if now is None or known <= 0:
             return None
@@ -102,4 +104,5 @@ class Pace:
         validations = -(-now.steps // now.validate_every) - now.step // now.validate_every
         if now.step == now.steps:
             validations = 0
-        return (now.steps - now.step) * self._step_s + validations * self._validation_s
+        after = validations + self._after
+        return (now.steps - now.step) * self._step_s + after * self._validation_s

@@ -98,7 +98,7 @@ def _state(run: RunDir, settings: dict[str, Any], status: dict[str, Any]) -> str
     if not settings or (run.status_file.exists() and not status):
         return "damaged"
     said = str(status.get("state", "running"))
-    if run.is_locked():
+    if run.is_locked() and said != "finished":  # a finished one may be calibrating its decoder
         return "running"
     return "interrupted" if said == "running" else said
 

@@ -28,7 +28,6 @@ from sdseg_cli.splits import open_split
 from sdseg_cli.train_pictures import TrainPictures
 from sdseg_cli.training.batches import PreparedSlices
 from sdseg_cli.training.distributed import ranks_of, training_together
-from sdseg_cli.training.fast_decoder import DecoderCheck, try_measuring
 from sdseg_cli.training.fit_batch import fitting_batch_size
 from sdseg_cli.training.initialise import step_zero
 from sdseg_cli.training.latents import MaskLatents, open_latents
@@ -70,8 +69,6 @@ class TrainReport:
     """"finished" or "stopped"."""
     origin: dict[str, str]
     """Part of the model -> the weights it started from."""
-    fast_decoder: DecoderCheck | None = None
-    """What prediction with the fast decoder costs, where there is one; of a finished run."""
     warnings: tuple[Finding, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -84,7 +81,6 @@ class TrainReport:
             "best": best,
             "state": self.state,
             "origin": self.origin,
-            "fast_decoder": self.fast_decoder and self.fast_decoder.to_json(),
             "warnings": [finding.to_json() for finding in self.warnings],
         }
 
@@ -175,10 +171,6 @@ def train(
                 reached = _all_steps(
                     loop, ahead, latents, slices, fixed, files, pictures, stop, told
                 )
-        fast: DecoderCheck | None = None
-        if reached == "finished" and ranks.writes:
-            splits, anew = (slices, fixed), loop.step > begun
-            fast = try_measuring(run, *splits, own, store, warn, anew=anew)
     return TrainReport(
         run=run.path,
         step=loop.step,
@@ -187,7 +179,6 @@ def train(
         best=loop.best,
         state=reached,
         origin=origin,
-        fast_decoder=fast,
         warnings=warnings,
     )
 

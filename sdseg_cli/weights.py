@@ -18,7 +18,7 @@ from sdseg_cli.model.tensor_files import file_sha256, read_tensors
 from sdseg_cli.presets import preset
 from sdseg_cli.progress import Progress, silent
 from sdseg_cli.training.checkpoint import Checkpoint, config_values
-from sdseg_cli.training.fast_decoder import decoder_file, read_check
+from sdseg_cli.training.chosen_decoder import decoder_file, read_check
 from sdseg_cli.training.package import Package, write_package
 from sdseg_cli.training.run_folder import RunDir
 

@@ -69,7 +69,9 @@ MAY_IMPORT = {
 DOOR = ("cli.py", "console.py", "live.py", "__main__.py")
 SHELVES = {"imaging", "datasets", "model", "training", "metrics", "report"}
 SHELF_EXCEPTIONS = {
+    ("training", "datasets"),
     ("training", "model"),
+    ("training", "splits"),
     ("report", "imaging"),
     ("report", "metrics"),
 }

@@ -17,7 +17,7 @@ from sdseg_cli.predict import Predictor
 from sdseg_cli.presets import PRESETS
 from sdseg_cli.splits import open_split
 from sdseg_cli.training import distillation
-from sdseg_cli.training.fast_decoder import DecoderCheck, keep_with_run, read_check
+from sdseg_cli.training.chosen_decoder import DecoderCheck, keep_with_run, read_check
 from sdseg_cli.training.run_folder import RunDir
 from tests.conftest import Workspace, rated
 
@@ -101,11 +101,11 @@ def test_a_run_is_measured_with_what_was_distilled_and_predicts_with_it_on_reque
     rated(run, 0.1)
     measured: list[torch.nn.Module] = []
 
-    def keep(decoder: torch.nn.Module, _: object) -> torch.nn.Module:
+    def keep(decoder: torch.nn.Module, *_: object, **__: object) -> torch.nn.Module:
         measured.append(decoder)
         return decoder
 
-    monkeypatch.setattr("sdseg_cli.training.fast_decoder.adapted", keep)
+    monkeypatch.setattr("sdseg_cli.training.calibration.adapted", keep)
     report = distill(
         run=run,
         manifest=tiny_run.manifest,

@@ -20,10 +20,15 @@ STOPPING = (
     "stopping after this step, then saving; Ctrl-C again ends at once and loses what is not saved"
 )
 
+SKIPPING = (
+    "skipped: the run is finished and predicts with the exact decoder; "
+    "the same command calibrates the fast one later"
+)
+
 if TYPE_CHECKING:
     from sdseg_cli.progress import TrainProgress, Watch
     from sdseg_cli.train import TrainReport
-    from sdseg_cli.training.fast_decoder import DecoderCheck
+    from sdseg_cli.training.chosen_decoder import DecoderCheck
     from sdseg_cli.training.run_folder import RunDir
 
 
@@ -79,6 +84,7 @@ def train(
     from sdseg_cli.model.store import WeightStore
     from sdseg_cli.train import fitted
     from sdseg_cli.train import train as run_train
+    from sdseg_cli.training.calibration import calibrate, work_in_validations
     from sdseg_cli.training.distributed import ranks_of
     from sdseg_cli.training.initialise import resolved_start
     from sdseg_cli.training.run_folder import RunDir
@@ -96,7 +102,7 @@ def train(
     what = f"{settings.model.network}, preset {settings.preset}"
     output.say(f"run {folder.path}: {what}, {settings.train.steps} steps")
     with (
-        output.training(f"{folder.path}, {what}") as watch,
+        output.training(f"{folder.path}, {what}", work_in_validations(settings)) as watch,
         output.at_once(STOPPING) as asked,
     ):
         report = run_train(
@@ -112,7 +118,19 @@ def train(
             warn=lambda finding: output.warn([finding]),
             asked=asked,
         )
-    _show(output, report, folder)
+    check = None
+    if report.state == "finished" and first:
+        with output.progress() as progress, output.at_once(SKIPPING) as asked:
+            check = calibrate(
+                folder,
+                manifest,
+                device=device,
+                anew=report.step > report.begun,
+                progress=progress,
+                warn=lambda finding: output.warn([finding]),
+                asked=asked,
+            )
+    _show(output, report, check, folder)
 
 
 def _saying_where_it_begins(output: Output, watch: Watch) -> Watch:
@@ -129,14 +147,15 @@ def _saying_where_it_begins(output: Output, watch: Watch) -> Watch:
     return tell
 
 
-def _show(output: Output, report: TrainReport, folder: RunDir) -> None:
+def _show(output: Output, report: TrainReport, check: DecoderCheck | None, folder: RunDir) -> None:
     if report.begun == report.step and report.state == "finished":
         output.say("it was finished already; to train on, give more --steps.")
     if report.state == "stopped":
         output.say(f"stopped at step {report.step}; to go on, run the same command again.")
-    best = report.to_json()["best"]
+    values = report.to_json() | {"fast_decoder": check and check.to_json()}
+    best = values["best"]
     output.result(
-        report.to_json(),
+        values,
         title=f"{report.state} {report.run}",
         columns=("", "value"),
         rows=[
@@ -145,7 +164,7 @@ def _show(output: Output, report: TrainReport, folder: RunDir) -> None:
             ("best validation Dice", number(best["val_dice"])),
             ("at step", "-" if best["step"] is None else str(best["step"])),
             *_threshold(best),
-            *_decoders(report.fast_decoder),
+            *_decoders(check),
             *((f"{part} started from", where) for part, where in _starts(report.origin)),
         ],
         files=[path for path in _written(folder) if path.exists()],

@@ -1,26 +1,72 @@
-"""Which decoder a trained model predicts with."""
+"""Which decoder a trained model predicts with, and the fast one that a run keeps.
+
+A run keeps the fast mask decoder it was measured with, and how its Dice on validation slices
+differed: `mask_decoder.safetensors` beside its checkpoints, or in its package. The fast one is the
+default where that was below `LARGEST_DIFFERENCE`, and in runs that were trained through it.
+"""
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
-from sdseg_cli.errors import ConfigError
+from sdseg_cli.atomic import replacing
+from sdseg_cli.config import AutoencoderConfig
+from sdseg_cli.errors import ConfigError, WeightsError
+from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.baselines import SliceModel
-from sdseg_cli.model.mask_decoder import MaskDecoder
+from sdseg_cli.model.mask_decoder import MaskDecoder, autoencoder_hash, read_mask_decoder
 from sdseg_cli.model.sdseg import SDSeg
+from sdseg_cli.model.shipped import shipped_file
 from sdseg_cli.model.store import WeightStore
-from sdseg_cli.model.tensor_files import file_sha256
+from sdseg_cli.model.tensor_files import file_sha256, read_tensors, read_told, write_tensors
 from sdseg_cli.training.checkpoint import Checkpoint
-from sdseg_cli.training.fast_decoder import (
-    SHIPPED,
-    decoder_file,
-    find_mask_decoder,
-    read_check,
-    read_own,
-)
+from sdseg_cli.training.package import FAST_DECODER, is_package
+from sdseg_cli.training.run_folder import RunDir
 
 DECODERS = ("auto", "exact", "fast")
+SHIPPED = "tiny_mask_decoder.safetensors"
+LARGEST_DIFFERENCE = 0.002
+"""Of the Dice on validation slices, in either direction."""
+
+
+@dataclass(frozen=True)
+class DecoderCheck:
+    """What a mask decoder costs a run."""
+
+    step: int
+    """The weights it was measured with."""
+    slices: int
+    exact_dice: float
+    """Mean over the validation cases, with the autoencoder's decoder."""
+    fast_dice: float
+    trained_through: bool = False
+    """The run's networks are trained by what this decoder says (`train.mask_loss_weight`). The run
+    keeps it from its beginning, when no slices are measured yet, and never changes it."""
+
+    @property
+    def difference(self) -> float:
+        """Fast less exact."""
+        return self.fast_dice - self.exact_dice
+
+    def fits(self, step: int) -> bool:
+        """Whether it is of the weights of this step."""
+        return self.trained_through or self.step == step
+
+    @property
+    def is_default(self) -> bool:
+        """Whether the fast decoder is: because it is harmless, or meant."""
+        return self.trained_through or abs(self.difference) < LARGEST_DIFFERENCE
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json` and the file."""
+        values = {**asdict(self), "difference": self.difference}
+        if not self.trained_through:
+            del values["trained_through"]  # older versions know no such key
+        return values
 
 
 def choose_decoder(
@@ -81,3 +127,82 @@ def decoder_identity(asked: str, model: Path, store: WeightStore | None = None) 
         files += sorted((store or WeightStore.default()).folder.glob("mask-decoders/*"))
         files.append(Path(str(resources.files("sdseg_cli") / "shipped" / SHIPPED)))
     return " ".join([asked, *(file_sha256(path) for path in files if path.is_file())])
+
+
+def decoder_file(model: Path) -> Path:
+    """Where a run folder or a package keeps its mask decoder."""
+    return model / FAST_DECODER if is_package(model) else RunDir(model).checkpoints / FAST_DECODER
+
+
+def find_mask_decoder(
+    autoencoder: Autoencoder, sizes: AutoencoderConfig, store: WeightStore
+) -> MaskDecoder | None:
+    """The mask decoder of an autoencoder: of the weight store (`sdseg distill`), or shipped.
+
+    Raises:
+        WeightsError: The file is damaged.
+    """
+    key = autoencoder_hash(autoencoder)
+    own = stored_decoder(store, key)
+    if own.is_file():
+        return read_mask_decoder(read_tensors(own), sizes, source=str(own))
+    with shipped_file(SHIPPED) as path:
+        if path.is_file() and read_told(path).get("autoencoder") == key:
+            return read_mask_decoder(read_tensors(path), sizes, source="tiny mask decoder")
+    return None
+
+
+def stored_decoder(store: WeightStore, key: str) -> Path:
+    """Where the store keeps the mask decoder of an autoencoder of this hash."""
+    return store.folder / "mask-decoders" / f"{key[:32]}.safetensors"
+
+
+def kept_for_training(run: RunDir, sizes: AutoencoderConfig) -> MaskDecoder | None:
+    """The decoder a run is trained through; None if it is not.
+
+    Raises:
+        WeightsError: The file is damaged.
+    """
+    check = read_check(run.path)
+    return read_own(run.path, sizes) if check is not None and check.trained_through else None
+
+
+def read_own(model: Path, sizes: AutoencoderConfig) -> MaskDecoder:
+    """The mask decoder that a run or package keeps.
+
+    Raises:
+        WeightsError: The file is missing or damaged.
+    """
+    path = decoder_file(model)
+    return read_mask_decoder(read_tensors(path), sizes, source=str(path))
+
+
+def read_check(model: Path) -> DecoderCheck | None:
+    """What the mask decoder of a run or package was measured to cost; None where it has none.
+
+    Raises:
+        WeightsError: The file is damaged.
+    """
+    path = decoder_file(model)
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(read_told(path)["check"])
+        values.pop("difference")
+        return DecoderCheck(**values)
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"{path}: does not say how it was measured.",
+            "Delete it; `sdseg distill --run RUN` makes one.",
+        ) from error
+
+
+def keep_with_run(run: RunDir, decoder: MaskDecoder, check: DecoderCheck) -> None:
+    """Write a mask decoder and what it costs into a run folder.
+
+    Raises:
+        RunError: The disk refused.
+    """
+    tensors = {key: value.cpu().contiguous() for key, value in decoder.state_dict().items()}
+    with replacing(run.checkpoints / FAST_DECODER) as temporary:
+        write_tensors(tensors, temporary, told={"check": json.dumps(check.to_json())})

@@ -151,13 +151,20 @@ def distillation_loss(logits: Tensor, target: Tensor) -> Tensor:
     return (each * torch.rsqrt(target.mean(dim=(1, 2)) + 0.01)).mean()
 
 
-def adapted(decoder: MaskDecoder, examples: Examples, *, steps: int = ADAPT_STEPS) -> MaskDecoder:
+def adapted(
+    decoder: MaskDecoder,
+    examples: Examples,
+    *,
+    steps: int = ADAPT_STEPS,
+    tell: Callable[[], None] = lambda: None,
+) -> MaskDecoder:
     """A mask decoder that has got used to the latents of one run.
 
     Args:
         decoder: Of the run's autoencoder; stays as it is.
         examples: Latents that the run predicts of its training slices.
         steps: Of training.
+        tell: Called after each step.
 
     Returns:
         The average over the steps, in eval mode, on the examples' device.
@@ -176,6 +183,7 @@ def adapted(decoder: MaskDecoder, examples: Examples, *, steps: int = ADAPT_STEP
         distillation_loss(logits, examples.target[chosen]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         follow(average, learning, min(ADAPT_DECAY, (1 + step) / (10 + step)))
+        tell()
     return average
 
 
@@ -272,9 +280,20 @@ def _smooth(count: int, knots: int, size: Sequence[int], generator: Generator) -
     return F.interpolate(coarse, tuple(size), mode="bicubic").clamp(0, 1)
 
 
-def own_latents(model: SDSeg, slices: PreparedSlices, positions: Sequence[int]) -> Examples:
-    """What a model predicts of slices, one after the other, and how the exact decoder draws it."""
-    pairs = [predict_latents(model, slices.batch([k]).image, [k], seed=SEED) for k in positions]
+def own_latents(
+    model: SDSeg,
+    slices: PreparedSlices,
+    positions: Sequence[int],
+    tell: Callable[[], None] = lambda: None,
+) -> Examples:
+    """What a model predicts of slices, one after the other, and how the exact decoder draws it.
+
+    `tell` is called after each.
+    """
+    pairs = []
+    for k in positions:
+        pairs.append(predict_latents(model, slices.batch([k]).image, [k], seed=SEED))
+        tell()
     # Not of inference mode, so that a decoder can learn from them.
     return Examples(
         torch.cat([latent for latent, _ in pairs]).clone(),

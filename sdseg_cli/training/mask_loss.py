@@ -19,7 +19,7 @@ from sdseg_cli.model.mask_decoder import MaskDecoder
 from sdseg_cli.model.naming import below
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import load_strictly
-from sdseg_cli.training.fast_decoder import (
+from sdseg_cli.training.chosen_decoder import (
     DecoderCheck,
     find_mask_decoder,
     keep_with_run,

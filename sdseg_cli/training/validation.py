@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +43,7 @@ def validation(
     *,
     batch_size: int,
     thresholds: Sequence[float] = (THRESHOLD,),
+    tell: Callable[[int], None] = lambda count: None,
 ) -> Validation:
     """Predict slices with one reverse step and one sample, whatever `[sample]` says.
 
@@ -54,6 +55,7 @@ def validation(
         ranks: Who trains together.
         batch_size: Slices at a time.
         thresholds: Probabilities above which a pixel may be foreground.
+        tell: Told how many slices each batch had.
     """
     tried = sorted(thresholds, key=lambda one: abs(one - THRESHOLD))
     # Of each case and threshold: pixels in both masks; the sum of their sizes.
@@ -72,6 +74,7 @@ def validation(
                 counts[case, number, 1] += found.sum() + size
             if position in keep:
                 planes[list(keep).index(position)] = one
+        tell(len(chosen))
     if ranks.world > 1:
         device = next(model.parameters()).device
         counts = ranks.sum(counts.to(device)).cpu()

@@ -14,8 +14,7 @@ from sdseg_cli.model.shipped import load_tiny_autoencoder
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import write_tensors
 from sdseg_cli.training.checkpoint import Checkpoint
-from sdseg_cli.training.chosen_decoder import choose_decoder
-from sdseg_cli.training.fast_decoder import find_mask_decoder, stored_decoder
+from sdseg_cli.training.chosen_decoder import choose_decoder, find_mask_decoder, stored_decoder
 from sdseg_cli.training.latents import encode_masks
 from sdseg_cli.training.mask_loss import (
     DecodedMaskLoss,

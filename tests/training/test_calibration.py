@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,23 +16,22 @@ from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.mask_decoder import MaskDecoder, autoencoder_hash, build_mask_decoder
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import read_tensors, write_tensors
-from sdseg_cli.presets import PRESETS
+from sdseg_cli.presets import PRESETS, for_network
 from sdseg_cli.splits import open_split
-from sdseg_cli.training import fast_decoder
+from sdseg_cli.training import calibration
+from sdseg_cli.training.calibration import calibrate, measure, measure_run, work_in_validations
 from sdseg_cli.training.checkpoint import Checkpoint
-from sdseg_cli.training.chosen_decoder import choose_decoder, decoder_identity
-from sdseg_cli.training.distillation import adapted
-from sdseg_cli.training.fast_decoder import (
+from sdseg_cli.training.chosen_decoder import (
     DecoderCheck,
+    choose_decoder,
     decoder_file,
+    decoder_identity,
     find_mask_decoder,
     keep_with_run,
-    measure,
-    measure_run,
     read_check,
     stored_decoder,
-    try_measuring,
 )
+from sdseg_cli.training.distillation import adapted
 from sdseg_cli.training.package import networks_of, write_package
 from sdseg_cli.training.run_folder import RunDir
 from tests.conftest import Workspace, rated
@@ -176,7 +176,7 @@ def test_measuring_a_run_keeps_what_predictions_then_read(
     run: RunDir, tiny_run: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     best = rated(run, 0.1)
-    monkeypatch.setattr(fast_decoder, "adapted", partial(adapted, steps=3))
+    monkeypatch.setattr(calibration, "adapted", partial(adapted, steps=3))
     training, slices = open_split(tiny_run.manifest, "train"), open_split(tiny_run.manifest, "val")
     found = measure_run(run, training, slices, CPU, WeightStore(tmp_path))
     assert found is not None
@@ -227,23 +227,84 @@ def test_what_goes_wrong_while_measuring_is_a_warning_of_a_run_that_is_whole(
     damaged = stored_decoder(store, autoencoder_hash(networks.autoencoder))
     damaged.parent.mkdir()
     damaged.write_bytes(b"no")
-    slices = open_split(tiny_run.manifest, "train")
-    assert try_measuring(run, slices, slices, CPU, store, told.append) is None
+    found = calibrate(run, tiny_run.manifest, device="cpu", store=store, warn=told.append)
+    assert found is None
     assert [one.code for one in told] == ["fast-decoder-unmeasured"]
     assert "damaged" in told[0].measured
 
 
 def test_a_finished_run_that_is_called_again_is_not_measured_again(
-    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: RunDir, tiny_run: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[object] = []
-    monkeypatch.setattr(fast_decoder, "measure_run", lambda *_: measured.append(1) or check(9))
-    arguments = run, None, None, CPU, WeightStore(tmp_path), print
-    assert try_measuring(*arguments, anew=False) == check(9), "it had none yet"
+
+    def counted(*_: object, **__: object) -> DecoderCheck:
+        measured.append(1)
+        return check(9)
+
+    monkeypatch.setattr(calibration, "measure_run", counted)
+    again = partial(
+        calibrate, run, tiny_run.manifest, device="cpu", store=WeightStore(tmp_path), warn=print
+    )
+    assert again(anew=False) == check(9), "it had none yet"
     keep_with_run(run, constant(1.5), check(7))
-    assert try_measuring(*arguments, anew=False) == check(7)
+    assert again(anew=False) == check(7)
     assert len(measured) == 1
-    assert try_measuring(*arguments, anew=True) == check(9)
+    assert again(anew=True) == check(9)
+
+
+def test_a_signal_skips_it_and_the_run_stays_whole(
+    run: RunDir, tiny_run: Workspace, tmp_path: Path
+) -> None:
+    rated(run, 0.1)
+    counts: list[tuple[int, int]] = []
+
+    def interrupt(done: int, total: int, what: str) -> None:
+        counts.append((done, total))
+        assert run.is_locked(), "nobody trains or calibrates meanwhile"
+        signal.raise_signal(signal.SIGINT)
+
+    store, asked = WeightStore(tmp_path), []
+    settings = {"device": "cpu", "store": store, "warn": print}
+    ended = calibrate(
+        run, tiny_run.manifest, **settings, progress=interrupt, asked=lambda: asked.append(1)
+    )
+    assert ended is None and asked == [1]
+    assert counts == [(1, 4 + 200 + 2 * 4)], "4 slices to learn from in 200 steps, 4 to judge twice"
+    assert read_check(run.path) is None
+    assert not run.lock_file.exists()
+
+
+def test_a_calibration_tells_each_slice_and_step(
+    run: RunDir, tiny_run: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rated(run, 0.1)
+    monkeypatch.setattr(calibration, "adapted", partial(adapted, steps=3))
+    monkeypatch.setattr(calibration, "ADAPT_STEPS", 3)
+    counts: list[tuple[int, int]] = []
+    calibrate(
+        run,
+        tiny_run.manifest,
+        device="cpu",
+        store=WeightStore(tmp_path),
+        warn=print,
+        progress=lambda done, total, what: counts.append((done, total)),
+    )
+    # 4 slices, 3 steps, then twice 4 slices in batches of 2.
+    assert [done for done, _ in counts] == [1, 2, 3, 4, 5, 6, 7, 9, 11, 13, 15]
+    assert {total for _, total in counts} == {15}
+
+
+def test_the_time_left_counts_a_calibration_in_validations() -> None:
+    tiny = PRESETS["tiny"]
+    measured = replace(tiny, train=replace(tiny.train, validation_slices=100))
+    # 96 slices and 200 steps to learn, 100 slices twice to judge.
+    assert work_in_validations(measured) == pytest.approx(
+        (96 + 200 * calibration.STEP_COST + 200) / 100
+    )
+    through = replace(tiny, train=replace(tiny.train, mask_loss_weight=1.0))
+    assert work_in_validations(through) == 2
+    assert work_in_validations(for_network(tiny, "unet")) == 0, "it has no such decoder"
 
 
 def test_what_decides_the_decoder_has_a_name_of_its_own(run: RunDir, tmp_path: Path) -> None:
@@ -263,17 +324,17 @@ def test_what_decides_the_decoder_has_a_name_of_its_own(run: RunDir, tmp_path: P
 
 
 def test_a_run_trained_through_its_decoder_needs_no_measuring_to_predict_with_it(
-    run: RunDir, monkeypatch: pytest.MonkeyPatch
+    run: RunDir, tiny_run: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: object) -> None:
+    def fails(*_: object, **__: object) -> None:
         raise RunError("the disk is full.", "Free some.")
 
-    monkeypatch.setattr(fast_decoder, "measure_run", fails)
+    monkeypatch.setattr(calibration, "measure_run", fails)
     config = run.config_file.read_text()
     meant = config.replace("mask_loss_weight = 0.0", "mask_loss_weight = 1.0")
     assert meant != config
     run.config_file.write_text(meant)
     told: list[Finding] = []
-    assert try_measuring(run, None, None, CPU, None, told.append) is None
+    assert calibrate(run, tiny_run.manifest, device="cpu", warn=told.append) is None
     assert "will use the fast decoder (the disk is full.)" in told[0].measured
     assert "distill" not in told[0].fix
