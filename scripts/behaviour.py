@@ -225,6 +225,12 @@ def make_inputs(folder: Path) -> None:
         (folder / "polyps" / kind).mkdir(parents=True)
         for i, path in enumerate(pictures):
             shutil.copy(DATA / "kvasir-seg" / kind / path.name, folder / f"polyps/{kind}/p{i}.jpg")
+    _folders_of_masks(folder)
+    _no_scans(folder)
+
+
+def _folders_of_masks(folder: Path) -> None:
+    """Five references, and the same moved by 0 to 4 voxels."""
     for kind in ("pred", "ref"):
         (folder / kind).mkdir()
     for i, path in enumerate(sorted((DATA / "msd-hippocampus/labels").glob("*.nii.gz"))[:5]):
@@ -232,6 +238,10 @@ def make_inputs(folder: Path) -> None:
         labels = nib.load(path)
         moved = np.roll(np.asarray(labels.dataobj), i, axis=0)
         nib.save(nib.Nifti1Image(moved, labels.affine, labels.header), folder / "pred" / path.name)
+
+
+def _no_scans(folder: Path) -> None:
+    """Files that are refused."""
     (folder / "empty").mkdir()
     for name in ("text.nii.gz", "text.nrrd", "text.mha", "text.png", "notes.docx"):
         (folder / name).write_text("these are words, no voxels\n" * 40)
