@@ -180,7 +180,8 @@ def _model(run: RunDir | None, preset_name: str, store: WeightStore) -> SDSeg:
 def _train(distiller: Distiller, state: Path, identity: str, progress: Progress) -> None:
     """To the end, from where the same call stopped."""
     if state.is_file():
-        with suppress(WeightsError, KeyError):
+        # Whatever it is, it is not what this call left: begin anew.
+        with suppress(WeightsError, OSError, KeyError, TypeError, ValueError, AttributeError):
             values = unpickled(state)
             if values.pop("identity") == identity:
                 distiller.go_on(values)

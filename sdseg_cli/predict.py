@@ -64,6 +64,10 @@ class Prediction:
         return mask
 
 
+LARGEST_PLANE = 4096
+"""Side of the squares a model may say it was trained on, px; ours are 256."""
+
+
 class Predictor:
     """A trained run, ready to predict.
 
@@ -111,7 +115,9 @@ class Predictor:
             self.normalisation = Normalisation.from_dict(checkpoint.data["normalisation"])
             self.crop = str(checkpoint.data["crop"])
             self.size = int(checkpoint.data["size"])
-        except (KeyError, TypeError, ValueError) as error:
+            if self.crop not in CROPS or not 0 < self.size <= LARGEST_PLANE:
+                raise ValueError(f"crop {self.crop!r}, size {self.size}")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise WeightsError(
                 f"{self.run}: does not say how its slices are made ({error!r}).",
                 "Export it again from its run.",

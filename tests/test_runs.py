@@ -112,7 +112,7 @@ def test_damaged_and_foreign_folders_do_not_break_the_list(tmp_path: Path) -> No
         "broken": "damaged",
         "good": "finished",
         "half": "damaged",
-        "odd": "3",
+        "odd": "damaged",
     }
     assert found["broken"].preset is None and found["broken"].steps is None
     assert (found["odd"].step, found["odd"].steps, found["odd"].best_dice) == (None, None, None)

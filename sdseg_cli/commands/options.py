@@ -93,11 +93,11 @@ def open_run(run: str | None, output: Output) -> RunDir:
     from sdseg_cli.training.run_folder import find_run
 
     found = find_run(workspace(), run)
-    best = found.status().get("best") or {"val_dice": None, "step": None}
+    best = found.status().get("best", {})
     if run is None:
-        dice = number(best["val_dice"])
-        output.say(f"using run {found.path}: validation Dice {dice} at step {best['step']}")
-    if best["val_dice"] == 0:
+        dice, step = number(best.get("val_dice")), best.get("step")
+        output.say(f"using run {found.path}: validation Dice {dice} at step {step}")
+    if best.get("val_dice") == 0:
         output.say("this run found nothing on its validation cases: expect nothing of it")
     return found
 

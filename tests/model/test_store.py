@@ -87,7 +87,8 @@ def test_a_damaged_description_is_one_clear_error(store: WeightStore, change: di
     entry = store.add("a", ONES, original="x", original_sha256="1")
     (store.folder / "a.json").write_text(json.dumps({**entry.to_json(), **change}))
     with pytest.raises(WeightsError, match=r"a\.json: damaged description"):
-        store.entries()
+        store.find("a")
+    assert store.entries() == [] and list(store.damaged()) == ["a"]
     (store.folder / "a.json").write_text("{")
     with pytest.raises(WeightsError, match=r"a\.json: damaged description"):
         store.find("a")
