@@ -99,7 +99,7 @@ def distill(
         output: The file; by default in the weight store, where predictions find it.
         steps: Of training.
         seed: Of all examples.
-        device: "auto", "cpu", "cuda" or "mps".
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         store: The weight store; by default the user's.
         progress: Told after each step.
 

@@ -73,7 +73,7 @@ class Predictor:
 
     Args:
         run_or_package: A run folder, or a package made by `sdseg weights export`.
-        device: "auto", "cpu", "cuda" or "mps".
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         batch_size: Slices at a time; by default what suits the device. It changes speed and memory,
             not the mask.
         threads: Cores of a CPU; likewise. By default as torch chooses.
