@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sdseg_cli.errors import WeightsError
+from sdseg_cli.json_files import parse_json
 
 NAMED_AT_MOST = 3
 """So many offending keys are spelled out in a message."""
@@ -82,7 +83,10 @@ def _from_safetensors(path: Path) -> dict[str, Tensor]:
         WeightsError: It is damaged, or of a kind of number that torch has not.
     """
     try:
-        return load_file(path)
+        tensors = load_file(path)
+        with path.open("rb") as file:  # of two tensors of one name the library takes the last
+            parse_json(file.read(int.from_bytes(file.read(8), "little")), source=str(path))
+        return tensors
     except OSError:
         raise
     except Exception as error:

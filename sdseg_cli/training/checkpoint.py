@@ -160,20 +160,24 @@ def _checked(found: Checkpoint, path: Path) -> Checkpoint:
         if not isinstance(getattr(found, name), kind) or isinstance(getattr(found, name), bool):
             raise TypeError(name)
     numbers, texts = found.best.values(), (*found.best, *found.origin, *found.origin.values())
-    tensors = {**found.weights, **found.ema}
+    tensors = (*found.weights.items(), *found.ema.items())
     if not (
         all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
-        and all(isinstance(text, str) for text in (*texts, *tensors))
-        and all(isinstance(value, torch.Tensor) for value in tensors.values())
+        and all(isinstance(text, str) for text in (*texts, *dict(tensors)))
+        and all(isinstance(value, torch.Tensor) for _, value in tensors)
     ):
         raise TypeError("best, origin, weights or ema")
     try:
         positive_scale(found.latent_scale, source=str(path))
-        for key, value in tensors.items():
+        for key, value in tensors:
             plain(value, key, source=str(path))
     except WeightsError as error:
         raise UnfitError(error.message, error.hint) from error
     return found
+
+
+UNFITTING = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What torch raises of a state of another kind."""
 
 
 def restore_optimizer(
@@ -194,7 +198,7 @@ def restore_optimizer(
                     raise ValueError(f"{key} is {tuple(kept[key].shape)}")
             if kept["step"].numel() != 1 or not kept["step"].is_floating_point():
                 raise ValueError("step")
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (*UNFITTING, WeightsError) as error:
         optimizer.state.clear()
         raise WeightsError(
             f"{source}: its optimiser is not that of this model ({error}).",
