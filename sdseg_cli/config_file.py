@@ -176,8 +176,12 @@ def read_toml(path: Path) -> dict[str, Any]:
         ) from error
     except RecursionError as error:
         raise ConfigError(f"{path}: no valid TOML (nested too deep).", "Mend it.") from error
-    except ValueError as error:
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: no valid TOML ({error}).", "Mend the line it names.") from error
+    except ValueError as error:
+        raise ConfigError(
+            f"{path}: no valid TOML (a number of thousands of digits).", "Mend it."
+        ) from error
     if too_deep(values):
         raise ConfigError(f"{path}: no settings (nested too deep).", "Mend it.")
     return values
