@@ -12,7 +12,7 @@ import inspect
 import tomllib
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -210,7 +210,8 @@ def settings_of(config: RunConfig) -> list[Setting]:
 
 
 def _below(section: Any, prefix: str, unused: set[str]) -> Iterator[Setting]:
-    told = _explained(type(section))
+    kind: Hashable = type(section)
+    told = _explained(kind)
     inner = []
     for item in dataclasses.fields(section):
         value, key = getattr(section, item.name), f"{prefix}{item.name}"
@@ -226,7 +227,7 @@ def _below(section: Any, prefix: str, unused: set[str]) -> Iterator[Setting]:
 
 
 @cache
-def _explained(section: type) -> dict[str, str]:
+def _explained(section: Any) -> dict[str, str]:
     """Field -> the text below it in the source; nothing where the source did not come along."""
     try:
         lines = ast.parse(inspect.getsource(section)).body[0]
