@@ -117,7 +117,7 @@ def bench(
         workspace: Where the model's prepared set may be, whose validation slices are taken; else
             slices of a phantom are.
         slices: How many are predicted in each way.
-        device: "auto", "cpu", "cuda" or "mps".
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         threads: Cores of a CPU; None as torch chooses.
         progress: Told after each part.
 

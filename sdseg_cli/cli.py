@@ -6,10 +6,11 @@ that --help costs nothing.
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,7 +28,7 @@ from sdseg_cli.commands.stability import stability
 from sdseg_cli.commands.train import train
 from sdseg_cli.commands.weights import weights
 from sdseg_cli.console import show_error, show_help
-from sdseg_cli.errors import ConfigError, RunError, SdsegError
+from sdseg_cli.errors import ConfigError, RunError, SdsegError, near
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """typer carries its own click in newer versions; this is the right one in all."""
@@ -89,10 +90,7 @@ def run_command(arguments: Sequence[str]) -> int:
     except SdsegError as failure:
         return _failed(failure, debug)
     except UsageError as failure:
-        context = getattr(failure, "ctx", None)
-        command = context.command_path if context is not None else "sdseg"
-        spoken = getattr(failure, "format_message", failure.__str__)()
-        return _failed(ConfigError(spoken, f"See {command} --help."), debug)
+        return _failed(_misused(failure), debug)
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED  # newer versions of typer return it themselves
     except Exception as failure:  # noqa: BLE001, the last handler
@@ -103,6 +101,23 @@ def run_command(arguments: Sequence[str]) -> int:
     if code == INTERRUPTED:
         show_error(RunError("interrupted.", "Run the same command again; whole files stay."))
     return code if isinstance(code, int) else 0  # a command that found faults says so itself
+
+
+def _misused(failure: Exception) -> ConfigError:
+    """What the option parser refuses. It proposes whatever shares some letters; here only what may
+    be a slip of the hand is.
+    """
+    context: Any = getattr(failure, "ctx", None)
+    command = context.command_path if context is not None else "sdseg"
+    if possible := getattr(failure, "possibilities", None):
+        failure.possibilities = near(getattr(failure, "option_name", ""), possible)  # type: ignore[attr-defined]
+    spoken = getattr(failure, "format_message", failure.__str__)()
+    unknown = re.match("No such command '(.*?)'", spoken, re.DOTALL)
+    if unknown and context is not None:
+        names = context.command.list_commands(context)
+        meant = [f" Did you mean '{name}'?" for name in near(unknown[1], names)[:1]]
+        spoken = f"{unknown[0]}.{''.join(meant)}"
+    return ConfigError(spoken, f"See {command} --help.")
 
 
 def _failed(failure: SdsegError, debug: bool) -> int:

@@ -69,7 +69,7 @@ def compare_runs(
         split: "train", "val" or "test".
         rules: How both are judged.
         seed: Of all noise.
-        device: "auto", "cpu", "cuda" or "mps".
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         batch_size: Slices at a time; None for what suits the device.
         decoder: As `Predictor`.
         report: Folder for the files; None for `report/compare/<A>` in run B.

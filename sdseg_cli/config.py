@@ -20,6 +20,10 @@ def _choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
 
 ENDLESS = 1e18
 """In place of an upper bound; infinity itself is refused."""
+MOST_LEVELS, WIDEST = 8, 2**16
+"""Of a network; more would only be a slip of the hand."""
+LEAST_SEED, SEEDS_END = -(2**63), 2**64
+"""What torch takes for a seed."""
 
 
 def _within(key: str, value: float, low: float, high: float) -> None:
@@ -29,6 +33,11 @@ def _within(key: str, value: float, low: float, high: float) -> None:
 
 
 def _divisible(section: str, widths: list[int], by: int) -> None:
+    if len(widths) > MOST_LEVELS or max(widths, default=0) > WIDEST:
+        raise ConfigError(
+            f"{section}: {len(widths)} widths, the largest {max(widths)}.",
+            f"Give at most {MOST_LEVELS} levels, none wider than {WIDEST} channels.",
+        )
     if not widths or by < 1 or any(width < 1 or width % by for width in widths):
         raise ConfigError(
             f"{section}: the widths {widths} are not all multiples of {by}.",
@@ -55,7 +64,9 @@ class AutoencoderConfig:
     blocks_per_level: int = 2
     """Residual blocks per level on the way down; one more on the way up."""
     latent_channels: int = 4
+    """Channels of the latent."""
     norm_groups: int = 32
+    """Groups of its norms."""
 
     def __post_init__(self) -> None:
         _within("model.autoencoder.blocks_per_level", self.blocks_per_level, 1, 16)
@@ -74,12 +85,17 @@ class UNetConfig:
     """Sizes of the denoiser; the defaults are the paper's (LDM-8)."""
 
     model_channels: int = 192
+    """Width of the highest resolution."""
     channel_mult: tuple[int, ...] = (1, 2, 2, 4, 4)
+    """Width of each level over `model_channels`."""
     blocks_per_level: int = 2
+    """Residual blocks per level on the way down; one more on the way up."""
     attention_levels: tuple[int, ...] = (0, 1, 2, 3)
     """Levels with attention, 0 being the latent's own size."""
     heads: int = 8
+    """Heads of each attention."""
     dropout: float = 0.2
+    """Dropout of its residual blocks in training."""
 
     def __post_init__(self) -> None:
         _within("model.unet.blocks_per_level", self.blocks_per_level, 1, 16)
@@ -94,7 +110,7 @@ class ModelConfig:
     """The three networks, how the image reaches the denoiser, and what that predicts."""
 
     network: str = SDSEG
-    """"sdseg", or a network it is compared with, of `networks.BASELINES`."""
+    """"sdseg", or a network it is compared with, as `--model` names them."""
     scale: str = "own"
     """Size of such a network: "tiny" or "sd"; SDSeg has its own, in the sections below."""
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
@@ -136,6 +152,7 @@ class TrainConfig:
     """Where the weights start: "pretrained" (the paper; `tiny` has its own), "autoencoder",
     "scratch", a run, a package, or a name in the weight store."""
     steps: int = 100_000
+    """Optimiser steps."""
     batch_size: int = 4
     """Slices per optimiser step, over all processes."""
     accumulate: int = 1
@@ -143,12 +160,15 @@ class TrainConfig:
     learning_rate: float = 4e-5
     """Effective: the paper's base rate 1e-5 times batch 4 on one GPU."""
     warmup_steps: int = 10_000
+    """Steps in which the learning rate rises from 0."""
     schedule: str = "constant"
     """After the warm-up: "constant" (the paper) or "cosine", down to a hundredth at the end."""
     weight_decay: float = 0.01
+    """Of AdamW."""
     clip_norm: float = 0.0
     """Largest gradient norm; 0 = no clipping (the paper)."""
     ema_decay: float = 0.9999
+    """Decay of the averaged U-Net, which predicts."""
     noise_loss_weight: float = 1.0
     """Weight of L_noise in Eq. 3."""
     latent_loss_weight: float = 1.0
@@ -168,9 +188,11 @@ class TrainConfig:
     flips: str = "hv"
     """Random flips: any of the letters h (left-right) and v (up-down)."""
     validate_every: int = 2_500
+    """Steps from one validation to the next."""
     validation_slices: int = 256
     """At most so many slices, spread evenly over the validation cases."""
     checkpoint_every: int = 1_000
+    """Steps from one checkpoint to the next."""
     threshold: str = "half"
     """Above which probability a pixel is foreground: "half", 0.5 (the paper), or "validation":
     the one with the highest Dice in each validation; predictions are shifted so that it is 0.5."""
@@ -272,12 +294,22 @@ class RunConfig:
     dataset: str = ""
     """Prepared name, or path to a prepared folder."""
     preset: str = "tiny"
+    """The named set of values that these began as."""
     seed: int = 0
+    """Of all that is drawn: weights, slices, flips, t, noise, dropout."""
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
 
     def __post_init__(self) -> None:
+        for key, text in (("dataset", self.dataset), ("train.init", self.train.init)):
+            if any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise ConfigError(
+                    f"{key} {text!r} is not UTF-8, which files of settings have to be.",
+                    "Rename the folder, or give a link to it that has another name.",
+                )
+        if not LEAST_SEED <= self.seed < SEEDS_END:
+            raise ConfigError(f"seed is {self.seed}.", "Give a number of at most 63 bits.")
         if self.model.network == SDSEG:
             return
         plain = RunConfig(sample=SampleConfig(noise="zero"))

@@ -93,6 +93,10 @@ class Output:
         """One JSON object on stdout, strict: no NaN, no infinity."""
         sys.stdout.write(json.dumps(values, allow_nan=False) + "\n")
 
+    def document(self, text: str) -> None:
+        """A text on stdout as it is, to be piped into a file."""
+        sys.stdout.write(text)
+
     def result(
         self,
         values: Mapping[str, Any],

@@ -95,7 +95,7 @@ def distill(
         output: The file; by default in the weight store, where predictions find it.
         steps: Of training.
         seed: Of all examples.
-        device: "auto", "cpu", "cuda" or "mps".
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         store: The weight store; by default the user's.
         progress: Told after each step.
 
@@ -176,7 +176,8 @@ def _model(run: RunDir | None, preset_name: str, store: WeightStore) -> SDSeg:
 def _train(distiller: Distiller, state: Path, identity: str, progress: Progress) -> None:
     """To the end, from where the same call stopped."""
     if state.is_file():
-        with suppress(WeightsError, KeyError):
+        # Whatever it is, it is not what this call left: begin anew.
+        with suppress(WeightsError, OSError, KeyError, TypeError, ValueError, AttributeError):
             values = unpickled(state)
             if values.pop("identity") == identity:
                 distiller.go_on(values)

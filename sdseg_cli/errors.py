@@ -11,7 +11,11 @@ SdsegError                 exit code
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
+
+NEAR = 0.75
+"""Share of letters that a misspelt word has in common with the one that was meant."""
 
 
 class SdsegError(Exception):
@@ -79,3 +83,15 @@ class CohortError(RunError):
     """Part of a cohort failed or was not begun; the rest is done."""
 
     exit_code = 3
+
+
+def near(word: str, known: Iterable[str]) -> list[str]:
+    """Those of the known words that `word` may be a slip of the hand for, the likeliest first.
+
+    Capitals, and the dashes in front of options, count for nothing.
+    """
+    import difflib
+
+    plain = {one.lstrip("-").lower(): one for one in known}
+    slips = difflib.get_close_matches(word.lstrip("-").lower(), list(plain), n=3, cutoff=NEAR)
+    return [plain[slip] for slip in slips]

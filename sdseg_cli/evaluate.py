@@ -73,7 +73,7 @@ def evaluate(
         terms: How a case is judged: tolerance and the like.
         seed: Of all noise.
         sample: Reverse steps and samples; None is the run's setting.
-        device: "auto", "cpu", "cuda" or "mps".
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         batch_size: Slices at a time; None for what suits the device.
         decoder: As `Predictor`.
         predictor: The run's model if it is loaded already.

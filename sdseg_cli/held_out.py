@@ -120,7 +120,7 @@ def open_held_out(
         run: The run folder; None for the newest finished run of the workspace.
         workspace: Folder that holds `prepared/` and `runs/`.
         split: "train", "val" or "test".
-        device: "auto", "cpu", "cuda" or "mps".
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         batch_size: Slices at a time; None for what suits the device.
         decoder: "auto", "exact" or "fast".
         predictor: The run's model if it is loaded already.

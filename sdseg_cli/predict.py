@@ -64,12 +64,16 @@ class Prediction:
         return mask
 
 
+LARGEST_PLANE = 4096
+"""Side of the squares a model may say it was trained on, px; ours are 256."""
+
+
 class Predictor:
     """A trained run, ready to predict.
 
     Args:
         run_or_package: A run folder, or a package made by `sdseg weights export`.
-        device: "auto", "cpu", "cuda" or "mps".
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         batch_size: Slices at a time; by default what suits the device. It changes speed and memory,
             not the mask.
         threads: Cores of a CPU; likewise. By default as torch chooses.
@@ -111,7 +115,9 @@ class Predictor:
             self.normalisation = Normalisation.from_dict(checkpoint.data["normalisation"])
             self.crop = str(checkpoint.data["crop"])
             self.size = int(checkpoint.data["size"])
-        except (KeyError, TypeError, ValueError) as error:
+            if self.crop not in CROPS or not 0 < self.size <= LARGEST_PLANE:
+                raise ValueError(f"crop {self.crop!r}, size {self.size}")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise WeightsError(
                 f"{self.run}: does not say how its slices are made ({error!r}).",
                 "Export it again from its run.",

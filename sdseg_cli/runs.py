@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import tomllib
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sdseg_cli.errors import SdsegError
+from sdseg_cli.config_file import read_toml
+from sdseg_cli.errors import ConfigError, SdsegError
 from sdseg_cli.training.run_folder import RunDir, find_run
 from sdseg_cli.training.run_log import last_step
 
@@ -61,31 +61,46 @@ def list_runs(workspace: Path) -> list[RunSummary]:
     such, and anything else passed by.
     """
     folders = [path for path in (workspace / "runs").glob("*/*") if path.is_dir()]
-    runs = [RunDir(path) for path in folders]
-    runs = [run for run in runs if run.config_file.is_file() or run.status_file.is_file()]
+    runs = [run for run in map(RunDir, folders) if _is_run(run)]
     chosen: Path | None = None
-    with suppress(SdsegError):  # none can predict yet
+    with suppress(SdsegError, OSError):  # none can predict yet
         chosen = find_run(workspace, None).path
-    found = [_summary(run, default=run.path == chosen) for run in runs]
+    found = [_listed(run, default=run.path == chosen) for run in runs]
     return sorted(found, key=lambda one: (one.written, str(one.path)), reverse=True)
+
+
+def _is_run(run: RunDir) -> bool:
+    try:
+        return run.config_file.exists() or run.status_file.exists()
+    except OSError:  # a folder that may not be read may well be one
+        return True
+
+
+def _listed(run: RunDir, *, default: bool) -> RunSummary:
+    """What its files say; a run whose files may not even be looked at is "damaged" as well."""
+    try:
+        return _summary(run, default=default)
+    except OSError:
+        name, never = run.path.parent.name, datetime.fromtimestamp(0, UTC)
+        return RunSummary(run.path, name, None, None, None, None, None, "damaged", 0, never)
 
 
 def _summary(run: RunDir, *, default: bool) -> RunSummary:
     settings, status = _settings(run), run.status()
-    best = status.get("best")
-    best = best if isinstance(best, dict) else {}
+    best = status.get("best", {})
     train = settings.get("train")
     dice = best.get("val_dice")
-    state, step = _state(run, settings, status), _count(status.get("step", 0 if settings else None))
+    state = _state(run, settings, status)
+    step = _count(status.get("step", None if state == "damaged" else 0))
     if state == "running" and (now := last_step(run.log_file)) is not None:
         step = now
     return RunSummary(
         path=run.path,
         dataset=run.path.parent.name,
-        preset=str(settings["preset"]) if "preset" in settings else None,
+        preset=preset if isinstance(preset := settings.get("preset"), str) else None,
         step=step,
         steps=_count(train.get("steps") if isinstance(train, dict) else None),
-        best_dice=float(dice) if isinstance(dice, int | float) else None,
+        best_dice=None if dice is None else float(dice),
         best_step=_count(best.get("step")),
         state=state,
         bytes=sum(_size(path) for path in run.path.rglob("*")),
@@ -106,8 +121,8 @@ def _state(run: RunDir, settings: dict[str, Any], status: dict[str, Any]) -> str
 def _settings(run: RunDir) -> dict[str, Any]:
     """As the file has them, so that a run of another version is listed too; {} if unreadable."""
     try:
-        return tomllib.loads(run.config_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_toml(run.config_file)
+    except ConfigError:
         return {}
 
 

@@ -61,7 +61,7 @@ def stability(
         split: "train", "val" or "test".
         seed: Of the first run's noise.
         sample: Reverse steps and samples; None is the run's setting.
-        device: "auto", "cpu", "cuda" or "mps".
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         batch_size: Slices at a time; None for what suits the device.
         decoder: As `Predictor`.
         lpips_backbone: ImageNet AlexNet in torchvision's names; None for that of the weight store.

@@ -48,7 +48,7 @@ def sweep(
         runs: How often each case is predicted, at least 2, in every row with the same seeds.
         split: "train", "val" or "test".
         seed: Of the first run's noise.
-        device: "auto", "cpu", "cuda" or "mps".
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         batch_size: Slices at a time; None for what suits the device.
         decoder: As `Predictor`.
         lpips_backbone: As `stability`.

@@ -108,7 +108,7 @@ def train(
         config: Every setting.
         manifest: The prepared set; only its train and val cases are read.
         run: Where to write; a run that is there is resumed if it has the same settings.
-        device: "auto", "cpu", "cuda" or "mps".
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         workers: Threads that read slices ahead; None for what suits the machine.
         compiled: Compile the networks first.
         adapts: Where memory runs out, go on with batches in smaller parts.

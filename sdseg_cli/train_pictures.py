@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +11,7 @@ from sdseg_cli.config import TrainConfig
 from sdseg_cli.datasets.manifest import PreparedCase
 from sdseg_cli.training.batches import PreparedSlices, spread
 from sdseg_cli.training.run_folder import RunDir
+from sdseg_cli.training.run_log import read_log
 from sdseg_cli.training.shown import shown_slices
 
 
@@ -61,8 +61,7 @@ class TrainPictures:
         from sdseg_cli.report.training_curve import training_curve
         from sdseg_cli.report.validation_picture import validation_picture
 
-        lines = self._run.log_file.read_text(encoding="utf-8").splitlines()
-        training_curve([json.loads(line) for line in lines], self._run.curve)
+        training_curve(read_log(self._run.log_file), self._run.curve)
         if self._history.shown:
             self._history.add(step, planes)
             validation_picture(self._run.validation_picture, self._history)

@@ -13,11 +13,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import SimpleITK
+import torch
 from PIL import Image
 from pydicom import Dataset
 
 from tests import dicom_files, raw_pictures
 from tests.archives import write_decathlon, write_nnunet
+from tests.parity.fill import tiny_autoencoder
 from tests.raw_cases import AFFINE, SHAPE, write_cases
 
 Build = Callable[[Path], None]
@@ -46,6 +48,20 @@ def content(name: str, data: bytes) -> Build:
 
 def text(name: str, words: str = "this is no scan\n") -> Build:
     return content(name, words.encode())
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+def weights(kind: torch.dtype) -> Build:
+    """An autoencoder's weights in `w.ckpt`, the largest of another kind of number."""
+
+    def build(folder: Path) -> None:
+        tensors = tiny_autoencoder()
+        largest = max(tensors, key=lambda key: tensors[key].numel())
+        torch.save({**tensors, largest: tensors[largest].to(kind)}, folder / "w.ckpt")
+
+    return build
 
 
 def subfolder(name: str) -> Build:

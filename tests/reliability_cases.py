@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
+import torch
 
 from tests import odd_files as odd
 from tests.odd_files import Build
@@ -138,6 +139,14 @@ RUNS = [
     with_run("a run and a package", odd.scan(), f"{PREDICT} --run tiny/run --model model", "--run and --model"),
     with_run("a run whose set is gone", odd.lost("home/prepared/tiny/manifest.json"), "evaluate", "tiny"),
     with_run("a manifest cut short", odd.cut("home/prepared/tiny/manifest.json", 0.5), "evaluate", "manifest.json"),
+    Row("one of two runs with settings nested 100,000 deep", odd.together(odd.text("home/runs/a/good/config.toml", 'preset = "tiny"\n'), odd.text("home/runs/a/bad/config.toml", f"seed = {odd.DEEP}")), "runs", 0, "damaged"),
+    with_run("a package whose description is nested 100,000 deep", odd.together(odd.scan(), odd.text("model/sdseg.json", odd.DEEP)), f"{PREDICT} --model model", "no package of sdseg, or damaged"),
+    with_run("a package that says a key twice", odd.together(odd.scan(), odd.text("model/sdseg.json", '{"format_version": 1, "format_version": 1}')), f"{PREDICT} --model model", "no package of sdseg, or damaged"),
+    Row("one of the store's descriptions nested 100,000 deep", odd.text("home/weights/kl-f8.json", odd.DEEP), "weights list", 0, "kl-f8.json: damaged description of weights"),
+    Row("weights of eight bits", odd.weights(torch.float8_e4m3fn), "weights add w.ckpt", 2, "is of float8_e4m3fn, not a plain tensor of weights"),
+    Row("complex weights", odd.weights(torch.complex64), "weights add w.ckpt", 2, "is of complex64, not a plain tensor of weights"),
+    Row("whole numbers for weights", odd.weights(torch.int32), "weights add w.ckpt", 2, "holds int32, not floating point"),
+    Row("a safetensors header longer than its file", odd.content("w.safetensors", b"\xff" * 7 + b"\x00{}"), "weights add w.safetensors", 2, "damaged, or not a file of weights"),
     Row("weights that are a text", odd.text("notes.ckpt"), "weights add notes.ckpt", 2, "notes.ckpt"),
     Row("weights nobody publishes", odd.nothing, "weights fetch vgg", 2, "vgg"),
 ]  # fmt: skip
@@ -146,6 +155,14 @@ SETTINGS = [
     Row("a set that is not prepared", odd.nothing, "train --dataset sts", 2, "sts"),
     with_run("an unknown preset", odd.nothing, "train --dataset tiny --preset big", 'no preset "big"'),
     with_run("an unknown setting", odd.nothing, "train --dataset tiny --set train.lr=1", "lr"),
+    Row("an option that no other is like", odd.nothing, "train --fold 1", 2, "No such option: --fold"),
+    with_run("a setting that no other is like", odd.nothing, "train --dataset tiny --set foo=1", 'unknown key "foo"'),
+    with_run("a number of 5,000 digits", odd.text("c.toml", f"seed = {'9' * 5000}"), "train --dataset tiny --config c.toml", "c.toml: no valid TOML"),
+    with_run("a number beyond 64 bits", odd.nothing, f"train --dataset tiny --set train.steps={'9' * 30}", "number of at most 64 bits"),
+    with_run("a value nested 100,000 deep", odd.text("c.toml", f"seed = {odd.DEEP}"), "train --dataset tiny --config c.toml", "nested too deep"),
+    Row("every setting, shown", odd.nothing, "train --show-config --preset sd", 0, "checkpoint_every = 5000"),
+    Row("a GPU without a number", odd.nothing, "bench --device cuda:", 2, 'no device "cuda:"'),
+    Row("a scan given twice", odd.scan(), "predict scan.nii.gz -i scan.nii.gz -o mask.nii.gz", 2, "are both given"),
     with_run("a word for a number", odd.nothing, "train --dataset tiny --set train.batch_size=many", "batch_size"),
     with_run("settings that are not there", odd.nothing, "train --dataset tiny --config c.toml", "c.toml"),
     with_run("a file of settings that is no TOML", odd.text("c.toml", "[train"), "train --dataset tiny --config c.toml", "c.toml"),
@@ -217,6 +234,7 @@ FINE = [
     with_run("a constant scan", odd.scan(array=np.zeros((6, 6, 1), np.int16)), PREDICT, "wrote mask.nii.gz", 0),
     with_run("big-endian voxels", odd.big_endian, "predict scan.nii -o mask.nii.gz", "wrote mask.nii.gz", 0),
     with_run("NIfTI-2", odd.scan(kind=nib.Nifti2Image), PREDICT, "wrote mask.nii.gz", 0),
+    with_run("the scan after -i", odd.scan(), "predict -i scan.nii.gz -o mask.nii.gz", "wrote mask.nii.gz", 0),
     with_run("a suffix in capitals", odd.scan("SCAN.NII.GZ"), "predict SCAN.NII.GZ -o MASK.NII.GZ", "wrote MASK.NII.GZ", 0),
     with_run("spaces and umlauts in every name, a new folder", odd.scan("größe 1/mein scan.nii.gz"), "predict 'größe 1/mein scan.nii.gz' -o 'neu 2/maske ß.nii.gz'", "wrote neu 2/maske ß.nii.gz", 0),
     with_run("NRRD in, NIfTI out", odd.itk("scan.nrrd"), "predict scan.nrrd -o mask.nii.gz", "wrote mask.nii.gz", 0),

@@ -489,3 +489,39 @@ def test_odd_values_are_told_on_stderr_and_counted_after_the_third(
     captured = capsys.readouterr()
     cases = [one["case"] for one in json.loads(captured.out)["warnings"]]
     assert (cases, captured.err) == (["case_4", "case_5", "case_6", "case_7"], "")
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("train --fold 1", "No such option: --fold\n"),
+        ("train --dataste x", "No such option: --dataste (Possible options: --dataset)\n"),
+        ("predict s -o m.nii --modle x", "No such option: --modle (Possible options: --model)\n"),
+        ("trian", "No such command 'trian'. Did you mean 'train'?\n"),
+        ("segment", "No such command 'segment'.\n"),
+        ("weights lst", "No such command 'lst'. Did you mean 'list'?\n"),
+    ],
+)
+def test_only_what_may_be_a_slip_of_the_hand_is_proposed(
+    typed: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(typed.split()) == 2
+    assert capsys.readouterr().err.startswith(f"Error: {said}")
+
+
+def test_a_damaged_entry_of_the_store_is_listed_as_such(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDSEG_WEIGHTS", str(home / "store"))
+    torch.save(tiny_autoencoder(), home / "model.ckpt")
+    assert run_command(["weights", "add", "model.ckpt"]) == 0
+    (home / "store" / "kl-f8.json").write_bytes(b"[" * 100_000)
+    capsys.readouterr()
+    assert run_command(["weights", "list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [entry["name"] for entry in listed["weights"]] == ["model"]
+    assert [entry["name"] for entry in listed["damaged"]] == ["kl-f8"]
+    assert "kl-f8" not in [known["name"] for known in listed["known"]]
+    assert run_command(["weights", "list"]) == 0
+    out, err = capsys.readouterr()
+    assert "damaged" in out and "kl-f8.json: damaged description of weights." in err

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
 import dataclasses
+import tomllib
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sdseg_cli.config import RunConfig, SampleConfig, TrainConfig
 from sdseg_cli.config_file import (
+    _all_keys,
     differing_keys,
     from_dict,
     load_toml,
     parse_assignment,
     read_toml,
+    settings_of,
     to_toml,
 )
 from sdseg_cli.errors import ConfigError
@@ -68,7 +73,9 @@ def test_values_are_laid_over_the_preset_and_the_rest_stays() -> None:
 def test_an_unknown_key_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r'unknown key "train\.step"') as caught:
         from_dict({"train": {"step": 7}}, RunConfig(), source="x")
-    assert caught.value.hint == 'Did you mean "train.steps"?'
+    assert caught.value.hint.startswith(
+        'Did you mean "train.steps"? Keys of [train]: init, steps, '
+    )
 
 
 @pytest.mark.parametrize(
@@ -151,3 +158,96 @@ def test_settings_that_need_noise_are_refused_without_it(setting: dict[str, floa
     with pytest.raises(ConfigError, match="would change nothing"):
         SampleConfig(noise="zero", **setting)
     assert SampleConfig(noise="zero", steps=3).noise == "zero"
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+
+
+@given(dataset=TEXTS, init=TEXTS, seed=st.integers(-(2**63), 2**63 - 1), rate=st.floats(1e-12, 10))
+def test_any_settings_survive_toml(dataset: str, init: str, seed: int, rate: float) -> None:
+    config = from_dict(
+        {"dataset": dataset, "seed": seed, "train": {"init": init, "learning_rate": rate}},
+        RunConfig(),
+        source="test",
+    )
+    for explained in (False, True):
+        values = tomllib.loads(to_toml(config, explained=explained))
+        assert from_dict(values, RunConfig(), source="test") == config
+
+
+def test_emoji_stand_in_toml_as_they_are() -> None:
+    assert 'dataset = "😀 größe"\n' in to_toml(RunConfig(dataset="😀 größe"))
+
+
+@pytest.mark.parametrize("key", ["dataset", "train.init"])
+def test_a_name_that_is_no_utf8_is_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key} .* is not UTF-8"):
+        from_dict(parse_assignment(f"{key}=a\udcffb"), RunConfig(), source="--set")
+
+
+def test_every_setting_is_explained_in_a_line_by_the_text_below_its_field() -> None:
+    told = {setting.key: setting for setting in settings_of(preset("tiny"))}
+    assert told["train.clip_norm"].what == "Largest gradient norm; 0 = no clipping (the paper)."
+    assert told["model.unet.channel_mult"].value == [1, 2, 4]
+    assert len(told) == len(_all_keys(RunConfig())) > 40
+    assert all(setting.what and "\n" not in setting.what for setting in told.values())
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\u2028", "\x85", "\0"])
+def test_a_setting_of_two_lines_is_refused_whole(end: str) -> None:
+    with pytest.raises(ConfigError, match=r"has .* in it"):
+        parse_assignment(f"train.steps=3{end}seed=4")
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+WRONG = {
+    "of 5,000 digits": ("train.steps", "9" * 5000),
+    "of 400 digits": ("train.learning_rate", "9" * 400),
+    "of 21 digits": ("seed", "9" * 21),
+    "beyond a seed": ("seed", str(2**64)),
+    "of 20,000 bits": ("train.steps", "0x" + "f" * 5000),
+    "nested deep": ("train.steps", DEEP),
+    "nested in objects": ("train.steps", "{a=" * 300 + "1" + "}" * 300),
+    "huge in a list": ("model.unet.channel_mult", f"[{'0x' + 'f' * 5000}]"),
+    "too wide": ("model.unet.channel_mult", "[1, 999999999]"),
+    "of many levels": ("model.autoencoder.channel_mult", "[1,1,1,1,1,1,1,1,1]"),
+    "NaN": ("train.weight_decay", "nan"),
+    "infinite": ("train.clip_norm", "inf"),
+    "a date": ("train.init", "2020-01-01"),
+    "a long text": ("train.steps", '"' + "x" * 10_000 + '"'),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_value_that_no_run_can_have_is_one_short_error(tmp_path: Path, what: str) -> None:
+    key, value = WRONG[what]
+    section, _, name = key.rpartition(".")
+    head = f"[{section}]\n" if section else ""
+    (tmp_path / "c.toml").write_text(f"{head}{name} = {value}\n")
+    with pytest.raises(ConfigError) as in_file:
+        load_toml(tmp_path / "c.toml", RunConfig())
+    with pytest.raises(ConfigError) as given_alone:
+        from_dict(parse_assignment(f"{key}={value}"), RunConfig(), source="--set")
+    for caught in (in_file, given_alone):
+        assert len(caught.value.message) < 200 + len(str(tmp_path))
+
+
+def test_a_byte_order_mark_before_toml_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_bytes(b"\xef\xbb\xbfseed = 3\r\n")
+    assert load_toml(tmp_path / "c.toml", RunConfig()).seed == 3
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("train.step", 'Did you mean "train.steps"? Keys of [train]: init, steps, '),
+        ("steps", 'Did you mean "train.steps" or "sample.steps"? Keys of the top level: dataset, '),
+        ("trian.steps", 'Did you mean "train"? Keys of the top level: '),
+        ("model.unet.lr", "Keys of [model.unet]: model_channels, channel_mult, "),
+        ("fold", "Keys of the top level: dataset, preset, seed, [model], [train], [sample]. "),
+    ],
+)
+def test_an_unknown_key_lists_its_section_and_what_may_have_been_meant(key: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_dict(parse_assignment(f"{key}=1"), RunConfig(), source="--set")
+    assert caught.value.hint.startswith(hint)

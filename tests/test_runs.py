@@ -16,6 +16,7 @@ from sdseg_cli.config_file import to_toml
 from sdseg_cli.presets import PRESETS
 from sdseg_cli.runs import RunSummary, list_runs
 from sdseg_cli.training.run_folder import RunDir
+from tests.json_cases import DAMAGED, OF_ANOTHER_KIND
 
 
 def make_run(
@@ -112,7 +113,7 @@ def test_damaged_and_foreign_folders_do_not_break_the_list(tmp_path: Path) -> No
         "broken": "damaged",
         "good": "finished",
         "half": "damaged",
-        "odd": "3",
+        "odd": "damaged",
     }
     assert found["broken"].preset is None and found["broken"].steps is None
     assert (found["odd"].step, found["odd"].steps, found["odd"].best_dice) == (None, None, None)
@@ -154,3 +155,38 @@ def test_ages_have_one_unit() -> None:
     assert _ago(119) == "1 min ago"
     assert _ago(7200) == "2 h ago"
     assert _ago(3 * 86400) == "3 d ago"
+
+
+@pytest.mark.parametrize("content", [*DAMAGED.values(), *OF_ANOTHER_KIND.values()])
+def test_whatever_a_file_of_a_run_holds_the_others_are_listed(
+    tmp_path: Path, content: bytes
+) -> None:
+    make_run(tmp_path, "a/good", 1000, status=ended("finished"))
+    for name in ("config.toml", "status.json", "log.jsonl", ".lock"):
+        run = make_run(tmp_path, f"a/{name.strip('.')}", 900, status=ended("stopped"))
+        (run.path / name).write_bytes(content)
+    found = {one.path.name: one.state for one in list_runs(tmp_path)}
+    assert found == {
+        "good": "finished",
+        "config.toml": "damaged",
+        "status.json": "damaged",
+        "log.jsonl": "stopped",
+        "lock": "stopped",
+    }
+
+
+def test_pipes_folders_and_links_to_nowhere_in_place_of_files_break_no_list(tmp_path: Path) -> None:
+    make_run(tmp_path, "a/good", 1000, status=ended("finished"))
+    for name in ("config.toml", "status.json", "log.jsonl", "checkpoints/best.pt"):
+        for kind in ("pipe", "folder", "link"):
+            run = make_run(tmp_path, f"a/{name[:4]}-{kind}", 900, status=ended("running"))
+            (run.path / name).unlink(missing_ok=True)
+            if kind == "pipe":
+                os.mkfifo(run.path / name)
+            elif kind == "folder":
+                (run.path / name).mkdir()
+            else:
+                (run.path / name).symlink_to("nowhere")
+    found = {one.path.name: one for one in list_runs(tmp_path)}
+    assert len(found) == 13 and found["good"].default
+    assert {found[f"conf-{kind}"].state for kind in ("pipe", "folder")} == {"damaged"}

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from sdseg_cli.commands.options import Debug, Json, Quiet, whole_numbers
+from sdseg_cli.commands.options import Debug, Input, Json, Quiet, one_input, whole_numbers
 from sdseg_cli.console import Output
 from sdseg_cli.datasets import DATASETS
 from sdseg_cli.findings import EVERY_CASE, Finding
@@ -20,7 +20,8 @@ SHOWN_CASES = 3
 
 
 def check(
-    src: Annotated[Path, typer.Argument(help="Folder of a data set, or one scan.")],
+    src: Annotated[Path | None, typer.Argument(help="Folder of a data set, or one scan.")] = None,
+    input_path: Input = None,
     dataset: Annotated[
         str | None, typer.Option(help=f"Layout: {', '.join(DATASETS)}; default: recognised.")
     ] = None,
@@ -40,14 +41,15 @@ def check(
     debug: Debug = False,
 ) -> None:
     """Look for what is wrong or odd in a data set or a scan, and say what mends it."""
-    if workers != 1 and src.is_dir():
+    source = one_input(src, input_path, "SRC")
+    if workers != 1 and source.is_dir():
         warm_up("sdseg_cli.check")
     from sdseg_cli.check import check as run_check
 
     output = Output(as_json=as_json, quiet=quiet)
     with output.progress() as progress:
         report = run_check(
-            src,
+            source,
             dataset=dataset,
             image_glob=image_glob,
             label_glob=label_glob,

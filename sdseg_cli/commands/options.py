@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 (the second GPU) or mps.")]
+Input = Annotated[Path | None, typer.Option("--input", "-i", help="The same as the argument.")]
+"""For those who write it so; see `one_input`."""
 BatchSize = Annotated[int | None, typer.Option(help="Slices at a time; the mask stays the same.")]
 Compiled = Annotated[
     bool, typer.Option("--compile", help="Compile the networks: a slow start, then faster.")
@@ -84,6 +86,37 @@ def workspace() -> Path:
     return Path(os.environ.get("SDSEG_HOME") or ".")
 
 
+def one_input(argument: Path | None, option: Path | None, name: str) -> Path:
+    """What a command reads: its argument, or the same by `-i`.
+
+    Args:
+        argument: As typed in its place.
+        option: As typed after `-i` or `--input`.
+        name: Of the argument, as help calls it.
+
+    Raises:
+        ConfigError: Both are given, or none.
+    """
+    if argument is not None and option is not None:
+        raise ConfigError(
+            f"{argument} and --input {option} are both given.", f"Give {name} once, either way."
+        )
+    if (given := argument or option) is None:
+        raise ConfigError(f"Missing argument '{name}'.", f"Give {name}, or --input {name}.")
+    return given
+
+
+def say_next(output: Output, command: str) -> None:
+    """The command that comes next, so that it can be copied as it is.
+
+    Args:
+        output: Says it, unless it is to be quiet.
+        command: As a shell reads it, with `sdseg`.
+    """
+    home = os.environ.get("SDSEG_HOME")
+    output.say(f"next: {f'SDSEG_HOME={shlex.quote(home)} ' if home else ''}{command}")
+
+
 def open_run(run: str | None, output: Output) -> RunDir:
     """The run to predict with; says which, and how good it was, where nobody named one.
 
@@ -93,11 +126,11 @@ def open_run(run: str | None, output: Output) -> RunDir:
     from sdseg_cli.training.run_folder import find_run
 
     found = find_run(workspace(), run)
-    best = found.status().get("best") or {"val_dice": None, "step": None}
+    best = found.status().get("best", {})
     if run is None:
-        dice = number(best["val_dice"])
-        output.say(f"using run {found.path}: validation Dice {dice} at step {best['step']}")
-    if best["val_dice"] == 0:
+        dice, step = number(best.get("val_dice")), best.get("step")
+        output.say(f"using run {found.path}: validation Dice {dice} at step {step}")
+    if best.get("val_dice") == 0:
         output.say("this run found nothing on its validation cases: expect nothing of it")
     return found
 

@@ -15,6 +15,7 @@ from sdseg_cli.commands.options import (
     Decoder,
     Device,
     Eta,
+    Input,
     Json,
     Quiet,
     Run,
@@ -24,6 +25,7 @@ from sdseg_cli.commands.options import (
     Threads,
     check_model,
     number,
+    one_input,
     open_run,
     sampling,
 )
@@ -44,15 +46,16 @@ if TYPE_CHECKING:
 
 
 def predict(
-    scan: Annotated[
-        Path,
-        typer.Argument(
-            help="NIfTI, NRRD, MetaImage, a DICOM series or a picture; or a folder or list of them."
-        ),
-    ],
     mask: Annotated[
         Path, typer.Option("--output", "-o", help="The mask to write; of many, their folder.")
     ],
+    scan: Annotated[
+        Path | None,
+        typer.Argument(
+            help="NIfTI, NRRD, MetaImage, a DICOM series or a picture; or a folder or list of them."
+        ),
+    ] = None,
+    input_path: Input = None,
     series: Annotated[
         str | None, typer.Option(help="Which DICOM series: its number, or the end of its UID.")
     ] = None,
@@ -114,13 +117,14 @@ def predict(
     debug: Debug = False,
 ) -> None:
     """Segment a scan, or many; each mask lies on its scan's own grid."""
+    source = one_input(scan, input_path, "SCAN")
     _check_options(run, model, samples, runs, deterministic and (runs or uncertainty) is not None)
     from sdseg_cli.imaging.postprocess import PostProcess
     from sdseg_cli.imaging.scans import is_many
 
     output = Output(as_json=as_json, quiet=quiet)
     spread = Spread(shard, engine, workers, ray_address)
-    many = is_many(scan, mask)
+    many = is_many(source, mask)
     if not many:
         spread.refuse_for_one_scan()
     do = predict_cohort if many else _predict_one
@@ -132,7 +136,7 @@ def predict(
         )
 
     do(
-        scan,
+        source,
         mask,
         output,
         model=lambda: open_run(run, output).path if model is None else model,

@@ -9,7 +9,17 @@ from typing import Annotated
 
 import typer
 
-from sdseg_cli.commands.options import Debug, Json, Quiet, pair, whole_numbers, workspace
+from sdseg_cli.commands.options import (
+    Debug,
+    Input,
+    Json,
+    Quiet,
+    one_input,
+    pair,
+    say_next,
+    whole_numbers,
+    workspace,
+)
 from sdseg_cli.console import Output
 from sdseg_cli.datasets import DATASETS
 from sdseg_cli.datasets.manifest import Manifest
@@ -17,7 +27,8 @@ from sdseg_cli.processes import warm_up
 
 
 def prepare(
-    src: Annotated[Path, typer.Argument(help="Folder of scans and masks.")],
+    src: Annotated[Path | None, typer.Argument(help="Folder of scans and masks.")] = None,
+    input_path: Input = None,
     dataset: Annotated[
         str | None, typer.Option(help=f"Layout: {', '.join(DATASETS)}; default: recognised.")
     ] = None,
@@ -46,6 +57,7 @@ def prepare(
     debug: Debug = False,
 ) -> None:
     """Slice scans and masks to 256x256 and freeze the split by case."""
+    source = one_input(src, input_path, "SRC")
     if workers != 1:
         warm_up("sdseg_cli.imaging.prepared")
     from sdseg_cli.prepare import prepare as run_prepare
@@ -53,7 +65,7 @@ def prepare(
     output = Output(as_json=as_json, quiet=quiet)
     with output.progress() as progress:
         report = run_prepare(
-            src,
+            source,
             workspace(),
             dataset=dataset,
             name=name,
@@ -82,10 +94,7 @@ def prepare(
         rows=[*((k, str(v)) for k, v in report.cases.items()), ("slices", str(report.slices))],
         files=[report.manifest],
     )
-    home = os.environ.get("SDSEG_HOME")
-    output.say(
-        f"next: {f'SDSEG_HOME={quote(home)} ' if home else ''}sdseg train --dataset {made.name}"
-    )
+    say_next(output, f"sdseg train --dataset {quote(made.name)}")
 
 
 def _common_folder(manifest: Manifest) -> str:

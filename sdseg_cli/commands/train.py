@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdseg_cli.commands.options import Compiled, Debug, Device, Json, Quiet, number, workspace
+from sdseg_cli.commands.options import (
+    Compiled,
+    Debug,
+    Device,
+    Json,
+    Quiet,
+    number,
+    say_next,
+    typed,
+    workspace,
+)
 from sdseg_cli.config import RunConfig
 from sdseg_cli.console import Output
 from sdseg_cli.errors import ConfigError
@@ -26,6 +37,7 @@ SKIPPING = (
 )
 
 if TYPE_CHECKING:
+    from sdseg_cli.datasets.manifest import Manifest
     from sdseg_cli.progress import TrainProgress, Watch
     from sdseg_cli.train import TrainReport
     from sdseg_cli.training.chosen_decoder import DecoderCheck
@@ -33,7 +45,9 @@ if TYPE_CHECKING:
 
 
 def train(
-    dataset: Annotated[str, typer.Option(help="Name of a prepared set, or path to its folder.")],
+    dataset: Annotated[
+        str | None, typer.Option(help="Name of a prepared set, or path to its folder.")
+    ] = None,
     preset_name: Annotated[
         str | None, typer.Option("--preset", help=f"{', '.join(PRESETS)}; default: tiny.")
     ] = None,
@@ -66,6 +80,10 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write RUN/tensorboard too.")
     ] = False,
+    show_config: Annotated[
+        bool,
+        typer.Option("--show-config", help="Only show every setting and what it is, as TOML."),
+    ] = False,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
@@ -76,7 +94,12 @@ def train(
 
     own_options = {"steps": steps, "init": init, "batch_size": _batch_size(batch_size)}
     settings = _settings(preset_name, model, config, assign or [], dataset, seed, own_options)
-    manifest = Manifest.find(workspace(), dataset)
+    if show_config:
+        _show_config(settings, Output(as_json=as_json))
+        return
+    if not settings.dataset:
+        raise ConfigError("Missing option '--dataset'.", "See sdseg train --help.")
+    manifest = Manifest.find(workspace(), settings.dataset)
     # The name where it will do, so that "scans" and "scans/" are one data set.
     own = manifest.root == (workspace() / "prepared" / manifest.name).absolute()
     settings = replace(settings, dataset=manifest.name if own else str(manifest.root))
@@ -131,6 +154,29 @@ def train(
                 asked=asked,
             )
     _show(output, report, check, folder)
+    say_next(output, _next_command(report, manifest))
+
+
+def _show_config(settings: RunConfig, output: Output) -> None:
+    from sdseg_cli.config_file import settings_of, to_toml
+
+    if output.as_json:
+        output.object({"settings": [asdict(setting) for setting in settings_of(settings)]})
+    else:
+        output.document(to_toml(settings, explained=True))
+
+
+def _next_command(report: TrainReport, manifest: Manifest) -> str:
+    """A stopped run goes on; of a finished one the test cases say how good it is, if there are
+    any.
+    """
+    if report.state == "stopped":
+        return typed()
+    below, runs = report.run.absolute(), (workspace() / "runs").absolute()
+    name = quote(str(below.relative_to(runs) if below.is_relative_to(runs) else report.run))
+    if manifest.cases("test"):
+        return f"sdseg evaluate --run {name}"
+    return f"sdseg predict SCAN -o mask.nii.gz --run {name}"
 
 
 def _saying_where_it_begins(output: Output, watch: Watch) -> Watch:
@@ -202,7 +248,7 @@ def _settings(
     model: str | None,
     config: Path | None,
     assign: list[str],
-    dataset: str,
+    dataset: str | None,
     seed: int | None,
     recipe: dict[str, Any],
 ) -> RunConfig:
@@ -219,7 +265,7 @@ def _settings(
     settings = from_dict({**values, "preset": chosen.preset}, chosen, source=str(config))
     for text in assign:
         settings = from_dict(parse_assignment(text), settings, source="--set")
-    own: dict[str, Any] = {"dataset": dataset}
+    own: dict[str, Any] = {} if dataset is None else {"dataset": dataset}
     own["train"] = {key: value for key, value in recipe.items() if value is not None}
     if seed is not None:
         own["seed"] = seed

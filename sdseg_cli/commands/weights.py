@@ -31,13 +31,15 @@ def list_stored(as_json: Json = False, quiet: Quiet = False, debug: Debug = Fals
     from sdseg_cli.model.known_weights import KNOWN
 
     store = _store()
-    entries = store.entries()
-    absent = [known for known in KNOWN.values() if store.find(known.name) is None]
+    entries, damaged = store.entries(), store.damaged()
+    here = {entry.name for entry in entries} | damaged.keys()
+    absent = [known for known in KNOWN.values() if known.name not in here]
     output = Output(as_json=as_json, quiet=quiet)
     output.result(
         {
             "store": str(store.folder),
             "weights": [entry.to_json() for entry in entries],
+            "damaged": [{"name": name, "why": why.message} for name, why in damaged.items()],
             "known": [
                 {"name": known.name, "what": known.what, "from": known.place} for known in absent
             ],
@@ -54,8 +56,11 @@ def list_stored(as_json: Json = False, quiet: Quiet = False, debug: Debug = Fals
                 entry.source_sha256[:12],
             )
             for entry in entries
-        ],
+        ]
+        + [(name, "damaged", *"----") for name in damaged],
     )
+    for why in damaged.values():
+        output.say(f"{why.message} {why.hint}")
     for known in absent:
         output.say(f"not here: {known.name}, {known.what}; sdseg weights fetch {known.name}")
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 from sdseg_cli.datasets import DATASETS, Case, DatasetSpec
 from sdseg_cli.datasets.folder import FOLDER, find_by_globs
 from sdseg_cli.datasets.strays import sets_in
-from sdseg_cli.errors import ConfigError, DataError
+from sdseg_cli.errors import ConfigError, DataError, near
 
 
 def find_cases(
@@ -61,10 +60,10 @@ def adapter(name: str) -> DatasetSpec:
         ConfigError: There is none.
     """
     if name not in DATASETS:
-        near = difflib.get_close_matches(name, DATASETS, n=1)
+        meant = near(name, DATASETS)
         raise ConfigError(
             f"Unknown data set adapter {name!r}.",
-            (f"Did you mean {near[0]}? " if near else "")
+            (f"Did you mean {meant[0]}? " if meant else "")
             + f"Known: {', '.join(DATASETS)}. For your own data use folder.",
         )
     return DATASETS[name]

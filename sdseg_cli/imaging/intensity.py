@@ -62,7 +62,8 @@ class Normalisation:
             raise ConfigError(
                 f"normalisation {self.kind!r} is unknown.", f"Use one of {', '.join(KINDS)}."
             )
-        if not -np.inf < self.low < self.high < np.inf:
+        low, high = (0, 100) if self.kind == "percentile" else (-1e300, 1e300)
+        if not low <= self.low < self.high <= high:
             raise ConfigError(
                 f"The window {self.low:g},{self.high:g} is empty or endless.",
                 "Give the low end first, for example --window -175,250.",

@@ -175,11 +175,12 @@ def _fitting(store: WeightStore, part: str, channels: int) -> Entry | None:
 
 
 def _missing(model: SDSeg, store: WeightStore, absent: list[str]) -> WeightsError:
-    sizes = model.config
+    sizes, damaged = model.config, store.damaged()
     fewer = "; or --init autoencoder, which needs kl-f8 alone" if "ldm" in absent[-1] else ""
     return WeightsError(
         f"training starts from {' and '.join(absent)} of widths {sizes.autoencoder.channels} and "
-        f"{sizes.unet.model_channels}, not in the weight store {store.folder}.",
+        f"{sizes.unet.model_channels}, not in the weight store {store.folder}"
+        f"{f' (damaged there: {names})' if (names := ', '.join(damaged)) else ''}.",
         f"Run `sdseg weights fetch NAME` or `sdseg weights add FILE`; or use --preset tiny{fewer}.",
     )
 

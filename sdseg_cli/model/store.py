@@ -11,17 +11,23 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from sdseg_cli.atomic import replacing
-from sdseg_cli.errors import WeightsError
+from sdseg_cli.errors import DataError, WeightsError
+from sdseg_cli.json_files import read_object
 from sdseg_cli.model.sources import Source
-from sdseg_cli.model.tensor_files import file_sha256, positive_scale, write_tensors
+from sdseg_cli.model.tensor_files import (
+    file_sha256,
+    positive_scale,
+    read_tensors,
+    write_tensors,
+)
 
 LONGEST_NAME = 100
 _TYPES: dict[str, type | tuple[type, ...]] = {
@@ -79,17 +85,36 @@ class WeightStore:
         return cls((Path(cache) if cache else Path.home() / ".cache") / "sdseg" / "weights")
 
     def entries(self) -> list[Entry]:
-        """All of them, by name.
+        """All of them, by name, but the damaged."""
+        return [entry for entry in self._all() if isinstance(entry, Entry)]
 
-        Raises:
-            WeightsError: A description in the store is damaged.
-        """
-        return [self._read(path) for path in sorted(self.folder.glob("*.json"))]
+    def damaged(self) -> dict[str, WeightsError]:
+        """Name -> what is wrong with its description, of those that `entries` leaves out."""
+        names = (path.stem for path in self._descriptions())
+        found = zip(names, self._all(), strict=True)
+        return {name: entry for name, entry in found if isinstance(entry, WeightsError)}
 
     def find(self, name: str) -> Entry | None:
-        """The entry of that name."""
+        """The entry of that name.
+
+        Raises:
+            WeightsError: Its description is damaged.
+        """
+        if not _can_be_a_name(name):
+            return None
         path = self.folder / f"{name}.json"
-        return self._read(path) if path.is_file() else None
+        return self._read(path) if path.exists() else None
+
+    def _descriptions(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("*.json") if _can_be_a_name(path.stem))
+
+    def _all(self) -> Iterator[Entry | WeightsError]:
+        """What each description says, or what is wrong with it."""
+        for path in self._descriptions():
+            try:
+                yield self._read(path)
+            except WeightsError as error:
+                yield error
 
     def of_kind(self, kind: str) -> Entry | None:
         """The entry of a kind of which one is enough: that of the same name, or the only one.
@@ -126,7 +151,7 @@ class WeightStore:
                 f"{path}: is no longer the file that was stored.",
                 f"Add or fetch {entry.name} again.",
             )
-        return load_file(path)
+        return read_tensors(path)
 
     def add(self, name: str, source: Source, *, original: str, original_sha256: str) -> Entry:
         """Keep weights under a name; the same weights again are no error.
@@ -140,8 +165,7 @@ class WeightStore:
         Raises:
             WeightsError: The name is taken by other weights, or cannot be a file's name.
         """
-        letters = all(c.isalnum() or c in "._-" for c in name)
-        if not letters or not 0 < len(name) <= LONGEST_NAME or name[0] == ".":
+        if not _can_be_a_name(name):
             raise WeightsError(
                 f'"{name}" cannot be a name in the store.',
                 f"Give --name of up to {LONGEST_NAME} letters, digits, dots, dashes, underscores.",
@@ -173,15 +197,24 @@ class WeightStore:
 
     def _read(self, path: Path) -> Entry:
         try:
-            entry = Entry(**json.loads(path.read_text(encoding="utf-8")))
-            if entry.name != path.stem or not all(
-                isinstance(getattr(entry, key), kind) for key, kind in _TYPES.items()
-            ):
+            entry = Entry(**read_object(path))
+            if entry.name != path.stem or not _is_entry(entry):
                 raise TypeError(entry)
-        except (OSError, ValueError, TypeError) as error:
+        except (DataError, TypeError) as error:
             raise WeightsError(
                 f"{path}: damaged description of weights.", "Delete it and add the weights again."
             ) from error
         if entry.latent_scale is not None:
             positive_scale(entry.latent_scale, source=str(path))
         return entry
+
+
+def _can_be_a_name(name: str) -> bool:
+    letters = all(c.isalnum() or c in "._-" for c in name)
+    return letters and 0 < len(name) <= LONGEST_NAME and name[0] != "."
+
+
+def _is_entry(entry: Entry) -> bool:
+    typed = all(isinstance(getattr(entry, key), kind) for key, kind in _TYPES.items())
+    numbers = [entry.bytes, *(entry.widths.values() if typed else ())]
+    return typed and all(type(number) is int and number >= 0 for number in numbers)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sdseg_cli.errors import WeightsError
+from sdseg_cli.json_files import parse_json
 
 NAMED_AT_MOST = 3
 """So many offending keys are spelled out in a message."""
 
 
 GET_AGAIN = "Get the file again, as .safetensors if offered."
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""In which weights may come; in eight bits they mean nothing without scales of their own."""
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+COUNTERS = re.compile(r"(.*\.)?(num_updates|num_batches_tracked|relative_position_index)")
+"""Names of what may be whole numbers: counters and indices."""
 
 
 class _Inert:
@@ -53,8 +60,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         WeightsError: Missing, damaged, or holding more than tensors.
     """
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise WeightsError(f"{path}: is no file.", "Give a file of weights.")
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return state_dict_of(_from_safetensors(path), source=str(path))
         return state_dict_of(unpickled(path), source=str(path))
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: no such file.", "Check the path of the weights.") from error
@@ -62,7 +71,26 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise WeightsError(
             f"{path}: is a folder.", "Give a file of weights; a package goes to --model or --init."
         ) from error
-    except (OSError, safetensors.SafetensorError) as error:
+    except OSError as error:
+        raise WeightsError(f"{path}: damaged, or not a file of weights.", GET_AGAIN) from error
+
+
+def _from_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of the file, whose header the library checks.
+
+    Raises:
+        OSError: The file cannot be opened.
+        WeightsError: It is damaged, or of a kind of number that torch has not.
+    """
+    try:
+        tensors = load_file(path)
+        with path.open("rb") as file:  # of two tensors of one name the library takes the last
+            parse_json(file.read(int.from_bytes(file.read(8), "little")), source=str(path))
+        return tensors
+    except OSError:
+        raise
+    except Exception as error:
+        # What a header claims raises at random: KeyError for a type, RuntimeError for a shape.
         raise WeightsError(f"{path}: damaged, or not a file of weights.", GET_AGAIN) from error
 
 
@@ -90,8 +118,10 @@ def unpickled(path: Path) -> Any:
 def state_dict_of(values: Any, *, source: str) -> dict[str, Tensor]:
     """The tensors of what `torch.load` gave, be they the whole of it or its `state_dict`.
 
+    Parameters become plain tensors, which share the memory.
+
     Raises:
-        WeightsError: It is no dictionary of tensors.
+        WeightsError: It is no dictionary of tensors, or one is not plain: see `plain`.
     """
     if isinstance(values, Mapping) and isinstance(values.get("state_dict"), Mapping):
         values = values["state_dict"]
@@ -103,7 +133,42 @@ def state_dict_of(values: Any, *, source: str) -> dict[str, Tensor]:
                 f"{source}: {key} is no tensor.",
                 "Give a checkpoint with a state_dict; a run of sdseg goes to --init or `export`.",
             )
-    return dict(values)
+    return {key: plain(value, key, source=source) for key, value in values.items()}
+
+
+def plain(value: Tensor, key: str, *, source: str) -> Tensor:
+    """A tensor that is nothing but numbers in memory, each in a place of its own; without
+    gradients.
+
+    Args:
+        value: Of whatever kind.
+        key: Its name, for messages.
+        source: Where it comes from, for messages.
+
+    Raises:
+        WeightsError: It is of a class of its own, has no memory (meta), is sparse, nested or
+            quantised, is larger than its memory, or is neither of floating point in 16 to 64 bits
+            nor of whole numbers.
+    """
+    what = ""
+    if type(value) not in (Tensor, nn.Parameter):
+        what = f"a {type(value).__name__}"
+    elif value.is_meta:
+        what = "a shape without values (meta)"
+    elif value.is_quantized:
+        what = f"quantised ({value.dtype})"
+    elif value.is_nested or value.layout != torch.strided:
+        what = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+    elif value.dtype not in (*FLOATS, *WHOLE):
+        what = f"of {str(value.dtype).removeprefix('torch.')}"
+    elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        what = "larger than its memory (expanded)"
+    if what:
+        raise WeightsError(
+            f"{source}: {key} is {what}, not a plain tensor of weights.",
+            "Give the weights as they were trained, in floating point of 16 or 32 bits.",
+        )
+    return value.detach().resolve_neg()
 
 
 def write_tensors(
@@ -120,12 +185,25 @@ def write_tensors(
         OSError: The disk refused.
     """
     try:
-        save_file(tensors, path, None if told is None else dict(told))
+        save_file(_apart(tensors), path, None if told is None else dict(told))
     except safetensors.SafetensorError as error:
         raise OSError(str(error)) from error
     umask = os.umask(0)  # it can only be read by setting it
     os.umask(umask)
     path.chmod(0o666 & ~umask)
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, each in memory of its own, as the format wants them."""
+    seen: set[int] = set()
+    apart = {}
+    for key, value in tensors.items():
+        place = value.untyped_storage().data_ptr()
+        apart[key] = value.contiguous()
+        if place in seen and apart[key] is value:
+            apart[key] = value.clone()
+        seen.add(place)
+    return apart
 
 
 def read_told(path: Path) -> dict[str, str]:
@@ -137,7 +215,7 @@ def read_told(path: Path) -> dict[str, str]:
     try:
         with safetensors.safe_open(path, "pt") as file:
             return dict(file.metadata() or {})
-    except (OSError, safetensors.SafetensorError) as error:
+    except Exception as error:  # as in `_from_safetensors`
         raise WeightsError(f"{path}: damaged, or not a file of weights.", GET_AGAIN) from error
 
 
@@ -150,11 +228,13 @@ def file_sha256(path: Path) -> str:
 def check_tensors(
     tensors: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], *, source: str
 ) -> None:
-    """Every wanted name is there in its shape, no other is, and all values are finite.
+    """Every wanted name is there in its shape, no other is, all are plain tensors of floating
+    point, but for counters and indices, and all values are finite in float32.
 
     Raises:
         WeightsError: Naming the keys that are wrong.
     """
+    tensors = {key: plain(value, key, source=source) for key, value in tensors.items()}
     problems = [f"missing {key}" for key in wanted if key not in tensors]
     problems += [f"unexpected {key}" for key in tensors if key not in wanted]
     problems += [
@@ -162,11 +242,16 @@ def check_tensors(
         for key, value in tensors.items()
         if key in wanted and value.shape != wanted[key]
     ]
+    problems = problems or [
+        f"{key} holds {str(value.dtype).removeprefix('torch.')}, not floating point"
+        for key, value in tensors.items()
+        if not (value.is_floating_point() or COUNTERS.fullmatch(key))
+    ]
     # Values last: they take the time.
     problems = problems or [
         f"{key} holds NaN or infinity"
         for key, value in tensors.items()
-        if value.is_floating_point() and not torch.isfinite(value).all()
+        if value.is_floating_point() and not _is_finite(value)
     ]
     if problems:
         named = "; ".join(problems[:NAMED_AT_MOST])
@@ -178,6 +263,12 @@ def check_tensors(
         )
 
 
+def _is_finite(value: Tensor) -> bool:
+    # What float64 holds may be infinite in float32, in which networks compute.
+    held = value.float() if value.dtype == torch.float64 else value
+    return bool(torch.isfinite(held).all())
+
+
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
     """Copy `tensors` into `module`, as float32 but for counters and indices; where it is only
     shapes, copies become its tensors.
@@ -187,18 +278,14 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], *, source: s
     """
     own = module.state_dict()
     check_tensors(tensors, {key: value.shape for key, value in own.items()}, source=source)
-    for key, value in tensors.items():
-        if own[key].is_floating_point() and not value.is_floating_point():
-            raise WeightsError(
-                f"{source}: {key} holds {value.dtype}, not floating point.",
-                "Give the weights as they were trained.",
-            )
     bare = any(value.is_meta for value in own.values())
-    copies = {
-        key: value.to(torch.float32 if own[key].is_floating_point() else value.dtype, copy=bare)
-        for key, value in tensors.items()
-    }
+    copies = {key: _like(own[key], value, copy=bare) for key, value in tensors.items()}
     module.load_state_dict(copies, assign=bare)
+
+
+def _like(own: Tensor, value: Tensor, *, copy: bool) -> Tensor:
+    kind = torch.float32 if own.is_floating_point() else own.dtype
+    return value.detach().to("cpu" if copy else value.device, kind, copy=copy)
 
 
 def positive_scale(value: float, *, source: str) -> float:

@@ -12,7 +12,6 @@ in another's name.
 from __future__ import annotations
 
 import hashlib
-import json
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from sdseg_cli.imaging.files import read_labels, write_mask
 from sdseg_cli.imaging.picture import Picture
 from sdseg_cli.imaging.scan_state import size_and_time
 from sdseg_cli.imaging.volume import Volume
+from sdseg_cli.json_files import read_object
 from sdseg_cli.report.tables import write_json
 
 FORMAT_VERSION = 3
@@ -142,11 +142,11 @@ class KeptMasks:
     def _records(self) -> dict[str, dict[str, Any]]:
         """What is recorded; nothing if the index is missing, damaged or of another version."""
         try:
-            index = json.loads(self._index.read_text(encoding="utf-8"))
+            index = read_object(self._index)
             if index["format_version"] != FORMAT_VERSION:
                 return {}
             return {str(name): dict(record) for name, record in index["cases"].items()}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except (DataError, ValueError, TypeError, KeyError, AttributeError):
             return {}
 
     def _origin(self, scan: Volume) -> dict[str, Any]:

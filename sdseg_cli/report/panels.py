@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdseg_cli.errors import DataError
+from sdseg_cli.json_files import read_object
 from sdseg_cli.report.drawing import MaskPlane, PixelMm, not_black, view_mm
 from sdseg_cli.report.tables import write_json
 
@@ -209,11 +209,11 @@ def load_panels(folder: Path, name: str = FILE) -> tuple[CasePanel, ...]:
     if not path.is_file():
         return ()
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_object(path)
         if stored["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format version {stored['format_version']}")
         return tuple(_panel(item) for item in stored["panels"])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (DataError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise DataError(
             f"{path}: cannot be read as panels ({error}).",
             "Delete it and run the command again that wrote it.",

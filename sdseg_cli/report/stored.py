@@ -5,10 +5,12 @@ Each function gives what it is asked for, or nothing; none fails.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
+
+from sdseg_cli.errors import DataError
+from sdseg_cli.json_files import read_object
 
 
 class Unreadable(ValueError):  # noqa: N818 - never leaves the shelf
@@ -21,15 +23,13 @@ def read(path: Path) -> dict[str, Any] | None:
     Raises:
         Unreadable: It is damaged, or holds no object.
     """
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise Unreadable(f"damaged ({error})") from error
-    if not isinstance(value, dict):
-        raise Unreadable("damaged (no JSON object)")
-    return value
+        return read_object(path)
+    except DataError as error:
+        why = error.message.removeprefix(f"{path}: ").removesuffix(".")
+        raise Unreadable(why if error.code else f"damaged ({why})") from error
 
 
 def mapping(value: object) -> dict[str, Any]:

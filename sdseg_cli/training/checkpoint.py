@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from sdseg_cli.atomic import replacing
 from sdseg_cli.config import RunConfig
 from sdseg_cli.errors import WeightsError
 from sdseg_cli.model.baselines import SliceModel
-from sdseg_cli.model.tensor_files import file_sha256, unpickled
+from sdseg_cli.model.tensor_files import file_sha256, plain, positive_scale, unpickled
 
 FORMAT_VERSION = 2
 READABLE = (1, FORMAT_VERSION)
@@ -24,6 +25,10 @@ READABLE = (1, FORMAT_VERSION)
 
 class DamagedError(WeightsError):
     """The file is not as it was written; another one may do."""
+
+
+class UnfitError(WeightsError):
+    """It is a checkpoint, and holds what can be nobody's weights."""
 
 
 @dataclass(frozen=True)
@@ -120,10 +125,12 @@ class Checkpoint:
             proved = _is_as_written(path)
             values = {} if proved is False else unpickled(path)
             version = values.get("format_version")
-            if version in READABLE:
-                return cls(**values)
+            if isinstance(version, int) and version in READABLE:
+                return _checked(cls(**values), path)
         except PermissionError as error:
             raise WeightsError(f"{path}: may not be read.", "Check its permissions.") from error
+        except UnfitError:
+            raise
         except (OSError, TypeError, AttributeError, WeightsError) as error:
             raise _unreadable(path, proved) from error
         if not isinstance(version, int):
@@ -132,6 +139,74 @@ class Checkpoint:
             f"{path}: checkpoint format {version}, not {FORMAT_VERSION}.",
             "Use the sdseg version that wrote it.",
         )
+
+
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "step": int,
+    "latent_scale": (float, int),
+    **dict.fromkeys(("config", "data", "weights", "ema"), dict),
+    **dict.fromkeys(("optimizer", "scaler", "best", "origin"), dict),
+}
+
+
+def _checked(found: Checkpoint, path: Path) -> Checkpoint:
+    """The checkpoint, of known types throughout, but for what its optimiser was.
+
+    Raises:
+        TypeError: A field is of another type.
+        UnfitError: A tensor is none of weights, or the scale is none.
+    """
+    for name, kind in _TYPES.items():
+        if not isinstance(getattr(found, name), kind) or isinstance(getattr(found, name), bool):
+            raise TypeError(name)
+    numbers, texts = found.best.values(), (*found.best, *found.origin, *found.origin.values())
+    tensors = (*found.weights.items(), *found.ema.items())
+    if not (
+        all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+        and all(isinstance(text, str) for text in (*texts, *dict(tensors)))
+        and all(isinstance(value, torch.Tensor) for _, value in tensors)
+    ):
+        raise TypeError("best, origin, weights or ema")
+    try:
+        positive_scale(found.latent_scale, source=str(path))
+        for key, value in tensors:
+            plain(value, key, source=str(path))
+    except WeightsError as error:
+        raise UnfitError(error.message, error.hint) from error
+    return found
+
+
+UNFITTING = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What torch raises of a state of another kind."""
+
+
+def restore_optimizer(
+    optimizer: torch.optim.AdamW, state: Mapping[str, Any], *, source: str
+) -> None:
+    """Go on with the moments of a checkpoint; rate, decay and the rest stay the optimiser's own.
+
+    Raises:
+        WeightsError: They are not those of these parameters.
+    """
+    own = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    try:
+        optimizer.load_state_dict(dict(state))
+        for weight, kept in optimizer.state.items():
+            for key in ("exp_avg", "exp_avg_sq"):
+                plain(kept[key], key, source=source)
+                if kept[key].shape != weight.shape or not kept[key].is_floating_point():
+                    raise ValueError(f"{key} is {tuple(kept[key].shape)}")
+            if kept["step"].numel() != 1 or not kept["step"].is_floating_point():
+                raise ValueError("step")
+    except (*UNFITTING, WeightsError) as error:
+        optimizer.state.clear()
+        raise WeightsError(
+            f"{source}: its optimiser is not that of this model ({error}).",
+            "Train anew, in another folder; --init takes the weights over.",
+        ) from error
+    finally:
+        for group, options in zip(optimizer.param_groups, own, strict=True):
+            group.update(options)
 
 
 def _unreadable(path: Path, proved: bool | None) -> WeightsError:

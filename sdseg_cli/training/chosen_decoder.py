@@ -15,7 +15,8 @@ from typing import Any
 
 from sdseg_cli.atomic import replacing
 from sdseg_cli.config import AutoencoderConfig
-from sdseg_cli.errors import ConfigError, WeightsError
+from sdseg_cli.errors import ConfigError, DataError, WeightsError
+from sdseg_cli.json_files import parse_json
 from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.baselines import SliceModel
 from sdseg_cli.model.mask_decoder import MaskDecoder, autoencoder_hash, read_mask_decoder
@@ -67,6 +68,15 @@ class DecoderCheck:
         if not self.trained_through:
             del values["trained_through"]  # older versions know no such key
         return values
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "step": (int,),
+    "slices": (int,),
+    "exact_dice": (int, float),
+    "fast_dice": (int, float),
+    "trained_through": (bool,),
+}
 
 
 def choose_decoder(
@@ -187,10 +197,13 @@ def read_check(model: Path) -> DecoderCheck | None:
     if not path.is_file():
         return None
     try:
-        values = json.loads(read_told(path)["check"])
+        values = parse_json(read_told(path)["check"], source=str(path))
         values.pop("difference")
-        return DecoderCheck(**values)
-    except (KeyError, TypeError, ValueError) as error:
+        check = DecoderCheck(**values)
+        if any(type(getattr(check, key)) not in kinds for key, kinds in _TYPES.items()):
+            raise TypeError(check)
+        return check
+    except (AttributeError, KeyError, TypeError, DataError) as error:
         raise WeightsError(
             f"{path}: does not say how it was measured.",
             "Delete it; `sdseg distill --run RUN` makes one.",

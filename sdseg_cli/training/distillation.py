@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from sdseg_cli.errors import WeightsError
 from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.mask_decoder import MaskDecoder
 from sdseg_cli.model.sdseg import SDSeg
 from sdseg_cli.model.seeds import seeded_generator
+from sdseg_cli.model.tensor_files import check_tensors, load_strictly
 from sdseg_cli.training.batches import PreparedSlices
+from sdseg_cli.training.checkpoint import restore_optimizer
 from sdseg_cli.training.sampling import predict_latents
 from sdseg_cli.training.shapes import random_masks
 from sdseg_cli.training.validation import SEED
@@ -263,11 +267,22 @@ class Distiller:
         }
 
     def go_on(self, state: dict[str, Any]) -> None:
-        """Take in a `state`."""
-        self.decoder.load_state_dict(state["decoder"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
+        """Take in a `state`.
+
+        Raises:
+            KeyError: It lacks a part.
+            TypeError: A part is something else.
+            WeightsError: It is of another decoder.
+        """
+        if not 0 <= operator.index(state["step"]) <= self.steps:
+            raise WeightsError("its step is none of this distillation.", "Delete it.")
+        shapes = {key: value.shape for key, value in self.decoder.state_dict().items()}
+        for name in ("decoder", "average"):  # all or nothing
+            check_tensors(dict(state[name]), shapes, source=name)
+        restore_optimizer(self.optimizer, dict(state["optimizer"]), source="optimizer")
+        load_strictly(self.decoder, state["decoder"], source="decoder")
+        load_strictly(self.average, state["average"], source="average")
+        self.step = operator.index(state["step"])
 
 
 def _uniform(generator: Generator) -> float:

@@ -136,6 +136,11 @@ def training_together(ranks: Ranks, device: torch.device) -> Iterator[torch.devi
     if ranks.world == 1:
         yield device
         return
+    if device.index is not None:
+        raise ConfigError(
+            f"{ranks.world} processes cannot share {device}: each takes the GPU of its own number.",
+            "Give --device cuda; CUDA_VISIBLE_DEVICES says which GPUs there are.",
+        )
     if device.type == "cuda":
         count, local = torch.cuda.device_count(), ranks.local
         if count == 1 and "LOCAL_RANK" not in os.environ:

@@ -21,8 +21,9 @@ import torch
 from sdseg_cli import __version__
 from sdseg_cli.config import THRESHOLD, RunConfig
 from sdseg_cli.config_file import from_dict
-from sdseg_cli.errors import ConfigError, RunError, WeightsError
+from sdseg_cli.errors import ConfigError, DataError, RunError, WeightsError
 from sdseg_cli.filenames import PACKAGE_FILE
+from sdseg_cli.json_files import read_object
 from sdseg_cli.model.baselines import SliceModel, unfilled_model
 from sdseg_cli.model.sdseg import SDSeg
 from sdseg_cli.model.tensor_files import (
@@ -140,8 +141,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         WeightsError: It is incomplete, damaged, or of another format.
     """
     try:
-        text = (folder / DESCRIPTION).read_text(encoding="utf-8")
-        description = json.loads(text, parse_constant=_refuse_constant)
+        description = read_object(folder / DESCRIPTION)
         version, writer = description["format_version"], description["sdseg_version"]
         if version != FORMAT_VERSION:
             raise WeightsError(
@@ -149,9 +149,11 @@ def read_description(folder: Path) -> dict[str, Any]:
                 f"Use sdseg {writer}, which wrote it.",
             )
         for key, kind in _TYPES.items():
-            if not isinstance(description[key], kind):
+            if not isinstance(description[key], kind) or isinstance(description[key], bool):
                 raise TypeError(key)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not all(isinstance(where, str) for where in description["origin"].values()):
+            raise TypeError("origin")
+    except (DataError, KeyError, TypeError) as error:
         raise WeightsError(
             f"{folder}: no package of sdseg, or damaged.",
             "Give --model a folder made by `sdseg weights export`.",
@@ -274,7 +276,3 @@ def _write_text(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")

@@ -12,7 +12,6 @@ RunDir/
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,12 @@ from typing import Any
 
 from sdseg_cli.config import RunConfig
 from sdseg_cli.config_file import load_toml
-from sdseg_cli.errors import ConfigError
+from sdseg_cli.errors import ConfigError, DataError
 from sdseg_cli.filenames import PACKAGE_FILE
+from sdseg_cli.json_files import read_object
 from sdseg_cli.training.run_lock import is_locked
 
+STATES = ("running", "stopped", "finished", "failed")
 STEP_FILE = re.compile(r"step-\d+\.pt")
 
 
@@ -108,12 +109,25 @@ class RunDir:
         return load_toml(self.config_file, RunConfig())
 
     def status(self) -> dict[str, Any]:
-        """`{"state": ..., "step": ..., "best": {...}}`; empty if the run has not saved yet."""
+        """`{"state": ..., "step": ..., "best": {...}}`, of these types where they are there; empty
+        if the run has not saved yet, or the file is damaged.
+
+        `best` is empty, or has `step` and a finite `val_dice`, as far as the file says them.
+        """
         try:
-            status = json.loads(self.status_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            status = read_object(self.status_file)
+        except DataError:
             return {}
-        return status if isinstance(status, dict) else {}
+        return status if _is_status(status) else {}
+
+
+def _is_status(status: dict[str, Any]) -> bool:
+    best = status.get("best", {})
+    if status.get("state", STATES[0]) not in STATES or not isinstance(best, dict):
+        return False
+    if any(type(each.get("step", 0)) is not int for each in (status, best)):
+        return False
+    return all(type(best[key]) in (int, float) for key in best.keys() & {"val_dice", "threshold"})
 
 
 def words_of(text: str) -> list[str]:
@@ -140,6 +154,7 @@ def find_run(workspace: Path, run: Path | str | None) -> RunDir:
     if run is not None:
         return _named_run(workspace, run)
     found = [RunDir(path.parent.parent) for path in runs.glob("*/*/checkpoints/best.pt")]
+    found = [run for run in found if run.best.is_file()]  # no link that leads nowhere
     if not found and (begun := sorted(runs.glob("*/*/config.toml"))):
         raise ConfigError(
             f"no run yet with a checkpoint to predict with; begun: {begun[0].parent}.",

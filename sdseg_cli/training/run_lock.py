@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sdseg_cli.errors import RunError
+from sdseg_cli.errors import DataError, RunError
+from sdseg_cli.json_files import read_object
 
 try:
     import fcntl
@@ -71,7 +72,7 @@ def locked(path: Path) -> Iterator[None]:
 
 def is_locked(path: Path) -> bool:
     """Whether a living process holds the lock; False where nothing can tell."""
-    if fcntl is None:
+    if fcntl is None or not path.is_file():  # to open a pipe would wait for its writer
         return False
     try:
         with path.open("rb") as file:
@@ -128,10 +129,12 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 def _owner(path: Path) -> str:
     try:
-        owner = json.loads(path.read_text(encoding="utf-8"))
-        return f"process {int(owner['pid'])} on {owner['host']}"
-    except (OSError, ValueError, KeyError, TypeError):
+        owner = read_object(path)
+        pid, host = owner.get("pid"), owner.get("host")
+    except DataError:
         return "another process"
+    known = isinstance(pid, int) and isinstance(host, str)
+    return f"process {pid} on {host}" if known else "another process"
 
 
 def _remove_empty(folders: list[Path]) -> None:

@@ -8,10 +8,9 @@ import errno
 import json
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sdseg_cli.atomic import replacing
 from sdseg_cli.errors import ConfigError, RunError
@@ -34,6 +33,8 @@ TAGS = {
 """Key of a row -> its name in TensorBoard; other keys keep theirs."""
 
 
+MOST_STEPS = 2**63
+LARGEST_VALUE = 1e300
 TAIL_BYTES = 4096
 """Many lines of a log, each of which has its step."""
 
@@ -124,15 +125,46 @@ def _board(folder: Path, after: int) -> SummaryWriter:
 def last_step(path: Path) -> int | None:
     """The step of the last whole line, while another process writes; None where there is none."""
     try:
+        if not path.is_file():
+            return None
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
             lines = file.read().splitlines()
     except OSError:
         return None
-    for line in reversed(lines):
-        with suppress(ValueError, KeyError, TypeError):
-            return int(json.loads(line)["step"])
-    return None
+    steps = (_step_of(line) for line in reversed(lines))
+    return next((step for step in steps if step is not None), None)
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """The lines that have a step, of each what is a finite number.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    rows = (_values_of(line) for line in path.read_bytes().splitlines())
+    return [{key: of for key, of in row.items() if _is_number(of)} for row in rows if row]
+
+
+def _values_of(line: bytes) -> dict[str, Any] | None:
+    """A line that has a step; None where it is none of ours. A log may hold NaN beside it."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = values.get("step") if isinstance(values, dict) else None
+    return values if type(step) is int and 0 <= step < MOST_STEPS else None
+
+
+def _step_of(line: bytes) -> int | None:
+    values = _values_of(line)
+    return None if values is None else int(values["step"])
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < LARGEST_VALUE  # so put, NaN is none
 
 
 def truncate_log(path: Path, step: int) -> None:
@@ -148,11 +180,8 @@ def truncate_log(path: Path, step: int) -> None:
         return
     kept, reached = b"", 0
     for line in path.read_bytes().splitlines(keepends=True):
-        try:
-            at = int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError):
-            break
-        if at > step or not line.endswith(b"\n"):
+        at = _step_of(line)
+        if at is None or at > step or not line.endswith(b"\n"):
             break
         kept, reached = kept + line, at
     if reached < step:

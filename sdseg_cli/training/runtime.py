@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 import signal
 import threading
 import time
@@ -30,7 +31,9 @@ SECOND_SIGINT_S = 1.0
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called "auto", "cpu", "cuda" or "mps"; "auto" takes the fastest there is.
+    """The device called "auto" (the fastest there is), "cpu", "cuda", "cuda:N" or "mps".
+
+    A GPU that is named by its number becomes torch's current one, for all that asks for "cuda".
 
     Raises:
         ConfigError: The name is unknown or the device is not there.
@@ -42,11 +45,26 @@ def choose_device(name: str) -> torch.device:
     }
     if name == "auto":
         return torch.device(next(device for device, present in there.items() if present))
-    if name not in there:
-        raise ConfigError(f'there is no device "{name}".', "Choose auto, cpu, cuda or mps.")
-    if not there[name]:
-        raise ConfigError(f"this machine has no {name} device.", "Choose --device auto or cpu.")
-    return torch.device(name)
+    asked = re.fullmatch(r"(cpu|cuda|mps)(?::(\d{1,4}))?", name)
+    if asked is None:
+        raise ConfigError(
+            f'there is no device "{name}".',
+            "Choose auto, cpu, cuda, mps, or a GPU by its number, such as cuda:1.",
+        )
+    kind, number = asked[1], asked[2]
+    if not there[kind]:
+        raise ConfigError(f"this machine has no {kind} device.", "Choose --device auto or cpu.")
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if number is not None and int(number) >= count:
+        last = f"numbers 0 to {count - 1}" if count > 1 else "number 0"
+        raise ConfigError(
+            f'there is no device "{name}": this machine has {count} of {kind}.',
+            f"Choose --device {kind}, or of {kind} {last}.",
+        )
+    if kind != "cuda" or number is None:
+        return torch.device(kind)
+    torch.cuda.set_device(int(number))
+    return torch.device(kind, int(number))
 
 
 def peak_gpu_bytes(device: torch.device) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from sdseg_cli.config import THRESHOLD, RunConfig, TrainConfig
-from sdseg_cli.errors import ConfigError, RunError
+from sdseg_cli.errors import ConfigError, RunError, WeightsError
 from sdseg_cli.model.baselines import build_model
 from sdseg_cli.model.mask_decoder import MaskDecoder
 from sdseg_cli.model.sdseg import full_precision
 from sdseg_cli.model.seeds import seeded_generator
 from sdseg_cli.model.tensor_files import load_strictly
 from sdseg_cli.training.batches import PreparedSlices, spread
-from sdseg_cli.training.checkpoint import Checkpoint, config_values, halved
+from sdseg_cli.training.checkpoint import Checkpoint, config_values, halved, restore_optimizer
 from sdseg_cli.training.distributed import Ranks
 from sdseg_cli.training.latents import MaskLatents
 from sdseg_cli.training.objective import Objective, PlaneObjective, objective_of
@@ -111,9 +111,9 @@ class Trainer:
             device.type, enabled=needs_loss_scale(device, config.model.precision)
         )
         if state.optimizer:
-            self.optimizer.load_state_dict(state.optimizer)
+            restore_optimizer(self.optimizer, state.optimizer, source="checkpoint")
         if state.scaler:
-            self.scaler.load_state_dict(state.scaler)
+            _restore_scaler(self.scaler, state.scaler)
         if compiled:
             for part in self.model.trained_parts():
                 part.compile()
@@ -258,6 +258,17 @@ class Trainer:
             return False
         waited: int = self.step - self.best["step"]
         return waited >= recipe.patience * recipe.validate_every
+
+
+def _restore_scaler(scaler: torch.amp.GradScaler, state: Mapping[str, Any]) -> None:
+    try:
+        if not all(type(value) in (int, float) and value >= 0 for value in state.values()):
+            raise ValueError("a value is no number")
+        scaler.load_state_dict(dict(state))
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise WeightsError(
+            f"checkpoint: its loss scale cannot be read ({error}).", "Train anew in another folder."
+        ) from error
 
 
 def _require_even_shares(recipe: TrainConfig, ranks: Ranks) -> None:

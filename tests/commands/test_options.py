@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sdseg_cli.commands.options import sampling
+from sdseg_cli.commands.options import one_input, sampling
 from sdseg_cli.config import SampleConfig
 from sdseg_cli.errors import ConfigError
 
@@ -36,3 +37,11 @@ def test_flips_are_those_of_the_training_and_there_have_to_be_some() -> None:
     assert asked(SampleConfig(), flips="hv").flips == "hv"
     with pytest.raises(ConfigError, match="--tta: this run was trained without flips"):
         asked(SampleConfig(), flips="")
+
+
+def test_the_input_is_the_argument_or_what_follows_i() -> None:
+    assert one_input(Path("a"), None, "SCAN") == one_input(None, Path("a"), "SCAN") == Path("a")
+    with pytest.raises(ConfigError, match="a and --input b are both given"):
+        one_input(Path("a"), Path("b"), "SCAN")
+    with pytest.raises(ConfigError, match="Missing argument 'SCAN'"):
+        one_input(None, None, "SCAN")

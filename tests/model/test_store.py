@@ -9,6 +9,7 @@ import torch
 from sdseg_cli.errors import WeightsError
 from sdseg_cli.model.sources import Source
 from sdseg_cli.model.store import WeightStore
+from tests.json_cases import DAMAGED, OF_ANOTHER_KIND
 
 ONES = Source("autoencoder", {"autoencoder.w": torch.ones(2)}, {"autoencoder": 128})
 
@@ -87,7 +88,39 @@ def test_a_damaged_description_is_one_clear_error(store: WeightStore, change: di
     entry = store.add("a", ONES, original="x", original_sha256="1")
     (store.folder / "a.json").write_text(json.dumps({**entry.to_json(), **change}))
     with pytest.raises(WeightsError, match=r"a\.json: damaged description"):
-        store.entries()
+        store.find("a")
+    assert store.entries() == [] and list(store.damaged()) == ["a"]
     (store.folder / "a.json").write_text("{")
     with pytest.raises(WeightsError, match=r"a\.json: damaged description"):
         store.find("a")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *DAMAGED.values(),
+        *OF_ANOTHER_KIND.values(),
+        b"{}",
+        b'{"widths": {"unet": "32"}}',
+        b'{"widths": {"unet": -1}}',
+        b'{"bytes": true}',
+        b'{"latent_scale": "1"}',
+        b'{"latent_scale": 0}',
+    ],
+)
+def test_one_damaged_entry_breaks_no_list(store: WeightStore, content: bytes) -> None:
+    whole = store.add("good", ONES, original="x", original_sha256="1")
+    entry = store.add("bad", ONES, original="x", original_sha256="1")
+    text = content
+    if content.startswith(b'{"') and content not in DAMAGED.values():
+        text = json.dumps({**entry.to_json(), **json.loads(content)}).encode()
+    (store.folder / "bad.json").write_bytes(text)
+    assert store.entries() == [whole] and list(store.damaged()) == ["bad"]
+    assert store.of_kind(whole.kind) == whole
+    with pytest.raises(WeightsError, match=r"bad\.json: "):
+        store.find("bad")
+
+
+@pytest.mark.parametrize("name", ["../x", "", "a" * 300, "a/b", ".x", "a\0b"])
+def test_what_can_be_no_name_is_not_in_the_store(store: WeightStore, name: str) -> None:
+    assert store.find(name) is None

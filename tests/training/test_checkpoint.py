@@ -10,7 +10,13 @@ import torch
 import sdseg_cli.training.checkpoint as checkpoint_module
 from sdseg_cli.config import RunConfig
 from sdseg_cli.errors import RunError, WeightsError
-from sdseg_cli.training.checkpoint import Checkpoint, DamagedError, config_values, hash_file
+from sdseg_cli.training.checkpoint import (
+    Checkpoint,
+    DamagedError,
+    config_values,
+    hash_file,
+    restore_optimizer,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -154,3 +160,69 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     torch.save({**values, "format_version": 99}, path)
     with pytest.raises(WeightsError, match="format 99"):
         Checkpoint.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"step": "3"}, "no checkpoint of sdseg"),
+        ({"step": True}, "no checkpoint of sdseg"),
+        ({"config": [1]}, "no checkpoint of sdseg"),
+        ({"best": {"val_dice": "0.9"}}, "no checkpoint of sdseg"),
+        ({"best": {"val_dice": float("nan")}}, "no checkpoint of sdseg"),
+        ({"origin": {"unet": 3}}, "no checkpoint of sdseg"),
+        ({"weights": {"w": [1.0]}}, "no checkpoint of sdseg"),
+        ({"weights": {3: torch.ones(1)}}, "no checkpoint of sdseg"),
+        ({"ema": {"w": torch.ones(2).to_sparse()}}, "w is sparse_coo"),
+        ({"weights": {"w": torch.ones(2).to("meta")}}, "w is a shape without values"),
+        ({"latent_scale": float("nan")}, "latent scale is nan"),
+        ({"latent_scale": None}, "no checkpoint of sdseg"),
+        ({"format_version": torch.ones(3)}, "no checkpoint of sdseg"),
+    ],
+)
+def test_a_checkpoint_of_other_types_is_one_clear_error(
+    tmp_path: Path, change: dict[str, object], said: str
+) -> None:
+    values = {name: getattr(_checkpoint(), name) for name in Checkpoint.__dataclass_fields__}
+    torch.save({**values, **change}, tmp_path / "x.pt")
+    with pytest.raises(WeightsError, match=said):
+        Checkpoint.load(tmp_path / "x.pt")
+
+
+def _stepped() -> tuple[torch.nn.Linear, torch.optim.AdamW]:
+    layer = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.5)
+    layer(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    return layer, optimizer
+
+
+def test_moments_go_on_and_the_options_stay_the_optimisers_own() -> None:
+    state = _stepped()[1].state_dict()
+    state["param_groups"][0]["lr"] = "fast"
+    layer, optimizer = _stepped()
+    optimizer.state.clear()
+    restore_optimizer(optimizer, state, source="x")
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    assert optimizer.state[layer.bias]["exp_avg"].tolist() == pytest.approx([0.1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.clear(),
+        lambda state: state["param_groups"].clear(),
+        lambda state: state["param_groups"][0]["params"].append(7),
+        lambda state: state["state"][0].pop("exp_avg"),
+        lambda state: state["state"][0].update(exp_avg=torch.ones(3)),
+        lambda state: state["state"][0].update(exp_avg="none"),
+        lambda state: state["state"][0].update(step=torch.ones(2)),
+        lambda state: state.update(state=3),
+    ],
+)
+def test_the_moments_of_another_model_are_one_clear_error(change) -> None:
+    state, optimizer = _stepped()[1].state_dict(), _stepped()[1]
+    change(state)
+    with pytest.raises(WeightsError, match="optimiser is not that of this model"):
+        restore_optimizer(optimizer, state, source="x")
+    assert not optimizer.state

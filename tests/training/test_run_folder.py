@@ -8,6 +8,7 @@ import pytest
 
 from sdseg_cli.errors import ConfigError
 from sdseg_cli.training.run_folder import RunDir, find_run, words_of
+from tests.json_cases import DAMAGED, OF_ANOTHER_KIND
 
 
 def _run(workspace: Path, name: str, state: str, age: int) -> Path:
@@ -81,3 +82,22 @@ def test_a_run_before_its_first_validation_cannot_predict(tmp_path: Path) -> Non
     RunDir(path).best.unlink()
     with pytest.raises(ConfigError, match="no checkpoint to predict with yet"):
         find_run(tmp_path, path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *DAMAGED.values(),
+        *OF_ANOTHER_KIND.values(),
+        b'{"state": "up"}',
+        b'{"state": 3}',
+        b'{"step": "9"}',
+        b'{"step": true}',
+        b'{"best": []}',
+        b'{"best": {"step": 1.5}}',
+        b'{"best": {"val_dice": "high"}}',
+    ],
+)
+def test_a_damaged_status_says_nothing(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "status.json").write_bytes(content)
+    assert RunDir(tmp_path).status() == {}

@@ -13,6 +13,7 @@ import pytest
 import sdseg_cli.training.run_lock as lock_module
 from sdseg_cli.errors import RunError
 from sdseg_cli.training.run_lock import is_locked, locked
+from tests.json_cases import DAMAGED
 
 pytestmark = pytest.mark.skipif(lock_module.fcntl is None, reason="no flock on this platform")
 
@@ -92,3 +93,9 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> N
     with pytest.raises(RunError, match="cannot be written"), locked(tmp_path / "file" / ".lock"):
         pass
     assert not is_locked(tmp_path / "nothing" / ".lock")
+
+
+@pytest.mark.parametrize("content", [*DAMAGED.values(), b'{"pid": "1", "host": 3}', b"[]"])
+def test_a_holder_that_cannot_be_read_is_another_process(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / ".lock").write_bytes(content)
+    assert lock_module._owner(tmp_path / ".lock") == "another process"

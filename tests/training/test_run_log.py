@@ -11,6 +11,7 @@ from sdseg_cli.training.run_log import (
     TAIL_BYTES,
     RunLog,
     last_step,
+    read_log,
     require_tensorboard,
     truncate_log,
 )
@@ -109,3 +110,31 @@ def test_without_tensorboard_the_command_to_install_it_is_named(
     with pytest.raises(ConfigError, match="not installed") as caught:
         require_tensorboard()
     assert "pip install 'sdseg-cli[tensorboard]'" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"step": ' + b"9" * 5000 + b"}",
+        b'{"step": 1e999}',
+        b'{"step": NaN}',
+        b'{"step": -1}',
+        b'{"step": "7"}',
+        b"[" * 100_000,
+        b"7",
+    ],
+)
+def test_a_line_without_a_step_is_passed_over(tmp_path: Path, line: bytes) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(b'{"step": 1}\n' + line + b"\n")
+    if len(line) < TAIL_BYTES:
+        assert last_step(log) == 1
+    assert read_log(log) == [{"step": 1}]
+    truncate_log(log, 1)
+    assert log.read_bytes() == b'{"step": 1}\n'
+
+
+def test_of_a_line_only_finite_numbers_are_drawn(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"step": 1, "loss": NaN, "lr": 0.5, "note": "x", "more": [1], "b": true}\n')
+    assert read_log(log) == [{"step": 1, "lr": 0.5}]

@@ -152,3 +152,21 @@ def test_only_a_baseline_on_a_cpu_has_its_channels_first(
 ) -> None:
     model = build_model(for_network(PRESETS["tiny"], network).model)
     assert memory_format(model, torch.device(device)) is expected
+
+
+def test_a_gpu_is_chosen_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    current: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+    assert choose_device("cuda") == torch.device("cuda") and current == [1]
+    with pytest.raises(ConfigError, match="has 2 of cuda") as caught:
+        choose_device("cuda:2")
+    assert "numbers 0 to 1" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["cpu:1", "cuda:", "cuda:x", "auto:0", "CPU", "cuda:-1"])
+def test_what_names_no_device_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"no device|no cuda device"):
+        choose_device(name)
