@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from sdseg_cli.atomic import LEFT_AFTER_S, is_leftover_of, stands_for
 from sdseg_cli.errors import RunError
 from sdseg_cli.filenames import LEDGER_FOLDER, natural_key
 from sdseg_cli.report.tables import write_csv, write_json
@@ -36,10 +36,6 @@ COLUMNS = (
 DONE, FAILED = "done", "failed"
 TABLE_SHARE = 0.02
 """Of the time may go into the table while the work goes on; at the end it is always written."""
-LEFT_AFTER_S = 3600.0
-"""So long nobody wrote to a file that counts as left behind: a lock may end at its own machine."""
-_LEFTOVER = re.compile(r"(?:\.\d+\.part\.)+(.+)")
-"""What `replacing` calls a file that is not complete; of several, one of them in another."""
 
 
 @dataclass(frozen=True)
@@ -182,10 +178,13 @@ class Ledger:
         wanted = {self.table, *outputs}
         os.utime(lock.fileno())  # now, by the clock that dates the files
         old = os.fstat(lock.fileno()).st_mtime - LEFT_AFTER_S
-        for folder in {self._records, *(path.parent for path in wanted)}:
+        names: dict[Path, set[str]] = {self._records: set()}
+        for path in wanted:
+            names.setdefault(path.parent, set()).add(path.name)
+        for folder, ours in names.items():
             for path in folder.glob(".*.part.*"):
-                part = _LEFTOVER.fullmatch(path.name)
-                if part and (folder == self._records or folder / part[1] in wanted):
+                any_is = folder == self._records and stands_for(path.name) is not None
+                if any_is or is_leftover_of(path.name, ours):
                     state = _state(path)
                     if state is not None and state.st_mtime < old:
                         path.unlink(missing_ok=True)
