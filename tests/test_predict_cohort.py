@@ -76,6 +76,15 @@ def test_another_seed_is_another_cohort(home: Path, stand_in: StandIn) -> None:
         assert len(stand_in.predicted) == predicted
 
 
+def test_a_folder_with_a_dot_ends_in_a_slash_or_exists(home: Path) -> None:
+    (home / "prob.d").mkdir()
+    start = ["predict", "in", "-o", "v1.2/", "--prob", "prob.d", "--run", "run", "--quiet"]
+    assert run_command(start) == 3
+    assert (home / "v1.2" / "ledger.csv").is_file()
+    assert (home / "prob.d" / "pt_1" / "ct.nii.gz").is_file()
+    assert run_command(["predict", "in", "-o", "v1.2", "--run", "run", "--quiet"]) == 3
+
+
 def test_shards_and_ranks_divide_the_scans(
     home: Path, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,6 +133,10 @@ MISTAKES = {
     "a folder that is no series": (["in", "-o", "mask.nii.gz"], "without a DICOM file"),
     "a folder that is not there": (["gone", "-o", "out"], "gone does not exist"),
     "the scans' own folder": (["in", "-o", "in"], "is the scans' own folder"),
+    "a mistyped suffix": (["in", "-o", "mask.nii.gzz"], ".gzz is no suffix of a mask"),
+    "a mistyped suffix of a map": (["in", "-o", "out", "--prob", "p.nii.gzz"], "--prob p.nii.gzz"),
+    "a mistyped suffix of a picture": (["in", "-o", "out", "--preview", "p.jpg"], "--preview"),
+    "a version for a folder": (["in", "-o", "v1.2"], "there is no folder of this name"),
     "no scan": (["run", "-o", "out"], "holds no scan"),
 }
 

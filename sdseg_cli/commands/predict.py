@@ -51,7 +51,7 @@ def predict(
         ),
     ],
     mask: Annotated[
-        Path, typer.Option("--output", "-o", help="The mask to write; of many, their folder.")
+        str, typer.Option("--output", "-o", help="The mask to write; of many, their folder.")
     ],
     series: Annotated[
         str | None, typer.Option(help="Which DICOM series: its number, or the end of its UID.")
@@ -60,10 +60,10 @@ def predict(
     model: Annotated[
         Path | None, typer.Option(help="A package of `sdseg weights export`, instead of a run.")
     ] = None,
-    prob: Annotated[Path | None, typer.Option(help="Also write the probability map.")] = None,
+    prob: Annotated[str | None, typer.Option(help="Also write the probability map.")] = None,
     prob_dtype: Annotated[str, typer.Option(help="uint8 (steps of 1/255) or float32.")] = "uint8",
     preview: Annotated[
-        Path | None, typer.Option(help="Also draw the mask on its scan, a PNG.")
+        str | None, typer.Option(help="Also draw the mask on its scan, a PNG.")
     ] = None,
     threshold: Annotated[
         float, typer.Option(help="Foreground is what has a probability above this.")
@@ -94,7 +94,7 @@ def predict(
         ),
     ] = None,
     uncertainty: Annotated[
-        Path | None, typer.Option(help="Also write where K draws (default 5) disagree.")
+        str | None, typer.Option(help="Also write where K draws (default 5) disagree.")
     ] = None,
     decoder: Decoder = "auto",
     crop: Annotated[
@@ -116,11 +116,15 @@ def predict(
     """Segment a scan, or many; each mask lies on its scan's own grid."""
     _check_options(run, model, samples, runs, deterministic and (runs or uncertainty) is not None)
     from sdseg_cli.imaging.postprocess import PostProcess
-    from sdseg_cli.imaging.scans import is_many
+    from sdseg_cli.imaging.scans import is_many, require_file_name, require_folder_name
 
     output = Output(as_json=as_json, quiet=quiet)
     spread = Spread(shard, engine, workers, ray_address)
     many = is_many(scan, mask)
+    named = {"-o": mask, "--prob": prob, "--uncertainty": uncertainty, "--preview": preview}
+    for option, name in named.items():
+        if name is not None:
+            (require_folder_name if many else require_file_name)(option, name)
     if not many:
         spread.refuse_for_one_scan()
     do = predict_cohort if many else _predict_one
@@ -133,7 +137,7 @@ def predict(
 
     do(
         scan,
-        mask,
+        Path(mask),
         output,
         model=lambda: open_run(run, output).path if model is None else model,
         predictor={
@@ -151,7 +155,11 @@ def predict(
             "runs": runs,
             "probability_dtype": prob_dtype,
         },
-        files={"probability": prob, "uncertainty": uncertainty, "preview": preview},
+        files={
+            "probability": _path(prob),
+            "uncertainty": _path(uncertainty),
+            "preview": _path(preview),
+        },
         sample=sample,
         spread=spread,
     )
@@ -200,6 +208,10 @@ def _predict_one(
         rows=_rows(report),
         files=report.files,
     )
+
+
+def _path(name: str | None) -> Path | None:
+    return None if name is None else Path(name)
 
 
 def _check_options(

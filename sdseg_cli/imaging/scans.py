@@ -28,7 +28,10 @@ from sdseg_cli.imaging.metaimage import WRITABLE
 LIST_SUFFIXES = (".txt", ".lst", ".csv")
 """A file that names scans, one path per line."""
 MASK_SUFFIXES = (*VOLUME_SUFFIXES, ".png", DICOM_SUFFIX)
-"""An output that ends so is one mask; any other is a folder of masks."""
+"""An output that ends so is one mask."""
+WRITTEN = (*NIFTI_SUFFIXES, *WRITABLE, ".png", DICOM_SUFFIX)
+"""What the name of one mask may end in; a MetaImage of two files is read, but not written."""
+SLASHES = tuple({os.sep, os.altsep or os.sep})
 OUTSIDE = "_outside"
 """Below the masks' folder: where those of scans go that lie elsewhere than their list."""
 FILE_SUFFIX = {"preview": ".png"}
@@ -74,19 +77,78 @@ class FoundScans:
     passed_over: Mapping[str, int] = field(default_factory=dict)
 
 
-def is_many(source: Path, output: Path) -> bool:
+def is_many(source: Path, output: Path | str) -> bool:
     """Whether a folder or a list of scans is meant, with a folder for their masks.
 
     The output decides: a DICOM series is a folder too, and its mask a file.
 
+    Args:
+        source: What is to be predicted.
+        output: As typed, for a Path has lost a slash at its end.
+
     Raises:
         DataError: There is no such source.
+        ConfigError: The output is neither a mask's name nor a folder's.
     """
-    if output.name.lower().endswith(MASK_SUFFIXES):
+    name = str(output)
+    if name.lower().endswith(MASK_SUFFIXES):
         return False
-    if not source.exists():
+    if not os.path.exists(source):
         raise DataError(f"{source} does not exist.", "Check the path of the scan, folder or list.")
-    return source.is_dir() or source.suffix.lower() in LIST_SUFFIXES
+    if not (source.is_dir() or source.suffix.lower() in LIST_SUFFIXES):
+        return False
+    require_folder_name("-o", name)
+    return True
+
+
+def require_folder_name(option: str, name: str) -> None:
+    """Refuse what is not plainly a folder: it exists, ends in a slash, or has no suffix.
+
+    A mistyped suffix would otherwise make a folder of that name. That of a mask is left to whoever
+    knows what it is for.
+
+    Args:
+        option: Which names it.
+        name: As typed.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    path = Path(name)
+    if not name:
+        raise ConfigError(f"{option} is empty.", f"Give {option} the name of a folder.")
+    slash = name.endswith(SLASHES)
+    if slash and path.name.lower().endswith(MASK_SUFFIXES):
+        raise ConfigError(
+            f"{option} {name}: a folder that is called as a mask is.",
+            "For one mask leave out the slash; for many give the folder another name.",
+        )
+    known = path.name.lower().endswith(MASK_SUFFIXES)
+    if slash or known or not path.suffix or os.path.isdir(path):
+        return
+    raise ConfigError(
+        f"{option} {name}: {path.suffix} is no suffix of a mask, and there is no folder of this "
+        "name.",
+        f"For one mask end the name in {', '.join(WRITTEN)}; for a folder end it in a slash: "
+        f"{name}/",
+    )
+
+
+def require_file_name(option: str, name: str) -> None:
+    """Refuse a folder where one scan is written.
+
+    Args:
+        option: Which names it.
+        name: As typed.
+
+    Raises:
+        ConfigError: It ends as a folder does.
+    """
+    if name.endswith(SLASHES):
+        raise ConfigError(
+            f"{option} {name} is a folder, and the scan is one.",
+            f"Name the file to write, such as {name}mask.nii.gz.",
+        )
 
 
 def find_scans(source: Path, output: Path, others: Mapping[str, Path] | None = None) -> FoundScans:

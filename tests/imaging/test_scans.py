@@ -162,7 +162,9 @@ def test_no_scan_at_all_is_refused(tmp_path: Path) -> None:
     ("source", "output", "many"),
     [
         ("in", "out", True),
-        ("in", "v1.2", True),
+        ("in", "v1.2/", True),
+        ("in", "there.d", True),
+        ("in", ".masks", True),
         ("in", "mask.nii.gz", False),
         ("in", "mask.dcm", False),
         ("list.txt", "out", True),
@@ -175,7 +177,31 @@ def test_the_output_says_whether_one_scan_or_many_are_meant(
     tmp_path: Path, source: str, output: str, many: bool
 ) -> None:
     touch(tmp_path, "in/a.nii", "list.txt")
-    assert is_many(tmp_path / source, tmp_path / output) is many
+    (tmp_path / "there.d").mkdir()
+    assert is_many(tmp_path / source, f"{tmp_path}/{output}") is many
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("mask.nii.gzz", r"\.gzz is no suffix of a mask"),
+        ("mask.docx", r"\.docx is no suffix"),
+        ("mask.jpg", r"\.jpg is no suffix"),
+        ("v1.2", r"\.2 is no suffix"),
+        ("mask.nii.gz/", "a folder that is called as a mask is"),
+        ("", "-o is empty"),
+    ],
+)
+def test_an_output_that_is_neither_a_mask_nor_a_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    touch(tmp_path, "in/a.nii")
+    for source in ("in", "list.txt"):
+        touch(tmp_path, "list.txt")
+        with pytest.raises(ConfigError, match=said):
+            is_many(Path(source), output)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "list.txt"]
 
 
 def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
