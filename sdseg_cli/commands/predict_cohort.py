@@ -108,6 +108,13 @@ def predict_cohort(
 
     for suffix, count in sorted(found.passed_over.items()):
         output.say(f"passed over {count} of {suffix}, which is no kind of scan this tool reads")
+    if found.channels == 1:
+        output.say("scans are named as nnU-Net names them: masks are called without _0000")
+    elif found.channels:
+        output.say(
+            f"scans are named as {found.channels} channels of nnU-Net's cases; a run reads one "
+            "image, so each is predicted by itself. For one channel give a list of its files."
+        )
     ranks = ranks_of(os.environ)
     shard = (Shard() if spread.shard is None else Shard.parse(spread.shard)).among(ranks)
     engine = spread.make_engine()

@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
 
 from sdseg_cli.atomic import LEFT_AFTER_S, is_leftover_of, stands_for
 from sdseg_cli.errors import RunError
-from sdseg_cli.filenames import LEDGER_FOLDER, natural_key
+from sdseg_cli.filenames import LEDGER_FOLDER, as_path, is_there, natural_key
+from sdseg_cli.findings import Finding
 from sdseg_cli.report.tables import write_csv, write_json
 
 try:
@@ -43,9 +45,9 @@ class Row:
     """One scan.
 
     Attributes:
-        case: Its name in reports.
-        input: The scan, an absolute path.
-        output: Its mask, an absolute path.
+        case: Its name in reports, as `filenames.as_text` writes it.
+        input: The scan, an absolute path, likewise.
+        output: Its mask, an absolute path, likewise.
         status: `DONE` or `FAILED`.
         seconds: From opening the scan to the written mask, or to the failure.
         slices: Of the scan; None where it failed.
@@ -119,7 +121,8 @@ class Ledger:
         asked = {self._record(mask) for mask in masks}
         self.rows()
         for path, (*_, row) in self._known.items():
-            if path not in asked and row and row.status == FAILED and not Path(row.input).exists():
+            gone = row and row.status == FAILED and not is_there(as_path(row.input))
+            if gone and path not in asked:
                 path.unlink(missing_ok=True)
 
     def publish(self, *, at_once: bool = True) -> None:
@@ -195,18 +198,56 @@ class Ledger:
 
 
 def _read(path: Path) -> Row | None:
-    """A row; None where there is none or it is no row of this version."""
-    try:
-        return Row(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    """A row; None where there is none, or it is damaged or of another version."""
+    if not path.is_file():  # a pipe would be waited for
         return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Row(**values) if _is_row(values) else None
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError):
+        return None
+
+
+def _is_row(values: object) -> bool:
+    """Whether values are those of a row: what follows relies on it."""
+    if not isinstance(values, dict):
+        return False
+    texts = ("case", "input", "output", "sha256", "error", "decoder")
+    numbers = ("slices", "foreground_voxels")
+    beside, warnings = values.get("beside", {}), values.get("warnings", [])
+    seconds = values.get("seconds", 0.0)
+    return (
+        all(isinstance(values.get(name, ""), str) for name in texts)
+        and values.get("status") in (DONE, FAILED)
+        and isinstance(seconds, int | float)
+        and math.isfinite(seconds)
+        and all(values.get(name) is None or _is_count(values[name]) for name in numbers)
+        and isinstance(values.get("made_from", {}), dict)
+        and isinstance(beside, dict)
+        and all(_is_count(size) for size in beside.values())
+        and isinstance(warnings, list)
+        and all(_is_finding(warning) for warning in warnings)
+    )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finding(value: object) -> bool:
+    names = {one.name for one in fields(Finding)}
+    return (
+        isinstance(value, dict)
+        and set(value) == names
+        and all(isinstance(text, str) for text in value.values())
+    )
 
 
 def _state(path: Path) -> os.stat_result | None:
     """None where another process has removed the file meanwhile."""
     try:
         return path.stat()
-    except FileNotFoundError:
+    except OSError:
         return None
 
 
