@@ -13,7 +13,7 @@ from typing import Any
 from sdseg_cli.config import RunConfig
 from sdseg_cli.config_file import from_dict
 from sdseg_cli.errors import ConfigError, SdsegError
-from sdseg_cli.filenames import PACKAGE_FILE, as_text, is_picture, may_hold_dicom, storable
+from sdseg_cli.filenames import PACKAGE_FILE, as_path, as_text, is_picture, may_hold_dicom, storable
 from sdseg_cli.imaging.files import read_geometry
 from sdseg_cli.imaging.scan_state import size_and_time
 from sdseg_cli.imaging.scans import MASK_SUFFIXES, Scan
@@ -21,7 +21,7 @@ from sdseg_cli.model.tensor_files import file_sha256
 from sdseg_cli.predict import Predictor
 from sdseg_cli.predict_file import drawn_often, number_of_runs, predict_file
 from sdseg_cli.predict_outputs import require_dtype
-from sdseg_cli.report.ledger import DONE, FAILED, Ledger, Row
+from sdseg_cli.report.ledger import DONE, FAILED, Ledger, Model, Row
 from sdseg_cli.training.chosen_decoder import decoder_identity
 from sdseg_cli.training.package import is_package, read_description
 from sdseg_cli.training.run_folder import RunDir
@@ -51,9 +51,8 @@ class Task:
 
     def identity(self) -> str:
         """A hash of all that a mask depends on besides its scan: the model and the options."""
-        told = self.model / PACKAGE_FILE if is_package(self.model) else RunDir(self.model).best
         plain = {
-            "model": file_sha256(told),
+            "model": recorded(self.model).sha256,
             "predictor": {
                 k: v for k, v in self.predictor.items() if k not in SPEED_ONLY and v is not None
             },
@@ -98,6 +97,44 @@ class Task:
     def outputs(self, scan: Scan) -> list[Path]:
         """All files that are written for a scan."""
         return [self.mask(scan), *self.beside(scan).values()]
+
+
+def recorded(model: Path) -> Model:
+    """A run or package as a ledger records it.
+
+    Raises:
+        OSError: It is not there.
+    """
+    told = model / PACKAGE_FILE if is_package(model) else RunDir(model).best
+    return Model(as_text(model.absolute()), file_sha256(told))
+
+
+def model_of_before(output: Path) -> Path:
+    """What the masks of a folder are made with, which its ledger has recorded.
+
+    Raises:
+        ConfigError: It is gone or has changed, so that the masks would be of two kinds; or nothing
+            is recorded any more.
+    """
+    before = Ledger(output).model()
+    if before is None:
+        raise ConfigError(f"{output}: its ledger was removed.", "Run the same command again.")
+    model = as_path(before.model)
+    try:
+        now = recorded(model)
+    except (OSError, ValueError):
+        raise ConfigError(
+            f"{output}: its masks are made with {before.model}, which is not there any more.",
+            "Put it back, or name another with --run or --model: all masks are then made with "
+            "that; or give -o another folder.",
+        ) from None
+    if now.sha256 != before.sha256:
+        raise ConfigError(
+            f"{output}: its masks are made with {before.model}, whose weights have changed since.",
+            "Name it with --run or --model: all masks are then made again; or give -o another "
+            "folder.",
+        )
+    return model
 
 
 def trained_config(model: Path) -> RunConfig:

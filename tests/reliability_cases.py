@@ -215,6 +215,9 @@ SETS = [
 ]  # fmt: skip
 
 FINE = [
+    with_run("a run that learned next to nothing, taken by default", odd.together(odd.scan(), odd.text("home/runs/tiny/run/status.json", '{"state": "finished", "best": {"step": 4, "val_dice": 0.1}}')), PREDICT, "run-weak, tiny/run: validation Dice 0.100, below 0.3", 0),
+    with_run("scans named as nnU-Net names them", odd.scan("in/a_0000.nii.gz"), "predict in -o out", "masks are called without _0000", 0),
+    with_run("a folder of masks with a dot, ended by a slash", odd.scan("in/a.nii.gz"), "predict in -o v1.2/", "wrote v1.2/ledger.csv", 0),
     with_run("one slice", odd.scan(array=odd.hu((12, 10, 1))), PREDICT, "wrote mask.nii.gz", 0),
     with_run("a plane as NIfTI keeps one", odd.scan(array=odd.hu((12, 10))), PREDICT, "wrote mask.nii.gz", 0),
     with_run("a series of one volume", odd.scan(array=odd.hu((12, 10, 1, 1))), PREDICT, "wrote mask.nii.gz", 0),

@@ -26,6 +26,7 @@ from sdseg_cli.commands.options import (
     number,
     open_run,
     sampling,
+    weak_run,
 )
 from sdseg_cli.commands.predict_cohort import (
     EngineName,
@@ -140,6 +141,7 @@ def predict(
         Path(mask),
         output,
         model=lambda: open_run(run, output).path if model is None else model,
+        named=(run, model) != (None, None),
         predictor={
             "device": device,
             "decoder": decoder,
@@ -171,6 +173,7 @@ def _predict_one(
     output: Output,
     *,
     model: Callable[[], Path],
+    named: bool,
     predictor: Mapping[str, Any],
     options: Mapping[str, Any],
     files: Mapping[str, Any],
@@ -187,6 +190,7 @@ def _predict_one(
 
     from sdseg_cli.predict import Predictor
     from sdseg_cli.predict_file import predict_file
+    from sdseg_cli.training.run_folder import RunDir
 
     trained = model()
     with output.progress() as progress:
@@ -201,8 +205,11 @@ def _predict_one(
             progress=progress,
         )
     output.warn(report.warnings)
+    values = report.to_json()
+    if not named:
+        values["warnings"] += [finding.to_json() for finding in weak_run(RunDir(trained))]
     output.result(
-        report.to_json(),
+        values,
         title=f"segmented {scan.name}",
         columns=("", "value"),
         rows=_rows(report),

@@ -2,6 +2,7 @@
 
     OUT/ledger.csv          every scan with its mask, or with what went wrong
     OUT/.ledger/*.json      the same, one file per scan, written as soon as the scan is done
+    OUT/.ledger/model       which run or package makes the masks
 
 A process writes the files of its own scans only, each whole or not at all, and reads all of them
 for the table. So there is nothing to merge and nothing that grows with the number of runs.
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sdseg_cli.atomic import LEFT_AFTER_S, is_leftover_of, stands_for
-from sdseg_cli.errors import RunError
+from sdseg_cli.errors import ConfigError, RunError
 from sdseg_cli.filenames import LEDGER_FOLDER, as_path, is_there, natural_key
 from sdseg_cli.findings import Finding
 from sdseg_cli.report.tables import write_csv, write_json
@@ -75,6 +76,19 @@ class Row:
     decoder: str = ""
 
 
+@dataclass(frozen=True)
+class Model:
+    """What the masks of a folder are made with.
+
+    Attributes:
+        model: A run folder or a package, an absolute path as `filenames.as_text` writes it.
+        sha256: Of its weights' file, or of the package's description, which has theirs.
+    """
+
+    model: str
+    sha256: str
+
+
 class Ledger:
     """The records of one folder of masks.
 
@@ -86,6 +100,7 @@ class Ledger:
         self.output = output
         self.table = output / "ledger.csv"
         self._records = output / LEDGER_FOLDER
+        self._model = self._records / "model"
         self._known: dict[Path, tuple[int, int, Row | None]] = {}
         self._cost_s, self._written_s = 0.0, float("-inf")
 
@@ -100,6 +115,64 @@ class Ledger:
             RunError: The disk refused.
         """
         write_json(self._record(mask), asdict(row))
+
+    def model(self) -> Model | None:
+        """What the masks are made with; None where nothing says so.
+
+        Raises:
+            ConfigError: The record is damaged.
+        """
+        if not self._model.exists():
+            return None
+        try:
+            values = json.loads(self._model.read_text(encoding="utf-8"))
+            path, sha256 = values["model"], values["sha256"]
+        except (OSError, ValueError, TypeError, LookupError, RecursionError):
+            path = sha256 = None
+        if not (isinstance(path, str) and isinstance(sha256, str)):
+            raise ConfigError(
+                f"{self._model}: does not say which run the masks in {self.output} are made with.",
+                "Name it with --run or --model; masks of another are then made again.",
+            )
+        return Model(path, sha256)
+
+    def keep_model(self, model: Model, *, named: bool) -> bool:
+        """Record what the masks are made with, for whoever goes on.
+
+        Args:
+            model: This.
+            named: Somebody asked for it; else it gives way to what another process recorded first.
+
+        Returns:
+            Whether nothing was recorded before.
+
+        Raises:
+            ConfigError: It gave way.
+            RunError: The disk refused.
+        """
+        with self._opened("table.lock") as lock:
+            _lock(lock, shared=False)
+            before = self._model_or_none(named)
+            if before is not None and before != model and not named:
+                raise ConfigError(
+                    f"{self.output}: another process began it with {before.model}.",
+                    "The same command goes on with that; --run or --model names another.",
+                )
+            if before != model:
+                write_json(self._model, asdict(model))
+            return before is None
+
+    def _model_or_none(self, named: bool) -> Model | None:
+        try:
+            return self.model()
+        except ConfigError:
+            if not named:
+                raise
+            return None
+
+    def forget_model(self) -> None:
+        """Drop the record of a model that could do nothing."""
+        self._model.unlink(missing_ok=True)
 
     def rows(self) -> list[Row]:
         """All that is recorded, in natural order; what did not change is not read again."""
