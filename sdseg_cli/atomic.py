@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sdseg_cli.errors import RunError
+from sdseg_cli.errors import ConfigError, RunError
 
 _LEFTOVER = re.compile(r"\.\d+(?:-[0-9a-f]+)?\.part\.(.+)")
 """What a file is called that is not complete: whose it is, and what it will be called."""
@@ -66,8 +66,8 @@ def replacing(path: Path) -> Iterator[Path]:
         A path in the same folder, with the same suffixes, to write to.
 
     Raises:
-        RunError: The disk refused (full, read-only, no permission), or a pipe or a device lies at
-            `path`, which a file would take the place of.
+        RunError: The disk refused (full, read-only, no permission).
+        ConfigError: A pipe or a device lies at `path`, which a file would take the place of.
     """
     made: list[Path] = []
     temporary = temporary_for(path)
@@ -126,10 +126,10 @@ def require_replaceable(path: Path) -> None:
     """Refuse to put a file in the place of a pipe, a socket or a device.
 
     Raises:
-        RunError: `path` is one; a link counts as what it leads to.
+        ConfigError: `path` is one; a link counts as what it leads to.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
-        raise RunError(
+        raise ConfigError(
             f"{path}: is a pipe or a device, not a file.", "Name a file; it is made if need be."
         )
 

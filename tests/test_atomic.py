@@ -17,7 +17,7 @@ from sdseg_cli.atomic import (
     stands_for,
     temporary_for,
 )
-from sdseg_cli.errors import RunError
+from sdseg_cli.errors import ConfigError, RunError
 
 
 def test_a_complete_file_replaces_the_old_one_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_the_longest_name_a_system_takes_can_be_written(tmp_path: Path, letter: 
 def test_a_pipe_is_not_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.nii.gz")
     with (
-        pytest.raises(RunError, match="is a pipe or a device"),
+        pytest.raises(ConfigError, match="is a pipe or a device"),
         replacing(tmp_path / "pipe.nii.gz") as temporary,
     ):
         temporary.write_text("never")
