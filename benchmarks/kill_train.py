@@ -78,7 +78,7 @@ def train(home: Path, run: str, steps: int) -> subprocess.Popen[bytes]:
 
 def wait_for_half_a_checkpoint(process: subprocess.Popen[bytes], folder: Path) -> None:
     """Until one of this process is seen, or it ends."""
-    while process.poll() is None and not list(folder.glob(f".{process.pid}.part.*.pt")):
+    while process.poll() is None and not list(folder.glob(f".{process.pid}-*.part.*.pt")):
         time.sleep(POLL_S)
 
 

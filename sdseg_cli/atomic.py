@@ -2,13 +2,58 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+import secrets
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sdseg_cli.errors import RunError
+from sdseg_cli.errors import ConfigError, RunError
+
+_LEFTOVER = re.compile(r"\.\d+(?:-[0-9a-f]+)?\.part\.(.+)")
+"""What a file is called that is not complete: whose it is, and what it will be called."""
+_LONGEST = 200
+"""Bytes of a name that are kept whole in a temporary name: systems take 255 in all."""
+
+LEFT_AFTER_S = 3600.0
+"""So long nobody wrote to what counts as left behind, where others may write at the same time."""
+
+
+def temporary_for(path: Path) -> Path:
+    """A name beside `path` that nobody else uses, with the same suffixes.
+
+    The process's number alone would not do: in every container it is 1, and so it is of the one
+    that was killed. What a temporary name stands for is not written twice into it.
+    """
+    token = f"{os.getpid()}-{secrets.token_hex(4)}"
+    return path.with_name(f".{token}.part.{_kept(stands_for(path.name) or path.name)}")
+
+
+def stands_for(temporary: str) -> str | None:
+    """What a file left half-written was to be called, as `temporary_for` writes it; None for any
+    other name.
+    """
+    kept: str | None = None
+    while found := _LEFTOVER.fullmatch(temporary):  # of older versions one may stand in another
+        kept = temporary = found[1]
+    return kept
+
+
+def is_leftover_of(temporary: str, names: Collection[str]) -> bool:
+    """Whether a file is what a killed process left of one of these names."""
+    kept = stands_for(temporary)
+    return kept is not None and kept in {_kept(name) for name in names}
+
+
+def _kept(name: str) -> str:
+    """A name as a temporary one bears it: a long one loses its beginning."""
+    if len(os.fsencode(name)) <= _LONGEST:
+        return name
+    return f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}{name[-40:]}"
 
 
 @contextmanager
@@ -22,10 +67,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises:
         RunError: The disk refused (full, read-only, no permission).
+        ConfigError: A pipe or a device lies at `path`, which a file would take the place of.
     """
-    made = [folder for folder in path.absolute().parents if not folder.exists()]
-    temporary = path.with_name(f".{os.getpid()}.part.{path.name}")
+    made: list[Path] = []
+    temporary = temporary_for(path)
     try:
+        made += [folder for folder in path.absolute().parents if not folder.exists()]
+        require_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb") as written:
@@ -56,13 +104,14 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     Raises:
         RunError: The disk refused.
     """
-    temporary = folder.with_name(f".{os.getpid()}.part.{folder.name}")
+    temporary = temporary_for(folder)
     try:
         temporary.mkdir(parents=True)
         yield temporary
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
         _sync_folder(folder.parent)
+        remove_old_folders(folder)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError):
@@ -73,6 +122,18 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         raise
 
 
+def require_replaceable(path: Path) -> None:
+    """Refuse to put a file in the place of a pipe, a socket or a device.
+
+    Raises:
+        ConfigError: `path` is one; a link counts as what it leads to.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ConfigError(
+            f"{path}: is a pipe or a device, not a file.", "Name a file; it is made if need be."
+        )
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete what killed processes left half-written in a folder that nobody else writes to now.
 
@@ -80,6 +141,8 @@ def remove_leftovers(folder: Path) -> None:
         RunError: The disk refused.
     """
     for leftover in folder.glob(".*.part.*"):
+        if stands_for(leftover.name) is None:
+            continue
         try:
             leftover.unlink(missing_ok=True)
         except OSError as error:
@@ -87,6 +150,15 @@ def remove_leftovers(folder: Path) -> None:
                 f"{leftover}: cannot be removed ({error.strerror or error}).",
                 "Check the folder's permissions.",
             ) from error
+
+
+def remove_old_folders(folder: Path) -> None:
+    """Delete what processes that were killed long ago left of a folder that is whole now."""
+    for leftover in folder.parent.glob(".*.part.*"):
+        if is_leftover_of(leftover.name, [folder.name]):
+            with suppress(OSError):  # somebody else removed it
+                if leftover.stat().st_mtime < time.time() - LEFT_AFTER_S:
+                    shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -24,6 +24,7 @@ from sdseg_cli.errors import ConfigError
 from sdseg_cli.imaging.intensity import CT_WINDOW_HU, Normalisation
 from sdseg_cli.imaging.phantom import make_phantom
 from sdseg_cli.imaging.slices import SliceStack, to_stack
+from sdseg_cli.memory import available_bytes, largest_that_fits
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.arithmetic import gflop, matrix_rate, seconds_of
 from sdseg_cli.model.mask_decoder import MaskDecoder, build_mask_decoder
@@ -41,6 +42,8 @@ from sdseg_cli.training.runtime import choose_device, placed
 from sdseg_cli.training.sampling import predict_planes, shifted
 
 SIDE, ROUNDS, CPU = 256, 2, torch.device("cpu")
+SLICE_BYTES = 3 * 4 * SIDE**2 + 40 * SIDE**2
+"""Three colours, and the answers and masks of about ten ways."""
 """Ways are compared in turn, so often; the shortest time counts."""
 GLIBC_KEEPS = 32 * 2**20
 GPU_BATCHES = (1, 8, 32, 128)
@@ -130,6 +133,13 @@ def bench(
     if threads is not None and threads < 1:
         raise ConfigError(f"--threads is {threads}.", "Give at least 1.")
     own = choose_device(device)
+    most = largest_that_fits(lambda count: count * SLICE_BYTES, slices, available_bytes())
+    if most < slices:
+        raise ConfigError(
+            f"--slices {slices}: they take {slices * SLICE_BYTES / 1e9:.2f} GB of memory, more "
+            "than is free.",
+            f"It fits with --slices {most}; 8 are enough to compare ways.",
+        )
     with cores(threads):
         checkpoint = None if model is None else read_trained(model)
         networks, trained = _networks(model, checkpoint, preset_name, own)

@@ -6,10 +6,13 @@ that --help costs nothing.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -27,12 +30,15 @@ from sdseg_cli.commands.runs import runs
 from sdseg_cli.commands.stability import stability
 from sdseg_cli.commands.train import train
 from sdseg_cli.commands.weights import weights
-from sdseg_cli.console import show_error, show_help
+from sdseg_cli.console import guarded_streams, let_go_of_stdout, show_error, show_help
 from sdseg_cli.errors import ConfigError, RunError, SdsegError, near
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """typer carries its own click in newer versions; this is the right one in all."""
 
+HELP = frozenset({"--help", "-h", "--version"})
+LONGEST_SHOWN = 60
+"""Letters of a name that the system did not take."""
 INTERRUPTED = 130
 """128 and the number of SIGINT, as shells say it."""
 
@@ -74,7 +80,19 @@ def _root(
 
 def main() -> None:
     """The console script."""
-    raise SystemExit(run_command(sys.argv[1:]))
+    _occupy_closed()
+    code = run_command(sys.argv[1:])
+    let_go_of_stdout()
+    raise SystemExit(code)
+
+
+def _occupy_closed() -> None:
+    """Standard streams that were closed: no file that is opened may become one of them."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
 
 
 def run_command(arguments: Sequence[str]) -> int:
@@ -86,7 +104,10 @@ def run_command(arguments: Sequence[str]) -> int:
     """
     debug = "--debug" in arguments
     try:
-        code = app(list(arguments), standalone_mode=False)
+        with guarded_streams():
+            _require_working_folder(arguments)
+            code = app(list(arguments), standalone_mode=False)
+            sys.stdout.flush()
     except SdsegError as failure:
         return _failed(failure, debug)
     except UsageError as failure:
@@ -94,10 +115,7 @@ def run_command(arguments: Sequence[str]) -> int:
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED  # newer versions of typer return it themselves
     except Exception as failure:  # noqa: BLE001, the last handler
-        what = f"{type(failure).__name__}: {failure}" if str(failure) else type(failure).__name__
-        return _failed(
-            RunError(what, "This is a bug: add --debug and report what it shows."), debug
-        )
+        return _failed(_spoken(failure), debug)
     if code == INTERRUPTED:
         show_error(RunError("interrupted.", "Run the same command again; whole files stay."))
     return code if isinstance(code, int) else 0  # a command that found faults says so itself
@@ -120,8 +138,54 @@ def _misused(failure: Exception) -> ConfigError:
     return ConfigError(spoken, f"See {command} --help.")
 
 
+def _require_working_folder(arguments: Sequence[str]) -> None:
+    """Raises ConfigError where the current folder was deleted; help can do without."""
+    if not HELP & set(arguments):
+        try:
+            Path.cwd()
+        except OSError as gone:
+            raise ConfigError(
+                "the folder that this command runs in is not there any more.",
+                "Change to a folder that is: cd.",
+            ) from gone
+
+
+def _spoken(failure: Exception) -> SdsegError:
+    """What only the system, or no one, has a message for."""
+    what = f"{type(failure).__name__}: {failure}" if str(failure) else type(failure).__name__
+    if isinstance(failure, MemoryError):
+        detail = f" ({failure})" if str(failure) else ""
+        return RunError(
+            f"the memory that is free does not suffice{detail}.",
+            "Give a smaller --batch-size, end other programs, or take a machine with more memory.",
+        )
+    if isinstance(failure, OSError) and failure.errno is not None:
+        return _system_says(failure)
+    if isinstance(failure, ValueError) and "embedded null" in str(failure):
+        return ConfigError(
+            "a name holds a NUL character, which no file can have.", "Correct the name."
+        )
+    return RunError(what, "This is a bug: add --debug and report what it shows.")
+
+
+def _system_says(failure: OSError) -> SdsegError:
+    """An error of the system that nobody expected at this place."""
+    name = os.fsdecode(failure.filename) if isinstance(failure.filename, str | bytes) else ""
+    short = name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}..."
+    why = failure.strerror or type(failure).__name__
+    if failure.errno in (errno.ENAMETOOLONG, errno.EILSEQ, errno.ELOOP, errno.ENOTDIR):
+        return ConfigError(f"{short}: cannot be a file's name ({why}).", "Correct the name.")
+    if failure.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RunError(f"{short or 'the disk'}: cannot be written ({why}).", "Make room on it.")
+    return RunError(
+        f"{short or 'the system'}: {why}.",
+        "Check that it is there, its permissions, and the disk; --debug shows where it failed.",
+    )
+
+
 def _failed(failure: SdsegError, debug: bool) -> int:
-    if debug:
-        traceback.print_exc()
-    show_error(failure)
+    with guarded_streams():
+        if debug:
+            traceback.print_exc()
+        show_error(failure)
     return failure.exit_code

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from sdseg_cli.cohort_scan import Outcome, Task, Worker
+from sdseg_cli.cohort_scan import Outcome, Task, Worker, recorded
 from sdseg_cli.errors import ConfigError
 from sdseg_cli.imaging.scans import Scan
 from sdseg_cli.progress import Progress, silent
@@ -124,6 +124,7 @@ def predict_cohort(
     shard: Shard | None = None,
     engine: Engine = one_by_one,
     progress: Progress = silent,
+    named: bool = True,
 ) -> CohortReport:
     """Predict many scans.
 
@@ -135,10 +136,12 @@ def predict_cohort(
         shard: Which of them; all by default.
         engine: Who does it.
         progress: Told after each scan.
+        named: Somebody asked for this model. Else another process may have begun with another one.
 
     Raises:
         WeightsError: The model cannot be loaded.
-        ConfigError: There is no such device, or an option is wrong for all scans.
+        ConfigError: There is no such device, an option is wrong for all scans, or the masks are
+            made with another model.
         RunError: The disk refused.
     """
     task.check(scans)
@@ -148,6 +151,7 @@ def predict_cohort(
     bad = 0
     everything = {path for scan in scans for path in task.outputs(scan)}
     with ledger.in_use(everything), stop_signals() as stop:
+        first = ledger.keep_model(recorded(task.model), named=named)
         ledger.forget_lost([scan.mask for scan in scans])
         try:
             for outcome in engine(task, mine, stop):
@@ -155,6 +159,10 @@ def predict_cohort(
                 ledger.publish(at_once=False)
                 bad += outcome.row.status == FAILED
                 progress(len(outcomes), len(mine), f"scans, {bad} failed" if bad else "scans")
+        except BaseException:
+            if first and not outcomes:  # it could not be loaded
+                ledger.forget_model()
+            raise
         finally:
             if outcomes:
                 ledger.publish()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
@@ -13,8 +12,8 @@ from typing import Any
 
 from sdseg_cli.config import RunConfig
 from sdseg_cli.config_file import from_dict
-from sdseg_cli.errors import ConfigError, DataError, SdsegError
-from sdseg_cli.filenames import PACKAGE_FILE, is_picture, may_hold_dicom
+from sdseg_cli.errors import ConfigError, SdsegError
+from sdseg_cli.filenames import PACKAGE_FILE, as_path, as_text, is_picture, may_hold_dicom, storable
 from sdseg_cli.imaging.files import read_geometry
 from sdseg_cli.imaging.scan_state import size_and_time
 from sdseg_cli.imaging.scans import MASK_SUFFIXES, Scan
@@ -22,7 +21,7 @@ from sdseg_cli.model.tensor_files import file_sha256
 from sdseg_cli.predict import Predictor
 from sdseg_cli.predict_file import drawn_often, number_of_runs, predict_file
 from sdseg_cli.predict_outputs import require_dtype
-from sdseg_cli.report.ledger import DONE, FAILED, Ledger, Row
+from sdseg_cli.report.ledger import DONE, FAILED, Ledger, Model, Row
 from sdseg_cli.training.chosen_decoder import decoder_identity
 from sdseg_cli.training.package import is_package, read_description
 from sdseg_cli.training.run_folder import RunDir
@@ -52,9 +51,8 @@ class Task:
 
     def identity(self) -> str:
         """A hash of all that a mask depends on besides its scan: the model and the options."""
-        told = self.model / PACKAGE_FILE if is_package(self.model) else RunDir(self.model).best
         plain = {
-            "model": file_sha256(told),
+            "model": recorded(self.model).sha256,
             "predictor": {
                 k: v for k, v in self.predictor.items() if k not in SPEED_ONLY and v is not None
             },
@@ -99,6 +97,44 @@ class Task:
     def outputs(self, scan: Scan) -> list[Path]:
         """All files that are written for a scan."""
         return [self.mask(scan), *self.beside(scan).values()]
+
+
+def recorded(model: Path) -> Model:
+    """A run or package as a ledger records it.
+
+    Raises:
+        OSError: It is not there.
+    """
+    told = model / PACKAGE_FILE if is_package(model) else RunDir(model).best
+    return Model(as_text(model.absolute()), file_sha256(told))
+
+
+def model_of_before(output: Path) -> Path:
+    """What the masks of a folder are made with, which its ledger has recorded.
+
+    Raises:
+        ConfigError: It is gone or has changed, so that the masks would be of two kinds; or nothing
+            is recorded any more.
+    """
+    before = Ledger(output).model()
+    if before is None:
+        raise ConfigError(f"{output}: its ledger was removed.", "Run the same command again.")
+    model = as_path(before.model)
+    try:
+        now = recorded(model)
+    except (OSError, ValueError):
+        raise ConfigError(
+            f"{output}: its masks are made with {before.model}, which is not there any more.",
+            "Put it back, or name another with --run or --model: all masks are then made with "
+            "that; or give -o another folder.",
+        ) from None
+    if now.sha256 != before.sha256:
+        raise ConfigError(
+            f"{output}: its masks are made with {before.model}, whose weights have changed since.",
+            "Name it with --run or --model: all masks are then made again; or give -o another "
+            "folder.",
+        )
+    return model
 
 
 def trained_config(model: Path) -> RunConfig:
@@ -148,28 +184,28 @@ class Worker:
             RunError: The record cannot be written.
         """
         before = self.ledger.find(scan.mask)
-        names = row_names(self.task, scan)
-        if before is not None and self._holds(before, scan):
+        names, origin = row_names(self.task, scan), self._made_from(scan)
+        if before is not None and self._holds(before, origin, scan):
             row = replace(before, **names)
             if row != before:  # the folder was moved, or the scans were
                 self.ledger.write(scan.mask, row)
             return Outcome(scan, row, skipped=True)
         if self._predictor is None:
             self._predictor = Predictor(self.task.model, **self.task.predictor)
-        row = predict_one(self.task, scan, self._predictor, self._made_from(scan))
+        row = predict_one(self.task, scan, self._predictor, origin)
         self.ledger.write(scan.mask, row)
         return Outcome(scan, row)
 
     def _made_from(self, scan: Scan) -> dict[str, Any]:
         try:
             size, changed_ns = size_and_time(scan.path)
-        except OSError:  # it is gone; predicting it will say so
+        except Exception:  # noqa: BLE001, it is gone or odd; predicting it will say so
             size, changed_ns = -1, -1
         return {"task": self.identity, "scan_bytes": size, "scan_modified_ns": changed_ns}
 
-    def _holds(self, row: Row, scan: Scan) -> bool:
+    def _holds(self, row: Row, origin: Mapping[str, Any], scan: Scan) -> bool:
         """Whether predicting would give what is there: same origin, and files as recorded."""
-        if row.status != DONE or row.made_from != self._made_from(scan):
+        if row.status != DONE or row.made_from != origin:
             return False
         try:
             beside = {k: path.stat().st_size for k, path in self.task.beside(scan).items()}
@@ -179,7 +215,7 @@ class Worker:
             # A series' grid is spread over all its files, whose sizes and times were compared.
             is_series = may_hold_dicom(scan.path)
             return is_series or read_geometry(scan.path).same_grid(read_geometry(mask))
-        except (OSError, DataError):
+        except Exception:  # noqa: BLE001, then it is done again, and that says what is wrong
             return False
 
 
@@ -199,6 +235,7 @@ def predict_one(task: Task, scan: Scan, predictor: Predictor, made_from: Mapping
         report = predict_file(scan.path, mask, predictor, **task.options, **beside)
         sizes = {option: path.stat().st_size for option, path in beside.items()}
         sha256 = file_sha256(mask)
+        warnings = [finding.to_json() for finding in report.warnings]
     except Exception as error:  # noqa: BLE001, the other scans still have to be done
         return failed_row(names, said(error), time.monotonic() - started, made_from)
     return Row(
@@ -210,7 +247,7 @@ def predict_one(task: Task, scan: Scan, predictor: Predictor, made_from: Mapping
         sha256=sha256,
         made_from=made_from,
         beside=sizes,
-        warnings=[finding.to_json() for finding in report.warnings],
+        warnings=warnings,
         decoder=report.decoder,
     )
 
@@ -232,14 +269,15 @@ def said(error: Exception) -> str:
     """An error in one line: ours with its hint, any other with its type."""
     if isinstance(error, SdsegError):
         text = f"{error.message} {error.hint}"
+    elif isinstance(error, MemoryError):
+        text = f"MemoryError: the memory that is free did not suffice. {error}"
     else:
         text = f"{type(error).__name__}: {error}"
-    return " ".join(text.split())
+    return storable(" ".join(text.split()))
 
 
 def row_names(task: Task, scan: Scan) -> dict[str, Any]:
     """What a row is called: case, input and output."""
     paths = scan.case, scan.path.absolute(), task.mask(scan).absolute()
-    # A name need not be UTF-8; the table is.
-    texts = (os.fsencode(path).decode(errors="replace") for path in paths)
+    texts = (as_text(path) for path in paths)
     return dict(zip(("case", "input", "output"), texts, strict=True))

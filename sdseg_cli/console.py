@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -29,13 +30,99 @@ from rich.table import Table
 from rich.text import Text
 
 from sdseg_cli import progress as callback
-from sdseg_cli.errors import SdsegError
+from sdseg_cli.errors import RunError, SdsegError
+from sdseg_cli.filenames import storable
 from sdseg_cli.findings import Finding
 from sdseg_cli.live import TrainLines, TrainView
 
 SHOWN_WARNINGS = 3
 LOG_EVERY_S = 15.0
 """Without a terminal, progress is a plain line this often."""
+
+
+class _Stream:
+    """Standard output or error: what it cannot encode is written out, and a refusal is told.
+
+    Args:
+        stream: The system's; None where it was closed before the start.
+        lost: Called with what the system said when it takes no more; it may raise.
+    """
+
+    def __init__(self, stream: TextIO | None, lost: Callable[[str], None]) -> None:
+        self._stream, self._lost = stream, lost
+
+    def write(self, text: str) -> int:
+        if self._stream is None:
+            self._lost("it is closed")
+            return len(text)
+        try:
+            self._stream.write(text)
+        except UnicodeEncodeError:
+            coding = self._stream.encoding or "ascii"
+            plain = storable(text).encode(coding, "backslashreplace").decode(coding)
+            self._guarded(lambda: self._stream and self._stream.write(plain))
+        except (OSError, ValueError) as error:
+            self._lost(_reason(error))
+        return len(text)
+
+    def flush(self) -> None:
+        self._guarded(lambda: self._stream and self._stream.flush())
+
+    def isatty(self) -> bool:
+        return self._stream is not None and self._stream.isatty()
+
+    @property
+    def encoding(self) -> str:
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+    def _guarded(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except (OSError, ValueError) as error:
+            self._lost(_reason(error))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _reason(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error)).lower()
+
+
+def _stdout_lost(reason: str) -> None:
+    raise RunError(
+        f"standard output cannot be written to ({reason}).",
+        "The work up to there is done, its files are whole: send the output elsewhere.",
+    )
+
+
+def _nobody_to_tell(reason: str) -> None:
+    """What goes to stderr and is not taken cannot be complained about."""
+
+
+@contextmanager
+def guarded_streams() -> Iterator[None]:
+    """Within the block a full or closed standard output is a RunError when it is written to or
+    flushed; of standard error nobody could be told.
+    """
+    before = sys.stdout, sys.stderr
+    sys.stdout = _Stream(before[0], _stdout_lost)  # type: ignore[assignment]
+    sys.stderr = _Stream(before[1], _nobody_to_tell)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def let_go_of_stdout() -> None:
+    """Have the interpreter's end not try once more to write what was not taken."""
+    for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def show_error(failure: SdsegError) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -16,6 +17,55 @@ LEDGER_FOLDER = ".ledger"
 """In a folder of masks of many scans: what was done to each of them."""
 DICOM_SUFFIX = ".dcm"
 ZIP_SUFFIX = ".zip"
+
+
+def is_there(path: Path) -> bool:
+    """Whether something lies there; not under a name that the system takes none of."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, or with a NUL
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder lies there; not under a name that the system takes none of."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def real_path(path: Path) -> Path:
+    """A path without links; as it is where they lead in circles or it is no name."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError):
+        return path.absolute()
+
+
+def as_text(path: Path | str) -> str:
+    r"""A path as UTF-8 and JSON can hold it; `as_path` gives the very path again.
+
+    A name need not be UTF-8: its other bytes become `\xNN`. So that such a mark always stands for
+    a byte, the backslash of a name that itself holds one becomes `\x5c`.
+    """
+    marked = re.sub(r"\\(?=x[0-9a-f]{2})", r"\\x5c", os.fspath(path))
+    return storable(marked)
+
+
+def as_path(text: str) -> Path:
+    """The path that `as_text` wrote."""
+    parts = re.split(r"\\x([0-9a-f]{2})", text)
+    data = [bytes.fromhex(part) if k % 2 else os.fsencode(part) for k, part in enumerate(parts)]
+    return Path(os.fsdecode(b"".join(data)))
+
+
+def storable(text: str) -> str:
+    r"""Text with what is no character, such as half of one, as `\xNN` or `\uNNNN`."""
+    if text.isascii():
+        return text
+    byte = re.sub("[\udc80-\udcff]", lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", text)
+    return byte.encode("utf-8", "backslashreplace").decode()
 
 
 def suffix_of(path: Path) -> str | None:
@@ -58,5 +108,9 @@ def safe_id(text: str) -> str:
 def natural_key(text: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
     """A sorting key that puts "pt_2" before "pt_10" and ignores case first."""
     parts = (part for part in re.split(r"(\d+)", text) if part)
-    key = ((0, int(part), "") if part.isdecimal() else (1, 0, part.lower()) for part in parts)
+    # Python reads no number of thousands of digits.
+    key = (
+        (0, int(part), "") if part.isdecimal() and len(part) < 1000 else (1, 0, part.lower())
+        for part in parts
+    )
     return tuple(key), text

@@ -4,10 +4,13 @@ a cluster's job, whose limits (cgroups) the machine's own figures do not show.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 import psutil
+
+from sdseg_cli.errors import RunError
 
 _FILES = {
     "v2": ("memory.max", "memory.current", "inactive_file"),
@@ -16,6 +19,41 @@ _FILES = {
 """Of each version of cgroups: limit, use, and what of the use is the files' cache, given up on
 demand.
 """
+
+
+def largest_that_fits(bytes_of: Callable[[int], int], most: int, free: int) -> int:
+    """The largest count, from 1 to `most`, that takes no more than what is free; 0 if none.
+
+    Args:
+        bytes_of: What a count takes; more for more.
+        most: No larger one is looked for.
+        free: In bytes.
+    """
+    return bisect_right(range(1, most + 1), free, key=bytes_of)
+
+
+def require_batch_fits(bytes_of: Callable[[int], int], size: int, what: str = "predict") -> None:
+    """Refuse a batch before memory is taken for it.
+
+    Args:
+        bytes_of: About what a batch of a size takes.
+        size: Slices that are asked for.
+        what: What it is for.
+
+    Raises:
+        RunError: It does not fit; the hint names the largest that does.
+    """
+    need, free = bytes_of(size), available_bytes()
+    if need <= free:
+        return
+    fits = largest_that_fits(bytes_of, size, free)
+    raise RunError(
+        f"--batch-size {size}: to {what} with it takes {need / 1e9:.2f} GB of memory, and "
+        f"{free / 1e9:.2f} GB are free.",
+        f"It fits with --batch-size {fits}."
+        if fits
+        else "Not even one slice fits: end other programs, or take a machine with more memory.",
+    )
 
 
 def available_bytes() -> int:

@@ -27,6 +27,7 @@ from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation
 from sdseg_cli.imaging.picture import Picture
 from sdseg_cli.imaging.slices import CROPS, Restore, SliceStack, to_stack
 from sdseg_cli.imaging.volume import Volume
+from sdseg_cli.memory import require_batch_fits
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.progress import Progress, silent
 from sdseg_cli.training.chosen_decoder import choose_decoder
@@ -151,6 +152,11 @@ class Predictor:
             )
         return to_stack(volume, self.normalisation, size=self.size, crop=self.crop)
 
+    @property
+    def batch_size(self) -> int:
+        """Slices at a time, where a scan has as many."""
+        return self._inference.batch_size
+
     def batch_bytes(self, draws: int = 1, batch_size: int | None = None) -> int:
         """About what a batch takes of the machine's memory; see `Inference.batch_bytes`."""
         colours = 3 if self.data.get("modality") == PHOTOGRAPH else 1
@@ -176,7 +182,8 @@ class Predictor:
             Number of the first slice, and (n,256,256) float32 in [0,1].
 
         Raises:
-            RunError: A probability is no number, or a slice does not fit into the GPU's memory.
+            RunError: A probability is no number, a slice does not fit into the GPU's memory, or a
+                batch that was asked for not into the machine's.
         """
         yield from self._batches(predict_planes, stack, seed, sample, progress)
 
@@ -217,6 +224,10 @@ class Predictor:
         progress: Progress,
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         sample = sample or self.config.sample
+        draws = sample.samples if compute is predict_draws else 1
+        size = min(self.batch_size, len(stack))
+        if self._inference.is_asked_for:
+            require_batch_fits(lambda count: self.batch_bytes(draws, count), size)
         with closing(self._squares(stack)) as squares:
             for start, pixels in squares:
                 yield start, self._computed(compute, stack, start, pixels, seed, sample)

@@ -144,7 +144,11 @@ def predict_file(
     post = post or PostProcess()
     give_memory_back()  # so that it counts as free
     room = Room(
-        scan.name, outputs, lambda size: predictor.batch_bytes(runs or 1, size), draws=runs or 1
+        scan.name,
+        outputs,
+        lambda size: predictor.batch_bytes(runs or 1, size),
+        draws=runs or 1,
+        batch_size=predictor.batch_size,
     )
     volume = read_image(scan, series, room)
     outputs.check_scan(volume)

@@ -17,7 +17,7 @@ from sdseg_cli.errors import RunError
 from sdseg_cli.filenames import NIFTI_SUFFIXES, suffix_of
 from sdseg_cli.imaging.planes import Planes
 from sdseg_cli.imaging.volume import Geometry
-from sdseg_cli.memory import available_bytes
+from sdseg_cli.memory import available_bytes, largest_that_fits
 from sdseg_cli.predict_outputs import Outputs
 
 PREVIEW_BYTES = 150_000_000
@@ -112,12 +112,14 @@ class Room:
         outputs: What is written.
         batch_bytes: What a batch takes, by its size; by None as it is set.
         draws: Masks of a slice that are compared.
+        batch_size: As it is set; a scan of fewer slices has a smaller one. None: unknown.
     """
 
     name: str
     outputs: Outputs
     batch_bytes: Callable[[int | None], int]
     draws: int = 1
+    batch_size: int | None = None
 
     def __call__(self, geometry: Geometry, voxel_bytes: int) -> None:
         """Told of the scan before it is read.
@@ -125,14 +127,17 @@ class Room:
         Raises:
             RunError: It does not fit.
         """
-        set_batch = self.batch_bytes(None)
+        size = self.batch_size and min(self.batch_size, Planes.of(geometry).count)
+        set_batch = self.batch_bytes(size)
         need = need_of(self.outputs, geometry, voxel_bytes, set_batch, self.draws)
         free = available_bytes()
         if need.total <= free:
             return
         is_float = self.outputs.probability_dtype != "uint8"
+        left = free - (need.total - set_batch)
+        smaller = max(1, largest_that_fits(self.batch_bytes, size or 1, left))
         savings = {
-            "--batch-size 1": set_batch - self.batch_bytes(1),
+            f"--batch-size {smaller}": set_batch - self.batch_bytes(smaller),
             "outputs in .nii.gz": need.copies,
             "--prob-dtype uint8": need.probability * 3 // 4 if is_float else 0,
             "no --preview": need.preview,

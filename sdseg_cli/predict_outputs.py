@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sdseg_cli.atomic import replacing
+from sdseg_cli.atomic import replacing, require_replaceable
 from sdseg_cli.errors import ConfigError, DataError
-from sdseg_cli.filenames import is_picture
+from sdseg_cli.filenames import is_picture, real_path
 from sdseg_cli.imaging import dicom
 from sdseg_cli.imaging.files import (
     check_mask_writable,
@@ -53,7 +53,7 @@ class Outputs:
         for option, path in self.named.items():
             if path.exists() and scan.exists() and path.samefile(scan):
                 raise ConfigError(f"{path}: is the scan itself.", "Give each output another name.")
-            first = taken.setdefault(path.resolve(), option)
+            first = taken.setdefault(real_path(path), option)
             if first != option:
                 raise ConfigError(
                     f"{path}: is both {first} and {option}.", f"Give {option} another name."
@@ -157,5 +157,6 @@ def require_dtype(name: str) -> None:
 def _check_preview(path: Path) -> None:
     if path.is_dir():
         raise DataError(f"{path} is a folder.", "Name the file to write, such as preview.png.")
+    require_replaceable(path)
     if path.suffix.lower() != ".png":
         raise DataError(f"{path}: a preview is a PNG.", "End the name in .png.")

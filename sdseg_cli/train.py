@@ -7,6 +7,7 @@ run is the uninterrupted one, on a CPU to the last bit.
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import threading
@@ -28,7 +29,7 @@ from sdseg_cli.splits import open_split
 from sdseg_cli.train_pictures import TrainPictures
 from sdseg_cli.training.batches import PreparedSlices
 from sdseg_cli.training.distributed import ranks_of, training_together
-from sdseg_cli.training.fit_batch import fitting_batch_size
+from sdseg_cli.training.fit_batch import fitting_batch_size, require_batch_memory
 from sdseg_cli.training.initialise import step_zero
 from sdseg_cli.training.latents import MaskLatents, open_latents
 from sdseg_cli.training.mask_loss import decoder_to_train_through, keep_for_training
@@ -42,7 +43,7 @@ from sdseg_cli.training.runtime import (
     peak_gpu_bytes,
     stop_signals,
 )
-from sdseg_cli.training.steps import StepInputs, StepSource
+from sdseg_cli.training.steps import StepInputs, StepSource, default_workers
 from sdseg_cli.training.trainer import StepResult, Trainer
 
 Warn = Callable[[Finding], None]
@@ -142,6 +143,8 @@ def train(
         training_together(ranks, choose_device(device)) as own,
     ):
         slices, fixed = open_split(manifest, "train"), open_split(manifest, "val")
+        waiting = min(2 * (workers or default_workers()) + 1, config.train.steps)
+        require_batch_memory(config, math.prod(slices.batch([0]).image.shape), own, ranks, waiting)
         data = manifest.inference_settings()
         found = resumed(config, data, run)
         state = found.checkpoint if found else None

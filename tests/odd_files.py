@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -66,6 +67,20 @@ def weights(kind: torch.dtype) -> Build:
 
 def subfolder(name: str) -> Build:
     return lambda folder: (folder / name).mkdir(parents=True)
+
+
+def pipe(name: str) -> Build:
+    return lambda folder: os.mkfifo(folder / name)
+
+
+def link(name: str, target: str) -> Build:
+    return lambda folder: (folder / name).symlink_to(target)
+
+
+def latin_1(folder: Path) -> None:
+    """`scan.nii.gz` as the one scan of `in`, called in bytes that are no UTF-8."""
+    (folder / "in").mkdir()
+    shutil.copy(folder / "scan.nii.gz", folder / "in" / os.fsdecode(b"gr\xfcn.nii.gz"))
 
 
 def hu(shape: tuple[int, ...] = SMALL) -> np.ndarray:

@@ -59,6 +59,10 @@ def with_run(what: str, build: Build, command: str, says: str, code: int = 2) ->
 
 SCANS = [
     bad_scan("a scan that is not there", odd.nothing, "does not exist"),
+    bad_scan("a pipe called .nii.gz", odd.pipe("scan.nii.gz"), "is a pipe or a device"),
+    bad_scan("a link to a device", odd.link("scan.mha", "/dev/zero"), "is a pipe or a device", "scan.mha"),
+    bad_scan("a link that leads to itself", odd.link("scan.nii.gz", "scan.nii.gz"), "does not exist"),
+    Row("a list of scans in another coding", odd.content("list.txt", "scan.nii.gz\n".encode("utf-16")), "predict list.txt -o out", 2, "a NUL character in line 1"),
     bad_scan("a folder that is no scan", odd.subfolder("scan"), "scan", "scan"),
     bad_scan("a text file called .nii.gz", odd.text("scan.nii.gz"), "not a gzip file"),
     bad_scan("a text file called .nii", odd.text("scan.nii", "no scan\n" * 99), "not a NIfTI file", "scan.nii"),
@@ -102,6 +106,12 @@ OUTPUTS = [
     with_run("an output that is a folder", odd.scan(), "predict scan.nii.gz -o .", "is a folder"),
     with_run("an output of another kind", odd.scan(), "predict scan.nii.gz -o mask.docx", "cannot write this kind"),
     with_run("an output without a suffix", odd.scan(), "predict scan.nii.gz -o mask", "cannot write this kind"),
+    Row("a series and a mistyped suffix", odd.series(), "predict ct -o mask.nii.gzz", 2, ".gzz is no suffix of a mask"),
+    Row("a folder and a version as its masks' folder", odd.series(), "predict ct -o v1.2", 2, "there is no folder of this name"),
+    Row("a folder that is called as a mask is", odd.series(), "predict ct -o mask.nii.gz/", 2, "called as a mask is"),
+    with_run("a folder for one scan's mask", odd.scan(), "predict scan.nii.gz -o out/", "out/ is a folder"),
+    with_run("a folder for one scan's probability", odd.scan(), f"{PREDICT} --prob maps/", "maps/ is a folder"),
+    Row("a mistyped suffix of many scans' maps", odd.scan("in/a.nii.gz"), "predict in -o out --prob p.nii.gzz", 2, "--prob p.nii.gzz"),
     with_run("an output of two files", odd.scan(), "predict scan.nii.gz -o mask.mhd", "cannot write this kind"),
     with_run("the scan as its own output", odd.scan(), "predict scan.nii.gz -o scan.nii.gz", "is the scan itself"),
     with_run("the scan as its own output, by another path", odd.scan(), "predict scan.nii.gz -o home/../scan.nii.gz", "is the scan itself"),
@@ -110,6 +120,8 @@ OUTPUTS = [
     with_run("an unknown type of probability", odd.scan(), f"{PREDICT} --prob p.nii.gz --prob-dtype half", "half"),
     with_run("an output below a file", odd.together(odd.scan(), odd.text("notes")), "predict scan.nii.gz -o notes/mask.nii.gz", "cannot be written", 1),
     with_run("an output name of 300 letters", odd.scan(), f"predict scan.nii.gz -o {'m' * 300}.nii.gz", "cannot be a file name"),
+    with_run("a pipe as output", odd.together(odd.scan(), odd.pipe("m.nii.gz")), "predict scan.nii.gz -o m.nii.gz", "is a pipe or a device"),
+    with_run("a run's name of 300 letters", odd.scan(), f"{PREDICT} --run {'r' * 300}", "cannot be a file's name"),
     with_run("no slice at a time", odd.scan(), f"{PREDICT} --batch-size 0", "--batch-size is 0"),
     with_run("no reverse step", odd.scan(), f"{PREDICT} --steps 0", "--steps"),
     with_run("a device that is none", odd.scan(), f"{PREDICT} --device tpu", "tpu"),
@@ -226,6 +238,11 @@ SETS = [
 ]  # fmt: skip
 
 FINE = [
+    with_run("a run that learned next to nothing, taken by default", odd.together(odd.scan(), odd.text("home/runs/tiny/run/status.json", '{"state": "finished", "best": {"step": 4, "val_dice": 0.1}}')), PREDICT, "run-weak, tiny/run: validation Dice 0.100, below 0.3", 0),
+    with_run("scans named as nnU-Net names them", odd.scan("in/a_0000.nii.gz"), "predict in -o out", "masks are called without _0000", 0),
+    with_run("a folder of masks with a dot, ended by a slash", odd.scan("in/a.nii.gz"), "predict in -o v1.2/", "wrote v1.2/ledger.csv", 0),
+    with_run("a name that is no UTF-8 among many scans", odd.together(odd.scan(), odd.latin_1), "predict in -o out --json", "ledger", 0),
+    with_run("a batch larger than memory, for a scan of two slices", odd.scan(), f"{PREDICT} --batch-size 100000000", "wrote mask.nii.gz", 0),
     with_run("one slice", odd.scan(array=odd.hu((12, 10, 1))), PREDICT, "wrote mask.nii.gz", 0),
     with_run("a plane as NIfTI keeps one", odd.scan(array=odd.hu((12, 10))), PREDICT, "wrote mask.nii.gz", 0),
     with_run("a series of one volume", odd.scan(array=odd.hu((12, 10, 1, 1))), PREDICT, "wrote mask.nii.gz", 0),

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
 
-from sdseg_cli.atomic import remove_leftovers, replacing, replacing_folder
-from sdseg_cli.errors import RunError
+from sdseg_cli.atomic import (
+    LEFT_AFTER_S,
+    is_leftover_of,
+    remove_leftovers,
+    replacing,
+    replacing_folder,
+    stands_for,
+    temporary_for,
+)
+from sdseg_cli.errors import ConfigError, RunError
 
 
 def test_a_complete_file_replaces_the_old_one_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -71,3 +81,54 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) 
         (tmp_path / name).touch()
     remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "a.part.csv"]
+
+
+def test_a_process_of_the_same_number_has_other_temporary_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.getpid", lambda: 1)  # as in every container
+    names = {temporary_for(tmp_path / "mask.nii.gz").name for _ in range(20)}
+    assert len(names) == 20
+    assert {stands_for(name) for name in names} == {"mask.nii.gz"}
+    (tmp_path / ".1.part.maps").mkdir()  # of a version that had no other part
+    killed = temporary_for(tmp_path / "maps")
+    killed.mkdir()
+    (killed / "half").write_text("half")
+    with replacing_folder(tmp_path / "maps") as temporary:
+        (temporary / "new").write_text("new")
+    assert [path.name for path in (tmp_path / "maps").iterdir()] == ["new"]
+    assert killed.exists(), "it may be in work on another machine"
+    os.utime(killed, (time.time() - LEFT_AFTER_S - 60,) * 2)
+    with replacing_folder(tmp_path / "maps"):
+        pass
+    assert not killed.exists()
+
+
+def test_what_a_temporary_name_stands_for_is_known() -> None:
+    assert stands_for(".12.part.ct.nii.gz") == "ct.nii.gz"
+    assert stands_for(".12.part..12.part.ct.nii.gz") == "ct.nii.gz", "of older versions"
+    assert stands_for(".12-0badcafe.part.ct.nii.gz") == "ct.nii.gz"
+    for other in (".ct.nii.gz", "a.part.csv", ".x.part.csv", "12.part.csv", ".lock"):
+        assert stands_for(other) is None
+    inner = temporary_for(temporary_for(Path("ct.nii.gz")))
+    assert inner.name.count(".part.") == 1
+
+
+@pytest.mark.parametrize("letter", ["m", "\u00df", "\U0001f642"])
+def test_the_longest_name_a_system_takes_can_be_written(tmp_path: Path, letter: str) -> None:
+    name = letter * (248 // len(letter.encode())) + ".nii.gz"
+    with replacing(tmp_path / name) as outer, replacing(outer) as temporary:
+        assert temporary.name.endswith(".nii.gz")
+        assert is_leftover_of(temporary.name, [name])
+        temporary.write_text("whole")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.nii.gz")
+    with (
+        pytest.raises(ConfigError, match="is a pipe or a device"),
+        replacing(tmp_path / "pipe.nii.gz") as temporary,
+    ):
+        temporary.write_text("never")
+    assert (tmp_path / "pipe.nii.gz").is_fifo()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -525,3 +528,148 @@ def test_a_damaged_entry_of_the_store_is_listed_as_such(
     assert run_command(["weights", "list"]) == 0
     out, err = capsys.readouterr()
     assert "damaged" in out and "kl-f8.json: damaged description of weights." in err
+
+
+class Full:
+    """A stream that takes nothing."""
+
+    encoding = "utf-8"
+
+    def __init__(self, error: OSError) -> None:
+        self.error = error
+
+    def write(self, text: str) -> int:
+        raise self.error
+
+    def flush(self) -> None:
+        """There is nothing in it."""
+
+    def isatty(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("stdout", "why"),
+    [
+        (Full(OSError(errno.ENOSPC, "No space left on device")), "no space left on device"),
+        (Full(BrokenPipeError(errno.EPIPE, "Broken pipe")), "broken pipe"),
+        (Full(OSError(errno.EIO, "Input/output error")), "input/output error"),
+        (None, "it is closed"),
+    ],
+)
+@pytest.mark.parametrize("arguments", [["runs"], ["runs", "--json"], ["--version"], ["-h"]])
+def test_an_output_that_takes_nothing_is_one_line(
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    stdout: Full | None,
+    why: str,
+    arguments: list[str],
+) -> None:
+    monkeypatch.setattr("sys.stdout", stdout)
+    assert run_command(arguments) == 1
+    monkeypatch.undo()
+    error, hint = [x for x in capsys.readouterr().err.splitlines() if "no run yet" not in x]
+    assert error == f"Error: standard output cannot be written to ({why})."
+    assert hint.startswith("Hint: ")
+
+
+@pytest.mark.parametrize("stderr", [None, Full(OSError(errno.ENOSPC, "full"))])
+def test_where_nobody_hears_of_errors_the_exit_code_stays(
+    home: Path, monkeypatch: pytest.MonkeyPatch, stderr: Full | None
+) -> None:
+    monkeypatch.setattr("sys.stderr", stderr)
+    assert run_command(["runs"]) == 0
+    assert run_command(["predict", "no.nii.gz", "-o", "m.nii.gz"]) == 2
+
+
+def test_what_a_terminal_cannot_show_is_written_out(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stderr", shown)
+    assert run_command(["predict", os.fsdecode(b"g\xfc \xc3\x9f.nii.gz"), "-o", "m.nii.gz"]) == 2
+    monkeypatch.undo()
+    shown.flush()
+    assert b"Error: g\\xfc \\xdf.nii.gz does not exist." in shown.buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (MemoryError(), 1, "the memory that is free does not suffice."),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "n" * 300),
+            2,
+            "cannot be a file's name",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "the disk: cannot be written"),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), 1, "x: Permission denied."),
+        (ValueError("embedded null byte"), 2, "holds a NUL character"),
+    ],
+)
+def test_what_the_system_says_is_one_line_and_no_bug(
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    raised: Exception,
+    code: int,
+    said: str,
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("sdseg_cli.runs.list_runs", failing)
+    assert run_command(["runs"]) == code
+    error, hint = capsys.readouterr().err.splitlines()
+    assert said in error and len(error) < 200
+    assert "is a bug" not in hint
+
+
+def test_a_folder_that_was_deleted_under_the_command_is_named(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "gone").mkdir()
+    os.chdir(home / "gone")
+    (home / "gone").rmdir()
+    assert run_command(["runs"]) == 2
+    assert "is not there any more" in capsys.readouterr().err
+    assert run_command(["--version"]) == 0
+    os.chdir(home)
+
+
+LONG = "n" * 300
+LONG_NAMES = (
+    ["predict", LONG, "-o", "m"],
+    ["predict", f"{LONG}.nii.gz", "-o", "m.nii.gz"],
+    ["predict", "scan.nii.gz", "-o", f"{LONG}/m.nii.gz"],
+    ["predict", "scan.nii.gz", "-o", "m.nii.gz", "--model", LONG],
+    ["evaluate", "--run", LONG],
+    ["check", LONG],
+    ["prepare", LONG],
+    ["train", "--dataset", LONG],
+    ["train", "--dataset", "x", "--config", LONG],
+    ["weights", "add", LONG],
+    ["compare", LONG, f"{LONG}2"],
+)
+
+
+@pytest.mark.parametrize("arguments", LONG_NAMES, ids=lambda words: " ".join(words)[:30])
+def test_a_name_of_300_letters_is_a_line_and_no_bug(
+    home: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert run_command(arguments) == 2
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error.startswith("Error: ") and "is a bug" not in hint
+
+
+@pytest.mark.parametrize("name", ["p.nii.gz", "p.nii", "p.mha", "p.nrrd", "p.zip", "p.dcm", "p"])
+def test_a_pipe_is_not_waited_for(
+    home: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    os.mkfifo(home / name)
+    assert run_command(["predict", name, "-o", "m.nii.gz"]) == 2
+    assert f"{name}: is a pipe or a device" in capsys.readouterr().err
+    (home / "zero.nii.gz").symlink_to("/dev/zero")
+    assert run_command(["predict", "zero.nii.gz", "-o", "m.nii.gz"]) == 2
+    assert "is a pipe or a device" in capsys.readouterr().err

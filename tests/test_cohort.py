@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -12,11 +13,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from sdseg_cli import cohort_scan
 from sdseg_cli.cohort import CohortReport, Shard, predict_cohort
 from sdseg_cli.cohort_scan import Task, Worker, said
 from sdseg_cli.errors import ConfigError, DataError, WeightsError
+from sdseg_cli.filenames import as_path
 from sdseg_cli.imaging.scans import Scan, find_scans
 from sdseg_cli.predict_file import PredictReport
+from sdseg_cli.report.ledger import Ledger
 from sdseg_cli.training.distributed import Ranks
 from tests.cohort_cases import AFFINE, BAD, GOOD, StandIn, stand_in, table, task
 from tests.dicom_files import write_series
@@ -174,10 +178,105 @@ def test_any_trouble_with_a_scan_is_its_row(task: Task, stand_in: StandIn) -> No
     }
     run(task)
     errors = {case: row["error"] for case, row in rows(task).items()}
-    assert errors["pt_1/ct"] == "MemoryError:"
+    assert errors["pt_1/ct"] == "MemoryError: the memory that is free did not suffice."
     assert errors["pt_2/ct"] == "RuntimeError: CUDA out of memory"
     assert errors["pt_10/ct"] == "ZeroDivisionError: a bug"
     assert said(DataError("a: damaged.", "Copy it again.")) == "a: damaged. Copy it again."
+
+
+LATIN_1 = os.fsdecode(b"pt_\xfc")
+"""A folder's name in bytes that are no UTF-8."""
+
+
+def test_names_that_are_no_utf8_are_rows_like_any_other(task: Task, stand_in: StandIn) -> None:
+    scans = task.output.parent / "in"
+    (scans / "pt_1").rename(scans / LATIN_1)
+    (scans / "pt_2").rename(scans / r"pt_\xfc")  # a backslash and letters: another name
+    (scans / BAD).rename(scans / os.fsdecode(b"bad\xff"))
+    first, again = run(task), run(task)
+    assert (first.done, len(first.failed)) == (3, 1)
+    assert (again.done, len(again.failed), again.skipped) == (0, 1, 3)
+    table = rows(task)
+    assert sorted(table) == [r"bad\xff/ct", "pt_10/ct", r"pt_\x5cxfc/ct", r"pt_\xfc/ct"]
+    assert r"in/bad\xff/ct.nii.gz: not a gzip file" in table[r"bad\xff/ct"]["error"]
+    for case, name in ((r"pt_\xfc/ct", LATIN_1), (r"pt_\x5cxfc/ct", r"pt_\xfc")):
+        assert as_path(table[case]["input"]) == scans / name / "ct.nii.gz"
+        assert as_path(table[case]["output"]) == task.output / name / "ct.nii.gz"
+        assert as_path(table[case]["output"]).is_file()
+
+
+@pytest.mark.parametrize("looks", ["size_and_time", "read_geometry", "file_sha256"])
+def test_trouble_with_looking_at_what_is_there_ends_no_cohort(
+    task: Task, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, looks: str
+) -> None:
+    run(task)
+    whole = getattr(cohort_scan, looks)
+
+    def fails(path: Path, *rest: object) -> object:
+        if path.parent.name == "pt_1":
+            raise ValueError("Invalid name ''")
+        return whole(path, *rest)
+
+    monkeypatch.setattr(f"sdseg_cli.cohort_scan.{looks}", fails)
+    report = run(task)
+    assert report.done + len(report.failed) + report.skipped == 4
+    assert len(rows(task)) == 4
+
+
+RECORDS = {
+    "cut short": b'{"case": "pt_1/ct", "input',
+    "no JSON": b"\x00\x01",
+    "no UTF-8": b'{"case": "\xff"}',
+    "a list": b"[]",
+    "nested too deep": b"[" * 100_000,
+    "a number too long": b'{"seconds": ' + b"9" * 5000 + b"}",
+    "a number beyond all floats": b'{"status": "done", "seconds": ' + b"9" * 400 + b"}",
+    "another version's": b'{"case": "pt_1/ct", "colour": "red"}',
+    "empty": b"",
+}
+WRONG_VALUES = {
+    "case": 5,
+    "input": None,
+    "status": "perhaps",
+    "seconds": "soon",
+    "slices": [1],
+    "foreground_voxels": 1.5,
+    "sha256": 0,
+    "error": {},
+    "made_from": [],
+    "beside": {"probability": "big"},
+    "warnings": [{"code": "odd"}],
+    "decoder": 1,
+}
+
+
+@pytest.mark.parametrize("fault", [*RECORDS, *WRONG_VALUES])
+def test_a_damaged_record_is_its_scan_done_again(task: Task, stand_in: StandIn, fault: str) -> None:
+    run(task)
+    ledger = Ledger(task.output)
+    record = ledger._record(Path("pt_1/ct.nii.gz"))
+    if fault in RECORDS:
+        record.write_bytes(RECORDS[fault])
+    else:
+        values = json.loads(record.read_text(encoding="utf-8"))
+        record.write_text(json.dumps({**values, fault: WRONG_VALUES[fault]}))
+    stand_in.predicted.clear()
+    report = run(task)
+    assert (report.done, len(report.failed), report.skipped) == (1, 1, 2)
+    assert stand_in.predicted == ["pt_1", BAD]
+    assert [row["status"] for row in rows(task).values()] == ["done", "done", "failed", "done"]
+
+
+def test_a_record_that_is_no_file_or_a_strangers_ends_no_cohort(
+    task: Task, stand_in: StandIn
+) -> None:
+    run(task)
+    os.mkfifo(task.output / ".ledger" / "pipe.json")
+    (task.output / ".ledger" / "folder.json").mkdir()
+    strange = {"case": "9" * 5000, "input": "/in/\x00", "output": "n" * 5000, "status": "failed"}
+    (task.output / ".ledger" / "stranger.json").write_text(json.dumps(strange))
+    assert run(task).skipped == 3
+    assert len(rows(task)) == 4, "a failure of a scan that is nowhere is forgotten"
 
 
 def test_trouble_with_the_model_is_nobodys_row(

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sdseg_cli.memory import available_bytes, cgroup_rooms
+import pytest
+
+from sdseg_cli.errors import RunError
+from sdseg_cli.memory import (
+    available_bytes,
+    cgroup_rooms,
+    largest_that_fits,
+    require_batch_fits,
+)
 
 MB = 1 << 20
 
@@ -56,3 +64,25 @@ def test_without_groups_nothing_is_limited(tmp_path: Path) -> None:
 
 def test_this_process_has_something_left() -> None:
     assert available_bytes() > MB
+
+
+def test_the_largest_batch_that_fits_is_found() -> None:
+    assert largest_that_fits(lambda size: 100 + 7 * size, 10**12, 1000) == 128  # 100 + 896
+    assert largest_that_fits(lambda size: size, 5, 1000) == 5
+    assert largest_that_fits(lambda size: 2000 + size, 5, 1000) == 0
+
+
+def test_a_batch_that_does_not_fit_is_refused_with_the_one_that_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sdseg_cli.memory.available_bytes", lambda: 5_000_000_000)
+    require_batch_fits(lambda size: size * 10**9, 5)
+    with pytest.raises(RunError) as refused:
+        require_batch_fits(lambda size: size * 10**9, 100, "train")
+    assert refused.value.message == (
+        "--batch-size 100: to train with it takes 100.00 GB of memory, and 5.00 GB are free."
+    )
+    assert refused.value.hint == "It fits with --batch-size 5."
+    with pytest.raises(RunError) as refused:
+        require_batch_fits(lambda size: size * 10**10, 1)
+    assert refused.value.hint.startswith("Not even one slice fits")

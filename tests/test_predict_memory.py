@@ -95,6 +95,21 @@ def test_what_helps_depends_on_how_much_is_missing(
     assert refused(room, free, monkeypatch).hint.startswith(hint)
 
 
+def test_a_batch_counts_no_more_slices_than_the_scan_has_and_the_hint_names_what_fits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def bytes_of(size: int | None) -> int:
+        return (size or 0) * 1_000_000
+
+    room = Room("ct.nii.gz", Outputs(NII), bytes_of, batch_size=10**9)
+    # 2 GB of scan, 1 of mask, 0.026 of a slice's pixels: 0.974 GB are left for 1 MB a slice, and
+    # the scan has 1000.
+    error = refused(room, 4_000_000_000, monkeypatch)
+    assert "batch 1.03" in error.message
+    assert error.hint == "It fits with --batch-size 974."
+    Room("ct", Outputs(NII), bytes_of, batch_size=10**9)(GRID, 2)  # five slices
+
+
 def test_what_just_fits_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sdseg_cli.predict_memory.available_bytes", lambda: 13_400)
     Room("ct", Outputs(NII), lambda _: 0)(GRID, 2)  # 2000 + 1000 + 9600 + 800

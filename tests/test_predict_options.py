@@ -37,6 +37,8 @@ class Given:
         self.normalisation = Normalisation("window", *window)
         self.asked: list[SampleConfig] = []
 
+    batch_size = None
+
     def batch_bytes(self, draws: int, batch_size: int | None) -> int:
         return 0
 

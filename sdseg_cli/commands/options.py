@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,10 +16,13 @@ from sdseg_cli.config import SampleConfig
 from sdseg_cli.console import Output
 from sdseg_cli.errors import ConfigError
 from sdseg_cli.filenames import PACKAGE_FILE
+from sdseg_cli.findings import WARNING, Finding
 
 if TYPE_CHECKING:
     from sdseg_cli.training.run_folder import RunDir
 
+WEAK_DICE = 0.3
+"""A validation Dice below which a run is not used without a warning."""
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -118,21 +122,42 @@ def say_next(output: Output, command: str) -> None:
 
 
 def open_run(run: str | None, output: Output) -> RunDir:
-    """The run to predict with; says which, and how good it was, where nobody named one.
+    """The run to predict with; where nobody named one says which, why, and how good it was.
 
     Raises:
         ConfigError: There is no such run, or none yet.
     """
-    from sdseg_cli.training.run_folder import find_run
+    from sdseg_cli.training.run_folder import default_runs, find_run
 
     found = find_run(workspace(), run)
-    best = found.status().get("best", {})
+    dice, step = found.best_validation()
     if run is None:
-        dice, step = number(best.get("val_dice")), best.get("step")
-        output.say(f"using run {found.path}: validation Dice {dice} at step {step}")
-    if best.get("val_dice") == 0:
+        why = _why_taken(found, default_runs(workspace()))
+        output.say(f"using run {found.path}{why}: validation Dice {number(dice)} at step {step}")
+        output.warn(weak_run(found))
+    if dice == 0:
         output.say("this run found nothing on its validation cases: expect nothing of it")
     return found
+
+
+def _why_taken(taken: RunDir, runs: Sequence[RunDir]) -> str:
+    """Why this one of several data sets' runs; nothing where there is one data set."""
+    sets = sorted({run.path.parent.name for run in runs})
+    if len(sets) < 2:
+        return ""
+    what = "newest finished" if taken.is_finished else "newest, for none is finished,"
+    return f", the {what} of {len(runs)} runs of {len(sets)} data sets ({', '.join(sets)}; --run)"
+
+
+def weak_run(run: RunDir) -> tuple[Finding, ...]:
+    """A warning about a run that nobody named, where its masks are hardly worth having."""
+    dice, _ = run.best_validation()
+    if dice is None or dice >= WEAK_DICE:
+        return ()
+    name = f"{run.path.parent.name}/{run.path.name}"
+    measured = f"validation Dice {number(dice)}, below {WEAK_DICE:g}, and it is taken by default"
+    fix = "Name a better one with --run (sdseg runs lists them), or train longer."
+    return (Finding("run-weak", WARNING, name, measured, fix),)
 
 
 def check_model(run: str | None, model: Path | None) -> None:

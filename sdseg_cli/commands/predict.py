@@ -28,6 +28,7 @@ from sdseg_cli.commands.options import (
     one_input,
     open_run,
     sampling,
+    weak_run,
 )
 from sdseg_cli.commands.predict_cohort import (
     EngineName,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
 def predict(
     mask: Annotated[
-        Path, typer.Option("--output", "-o", help="The mask to write; of many, their folder.")
+        str, typer.Option("--output", "-o", help="The mask to write; of many, their folder.")
     ],
     scan: Annotated[
         Path | None,
@@ -63,10 +64,10 @@ def predict(
     model: Annotated[
         Path | None, typer.Option(help="A package of `sdseg weights export`, instead of a run.")
     ] = None,
-    prob: Annotated[Path | None, typer.Option(help="Also write the probability map.")] = None,
+    prob: Annotated[str | None, typer.Option(help="Also write the probability map.")] = None,
     prob_dtype: Annotated[str, typer.Option(help="uint8 (steps of 1/255) or float32.")] = "uint8",
     preview: Annotated[
-        Path | None, typer.Option(help="Also draw the mask on its scan, a PNG.")
+        str | None, typer.Option(help="Also draw the mask on its scan, a PNG.")
     ] = None,
     threshold: Annotated[
         float, typer.Option(help="Foreground is what has a probability above this.")
@@ -97,7 +98,7 @@ def predict(
         ),
     ] = None,
     uncertainty: Annotated[
-        Path | None, typer.Option(help="Also write where K draws (default 5) disagree.")
+        str | None, typer.Option(help="Also write where K draws (default 5) disagree.")
     ] = None,
     decoder: Decoder = "auto",
     crop: Annotated[
@@ -120,11 +121,15 @@ def predict(
     source = one_input(scan, input_path, "SCAN")
     _check_options(run, model, samples, runs, deterministic and (runs or uncertainty) is not None)
     from sdseg_cli.imaging.postprocess import PostProcess
-    from sdseg_cli.imaging.scans import is_many
+    from sdseg_cli.imaging.scans import is_many, require_file_name, require_folder_name
 
     output = Output(as_json=as_json, quiet=quiet)
     spread = Spread(shard, engine, workers, ray_address)
     many = is_many(source, mask)
+    named = {"-o": mask, "--prob": prob, "--uncertainty": uncertainty, "--preview": preview}
+    for option, name in named.items():
+        if name is not None:
+            (require_folder_name if many else require_file_name)(option, name)
     if not many:
         spread.refuse_for_one_scan()
     do = predict_cohort if many else _predict_one
@@ -137,9 +142,10 @@ def predict(
 
     do(
         source,
-        mask,
+        Path(mask),
         output,
         model=lambda: open_run(run, output).path if model is None else model,
+        named=(run, model) != (None, None),
         predictor={
             "device": device,
             "decoder": decoder,
@@ -155,7 +161,11 @@ def predict(
             "runs": runs,
             "probability_dtype": prob_dtype,
         },
-        files={"probability": prob, "uncertainty": uncertainty, "preview": preview},
+        files={
+            "probability": _path(prob),
+            "uncertainty": _path(uncertainty),
+            "preview": _path(preview),
+        },
         sample=sample,
         spread=spread,
     )
@@ -167,6 +177,7 @@ def _predict_one(
     output: Output,
     *,
     model: Callable[[], Path],
+    named: bool,
     predictor: Mapping[str, Any],
     options: Mapping[str, Any],
     files: Mapping[str, Any],
@@ -183,6 +194,7 @@ def _predict_one(
 
     from sdseg_cli.predict import Predictor
     from sdseg_cli.predict_file import predict_file
+    from sdseg_cli.training.run_folder import RunDir
 
     trained = model()
     with output.progress() as progress:
@@ -197,13 +209,20 @@ def _predict_one(
             progress=progress,
         )
     output.warn(report.warnings)
+    values = report.to_json()
+    if not named:
+        values["warnings"] += [finding.to_json() for finding in weak_run(RunDir(trained))]
     output.result(
-        report.to_json(),
+        values,
         title=f"segmented {scan.name}",
         columns=("", "value"),
         rows=_rows(report),
         files=report.files,
     )
+
+
+def _path(name: str | None) -> Path | None:
+    return None if name is None else Path(name)
 
 
 def _check_options(

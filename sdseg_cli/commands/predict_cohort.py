@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sdseg_cli.commands.options import weak_run
 from sdseg_cli.console import Output
 from sdseg_cli.errors import CohortError, ConfigError
 from sdseg_cli.findings import Finding
@@ -73,6 +74,7 @@ def predict_cohort(
     output: Output,
     *,
     model: Callable[[], Path],
+    named: bool,
     spread: Spread,
     predictor: Mapping[str, Any],
     options: Mapping[str, Any],
@@ -86,6 +88,7 @@ def predict_cohort(
         folder: Of the masks.
         output: How to talk.
         model: Gives the run or package, once the scans are known to be there.
+        named: Somebody asked for this one; else what made the masks that are there makes the rest.
         spread: Over what.
         predictor: Keyword arguments of `Predictor`.
         options: Keyword arguments of `predict_file` that are the same for all scans.
@@ -97,17 +100,30 @@ def predict_cohort(
         SdsegError: Nothing was begun, or nothing could be gone on with.
     """
     from sdseg_cli.imaging.scans import find_scans
+    from sdseg_cli.report.ledger import Ledger
 
     folders = {option: path for option, path in files.items() if path is not None}
     found = find_scans(source, folder, folders)
-    trained = model()
+    goes_on = not named and Ledger(folder).model() is not None
+    trained = folder if goes_on else model()  # which is found before torch takes its seconds
 
     from sdseg_cli.cohort import Shard, leave_together, predict_cohort, take_own_gpu
-    from sdseg_cli.cohort_scan import Task, trained_config
+    from sdseg_cli.cohort_scan import Task, model_of_before, trained_config
     from sdseg_cli.training.distributed import ranks_of
+    from sdseg_cli.training.run_folder import RunDir
 
+    if goes_on:
+        trained = model_of_before(folder)
+        output.say(f"going on with {trained}, which the masks in {folder} are made with")
     for suffix, count in sorted(found.passed_over.items()):
         output.say(f"passed over {count} of {suffix}, which is no kind of scan this tool reads")
+    if found.channels == 1:
+        output.say("scans are named as nnU-Net names them: masks are called without _0000")
+    elif found.channels:
+        output.say(
+            f"scans are named as {found.channels} channels of nnU-Net's cases; a run reads one "
+            "image, so each is predicted by itself. For one channel give a list of its files."
+        )
     ranks = ranks_of(os.environ)
     shard = (Shard() if spread.shard is None else Shard.parse(spread.shard)).among(ranks)
     engine = spread.make_engine()
@@ -118,21 +134,24 @@ def predict_cohort(
         # Ray's own messages go to stdout, which is for the result.
         with output.progress() as progress, redirect_stdout(sys.stderr):
             report = predict_cohort(
-                found.scans, task, shard=shard, engine=engine, progress=progress
+                found.scans, task, shard=shard, engine=engine, progress=progress, named=named
             )
     finally:
         leave_together(os.environ)
-    _show(report, shard, output)
+    weak = () if named else weak_run(RunDir(trained))
+    _show(report, shard, output, weak)
 
 
-def _show(report: CohortReport, shard: Shard, output: Output) -> None:
+def _show(report: CohortReport, shard: Shard, output: Output, weak: Sequence[Finding]) -> None:
     output.warn([Finding(**warning) for warning in report.warnings])
     for row in report.failed:
         output.say(f"failed {row.case}: {row.error}")
     per_scan = report.seconds_per_scan
     part = f", shard {shard.index}/{shard.count}" if shard.count > 1 else ""
+    values = report.to_json()
+    values["warnings"] += [finding.to_json() for finding in weak]
     output.result(
-        report.to_json(),
+        values,
         title=f"segmented {report.done} scans{part}",
         columns=("scans", ""),
         rows=[

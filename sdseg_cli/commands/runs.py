@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from sdseg_cli.commands.options import Debug, Json, Quiet, number, workspace
+from sdseg_cli.commands.options import WEAK_DICE, Debug, Json, Quiet, number, workspace
 from sdseg_cli.console import Output
 
 if TYPE_CHECKING:
@@ -28,8 +28,11 @@ def runs(as_json: Json = False, quiet: Quiet = False, debug: Debug = False) -> N
     )
     if not found:
         output.say("no run yet: sdseg train --dataset NAME, or set SDSEG_HOME to your workspace.")
-    elif any(run.default for run in found):
-        output.say("* is what predict, evaluate and stability take without --run.")
+    for run in found:
+        if run.default:
+            weak = run.best_dice is not None and run.best_dice < WEAK_DICE
+            but = f"; its Dice is below {WEAK_DICE:g}: name a better one" if weak else ""
+            output.say(f"* is what predict, evaluate and stability take without --run{but}.")
 
 
 def _row(run: RunSummary, now: datetime) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sdseg_cli.atomic import require_replaceable
 from sdseg_cli.errors import ConfigError, DataError
 from sdseg_cli.filenames import (
     DICOM_SUFFIX,
@@ -187,10 +188,12 @@ def check_writable(path: Path, like: Volume | Path | None = None) -> None:
 
     Raises:
         DataError: The name is a folder or has a suffix that cannot be written for this scan.
-        ConfigError: A DICOM SEG is asked for, and highdicom is not installed.
+        ConfigError: A DICOM SEG is asked for, and highdicom is not installed; or a pipe or a device
+            lies there.
     """
     if _is_folder(path):
         raise DataError(f"{path} is a folder.", "Name the file to write, such as mask.nii.gz.")
+    require_replaceable(path)
     of_picture = is_picture(like) if isinstance(like, Path) else isinstance(like, Picture)
     if path.suffix.lower() == DICOM_SUFFIX and not of_picture:
         dicom_seg.check_writable(path, like.source if isinstance(like, Volume) else like)
@@ -262,6 +265,12 @@ def check_readable(path: Path, series: str | None = None) -> str:
         raise DataError(
             f"{path} does not exist.", "Check the path; scans end in .nii or .nii.gz.", "missing"
         )
+    if not (path.is_file() or path.is_dir()):
+        raise DataError(
+            f"{path}: is a pipe or a device, not a file.",
+            "Write what it gives to a file, and give that.",
+            "kind",
+        )
     if may_hold_dicom(path):
         return DICOM_SUFFIX
     suffix = suffix_of(path)
@@ -285,8 +294,9 @@ def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
     except OSError as error:  # the system takes no such name, for example one of 300 letters
+        long = max((part for part in path.parts), key=len)
         raise DataError(
-            f"{path.name[:20]}...: cannot be a file name ({error.strerror}).", "Give a shorter one."
+            f"{long[:20]}...: cannot be a file name ({error.strerror}).", "Give a shorter one."
         ) from error
 
 

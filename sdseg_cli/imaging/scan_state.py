@@ -35,7 +35,7 @@ def _files(path: Path) -> Iterator[Path]:
         yield from (file for file in path.parent.iterdir() if _may_be_of_series(file, path.parent))
     else:
         yield path
-        if suffix_of(path) in METAIMAGE_SUFFIXES:
+        if suffix_of(path) in METAIMAGE_SUFFIXES and path.is_file():  # a pipe would be waited for
             yield from _voxels_elsewhere(path)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,8 +19,11 @@ from sdseg_cli.filenames import (
     VOLUME_SUFFIXES,
     ZIP_SUFFIX,
     is_dicom_file,
+    is_folder,
     is_picture,
+    is_there,
     natural_key,
+    real_path,
     stem_of,
     suffix_of,
 )
@@ -28,7 +33,14 @@ from sdseg_cli.imaging.metaimage import WRITABLE
 LIST_SUFFIXES = (".txt", ".lst", ".csv")
 """A file that names scans, one path per line."""
 MASK_SUFFIXES = (*VOLUME_SUFFIXES, ".png", DICOM_SUFFIX)
-"""An output that ends so is one mask; any other is a folder of masks."""
+"""An output that ends so is one mask."""
+WRITTEN = (*NIFTI_SUFFIXES, *WRITABLE, ".png", DICOM_SUFFIX)
+"""What the name of one mask may end in; a MetaImage of two files is read, but not written."""
+SLASHES = tuple({os.sep, os.altsep or os.sep})
+CHANNEL = re.compile(r"(.+)_(\d{4})")
+"""What nnU-Net calls the files of a case, without suffix: its name, and the channel's number."""
+MOST_CHANNELS = 16
+"""More are frames of a video."""
 OUTSIDE = "_outside"
 """Below the masks' folder: where those of scans go that lie elsewhere than their list."""
 FILE_SUFFIX = {"preview": ".png"}
@@ -68,25 +80,87 @@ class FoundScans:
     Attributes:
         scans: At least one.
         passed_over: Suffix -> files of a kind that is not read, though it may be a scan's.
+        channels: How many files of one case there are, by nnU-Net's way of naming channels; 0 where
+            not all files are named so. With one, masks and cases are called without it.
     """
 
     scans: tuple[Scan, ...]
     passed_over: Mapping[str, int] = field(default_factory=dict)
+    channels: int = 0
 
 
-def is_many(source: Path, output: Path) -> bool:
+def is_many(source: Path, output: Path | str) -> bool:
     """Whether a folder or a list of scans is meant, with a folder for their masks.
 
     The output decides: a DICOM series is a folder too, and its mask a file.
 
+    Args:
+        source: What is to be predicted.
+        output: As typed, for a Path has lost a slash at its end.
+
     Raises:
         DataError: There is no such source.
+        ConfigError: The output is neither a mask's name nor a folder's.
     """
-    if output.name.lower().endswith(MASK_SUFFIXES):
+    name = str(output)
+    if name.lower().endswith(MASK_SUFFIXES):
         return False
-    if not source.exists():
+    if not is_there(source):
         raise DataError(f"{source} does not exist.", "Check the path of the scan, folder or list.")
-    return source.is_dir() or source.suffix.lower() in LIST_SUFFIXES
+    if not (source.is_dir() or source.suffix.lower() in LIST_SUFFIXES):
+        return False
+    require_folder_name("-o", name)
+    return True
+
+
+def require_folder_name(option: str, name: str) -> None:
+    """Refuse what is not plainly a folder: it exists, ends in a slash, or has no suffix.
+
+    A mistyped suffix would otherwise make a folder of that name. That of a mask is left to whoever
+    knows what it is for.
+
+    Args:
+        option: Which names it.
+        name: As typed.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    path = Path(name)
+    if not name:
+        raise ConfigError(f"{option} is empty.", f"Give {option} the name of a folder.")
+    slash = name.endswith(SLASHES)
+    if slash and path.name.lower().endswith(MASK_SUFFIXES):
+        raise ConfigError(
+            f"{option} {name}: a folder that is called as a mask is.",
+            "For one mask leave out the slash; for many give the folder another name.",
+        )
+    known = path.name.lower().endswith(MASK_SUFFIXES)
+    if slash or known or not path.suffix or is_folder(path):
+        return
+    raise ConfigError(
+        f"{option} {name}: {path.suffix} is no suffix of a mask, and there is no folder of this "
+        "name.",
+        f"For one mask end the name in {', '.join(WRITTEN)}; for a folder end it in a slash: "
+        f"{name}/",
+    )
+
+
+def require_file_name(option: str, name: str) -> None:
+    """Refuse a folder where one scan is written.
+
+    Args:
+        option: Which names it.
+        name: As typed.
+
+    Raises:
+        ConfigError: It ends as a folder does.
+    """
+    if name.endswith(SLASHES):
+        raise ConfigError(
+            f"{option} {name} is a folder, and the scan is one.",
+            f"Name the file to write, such as {name}mask.nii.gz.",
+        )
 
 
 def find_scans(source: Path, output: Path, others: Mapping[str, Path] | None = None) -> FoundScans:
@@ -106,9 +180,9 @@ def find_scans(source: Path, output: Path, others: Mapping[str, Path] | None = N
     others = others or {}
     passed: Counter[str] = Counter()
     if source.is_dir():
-        if source.resolve() == output.resolve():
+        if real_path(source) == real_path(output):
             raise ConfigError(f"{output}: is the scans' own folder.", "Give -o another folder.")
-        written = {path.resolve() for path in (output, *others.values())}
+        written = {real_path(path) for path in (output, *others.values())}
         base, paths = source, list(_walked(source, written, passed))
     else:
         base, paths = source.parent, list(dict.fromkeys(_listed(source)))
@@ -120,6 +194,9 @@ def find_scans(source: Path, output: Path, others: Mapping[str, Path] | None = N
     places = sorted(
         ((path, _below(base, path)) for path in paths), key=lambda pair: natural_key(str(pair[1]))
     )
+    channels = _channels(places)
+    if channels == 1:
+        places = [(path, _without_channel(place)) for path, place in places]
     stems = Counter(_stem(place) for _, place in places)
     scans = []
     for path, place in places:
@@ -129,7 +206,29 @@ def find_scans(source: Path, output: Path, others: Mapping[str, Path] | None = N
     _refuse_clashes(scans, output, others)
     if source.is_dir() and not (output / LEDGER_FOLDER).exists():
         _refuse_strangers(scans, source, output, others)
-    return FoundScans(tuple(scans), dict(passed))
+    return FoundScans(tuple(scans), dict(passed), channels)
+
+
+def _channels(places: Iterable[tuple[Path, Path]]) -> int:
+    """How many channels a case has where all files are named as nnU-Net names them, else 0.
+
+    Frames of one video may be numbered alike: what has not the same channels, from 0 on, is none.
+    """
+    found: dict[Path, set[int]] = {}
+    for path, place in places:
+        is_file = not is_folder(path) and (suffix_of(place) or is_picture(place))
+        named = CHANNEL.fullmatch(stem_of(place)) if is_file else None
+        if named is None:
+            return 0
+        found.setdefault(place.with_name(named[1]), set()).add(int(named[2]))
+    count = max(len(channels) for channels in found.values())
+    same = all(one == set(range(count)) for one in found.values())
+    return count if same and count <= MOST_CHANNELS else 0
+
+
+def _without_channel(place: Path) -> Path:
+    """`a_0000.nii.gz` as `a.nii.gz`, as nnU-Net calls the mask."""
+    return place.with_name(f"{stem_of(place)[:-5]}{place.name[len(stem_of(place)) :]}")
 
 
 def _walked(root: Path, written: set[Path], passed: Counter[str]) -> Iterator[Path]:
@@ -179,16 +278,27 @@ def _shows_something(path: Path) -> bool:
 
 
 def _listed(source: Path) -> Iterator[Path]:
+    """The paths of a list, which need not be UTF-8: names of files need not either.
+
+    Raises:
+        DataError: It is no text.
+    """
+    hint = "Write one path per line, in UTF-8."
     try:
-        lines = source.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{source}: cannot be read as a list of scans ({error}).",
-            "Write one path per line, in UTF-8.",
-        ) from error
-    if source.suffix.lower() == ".csv":
-        lines = [row[0] if row else "" for row in csv.reader(lines)]
-    for line in map(str.strip, lines):
+        if not source.is_file():
+            raise DataError(f"{source}: is a pipe or a device, not a list of scans.", hint)
+        text = source.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        lines = text.split("\n")
+        if source.suffix.lower() == ".csv":
+            lines = [row[0] if row else "" for row in csv.reader(io.StringIO(text, newline=""))]
+    except (OSError, csv.Error) as error:
+        raise DataError(f"{source}: cannot be read as a list of scans ({error}).", hint) from error
+    for number, line in enumerate(map(str.strip, lines), 1):
+        if "\0" in line:
+            raise DataError(
+                f"{source}: cannot be read as a list of scans (a NUL character in line {number}).",
+                hint,
+            )
         if line and not line.startswith("#"):
             yield Path(os.path.normpath(source.parent / line))
 
@@ -213,7 +323,7 @@ def _stem(place: Path) -> str:
 def _mask_name(path: Path, place: Path) -> Path:
     """The scan's own name; what cannot be written becomes .nii.gz (DICOM), .mha or .png."""
     suffix = suffix_of(place)
-    if path.is_dir():
+    if is_folder(path):
         return place.with_name(f"{place.name}.nii.gz")
     if is_picture(place):
         return place.with_name(f"{stem_of(place)}.png")
@@ -225,12 +335,12 @@ def _mask_name(path: Path, place: Path) -> Path:
 
 def _refuse_clashes(scans: Iterable[Scan], output: Path, others: Mapping[str, Path]) -> None:
     """Before anything starts: no file is written twice, and none over a scan."""
-    known = {scan.path.resolve(): scan for scan in scans}
+    known = {real_path(scan.path): scan for scan in scans}
     first: dict[Path, Scan] = {}
     for scan in scans:
         beside = (folder / scan.beside(option) for option, folder in others.items())
         for path in (output / scan.mask, *beside):
-            real = path.resolve()
+            real = real_path(path)
             other = first.get(real)
             if other is scan:
                 raise ConfigError(
@@ -258,7 +368,7 @@ def _refuse_strangers(
     for scan in scans:
         beside = (folder / scan.beside(option) for option, folder in others.items())
         for path in (output / scan.mask, *beside):
-            if path.exists() and path.resolve().is_relative_to(root.resolve()):
+            if path.exists() and real_path(path).is_relative_to(real_path(root)):
                 raise ConfigError(
                     f"{path}: lies among the scans and would be replaced, and may be one.",
                     f"Give another folder than {path.parent}, or remove the file.",

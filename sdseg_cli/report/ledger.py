@@ -2,6 +2,7 @@
 
     OUT/ledger.csv          every scan with its mask, or with what went wrong
     OUT/.ledger/*.json      the same, one file per scan, written as soon as the scan is done
+    OUT/.ledger/model       which run or package makes the masks
 
 A process writes the files of its own scans only, each whole or not at all, and reads all of them
 for the table. So there is nothing to merge and nothing that grows with the number of runs.
@@ -11,17 +12,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-import re
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
 
-from sdseg_cli.errors import RunError
-from sdseg_cli.filenames import LEDGER_FOLDER, natural_key
+from sdseg_cli.atomic import LEFT_AFTER_S, is_leftover_of, stands_for
+from sdseg_cli.errors import ConfigError, RunError
+from sdseg_cli.filenames import LEDGER_FOLDER, as_path, is_there, natural_key
+from sdseg_cli.findings import Finding
 from sdseg_cli.report.tables import write_csv, write_json
 
 try:
@@ -36,10 +39,6 @@ COLUMNS = (
 DONE, FAILED = "done", "failed"
 TABLE_SHARE = 0.02
 """Of the time may go into the table while the work goes on; at the end it is always written."""
-LEFT_AFTER_S = 3600.0
-"""So long nobody wrote to a file that counts as left behind: a lock may end at its own machine."""
-_LEFTOVER = re.compile(r"(?:\.\d+\.part\.)+(.+)")
-"""What `replacing` calls a file that is not complete; of several, one of them in another."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,9 @@ class Row:
     """One scan.
 
     Attributes:
-        case: Its name in reports.
-        input: The scan, an absolute path.
-        output: Its mask, an absolute path.
+        case: Its name in reports, as `filenames.as_text` writes it.
+        input: The scan, an absolute path, likewise.
+        output: Its mask, an absolute path, likewise.
         status: `DONE` or `FAILED`.
         seconds: From opening the scan to the written mask, or to the failure.
         slices: Of the scan; None where it failed.
@@ -77,6 +76,19 @@ class Row:
     decoder: str = ""
 
 
+@dataclass(frozen=True)
+class Model:
+    """What the masks of a folder are made with.
+
+    Attributes:
+        model: A run folder or a package, an absolute path as `filenames.as_text` writes it.
+        sha256: Of its weights' file, or of the package's description, which has theirs.
+    """
+
+    model: str
+    sha256: str
+
+
 class Ledger:
     """The records of one folder of masks.
 
@@ -88,6 +100,7 @@ class Ledger:
         self.output = output
         self.table = output / "ledger.csv"
         self._records = output / LEDGER_FOLDER
+        self._model = self._records / "model"
         self._known: dict[Path, tuple[int, int, Row | None]] = {}
         self._cost_s, self._written_s = 0.0, float("-inf")
 
@@ -102,6 +115,64 @@ class Ledger:
             RunError: The disk refused.
         """
         write_json(self._record(mask), asdict(row))
+
+    def model(self) -> Model | None:
+        """What the masks are made with; None where nothing says so.
+
+        Raises:
+            ConfigError: The record is damaged.
+        """
+        if not self._model.exists():
+            return None
+        try:
+            values = json.loads(self._model.read_text(encoding="utf-8"))
+            path, sha256 = values["model"], values["sha256"]
+        except (OSError, ValueError, TypeError, LookupError, RecursionError):
+            path = sha256 = None
+        if not (isinstance(path, str) and isinstance(sha256, str)):
+            raise ConfigError(
+                f"{self._model}: does not say which run the masks in {self.output} are made with.",
+                "Name it with --run or --model; masks of another are then made again.",
+            )
+        return Model(path, sha256)
+
+    def keep_model(self, model: Model, *, named: bool) -> bool:
+        """Record what the masks are made with, for whoever goes on.
+
+        Args:
+            model: This.
+            named: Somebody asked for it; else it gives way to what another process recorded first.
+
+        Returns:
+            Whether nothing was recorded before.
+
+        Raises:
+            ConfigError: It gave way.
+            RunError: The disk refused.
+        """
+        with self._opened("table.lock") as lock:
+            _lock(lock, shared=False)
+            before = self._model_or_none(named)
+            if before is not None and before != model and not named:
+                raise ConfigError(
+                    f"{self.output}: another process began it with {before.model}.",
+                    "The same command goes on with that; --run or --model names another.",
+                )
+            if before != model:
+                write_json(self._model, asdict(model))
+            return before is None
+
+    def _model_or_none(self, named: bool) -> Model | None:
+        try:
+            return self.model()
+        except ConfigError:
+            if not named:
+                raise
+            return None
+
+    def forget_model(self) -> None:
+        """Drop the record of a model that could do nothing."""
+        self._model.unlink(missing_ok=True)
 
     def rows(self) -> list[Row]:
         """All that is recorded, in natural order; what did not change is not read again."""
@@ -123,7 +194,8 @@ class Ledger:
         asked = {self._record(mask) for mask in masks}
         self.rows()
         for path, (*_, row) in self._known.items():
-            if path not in asked and row and row.status == FAILED and not Path(row.input).exists():
+            gone = row and row.status == FAILED and not is_there(as_path(row.input))
+            if gone and path not in asked:
                 path.unlink(missing_ok=True)
 
     def publish(self, *, at_once: bool = True) -> None:
@@ -182,10 +254,13 @@ class Ledger:
         wanted = {self.table, *outputs}
         os.utime(lock.fileno())  # now, by the clock that dates the files
         old = os.fstat(lock.fileno()).st_mtime - LEFT_AFTER_S
-        for folder in {self._records, *(path.parent for path in wanted)}:
+        names: dict[Path, set[str]] = {self._records: set()}
+        for path in wanted:
+            names.setdefault(path.parent, set()).add(path.name)
+        for folder, ours in names.items():
             for path in folder.glob(".*.part.*"):
-                part = _LEFTOVER.fullmatch(path.name)
-                if part and (folder == self._records or folder / part[1] in wanted):
+                any_is = folder == self._records and stands_for(path.name) is not None
+                if any_is or is_leftover_of(path.name, ours):
                     state = _state(path)
                     if state is not None and state.st_mtime < old:
                         path.unlink(missing_ok=True)
@@ -196,18 +271,56 @@ class Ledger:
 
 
 def _read(path: Path) -> Row | None:
-    """A row; None where there is none or it is no row of this version."""
-    try:
-        return Row(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    """A row; None where there is none, or it is damaged or of another version."""
+    if not path.is_file():  # a pipe would be waited for
         return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Row(**values) if _is_row(values) else None
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError):
+        return None
+
+
+def _is_row(values: object) -> bool:
+    """Whether values are those of a row: what follows relies on it."""
+    if not isinstance(values, dict):
+        return False
+    texts = ("case", "input", "output", "sha256", "error", "decoder")
+    numbers = ("slices", "foreground_voxels")
+    beside, warnings = values.get("beside", {}), values.get("warnings", [])
+    seconds = values.get("seconds", 0.0)
+    return (
+        all(isinstance(values.get(name, ""), str) for name in texts)
+        and values.get("status") in (DONE, FAILED)
+        and isinstance(seconds, int | float)
+        and math.isfinite(seconds)
+        and all(values.get(name) is None or _is_count(values[name]) for name in numbers)
+        and isinstance(values.get("made_from", {}), dict)
+        and isinstance(beside, dict)
+        and all(_is_count(size) for size in beside.values())
+        and isinstance(warnings, list)
+        and all(_is_finding(warning) for warning in warnings)
+    )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finding(value: object) -> bool:
+    names = {one.name for one in fields(Finding)}
+    return (
+        isinstance(value, dict)
+        and set(value) == names
+        and all(isinstance(text, str) for text in value.values())
+    )
 
 
 def _state(path: Path) -> os.stat_result | None:
     """None where another process has removed the file meanwhile."""
     try:
         return path.stat()
-    except FileNotFoundError:
+    except OSError:
         return None
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sdseg_cli.atomic import replacing
+from sdseg_cli.filenames import as_text, storable
 
 Cell = str | int | float | None
 
@@ -20,19 +21,22 @@ def strict(value: object) -> object:
         value: Nested dicts, lists, tuples, strings, numbers, booleans, None and paths.
 
     Returns:
-        A copy in which NaN and infinities are None, tuples are lists, and paths are strings.
+        A copy in which NaN and infinities are None, tuples are lists, and paths are strings; no
+        string holds what UTF-8 cannot say.
 
     Raises:
         TypeError: A value of any other type, for example an array.
     """
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if value is None or isinstance(value, bool | int | str):
-        return value
     if isinstance(value, Path):
-        return str(value)
+        return as_text(value)
+    if isinstance(value, str):
+        return storable(value)
+    if value is None or isinstance(value, bool | int):
+        return value
     if isinstance(value, Mapping):
-        return {str(key): strict(item) for key, item in value.items()}
+        return {storable(str(key)): strict(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [strict(item) for item in value]
     raise TypeError(f"{type(value).__name__} has no place in a report")
@@ -79,4 +83,6 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Ce
 def _csv_cell(value: Cell) -> str | int:
     if isinstance(value, float):
         return repr(float(value)) if math.isfinite(value) else ""
+    if isinstance(value, str):
+        return storable(value)
     return "" if value is None else value

@@ -11,10 +11,13 @@ import torch
 
 from sdseg_cli.config import RunConfig
 from sdseg_cli.errors import RunError
+from sdseg_cli.memory import require_batch_fits
 from sdseg_cli.model.baselines import build_model
 from sdseg_cli.model.mask_decoder import build_mask_decoder
+from sdseg_cli.networks import SDSEG
 from sdseg_cli.training.batches import PreparedSlices
 from sdseg_cli.training.checkpoint import Checkpoint
+from sdseg_cli.training.distributed import Ranks
 from sdseg_cli.training.latents import open_latents
 from sdseg_cli.training.runtime import ran_out_of_memory
 from sdseg_cli.training.steps import StepSource
@@ -26,6 +29,38 @@ WORTH_IT = 1.05
 MEMORY_SHARE = 0.9
 """What a measured step may take of a GPU's memory: later ones may need a little more."""
 TRIES = 3
+PLANES_PER_CHANNEL = 25
+"""As many planes of the model's size a training step on a CPU holds for each of the autoencoder's
+channels: 52 MB a slice of the `tiny` preset.
+"""
+
+
+def require_batch_memory(
+    config: RunConfig, plane_px: int, device: torch.device, ranks: Ranks, waiting: int
+) -> None:
+    """Refuse a batch that this machine's memory cannot hold, before anything is begun.
+
+    Args:
+        config: Every setting.
+        plane_px: Pixels of a slice, all colours.
+        device: Where it trains; what a GPU holds is not counted.
+        ranks: Who shares each batch.
+        waiting: So many steps' inputs are held at once.
+
+    Raises:
+        RunError: It does not fit; the hint names the largest that does.
+    """
+    own = config.model.network == SDSEG
+    channels = config.model.autoencoder.channels if own and device.type == "cpu" else 0
+
+    def taken(size: int) -> int:
+        mine = -(-size // ranks.world)
+        # As stored and as float32, with its mask; and what the networks keep for the gradient.
+        inputs = mine * plane_px * (2 + 4 + 2) * waiting
+        at_once = -(-mine // config.train.accumulate)
+        return inputs + at_once * 4 * PLANES_PER_CHANNEL * channels * plane_px
+
+    require_batch_fits(taken, config.train.batch_size, "train")
 
 
 def fastest_batch_size(slices_per_s: Callable[[int], float | None], largest: int = LARGEST) -> int:

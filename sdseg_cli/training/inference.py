@@ -87,6 +87,8 @@ class Inference:
         self.threads = threads or torch.get_num_threads()
         cpu = self.device.type == "cpu"
         least = self.threads if cpu else 1  # a core without a slice would have nothing to do
+        self.is_asked_for = batch_size is not None
+        """Whether somebody chose the batch size."""
         self.batch_size = batch_size or max(DEFAULT_BATCH[self.device.type], least)
         self._lanes: ThreadPoolExecutor | None = None
         if cpu:

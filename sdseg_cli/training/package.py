@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from sdseg_cli import __version__
+from sdseg_cli.atomic import remove_old_folders, temporary_for
 from sdseg_cli.config import THRESHOLD, RunConfig
 from sdseg_cli.config_file import from_dict
 from sdseg_cli.errors import ConfigError, DataError, RunError, WeightsError
@@ -84,8 +85,7 @@ def write_package(
     folder = folder.resolve()
     if folder.exists() and not _holds_only_a_package(folder):
         raise ConfigError(f"{folder}: exists and is no package.", "Give -o another name.")
-    building = folder.with_name(f".{os.getpid()}.part.{folder.name}")
-    old = folder.with_name(f".{os.getpid()}.old.{folder.name}")
+    building, old = temporary_for(folder), temporary_for(folder)
     try:
         building.mkdir(parents=True)
         weights = checkpoint.prediction_weights()
@@ -120,6 +120,7 @@ def write_package(
     finally:
         shutil.rmtree(building, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+    remove_old_folders(folder)
     size = sum(path.stat().st_size for path in folder.iterdir())
     return Package(folder, sha256, size)
 

@@ -120,6 +120,18 @@ class RunDir:
             return {}
         return status if _is_status(status) else {}
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether it was trained to its end."""
+        return self.status().get("state") == "finished"
+
+    def best_validation(self) -> tuple[float | None, int | None]:
+        """Best validation Dice and its step; None where the status does not say."""
+        best = self.status().get("best", {})
+        dice = best.get("val_dice")
+        known = dice is not None and 0 <= dice <= 1
+        return float(dice) if known else None, best.get("step")
+
 
 def _is_status(status: dict[str, Any]) -> bool:
     best = status.get("best", {})
@@ -153,24 +165,33 @@ def find_run(workspace: Path, run: Path | str | None) -> RunDir:
     runs = workspace / "runs"
     if run is not None:
         return _named_run(workspace, run)
-    found = [RunDir(path.parent.parent) for path in runs.glob("*/*/checkpoints/best.pt")]
-    found = [run for run in found if run.best.is_file()]  # no link that leads nowhere
-    if not found and (begun := sorted(runs.glob("*/*/config.toml"))):
+    if found := default_runs(workspace):
+        return found[0]
+    if begun := sorted(runs.glob("*/*/config.toml")):
         raise ConfigError(
             f"no run yet with a checkpoint to predict with; begun: {begun[0].parent}.",
             "Run the same `sdseg train` command again, to its first validation.",
         )
-    if not found:
-        raise ConfigError(
-            f"no run yet in {runs.absolute()}.",
-            "Train one (sdseg train --dataset NAME), or set SDSEG_HOME to your workspace.",
-        )
+    raise ConfigError(
+        f"no run yet in {runs.absolute()}.",
+        "Train one (sdseg train --dataset NAME), or set SDSEG_HOME to your workspace.",
+    )
 
-    def rank(candidate: RunDir) -> tuple[bool, float]:
-        finished = candidate.status().get("state") == "finished"
-        return finished, candidate.best.stat().st_mtime
 
-    return max(found, key=rank)
+def default_runs(workspace: Path) -> list[RunDir]:
+    """The runs that can predict, first the one that is taken where none is named: finished ones
+    before others, and of these the newest first.
+    """
+    best = (workspace / "runs").glob("*/*/checkpoints/best.pt")
+
+    def rank(candidate: RunDir) -> tuple[bool, float, str]:
+        try:
+            written = candidate.best.stat().st_mtime
+        except OSError:  # a training replaces it just now
+            written = float("inf")
+        return candidate.is_finished, written, str(candidate.path)
+
+    return sorted((RunDir(path.parent.parent) for path in best), key=rank, reverse=True)
 
 
 def run_folder(workspace: Path, run: Path | str) -> Path | None:

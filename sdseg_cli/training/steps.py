@@ -160,7 +160,7 @@ class StepSource:
         def made(step: int) -> StepInputs:
             return self.inputs(step).pinned() if pin else self.inputs(step)
 
-        workers = workers or max(1, min(4, (os.cpu_count() or 1) // 2))
+        workers = workers or default_workers()
         waiting: deque[Future[StepInputs]] = deque()
         with ThreadPoolExecutor(workers) as threads:
             try:
@@ -172,6 +172,11 @@ class StepSource:
                     yield waiting.popleft().result()
             finally:
                 threads.shutdown(cancel_futures=True)
+
+
+def default_workers() -> int:
+    """Threads that make inputs where nobody says how many."""
+    return max(1, min(4, (os.cpu_count() or 1) // 2))
 
 
 def draw_timesteps(

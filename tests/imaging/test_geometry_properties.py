@@ -39,6 +39,8 @@ class StandIn:
     def __init__(self, size: int = 32, crop: str = "none") -> None:
         self.size, self.crop = size, crop
 
+    batch_size = None
+
     def batch_bytes(self, draws: int, batch_size: int | None) -> int:
         return 0
 

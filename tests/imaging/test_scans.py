@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,86 @@ def test_a_folder_gives_its_scans_in_natural_order_and_each_mask_its_scans_path(
         ("pt_2/ct", "pt_2/ct.nii"),
         ("pt_10/ct", "pt_10/ct.nii.gz"),
     ]
+
+
+def test_nnunets_masks_are_called_without_the_channel(tmp_path: Path) -> None:
+    touch(tmp_path, "in/b_0000.nii.gz", "in/x/a_0000.nrrd", "in/c_0001_0000.mhd", "in/p_0000.jpg")
+    assert find_scans(tmp_path / "in", tmp_path / "out").channels == 1
+    assert masks(tmp_path / "in", tmp_path / "out") == {
+        "b": "b.nii.gz",
+        "c_0001": "c_0001.mha",
+        "p": "p.png",
+        "x/a": "x/a.nrrd",
+    }
+    (tmp_path / "list.txt").write_text("in/b_0000.nii.gz\n")
+    assert masks(tmp_path / "list.txt", tmp_path / "out") == {"in/b": "in/b.nii.gz"}
+
+
+@pytest.mark.parametrize(
+    ("names", "channels"),
+    [
+        (["a.nii.gz", "a_0000.nii.gz"], 0),
+        (["a_0000.nii.gz", "b.nii.gz"], 0),
+        (["a_0000.nii.gz", "a_0001.nii.gz"], 2),
+        (["a_0000.png", "a_0001.png", "b_0000.png", "b_0001.png"], 2),
+        (["a_0000.png", "a_0001.png", "b_0000.png"], 0),
+        (["frame_0003.png", "frame_0004.png"], 0),
+        (["a_0001.nii.gz"], 0),
+        (["_0000.nii.gz"], 0),
+        (["a_00000.nii.gz"], 0),
+        (["a_0000.zip"], 0),
+    ],
+)
+def test_any_other_names_are_the_masks_too(tmp_path: Path, names: list[str], channels: int) -> None:
+    touch(tmp_path, *(f"in/{name}" for name in names))
+    found = find_scans(tmp_path / "in", tmp_path / "out")
+    assert found.channels == channels
+    kept = [name.replace(".zip", ".nii.gz") for name in names]
+    assert sorted(scan.mask.as_posix() for scan in found.scans) == kept
+
+
+def test_two_files_of_one_nnunet_case_keep_their_cases_apart(tmp_path: Path) -> None:
+    touch(tmp_path, "in/a_0000.nii.gz", "in/a_0000.nrrd")
+    found = find_scans(tmp_path / "in", tmp_path / "out")
+    assert found.channels == 1
+    assert {scan.case: scan.mask.name for scan in found.scans} == {
+        "a.nii.gz": "a.nii.gz",
+        "a.nrrd": "a.nrrd",
+    }
+    touch(tmp_path, "in/b_0000.mhd", "in/b_0000.mha")
+    with pytest.raises(ConfigError, match=r"would both be written to .*b\.mha"):
+        find_scans(tmp_path / "in", tmp_path / "out")
+
+
+def test_a_list_names_files_in_any_bytes_and_what_is_no_file_is_a_scan_too(
+    tmp_path: Path,
+) -> None:
+    long, latin = "n" * 300, os.fsdecode(b"g\xfc.nii")
+    (tmp_path / "loop.nii").symlink_to(tmp_path / "loop.nii")
+    text = f"a b.nii\r\n{latin}\n{long}\ngone.nii\nloop.nii\nform\x0cfeed.nii\n"
+    (tmp_path / "list.txt").write_bytes(os.fsencode(text))
+    found = find_scans(tmp_path / "list.txt", tmp_path / "out").scans
+    assert {scan.path.name for scan in found} == {
+        "a b.nii",
+        latin,
+        long,
+        "gone.nii",
+        "loop.nii",
+        "form\x0cfeed.nii",
+    }
+
+
+@pytest.mark.parametrize("data", [b"a.nii\nb\0.nii\n", "a.nii\n".encode("utf-16")])
+def test_a_list_that_is_no_text_is_refused(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "list.txt").write_bytes(data)
+    with pytest.raises(DataError, match="cannot be read as a list of scans"):
+        find_scans(tmp_path / "list.txt", tmp_path / "out")
+
+
+def test_a_list_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "list.txt")
+    with pytest.raises(DataError, match="is a pipe or a device"):
+        find_scans(tmp_path / "list.txt", tmp_path / "out")
 
 
 def test_a_folder_of_dicom_images_is_one_scan_and_one_of_contours_is_none(tmp_path: Path) -> None:
@@ -162,7 +243,9 @@ def test_no_scan_at_all_is_refused(tmp_path: Path) -> None:
     ("source", "output", "many"),
     [
         ("in", "out", True),
-        ("in", "v1.2", True),
+        ("in", "v1.2/", True),
+        ("in", "there.d", True),
+        ("in", ".masks", True),
         ("in", "mask.nii.gz", False),
         ("in", "mask.dcm", False),
         ("list.txt", "out", True),
@@ -175,7 +258,31 @@ def test_the_output_says_whether_one_scan_or_many_are_meant(
     tmp_path: Path, source: str, output: str, many: bool
 ) -> None:
     touch(tmp_path, "in/a.nii", "list.txt")
-    assert is_many(tmp_path / source, tmp_path / output) is many
+    (tmp_path / "there.d").mkdir()
+    assert is_many(tmp_path / source, f"{tmp_path}/{output}") is many
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("mask.nii.gzz", r"\.gzz is no suffix of a mask"),
+        ("mask.docx", r"\.docx is no suffix"),
+        ("mask.jpg", r"\.jpg is no suffix"),
+        ("v1.2", r"\.2 is no suffix"),
+        ("mask.nii.gz/", "a folder that is called as a mask is"),
+        ("", "-o is empty"),
+    ],
+)
+def test_an_output_that_is_neither_a_mask_nor_a_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    touch(tmp_path, "in/a.nii")
+    for source in ("in", "list.txt"):
+        touch(tmp_path, "list.txt")
+        with pytest.raises(ConfigError, match=said):
+            is_many(Path(source), output)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "list.txt"]
 
 
 def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sdseg_cli.report.ledger import COLUMNS, DONE, FAILED, LEFT_AFTER_S, Ledger, Row
+from sdseg_cli.atomic import LEFT_AFTER_S
+from sdseg_cli.report.ledger import COLUMNS, DONE, FAILED, Ledger, Row
 
 
 def row(case: str, status: str = DONE, **values) -> Row:

@@ -11,8 +11,8 @@ import torch
 import sdseg_cli.train as train_module
 from sdseg_cli.config import RunConfig
 from sdseg_cli.config_file import to_toml
-from sdseg_cli.errors import ConfigError
-from sdseg_cli.train import fitted
+from sdseg_cli.errors import ConfigError, RunError
+from sdseg_cli.train import fitted, train
 from sdseg_cli.training.fit_batch import fastest_batch_size, fitting_batch_size
 from sdseg_cli.training.objective import Objective
 from sdseg_cli.training.run_folder import RunDir
@@ -127,3 +127,17 @@ def test_several_processes_are_told_to_find_the_batch_with_one(
     with pytest.raises(ConfigError, match="for one process") as caught:
         fitted(tiny_settings(), tiny_set.manifest, RunDir(tmp_path / "run"), "cpu")
     assert "one GPU first" in caught.value.hint
+
+
+def test_a_batch_that_memory_cannot_hold_is_refused_before_anything_is_written(
+    tiny_set: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdseg_cli.memory.available_bytes", lambda: 2_000_000_000)
+    settings = tiny_settings(steps=4, batch_size=100_000)
+    with pytest.raises(RunError) as refused:
+        train(settings, tiny_set.manifest, RunDir(tmp_path / "run"), device="cpu", workers=1)
+    # 65,536 pixels: 8 bytes in each of three steps' inputs, and 25 planes of float32 for each of 8
+    # channels: 54 MB a slice.
+    assert "--batch-size 100000: to train with it takes 5400.17 GB" in refused.value.message
+    assert refused.value.hint == "It fits with --batch-size 37."
+    assert not (tmp_path / "run").exists()

@@ -102,6 +102,17 @@ def test_a_package_replaces_a_package_and_nothing_else(package: Path, tmp_path: 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.sdseg", "notes"]
 
 
+def test_what_a_killed_export_left_in_a_container_stops_no_other(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.getpid", lambda: 1)  # as in every container
+    for left in (".1.part.model.sdseg", ".1.old.model.sdseg"):
+        (package.parent / left).mkdir()
+        (package.parent / left / "model.safetensors").write_text("half")
+    write_package(read_package(package), package)
+    assert read_package(package).step == 4
+
+
 def test_a_folder_of_other_things_beside_a_package_is_kept(package: Path) -> None:
     (package / "thesis.txt").write_text("years of work")
     with pytest.raises(ConfigError, match="exists and is no package"):
