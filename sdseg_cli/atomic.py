@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from sdseg_cli.errors import RunError
 
@@ -44,6 +46,35 @@ def replacing(path: Path) -> Iterator[Path]:
                 "Check the folder's permissions and the space left on the disk.",
             ) from error
         raise
+
+
+def require_writable(path: Path) -> None:
+    """Refuse a file that `replacing` could not write, before any work is spent on it.
+
+    Nothing is left, and folders that are missing are not made yet.
+
+    Raises:
+        RunError: Its folder takes no new files, a part of its path is a file, or a name is too
+            long for the disk.
+    """
+    try:
+        there = next(folder for folder in path.absolute().parents if folder.exists())
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{there} is a file, not a folder")
+        with TemporaryFile(dir=there):  # without a name where the system can do that
+            pass
+        if hasattr(os, "pathconf"):
+            new = path.absolute().relative_to(there).parts
+            longest = max(len(os.fsencode(name)) for name in (*new, _temporary_name(path)))
+            if longest > os.pathconf(there, "PC_NAME_MAX"):
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RunError(
+            f"{path}: cannot be written ({reason or error}).",
+            "Check the folder's permissions, the disk, and the length of the name; or give "
+            "another folder.",
+        ) from error
 
 
 @contextmanager
@@ -87,6 +118,11 @@ def remove_leftovers(folder: Path) -> None:
                 f"{leftover}: cannot be removed ({error.strerror or error}).",
                 "Check the folder's permissions.",
             ) from error
+
+
+def _temporary_name(path: Path) -> str:
+    """As long as the longest that `replacing` gives: a process id, a counter and the name."""
+    return f".{'9' * 16}.part.{path.name}"
 
 
 def _sync_folder(folder: Path) -> None:

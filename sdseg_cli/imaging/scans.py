@@ -12,15 +12,21 @@ from pathlib import Path
 from sdseg_cli.errors import ConfigError, DataError
 from sdseg_cli.filenames import (
     DICOM_SUFFIX,
+    DICOM_SUFFIXES,
     LEDGER_FOLDER,
     NIFTI_SUFFIXES,
     VOLUME_SUFFIXES,
     ZIP_SUFFIX,
     is_dicom_file,
     is_picture,
+    leads_nowhere,
+    may_be_called_slice,
     natural_key,
+    real_path,
+    require_there,
     stem_of,
     suffix_of,
+    walked,
 )
 from sdseg_cli.imaging.dicom_series import read_header
 from sdseg_cli.imaging.metaimage import WRITABLE
@@ -84,8 +90,7 @@ def is_many(source: Path, output: Path) -> bool:
     """
     if output.name.lower().endswith(MASK_SUFFIXES):
         return False
-    if not source.exists():
-        raise DataError(f"{source} does not exist.", "Check the path of the scan, folder or list.")
+    require_there(source, "Check the path of the scan, folder or list.")
     return source.is_dir() or source.suffix.lower() in LIST_SUFFIXES
 
 
@@ -106,9 +111,9 @@ def find_scans(source: Path, output: Path, others: Mapping[str, Path] | None = N
     others = others or {}
     passed: Counter[str] = Counter()
     if source.is_dir():
-        if source.resolve() == output.resolve():
+        if real_path(source) == real_path(output):
             raise ConfigError(f"{output}: is the scans' own folder.", "Give -o another folder.")
-        written = {path.resolve() for path in (output, *others.values())}
+        written = {real_path(path) for path in (output, *others.values())}
         base, paths = source, list(_walked(source, written, passed))
     else:
         base, paths = source.parent, list(dict.fromkeys(_listed(source)))
@@ -134,38 +139,41 @@ def find_scans(source: Path, output: Path, others: Mapping[str, Path] | None = N
 
 def _walked(root: Path, written: set[Path], passed: Counter[str]) -> Iterator[Path]:
     """Every scan below a folder; a folder with DICOM images is one scan."""
-    for name, folders, files in os.walk(root, followlinks=True):
-        folder = Path(name)
-        if folder != root and LEDGER_FOLDER in folders:  # masks of another cohort
-            folders.clear()
-            continue
-        kept = [one for one in folders if not one.startswith(".")]
-        # A link to a folder above would lead round in circles.
-        folders[:] = [one for one in kept if not _leads_back(folder / one, written)]
-        unknown = []
-        for file in sorted(files, key=natural_key):
-            path = folder / file
-            if file.startswith(".") or not path.is_file():
-                continue
-            if suffix_of(path) or is_picture(path) or path.suffix.lower() == ZIP_SUFFIX:
-                yield path
-            elif path.suffix.lower() not in _NO_SCANS:
-                unknown.append(path)
-        if any(_may_be_slice(path) for path in unknown):
-            if any(_shows_something(path) for path in unknown if _may_be_slice(path)):
-                yield folder
-        else:
+
+    def enter(folder: Path) -> bool:
+        if (folder / LEDGER_FOLDER).is_dir():  # masks of another cohort
+            return False
+        return real_path(folder) not in written
+
+    for folder, files in walked(root, enter):
+        scans = [path for path in files if _is_called_scan(path)]
+        yield from scans
+        others = [path for path in files if not _is_called_scan(path)]
+        slices = [path for path in others if _may_be_slice(path, alone=not scans)]
+        if any(map(_shows_something, slices)):
+            yield folder
+        elif not slices:
+            unknown = (path for path in others if path.suffix.lower() not in _NO_SCANS)
             passed.update(path.suffix.lower() or path.name for path in unknown)
 
 
-def _leads_back(folder: Path, written: set[Path]) -> bool:
-    real = folder.resolve()
-    return real in written or (folder.is_symlink() and real in folder.absolute().parents)
+def _is_called_scan(path: Path) -> bool:
+    return bool(suffix_of(path)) or is_picture(path) or path.suffix.lower() == ZIP_SUFFIX
 
 
-def _may_be_slice(path: Path) -> bool:
+def _may_be_slice(path: Path, *, alone: bool) -> bool:
+    """Whether it is DICOM, or was: of a link that leads nowhere only its name can tell.
+
+    Args:
+        path: A file that is not called as a scan is.
+        alone: No scan lies beside it, so that a lost link without suffix is a slice or a folder.
+    """
+    if path.suffix.lower() in _NO_SCANS:
+        return False
+    if path.suffix.lower() in DICOM_SUFFIXES:
+        return True
     try:
-        return path.suffix.lower() == DICOM_SUFFIX or is_dicom_file(path)
+        return is_dicom_file(path) or (alone and may_be_called_slice(path) and leads_nowhere(path))
     except OSError:
         return False
 
@@ -225,12 +233,12 @@ def _mask_name(path: Path, place: Path) -> Path:
 
 def _refuse_clashes(scans: Iterable[Scan], output: Path, others: Mapping[str, Path]) -> None:
     """Before anything starts: no file is written twice, and none over a scan."""
-    known = {scan.path.resolve(): scan for scan in scans}
+    known = {real_path(scan.path): scan for scan in scans}
     first: dict[Path, Scan] = {}
     for scan in scans:
         beside = (folder / scan.beside(option) for option, folder in others.items())
         for path in (output / scan.mask, *beside):
-            real = path.resolve()
+            real = real_path(path)
             other = first.get(real)
             if other is scan:
                 raise ConfigError(
@@ -258,7 +266,7 @@ def _refuse_strangers(
     for scan in scans:
         beside = (folder / scan.beside(option) for option, folder in others.items())
         for path in (output / scan.mask, *beside):
-            if path.exists() and path.resolve().is_relative_to(root.resolve()):
+            if path.exists() and real_path(path).is_relative_to(real_path(root)):
                 raise ConfigError(
                     f"{path}: lies among the scans and would be replaced, and may be one.",
                     f"Give another folder than {path.parent}, or remove the file.",
