@@ -10,7 +10,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from sdseg_cli.errors import RunError
+from sdseg_cli.errors import RunError, SdsegError
+from sdseg_cli.filenames import leads_nowhere
+
+_TEMPORARY = "." * 48
+"""As long as what stands before a name while its file is written, twice if its writer does so."""
 
 
 @contextmanager
@@ -45,6 +49,9 @@ def replacing(path: Path) -> Iterator[Path]:
                 f"{path}: cannot be written ({error.strerror or error}).",
                 "Check the folder's permissions and the space left on the disk.",
             ) from error
+        if isinstance(error, SdsegError):  # of a writer that was told the temporary name
+            error.message = error.message.replace(str(temporary), str(path))
+            error.args = (error.message,)
         raise
 
 
@@ -58,16 +65,23 @@ def require_writable(path: Path) -> None:
             long for the disk.
     """
     try:
-        there = next(folder for folder in path.absolute().parents if folder.exists())
+        if "\0" in str(path):
+            raise ValueError("its name holds a null byte")
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.lstat()  # refuses a path that is too long as a whole
+        there = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+        if leads_nowhere(there):
+            raise NotADirectoryError(errno.ENOTDIR, f"{there} is a link that leads nowhere")
         if not there.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, f"{there} is a file, not a folder")
         with TemporaryFile(dir=there):  # without a name where the system can do that
             pass
         if hasattr(os, "pathconf"):
-            new = path.absolute().relative_to(there).parts
-            longest = max(len(os.fsencode(name)) for name in (*new, _temporary_name(path)))
-            if longest > os.pathconf(there, "PC_NAME_MAX"):
-                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+            limit = os.pathconf(there, "PC_NAME_MAX")
+            names = [*path.absolute().relative_to(there).parts[:-1], _TEMPORARY + path.name]
+            over = max(len(os.fsencode(name)) for name in names) - limit
+            if over > 0:
+                raise OSError(errno.ENAMETOOLONG, f"its name is too long by {over} letters")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise RunError(
@@ -118,11 +132,6 @@ def remove_leftovers(folder: Path) -> None:
                 f"{leftover}: cannot be removed ({error.strerror or error}).",
                 "Check the folder's permissions.",
             ) from error
-
-
-def _temporary_name(path: Path) -> str:
-    """As long as the longest that `replacing` gives: a process id, a counter and the name."""
-    return f".{'9' * 16}.part.{path.name}"
 
 
 def _sync_folder(folder: Path) -> None:

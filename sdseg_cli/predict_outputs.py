@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sdseg_cli.atomic import replacing, require_writable
 from sdseg_cli.errors import ConfigError, DataError
-from sdseg_cli.filenames import is_picture
+from sdseg_cli.filenames import is_picture, real_path
 from sdseg_cli.imaging import dicom
 from sdseg_cli.imaging.files import (
     check_mask_writable,
@@ -54,7 +54,7 @@ class Outputs:
         for option, path in self.named.items():
             if path.exists() and scan.exists() and path.samefile(scan):
                 raise ConfigError(f"{path}: is the scan itself.", "Give each output another name.")
-            first = taken.setdefault(path.resolve(), option)
+            first = taken.setdefault(real_path(path), option)
             if first != option:
                 raise ConfigError(
                     f"{path}: is both {first} and {option}.", f"Give {option} another name."
