@@ -23,9 +23,12 @@ def size_and_time(path: Path) -> tuple[int, int]:
     Of a DICOM series that is every file, and of a header the file of its voxels too.
 
     Raises:
-        OSError: It is gone.
+        OSError: It is gone, or a folder of it cannot be searched.
     """
-    states = [file.stat() for file in _files(path)]
+    try:
+        states = [file.stat() for file in _files(path)]
+    except DataError as error:
+        raise OSError(error.message) from error
     return sum(state.st_size for state in states), sum(state.st_mtime_ns for state in states)
 
 

@@ -191,9 +191,9 @@ def test_scans_that_are_links_to_nowhere_are_scans(tmp_path: Path) -> None:
     found = find_scans(tmp_path / "in", tmp_path / "out")
     assert [scan.path.name for scan in found.scans] == [
         "a.nii",
-        "gone.nii.gz",
-        "gone.png",
-        "gone.zip",
+        "b.nii.gz",
+        "c.png",
+        "d.zip",
     ]
     assert found.passed_over == {"README": 1, "latest": 1}, "beside scans, no name of a slice"
 
