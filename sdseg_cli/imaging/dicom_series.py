@@ -55,6 +55,8 @@ _HEAD_BYTES = 132
 """Up to the end of DICOM's mark."""
 _UNMARKED = (b"\x08\0\0\0", b"\x08\0\x05\0", b"\x08\0\x08\0", b"\x02\0\0\0", b"\x02\0\1\0")
 """What a DICOM file begins with that was stored without its preamble."""
+_UNFINISHED = (".crdownload", ".download", ".filepart", ".part", ".partial")
+"""What browsers and copying programs add to a name until the file is whole."""
 _LISTED = 12
 """So many series are listed in a hint."""
 
@@ -248,15 +250,17 @@ def _refuse_nameless(asked: Instance, instances: Sequence[Instance]) -> None:
 
 
 def _refuse_half_images(series: Series, instances: Sequence[Instance]) -> None:
-    """Refuse objects of a series that are of its slices' kind, but lack what makes an image."""
+    """Refuse objects of a series that are slices by their kind or their place, but no images."""
     kinds = {one.sop_class for one in series.instances}
     for one in instances:
-        is_of_series = one.text("SeriesInstanceUID") == series.uid and one.sop_class in kinds
-        if is_of_series and not one.is_image:
-            lacking = [n for n in ("Rows", "Columns", "ImagePositionPatient") if not one.text(n)]
-            fault = f"has no {lacking[0]}" if lacking else "has another Modality than the others"
+        if one.is_image or one.text("SeriesInstanceUID") != series.uid:
+            continue
+        lacking = [n for n in ("Rows", "Columns", "ImagePositionPatient") if not one.text(n)]
+        has_place = bool(series.uid) and not lacking
+        if one.sop_class in kinds or has_place:
+            said = f"has no {lacking[0]}" if lacking else "is of another kind than the other slices"
             raise DataError(
-                f"{one.path}: {fault}, though it is of the series.",
+                f"{one.path}: {said}, though it is of the series.",
                 "The header is damaged: export the series again, or take the file away.",
             )
 
@@ -322,9 +326,13 @@ def _lost(path: Path, patterns: Collection[str]) -> str | None:
         path: The file.
         patterns: Of the names of the DICOM files beside it.
     """
-    is_like_others = name_pattern(path) in patterns
-    if not (is_like_others or may_be_called_slice(path)):
+    is_unfinished = path.suffix.lower() in _UNFINISHED
+    name = path.with_suffix("") if is_unfinished else path
+    is_like_others = name_pattern(name) in patterns
+    if not (is_like_others or may_be_called_slice(name)):
         return None
+    if is_unfinished:
+        return "a download that was not finished"
     if leads_nowhere(path):
         return f"a link to {path.readlink()}, which is not there"
     if not path.is_file():
@@ -333,7 +341,7 @@ def _lost(path: Path, patterns: Collection[str]) -> str | None:
         head = file.read(_HEAD_BYTES)
     if not head:
         return "not a DICOM file: it is empty"
-    is_certain = is_like_others or path.suffix.lower() in DICOM_SUFFIXES
+    is_certain = is_like_others or name.suffix.lower() in DICOM_SUFFIXES
     if len(head) < _HEAD_BYTES and (is_certain or b"\0" in head):  # a text would hold no zeros
         return f"not a DICOM file: it ends after {len(head)} bytes"
     if is_certain or not head.strip(b"\0") or head.startswith(_UNMARKED):

@@ -101,11 +101,19 @@ def check_alike(slices: Sequence[Instance]) -> None:
                 f"{_named(lacking)}: no {name}, which {having} of {len(slices)} slices have.",
                 "Export the series again: without it these slices would be off against the others.",
             )
-    for name in ("Modality", "RescaleType", "Units"):
+    negative = [one for one in slices if (one.numbers("RescaleSlope", 1, default=1) < 0).any()]
+    if 0 < len(negative) < len(slices):
+        raise DataError(
+            f"{_named(negative)}: a RescaleSlope below 0, where other slices have one above 0.",
+            "Export the series again; its header is damaged.",
+        )
+    for name in ("Modality", "RescaleType", "Units", "FrameOfReferenceUID"):
         groups: dict[str, list[Instance]] = {}
         for one in slices:
             groups.setdefault(one.text(name).strip().upper(), []).append(one)
-        if len(groups) > 1:
+        # Some anonymisers give each file a frame of its own, which then says nothing.
+        is_everywhere = name == "FrameOfReferenceUID" and len(groups) == len(slices)
+        if len(groups) > 1 and not is_everywhere:
             few = min(groups.values(), key=len)
             raise DataError(
                 f"{_named(few)}: another {name} than the other {len(slices) - len(few)} slices.",
@@ -135,6 +143,10 @@ def sorted_stack(instances: Sequence[Instance]) -> tuple[list[Instance], Geometr
     _require_equal(instances, (("ImageOrientationPatient", 6),), _TOLERANCE, "direction")
     columns, rows = int(first.get("Columns")), int(first.get("Rows"))
     row_mm, column_mm = first.numbers("PixelSpacing", 2)
+    if min(row_mm, column_mm) <= 0:
+        raise DataError(
+            f"{first.path}: its pixel spacing is no number above 0.", "Export the series again."
+        )
     along_row, along_column = np.split(first.numbers("ImageOrientationPatient", 6), 2)
     cosines = np.array([along_row, along_column])
     if not np.allclose(cosines @ cosines.T, np.eye(2), rtol=0, atol=10 * _TOLERANCE):

@@ -197,9 +197,11 @@ def test_a_tilted_gantry_is_refused_with_its_angle(tmp_path: Path) -> None:
         ("PixelData", b"\0\1", "claims 192 pixels, which its"),
         ("RescaleSlope", None, "no RescaleSlope, which 5 of 6 slices have"),
         ("RescaleIntercept", None, "no RescaleIntercept, which 5 of 6 slices have"),
+        ("RescaleSlope", -1, "a RescaleSlope below 0, where other slices have one above"),
         ("RescaleType", "US", "another RescaleType than the other 5 slices"),
         ("RescaleType", "MGML", "its values are no Hounsfield units"),
         ("Units", "CNTS", "another Units than the other 5 slices"),
+        ("FrameOfReferenceUID", "1.2.3", "another FrameOfReferenceUID than the other 5 slices"),
         ("Modality", "MR", "another Modality than the other 5 slices"),
         ("PhotometricInterpretation", "MONOCHROME1", "are inverted (MONOCHROME1)"),
         ("PhotometricInterpretation", "PALETTE COLOR", "a colour image"),
@@ -281,6 +283,7 @@ def test_a_slice_of_another_size_is_refused(tmp_path: Path) -> None:
         ("ImageOrientationPatient", [1, 0, 0, 1, 0, 0], "no two perpendicular directions"),
         ("ImageOrientationPatient", [0, 0, 0, 0, 0, 0], "no two perpendicular directions"),
         ("PixelSpacing", [0, 2], "no number above 0"),
+        ("PixelSpacing", [-3, 2], "no number above 0"),
     ],
 )
 def test_a_grid_that_is_none_is_refused(

@@ -184,10 +184,9 @@ def test_what_a_series_lacks_is_named_before_the_work(
 
 
 @pytest.mark.parametrize("name", ["StudyInstanceUID", "FrameOfReferenceUID", "PatientID"])
-def test_slices_of_two_patients_or_frames_get_no_seg(tmp_path: Path, name: str) -> None:
+def test_slices_of_several_patients_or_frames_get_no_seg(tmp_path: Path, name: str) -> None:
     def odd(made: Dataset, k: int) -> None:
-        if k == 4:
-            setattr(made, name, "1.2.3")
+        setattr(made, name, f"1.2.3.{k}")
 
     scan = read_image(write_series(tmp_path / "scan", change=odd))
     with pytest.raises(DataError, match=f"its files have several {name}"):

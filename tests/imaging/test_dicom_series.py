@@ -203,6 +203,14 @@ def test_a_lost_slice_is_named(folder: Path, fault: str, name: str) -> None:
             read_image(folder / "IM0")
 
 
+def test_an_unfinished_download_is_named(folder: Path) -> None:
+    (folder / "viewer.exe.part").touch()
+    assert is_the_series(folder)
+    (folder / "IM9.part").write_bytes(b"half of it")
+    with pytest.raises(DataError, match=r"IM9\.part: a download that was not finished"):
+        read_image(folder)
+
+
 def test_a_file_called_as_the_slices_are_is_one(folder: Path) -> None:
     for path in folder.glob("IM*"):
         path.rename(folder / f"{path.name}.img")
@@ -241,13 +249,23 @@ def test_lost_slices_of_a_zip_are_named_by_their_number(folder: Path, tmp_path: 
     assert is_the_series(zipped(folder, tmp_path / "scan.zip"))
 
 
-@pytest.mark.parametrize("name", ["Rows", "Columns", "Modality"])
-def test_a_slice_without_what_makes_an_image_is_named(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("Rows", None, "has no Rows, though it is of the series"),
+        ("Columns", None, "has no Columns, though"),
+        ("Modality", "SR", "is of another kind than the other slices, though"),
+        ("SOPClassUID", "1.2.840.10008.5.1.4.1.1.66.4", "is of another kind than the other slices"),
+    ],
+)
+def test_a_slice_without_what_makes_an_image_is_named(
+    tmp_path: Path, name: str, value: str | None, said: str
+) -> None:
     def odd(made: Dataset, k: int) -> None:
         if k == 5:
-            setattr(made, name, "SR" if name == "Modality" else None)
+            setattr(made, name, value)
 
-    with pytest.raises(DataError, match=f"IM3: has (no|another) {name}"):
+    with pytest.raises(DataError, match=f"IM3: {said}"):
         read_image(write_series(tmp_path / "scan", change=odd))
 
 
