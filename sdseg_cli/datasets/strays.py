@@ -29,7 +29,10 @@ def sets_in(root: Path) -> list[Path]:
     """
     if _mask_folder(root) is not None:
         return []
-    folders, _ = listed(root)
+    # Not `listed`: a link to the root itself would be a set of sets without end.
+    below = (folder for folder, _ in walked(root, lambda one: one.parent == root))
+    folders = sorted(below, key=lambda folder: natural_key(folder.name))
+    folders.remove(root)
     return folders if any(_mask_folder(folder) for folder in folders) else []
 
 
