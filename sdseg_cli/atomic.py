@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -11,8 +12,10 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
-from sdseg_cli.errors import ConfigError, RunError
+from sdseg_cli.errors import ConfigError, RunError, SdsegError
+from sdseg_cli.filenames import leads_nowhere
 
 _LEFTOVER = re.compile(r"\.\d+(?:-[0-9a-f]+)?\.part\.(.+)")
 """What a file is called that is not complete: whose it is, and what it will be called."""
@@ -91,7 +94,46 @@ def replacing(path: Path) -> Iterator[Path]:
                 f"{path}: cannot be written ({error.strerror or error}).",
                 "Check the folder's permissions and the space left on the disk.",
             ) from error
+        if isinstance(error, SdsegError):  # of a writer that was told the temporary name
+            error.message = error.message.replace(str(temporary), str(path))
+            error.args = (error.message,)
         raise
+
+
+def require_writable(path: Path) -> None:
+    """Refuse a file that `replacing` could not write, before any work is spent on it.
+
+    Nothing is left, and folders that are missing are not made yet.
+
+    Raises:
+        RunError: Its folder takes no new files, a part of its path is a file, or a name is too
+            long for the disk.
+    """
+    try:
+        if "\0" in str(path):
+            raise ValueError("its name holds a null byte")
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.lstat()  # refuses a path that is too long as a whole
+        there = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+        if leads_nowhere(there):
+            raise NotADirectoryError(errno.ENOTDIR, f"{there} is a link that leads nowhere")
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{there} is a file, not a folder")
+        with TemporaryFile(dir=there):  # without a name where the system can do that
+            pass
+        if hasattr(os, "pathconf"):
+            limit = os.pathconf(there, "PC_NAME_MAX")
+            names = path.absolute().relative_to(there).parts  # a temporary name is never too long
+            over = max(len(os.fsencode(name)) for name in names) - limit
+            if over > 0:
+                raise OSError(errno.ENAMETOOLONG, f"its name is too long by {over} letters")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RunError(
+            f"{path}: cannot be written ({reason or error}).",
+            "Check the folder's permissions, the disk, and the length of the name; or give "
+            "another folder.",
+        ) from error
 
 
 @contextmanager

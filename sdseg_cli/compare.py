@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sdseg_cli.atomic import require_writable
 from sdseg_cli.datasets.manifest import Manifest
 from sdseg_cli.errors import ConfigError, DataError
 from sdseg_cli.evaluate import evaluate
@@ -91,6 +92,8 @@ def compare_runs(
     if sets[0] != sets[1]:  # refused before a model predicts for an hour
         ids = [[case.id for case in Manifest.find(workspace, of).cases(split)] for of in sets]
         _require_same_cases(ids[0], ids[1], names, rules)
+    folder = report or b.report / "compare" / names[0].replace("/", "-")
+    require_writable(folder / "compare.json")  # before a model predicts for an hour, too
     found = [
         evaluate(
             run.path,
@@ -108,7 +111,6 @@ def compare_runs(
         )
         for run in (a, b)
     ]
-    folder = report or b.report / "compare" / names[0].replace("/", "-")
     return _compare(found[0], found[1], names, rules).write(folder)
 
 
@@ -141,6 +143,8 @@ def compare_folders(
     """
     if a.resolve() == b.resolve():
         raise ConfigError(f"{a} is both A and B.", "Give two folders of masks.")
+    if report is not None:
+        require_writable(report / "compare.json")
     found = [
         evaluate_folders(
             masks,

@@ -12,7 +12,7 @@ import inspect
 import tomllib
 import types
 import typing
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -210,7 +210,7 @@ def settings_of(config: RunConfig) -> list[Setting]:
 
 
 def _below(section: Any, prefix: str, unused: set[str]) -> Iterator[Setting]:
-    kind: Hashable = type(section)
+    kind: Any = type(section)
     told = _explained(kind)
     inner = []
     for item in dataclasses.fields(section):

@@ -1,10 +1,16 @@
-"""What files of scans, masks and pictures are called, and DICOM's mark. Standard library only."""
+"""What files of scans, masks and pictures are called, which of them lie below a folder, and DICOM's
+mark. Standard library only.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePath, PurePosixPath
+
+from sdseg_cli.errors import DataError
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 METAIMAGE_SUFFIXES = (".nrrd", ".mha", ".mhd")
@@ -16,6 +22,7 @@ PACKAGE_FILE = "sdseg.json"
 LEDGER_FOLDER = ".ledger"
 """In a folder of masks of many scans: what was done to each of them."""
 DICOM_SUFFIX = ".dcm"
+DICOM_SUFFIXES = (DICOM_SUFFIX, ".dicom", ".ima")
 ZIP_SUFFIX = ".zip"
 
 
@@ -66,6 +73,173 @@ def storable(text: str) -> str:
         return text
     byte = re.sub("[\udc80-\udcff]", lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", text)
     return byte.encode("utf-8", "backslashreplace").decode()
+
+
+MAC_FOLDER = "__MACOSX"
+"""In zips that macOS packs: twins of the files, "._name", that hold none of their content."""
+_NO_SLICE = re.compile(
+    r"(authors|changelog|changes|checksums?|copying|dicomdir|done|icon\r?|index|info|license|licence"
+    r"|lockfile|makefile|manifest|md5sums?|notes?|notice|readme|sha\d*sums?|_success|todo|version)\b",
+    re.IGNORECASE,
+)
+"""Files without suffix that lie beside scans, some of them empty: macOS's Icon, markers, texts."""
+
+
+def walked(
+    root: Path, enter: Callable[[Path], bool] | None = None
+) -> Iterator[tuple[Path, list[Path]]]:
+    """Each folder at or below a root, with its files: how all folders are searched.
+
+    Links are followed. A folder is searched once, under its own name where it lies below the root,
+    else by the first link that leads to it; a link that leads to a folder above itself leads
+    nowhere new. Hidden folders and files are left out.
+
+    Args:
+        root: Where to begin; it may be hidden, or a link.
+        enter: Whether a folder below the root is searched; all are without it.
+
+    Yields:
+        A folder and its files, naturally sorted. Links that lead nowhere are among the files, so
+        that a lost scan is not passed over as if it had never been there.
+
+    Raises:
+        DataError: A folder cannot be searched.
+    """
+    seen: set[Path] = set()
+    links: deque[Path] = deque()
+    waiting = [root]
+    while waiting or links:
+        folder = waiting.pop() if waiting else links.popleft()
+        real = real_path(folder)
+        if real in seen or (folder != root and enter is not None and not enter(folder)):
+            continue
+        seen.add(real)
+        folders, files = listed(folder)
+        yield folder, files
+        # Links wait until all other folders are done, for these have the better names.
+        links.extend(one for one in folders if one.is_symlink() and not _leads_up(one, real))
+        waiting.extend(one for one in reversed(folders) if not one.is_symlink())
+
+
+def listed(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The folders and the files directly in a folder, naturally sorted, without hidden ones.
+
+    Links count as what they lead to; one that leads nowhere is a file.
+
+    Raises:
+        DataError: The folder cannot be searched.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            is_folder = {one.name: _is_folder(one) for one in entries if is_shown(one.name)}
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot be searched ({error.strerror or error}).",
+            "Check that it is there and its permissions; what is in it would be missed.",
+        ) from error
+    names = sorted(is_folder, key=natural_key)
+    folders = [folder / name for name in names if is_folder[name]]
+    return folders, [folder / name for name in names if not is_folder[name]]
+
+
+def matching(root: Path, pattern: str) -> list[Path]:
+    """The files below a folder that a pattern matches, relative to it, in natural order.
+
+    Args:
+        root: Searched as by `walked`, from the pattern's first wildcard on.
+        pattern: As of a shell: `*`, `?` and `[...]` stand for parts of one name, `**/` for any
+            folders.
+    """
+    parts = PurePosixPath(pattern).parts
+    fixed = next((n for n, part in enumerate(parts) if re.search(r"[*?\[]", part)), len(parts) - 1)
+    base, depth = root.joinpath(*parts[:fixed]), len(parts) - fixed
+    if not base.is_dir():
+        return []
+    if fixed == len(parts) - 1 and (base / parts[-1]).is_file():
+        return [Path(*parts)]
+    expression = glob_expression("/".join(parts[fixed:]))
+    flat = not any("**" in part for part in parts)
+    found = []
+    for _, files in walked(
+        base, (lambda folder: len(folder.relative_to(base).parts) < depth) if flat else None
+    ):
+        below = (file.relative_to(base).as_posix() for file in files)
+        found += [name for name in below if expression.fullmatch(name)]
+    prefix = Path(*parts[:fixed])
+    return [prefix / name for name in sorted(found, key=natural_key)]
+
+
+def glob_expression(pattern: str) -> re.Pattern[str]:
+    """A pattern of `matching` as a regular expression with one group per wildcard."""
+    wildcards = re.compile(r"\*\*/|\*+|\?|\[[^\]]+\]")
+    expression, end = "", 0
+    for wildcard in wildcards.finditer(pattern):
+        expression += re.escape(pattern[end : wildcard.start()])
+        text = wildcard.group()
+        if text == "**/":
+            expression += "(?:(.*)/)?"
+        elif text.startswith("*"):
+            expression += "([^/]*)"
+        elif text == "?":
+            expression += "([^/])"
+        else:
+            expression += "(" + text.replace("[!", "[^") + ")"
+        end = wildcard.end()
+    return re.compile(expression + re.escape(pattern[end:]))
+
+
+def may_be_called_slice(path: PurePath) -> bool:
+    """Whether a name may be that of a DICOM slice: .dcm, .ima, a number or nothing at the end.
+
+    "IM5", "1.2.840.113619.2" and "scan.0007" may; "README", "DICOMDIR" and "plan.xml" may not.
+    """
+    suffix = path.suffix.lower()
+    if suffix in DICOM_SUFFIXES:
+        return True
+    plain = not suffix or suffix[1:].isdecimal()
+    return plain and not _NO_SLICE.match(path.name)
+
+
+def name_pattern(path: Path) -> str:
+    """A name without its numbers: what the slices of one series have in common."""
+    return re.sub(r"\d+", "#", path.name.lower())
+
+
+def leads_nowhere(path: Path) -> bool:
+    """Whether a path is a link to what is not there, or round in a circle."""
+    return path.is_symlink() and not path.exists()
+
+
+def require_there(path: Path, hint: str) -> None:
+    """Refuse a path that is not there.
+
+    Raises:
+        DataError: With the hint; or it is a link that leads nowhere.
+    """
+    if leads_nowhere(path):
+        raise DataError(
+            f"{path}: a link to {path.readlink()}, which is not there.",
+            "Fetch or mount what it leads to, or take the link away.",
+            "missing",
+        )
+    if not path.exists():
+        raise DataError(f"{path} does not exist.", hint, "missing")
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    # Of a link that leads to itself, an entry cannot say what it is.
+    return Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir()
+
+
+def is_shown(name: str) -> bool:
+    """Whether the name of a file or folder is not hidden, and not that of macOS's twins."""
+    return not name.startswith(".") and name != MAC_FOLDER
+
+
+def _leads_up(link: Path, real: Path) -> bool:
+    """Whether a link in a folder, whose real path is given, leads to that folder or above it."""
+    target = real_path(link)
+    return target == real or target in real.parents
 
 
 def suffix_of(path: Path) -> str | None:

@@ -11,9 +11,12 @@ from sdseg_cli.filenames import (
     PICTURE_SUFFIXES,
     VOLUME_SUFFIXES,
     is_picture,
+    leads_nowhere,
     natural_key,
+    require_there,
     stem_of,
     suffix_of,
+    walked,
 )
 from sdseg_cli.imaging.files import read_geometry
 from sdseg_cli.imaging.reorient import geometry_like
@@ -94,7 +97,7 @@ def masks_below(folder: Path, option: str) -> dict[str, Path]:
     Pictures are masks only where there is no volume: beside volumes they are views of them.
 
     Args:
-        folder: Searched with all its folders; names that begin with a dot are passed over.
+        folder: Searched with all its folders, as by `walked`.
         option: That named it, for messages.
 
     Raises:
@@ -103,7 +106,10 @@ def masks_below(folder: Path, option: str) -> dict[str, Path]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder.", f"Give {option} a folder of masks.")
     found: dict[str, Path] = {}
-    files = [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")]
+    files = [file for _, files in walked(folder) for file in files]
+    for path in files:
+        if not path.suffix and leads_nowhere(path):
+            require_there(path, "")  # a folder, for all we know, with masks in it
     volumes = [path for path in files if suffix_of(path) is not None]
     for path in volumes or [path for path in files if is_picture(path)]:
         name = path.relative_to(folder).with_name(stem_of(path)).as_posix()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sdseg_cli.atomic import replacing, require_replaceable
+from sdseg_cli.atomic import replacing, require_replaceable, require_writable
 from sdseg_cli.errors import ConfigError, DataError
 from sdseg_cli.filenames import is_picture, real_path
 from sdseg_cli.imaging import dicom
@@ -42,6 +42,7 @@ class Outputs:
         Raises:
             ConfigError: A name is the scan itself or stands twice, or the type is unknown.
             DataError: A name is a folder, or of a kind that is not written.
+            RunError: The disk takes no file of this name.
         """
         require_dtype(self.probability_dtype)
         for option, path in self._maps.items():
@@ -58,6 +59,7 @@ class Outputs:
                 raise ConfigError(
                     f"{path}: is both {first} and {option}.", f"Give {option} another name."
                 )
+            require_writable(path)
 
     def check_scan(self, volume: Volume) -> None:
         """Refuse what cannot be written for this scan, before it is predicted.

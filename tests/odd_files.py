@@ -73,10 +73,6 @@ def pipe(name: str) -> Build:
     return lambda folder: os.mkfifo(folder / name)
 
 
-def link(name: str, target: str) -> Build:
-    return lambda folder: (folder / name).symlink_to(target)
-
-
 def latin_1(folder: Path) -> None:
     """`scan.nii.gz` as the one scan of `in`, called in bytes that are no UTF-8."""
     (folder / "in").mkdir()
@@ -250,6 +246,73 @@ def same_place(slice_: Dataset, k: int) -> None:
 
 def tilted(slice_: Dataset, k: int) -> None:
     slice_.ImagePositionPatient = list(dicom_files.position(k) + np.array([0, 1.5 * k, 0]))
+
+
+def without_slope(slice_: Dataset, k: int) -> None:
+    if k == 2:
+        del slice_.RescaleSlope, slice_.RescaleIntercept
+
+
+def inverted(slice_: Dataset, k: int) -> None:
+    slice_.PhotometricInterpretation = "MONOCHROME1"
+
+
+def nameless(slice_: Dataset, k: int) -> None:
+    del slice_.PatientID
+
+
+def link(name: str, target: str = "/not/there") -> Build:
+    """In place of what is there."""
+
+    def build(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(target)
+
+    return build
+
+
+def half_linked(folder: Path) -> None:
+    """A series in `ct`, half of it in a folder that is linked twice, with a way back."""
+    (dicom_files.write_series(folder / "store") / "back").symlink_to("../ct")
+    (folder / "ct").mkdir()
+    for k in range(3):
+        (folder / "store" / f"IM{k}").rename(folder / "ct" / f"IM{k}")
+    for name in ("more", "twice"):
+        (folder / "ct" / name).symlink_to("../store")
+
+
+def mac_zip(folder: Path) -> None:
+    """A CT series as macOS packs it into `scan.zip`."""
+    source = dicom_files.write_series(folder / "source")
+    with zipfile.ZipFile(folder / "scan.zip", "w") as made:
+        for path in source.iterdir():
+            made.write(path, f"ct/{path.name}.dcm")
+            made.writestr(f"__MACOSX/ct/._{path.name}.dcm", b"\0\5\x16\7Mac OS X")
+        made.writestr("ct/.DS_Store", b"Bud1")
+    shutil.rmtree(source)
+
+
+def zip_entry(name: str, old: bytes, new: bytes) -> Build:
+    """A zip whose one entry's name is changed into another of the same length."""
+
+    def build(folder: Path) -> None:
+        with zipfile.ZipFile(folder / "scan.zip", "w") as made:
+            made.writestr(name, b"1")
+        data = (folder / "scan.zip").read_bytes()
+        put(folder / "scan.zip", data.replace(old, new))
+
+    return build
+
+
+def linked_masks(folder: Path) -> None:
+    """Two cases; the reference of the second, which is missed, lies behind a link."""
+    box = np.zeros((8, 8, 4), np.uint8)
+    box[2:6, 2:6, 1:3] = 1
+    for name, mask in {"pred/a": box, "pred/b": 0 * box, "ref/a": box, "store/b": box}.items():
+        scan(f"{name}/m.nii.gz", mask)(folder)
+    (folder / "ref/b").symlink_to("../store/b")
+    (folder / "ref/loop").symlink_to(".")
 
 
 def zipped_series(folder: Path) -> None:

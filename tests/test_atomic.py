@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from sdseg_cli import atomic
 from sdseg_cli.atomic import (
     LEFT_AFTER_S,
     is_leftover_of,
     remove_leftovers,
     replacing,
     replacing_folder,
+    require_writable,
     stands_for,
     temporary_for,
 )
@@ -132,3 +134,68 @@ def test_a_pipe_is_not_replaced(tmp_path: Path) -> None:
     ):
         temporary.write_text("never")
     assert (tmp_path / "pipe.nii.gz").is_fifo()
+
+
+def test_an_error_of_a_writer_names_the_file_and_not_the_temporary_one(tmp_path: Path) -> None:
+    target = tmp_path / "mask.mha"
+    with pytest.raises(RunError) as caught, replacing(target) as outer, replacing(outer):
+        raise OSError("the writer could not")
+    assert caught.value.message == f"{target}: cannot be written (the writer could not)."
+    assert str(caught.value) == caught.value.message
+
+
+@pytest.mark.parametrize("name", ["mask.nii", "new/folder/mask.nii", "m" * 248 + ".nii.gz"])
+def test_a_file_that_can_be_written_leaves_no_trace_of_the_question(
+    tmp_path: Path, name: str
+) -> None:
+    require_writable(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+    with replacing(tmp_path / name) as temporary:
+        temporary.write_text("x")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("file/mask.nii", "file is a file, not a folder"),
+        ("file/a/b/mask.nii", "file is a file, not a folder"),
+        ("link/mask.nii", "link is a link that leads nowhere"),
+        ("m" * 256, "too long"),
+        ("ü" * 128, "too long"),
+        ("m" * 256 + "/mask.nii", "too long"),
+        ("new/" + "m" * 256 + "/mask.nii", "too long by 1 letters"),
+        ("d/" * 2100 + "mask.nii", "too long"),
+        ("a\0b/mask.nii", "null byte"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_known_before(
+    tmp_path: Path, name: str, said: str
+) -> None:
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "link").symlink_to("nowhere")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(RunError, match=said) as caught:
+        require_writable(tmp_path / name)
+    assert caught.value.message.startswith(f"{tmp_path / name}: cannot be written (")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_folder_that_takes_no_new_file_is_known_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(dir: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(dir / "tmp1234"))
+
+    monkeypatch.setattr(atomic, "TemporaryFile", refuse)
+    with pytest.raises(RunError) as caught:
+        require_writable(tmp_path / "new/mask.nii")
+    assert (
+        caught.value.message == f"{tmp_path}/new/mask.nii: cannot be written (Permission denied)."
+    )
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc")
+def test_a_folder_that_the_system_keeps_is_known_before() -> None:
+    for name in ("/proc/mask.nii", "/proc/self/new/mask.nii"):
+        with pytest.raises(RunError, match=rf"^{name}: cannot be written"):
+            require_writable(Path(name))

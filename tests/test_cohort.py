@@ -55,6 +55,23 @@ def test_one_bad_scan_is_one_row_and_the_model_is_loaded_once(
     assert not (task.output / BAD).exists()
 
 
+def test_scans_slices_and_folders_that_are_links_to_nowhere_are_rows(
+    task: Task, stand_in: StandIn
+) -> None:
+    source = task.output.parent / "in"
+    write_series(source / "ct", leave_out=(5,))
+    write_series(source / "half")
+    for name in ("pt_1/gone.nii.gz", "ct/IM9", "half/IM9.dcm", "pt_4"):
+        (source / name).symlink_to("/not/there")
+    run(task)
+    found = {case: row["error"] for case, row in rows(task).items() if row["status"] == "failed"}
+    del found["pt_3/ct"]
+    lost = {"pt_1/gone": "pt_1/gone.nii.gz", "ct": "ct/IM9", "half": "half/IM9.dcm", "in": "pt_4"}
+    assert set(found) == set(lost)
+    for case, name in lost.items():
+        assert f"{source / name}: a link to /not/there, which is not there" in found[case]
+
+
 def test_the_json_is_the_contracts_object(task: Task, stand_in: StandIn) -> None:
     values = run(task).to_json()
     assert values["ledger"] == str(task.output / "ledger.csv")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sdseg_cli.compare import Rules, compare_folders, compare_runs
-from sdseg_cli.errors import ConfigError, DataError
+from sdseg_cli.errors import ConfigError, DataError, RunError
 from sdseg_cli.report.comparison import Comparison
 from sdseg_cli.training.run_folder import RunDir
 from tests.fake_run import EMPTY, block, make_workspace, write_nifti
@@ -172,6 +172,13 @@ def test_a_folder_against_itself_is_refused(tmp_path):
     a, ref = folders(tmp_path, a={"x": FOUR}, ref={"x": FOUR})
     with pytest.raises(ConfigError, match="both A and B"):
         compare_folders(a, a, ref, workers=1)
+
+
+def test_a_report_that_cannot_be_written_is_named_before_anything_is_scored(tmp_path):
+    a, b, ref = folders(tmp_path, a={"x": BY_TWO}, b={"x": BY_ONE}, ref={"y": FOUR})
+    (tmp_path / "file").write_text("a file")
+    with pytest.raises(RunError, match=r"file/new/compare\.json: cannot be written"):
+        compare_folders(a, b, ref, report=tmp_path / "file/new", workers=1)
 
 
 def test_a_run_against_itself_is_refused(tmp_path):

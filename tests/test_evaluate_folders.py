@@ -80,6 +80,33 @@ def test_a_mask_stored_in_another_order_of_axes_scores_the_same(tmp_path):
         evaluate_folders(tmp_path / "pred", tmp_path / "wrong")
 
 
+def test_masks_in_linked_folders_are_scored_and_hidden_ones_are_not(tmp_path):
+    """Half of the blocks overlap in the linked case: without it the mean would be 1."""
+    for name in ("pred/a/m", "ref/a/m", "store/b/m"):
+        write_nifti(tmp_path / f"{name}.nii.gz", FOUR)
+    write_nifti(tmp_path / "pred/b/m.nii.gz", MOVED)
+    for folder in ("pred", "ref"):
+        for name in (".cache/c.nii.gz", "a/.m.nii.gz", "__MACOSX/d.nii.gz"):
+            write_nifti(tmp_path / folder / name, FOUR)
+        (tmp_path / folder / "loop").symlink_to(".")
+    (tmp_path / "ref/b").symlink_to("../store/b")
+    (tmp_path / "store/b/back").symlink_to("../../ref")
+    (tmp_path / "door").symlink_to("ref")
+    for ref in ("ref", "door"):
+        found = evaluate_folders(tmp_path / "pred", tmp_path / ref).to_json()["cases"]
+        assert [(case["id"], case["dice"]) for case in found] == [("a/m", 1.0), ("b/m", 0.5)]
+
+
+@pytest.mark.parametrize("lost", ["ref/b.nii.gz", "pred/b.nii.gz", "ref/more", "pred/more"])
+def test_masks_and_folders_that_are_links_to_nowhere_are_named(tmp_path, lost):
+    for name in ("pred/a", "pred/b", "ref/a", "ref/b"):
+        write_nifti(tmp_path / f"{name}.nii.gz", FOUR)
+    (tmp_path / lost).unlink(missing_ok=True)
+    (tmp_path / lost).symlink_to("/not/there")
+    with pytest.raises(DataError, match=f"{lost}: a link to /not/there, which is not there"):
+        evaluate_folders(tmp_path / "pred", tmp_path / "ref", allow_missing=True)
+
+
 def test_folders_that_do_not_match_are_refused(tmp_path):
     pred, ref = tmp_path / "pred", tmp_path / "ref"
     with pytest.raises(DataError, match="no such folder"):

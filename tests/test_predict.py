@@ -239,6 +239,49 @@ def test_the_scan_is_never_overwritten(
     assert tiny_run.scan.read_bytes() == before
 
 
+@pytest.mark.parametrize("option", ["mask", "probability", "uncertainty", "preview"])
+@pytest.mark.parametrize("name", ["file/{}", "file/new/{}", "gone/{}", "m" * 240 + "{}"])
+def test_an_output_that_cannot_be_written_is_named_before_anything_is_predicted(
+    predictor: Predictor,
+    tiny_run: Workspace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    option: str,
+    name: str,
+) -> None:
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "gone").symlink_to("nowhere")
+    monkeypatch.setattr(Predictor, "stack", None)  # called, it would be another error
+    outputs = {"mask": tmp_path / "m.nii.gz"}
+    outputs[option] = tmp_path / name.format("p.png" if option == "preview" else "p.nii.gz")
+    with pytest.raises(RunError) as caught:
+        predict_file(tiny_run.scan, outputs.pop("mask"), predictor, **outputs)
+    written = tmp_path / name.format("p.png" if option == "preview" else "p.nii.gz")
+    assert caught.value.message.startswith(f"{written}: cannot be written (")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "gone"]
+
+
+@pytest.mark.parametrize("name", ["mask.nii.gz", "mask.nrrd", "mask.mha"])
+def test_a_writer_that_fails_names_the_output(
+    predictor: Predictor,
+    tiny_run: Workspace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "some other name")
+
+    monkeypatch.setattr("sdseg_cli.imaging.nifti.replacing", lambda path: refuse())
+    monkeypatch.setattr("SimpleITK.WriteImage", refuse)
+    with pytest.raises(RunError) as caught:
+        predict_file(tiny_run.scan, tmp_path / name, predictor)
+    assert (
+        caught.value.message == f"{tmp_path / name}: cannot be written (No space left on device)."
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_batch_size_below_one_is_refused(tiny_run: Workspace) -> None:
     with pytest.raises(ConfigError, match="--batch-size is 0"):
         Predictor(tiny_run.run.path, device="cpu", batch_size=0)

@@ -5,7 +5,6 @@ Pictures only beside each other: in a folder per case there may be previews of a
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -14,7 +13,15 @@ from sdseg_cli.datasets.dataset_json import DATASET_JSON, IMAGES
 from sdseg_cli.datasets.pairs import paired
 from sdseg_cli.datasets.spec import Case, DatasetSpec, in_order
 from sdseg_cli.errors import ConfigError, DataError
-from sdseg_cli.filenames import stem_of, suffix_of
+from sdseg_cli.filenames import (
+    glob_expression,
+    leads_nowhere,
+    listed,
+    matching,
+    stem_of,
+    suffix_of,
+    walked,
+)
 
 _IMAGE_FOLDERS = ("images", "image")
 _LABEL_FOLDERS = ("labels", "masks", "label", "mask")
@@ -98,15 +105,11 @@ def _from_twin_folders(root: Path) -> list[Case]:
 
 def _from_case_folders(root: Path) -> list[Case]:
     cases = []
-    seen: set[Path] = set()
-    for name, folders, _ in os.walk(root, followlinks=True):
-        folder = Path(name)
-        if folder.resolve() in seen:  # a link back to where we have been
-            folders.clear()
-            continue
-        seen.add(folder.resolve())
-        folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
-        volumes = _volumes(folder)
+    for folder, files in walked(root):
+        volumes = [path for path in files if suffix_of(path)]
+        # A folder, for all we know, whose case must not be missed without a word.
+        lost = [path for path in files if not path.suffix and leads_nowhere(path)]
+        cases += [Case(path.relative_to(root).as_posix(), path, None) for path in lost]
         images = [path for path in volumes if _IMAGE_STEM.fullmatch(stem_of(path))]
         labels = [path for path in volumes if _LABEL_STEM.fullmatch(stem_of(path))] or [
             path for path in volumes if _LABEL_START.match(stem_of(path)) and path not in images
@@ -121,7 +124,7 @@ def _from_case_folders(root: Path) -> list[Case]:
         relative = folder.relative_to(root).as_posix()
         id = root.resolve().name if relative == "." else relative
         cases.append(Case(id, images[0], labels[0] if labels else None))
-    return cases
+    return cases if any(case.image.suffix for case in cases) else []
 
 
 def _first_folder(root: Path, names: tuple[str, ...]) -> Path | None:
@@ -129,12 +132,8 @@ def _first_folder(root: Path, names: tuple[str, ...]) -> Path | None:
 
 
 def _volumes(folder: Path) -> list[Path]:
-    """Volume files of one folder; dot files (macOS leaves "._name" twins) are no volumes."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if suffix_of(path) and not path.name.startswith(".") and path.is_file()
-    )
+    """Volume files of one folder."""
+    return [path for path in listed(folder)[1] if suffix_of(path)]
 
 
 def _matches(root: Path, pattern: str) -> list[Path]:
@@ -143,11 +142,10 @@ def _matches(root: Path, pattern: str) -> list[Path]:
         raise ConfigError(
             f"The pattern {pattern!r} does not stay inside the data set's folder.", _GLOB_HINT
         )
-    found = sorted(
-        path.relative_to(root)
-        for path in root.glob(pattern)
-        if path.is_file() and not path.name.startswith(".")
-    )
+    try:
+        found = matching(root, pattern)
+    except re.error as error:
+        raise ConfigError(f"The pattern {pattern!r} is none ({error}).", _GLOB_HINT) from error
     if not found:
         raise DataError(
             f"{root}: no file matches {pattern!r}.",
@@ -157,31 +155,12 @@ def _matches(root: Path, pattern: str) -> list[Path]:
 
 
 def _keys(paths: list[Path], pattern: str) -> list[str]:
-    expression = _glob_expression(pattern)
+    expression = glob_expression(pattern)
     keys = []
     for path in paths:
         match = expression.fullmatch(path.as_posix())
         keys.append("_".join(part for part in match.groups() if part) if match else "")
     return keys
-
-
-def _glob_expression(pattern: str) -> re.Pattern[str]:
-    """A glob as a regular expression with one group per wildcard."""
-    wildcards = re.compile(r"\*\*/|\*+|\?|\[[^\]]+\]")
-    expression, end = "", 0
-    for wildcard in wildcards.finditer(pattern):
-        expression += re.escape(pattern[end : wildcard.start()])
-        text = wildcard.group()
-        if text == "**/":
-            expression += "(?:(.*)/)?"
-        elif text.startswith("*"):
-            expression += "([^/]*)"
-        elif text == "?":
-            expression += "([^/])"
-        else:
-            expression += "(" + text.replace("[!", "[^") + ")"
-        end = wildcard.end()
-    return re.compile(expression + re.escape(pattern[end:]))
 
 
 def _folders(paths: list[Path]) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sdseg_cli.datasets.spec import Case
 from sdseg_cli.errors import DataError
-from sdseg_cli.filenames import is_picture, stem_of
+from sdseg_cli.filenames import is_picture, listed, stem_of
 
 
 def pictures_in(folder: Path) -> dict[str, Path]:
@@ -16,9 +16,7 @@ def pictures_in(folder: Path) -> dict[str, Path]:
         DataError: Two pictures have one stem.
     """
     found: dict[str, Path] = {}
-    for path in sorted(folder.glob("*")):
-        if not is_picture(path) or path.name.startswith(".") or not path.is_file():
-            continue
+    for path in filter(is_picture, listed(folder)[1] if folder.is_dir() else ()):
         if stem_of(path) in found:
             raise DataError(
                 f"{path} and {found[stem_of(path)].name} are both case {stem_of(path)}.",

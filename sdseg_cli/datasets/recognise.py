@@ -8,6 +8,7 @@ from sdseg_cli.datasets import DATASETS, Case, DatasetSpec
 from sdseg_cli.datasets.folder import FOLDER, find_by_globs
 from sdseg_cli.datasets.strays import sets_in
 from sdseg_cli.errors import ConfigError, DataError, near
+from sdseg_cli.filenames import require_there
 
 
 def find_cases(
@@ -39,8 +40,8 @@ def find_cases(
             "Give both, for example --image-glob '*/ct.nii.gz' --label-glob '*/mask.nii.gz'.",
         )
     if not src.is_dir():
-        what = "is a file, not a folder" if src.exists() else "does not exist"
-        raise DataError(f"{src} {what}.", "Give the folder of the data set.")
+        require_there(src, "Give the folder of the data set.")
+        raise DataError(f"{src} is a file, not a folder.", "Give the folder of the data set.")
     if image_glob is not None and label_glob is not None:
         spec = DATASETS[dataset or FOLDER.name]
         return spec.refine(src, spec), find_by_globs(src, image_glob, label_glob)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from sdseg_cli.datasets.spec import Case
-from sdseg_cli.filenames import is_picture, natural_key, suffix_of
+from sdseg_cli.filenames import (
+    is_dicom_file,
+    is_picture,
+    leads_nowhere,
+    listed,
+    matching,
+    may_be_called_slice,
+    natural_key,
+    suffix_of,
+    walked,
+)
 from sdseg_cli.findings import WARNING, Finding
 
 _MASK_FOLDERS = ("masks", "mask", "labels", "label")
@@ -20,7 +29,10 @@ def sets_in(root: Path) -> list[Path]:
     """
     if _mask_folder(root) is not None:
         return []
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+    # Not `listed`: a link to the root itself would be a set of sets without end.
+    below = (folder for folder, _ in walked(root, lambda one: one.parent == root))
+    folders = sorted(below, key=lambda folder: natural_key(folder.name))
+    folders.remove(root)
     return folders if any(_mask_folder(folder) for folder in folders) else []
 
 
@@ -41,10 +53,11 @@ def check_strays(root: Path, cases: Collection[Case], label_glob: str | None) ->
     """
     used = {case.label for case in cases if case.label is not None}
     if label_glob is not None:
-        labels = [path for path in root.glob(label_glob) if path.is_file()]
+        labels = [root / path for path in matching(root, label_glob)]
     else:  # a folder of label maps beside the scans' folder; in case folders anything may lie
         folders = {label.parent for label in used} - {case.image.parent for case in cases}
-        labels = [path for folder in folders for path in folder.iterdir() if _may_be_label(path)]
+        files = (path for folder in folders for path in listed(folder)[1])
+        labels = [path for path in files if suffix_of(path) is not None or is_picture(path)]
     for path in sorted(set(labels) - used, key=lambda path: natural_key(str(path))):
         yield Finding(
             "label-without-image",
@@ -56,26 +69,17 @@ def check_strays(root: Path, cases: Collection[Case], label_glob: str | None) ->
 
 
 def dicom_folders(root: Path) -> Iterator[Path]:
-    """Folders whose first file that is no volume, picture or text is DICOM."""
-    for name, folders, files in os.walk(root):
-        folders.sort()
-        candidates = (
-            Path(name, file)
-            for file in sorted(files)
-            if Path(file).suffix.lower() in (".dcm", ".ima", "")
-            or Path(file).suffix[1:].isdecimal()
-        )
-        first = next((file for file in candidates if not file.name.startswith(".")), None)
-        if first is not None and is_dicom(first):
-            yield Path(name)
+    """Folders that hold DICOM, or links without an end that are called as DICOM is."""
+    for folder, files in walked(root):
+        candidates = [path for path in files if may_be_called_slice(path)]
+        if any(is_dicom(path) or leads_nowhere(path) for path in candidates):
+            yield folder
 
 
 def is_dicom(path: Path) -> bool:
     """Whether a file has DICOM's mark."""
     try:
-        with path.open("rb") as file:
-            file.seek(128)
-            return file.read(4) == b"DICM"
+        return is_dicom_file(path)
     except OSError:
         return False
 
@@ -97,7 +101,3 @@ def unchecked_dicom(
         f"DICOM that was not checked ({why.rstrip('.')})",
         fix,
     )
-
-
-def _may_be_label(path: Path) -> bool:
-    return (suffix_of(path) is not None or is_picture(path)) and not path.name.startswith(".")

@@ -1,7 +1,8 @@
 """Zip files from strangers: unpacked into a folder of our own, within limits, and gone afterwards.
 
-Entries are stored under numbers: an entry's own name is checked, then forgotten (but for .dcm), so
-it can neither clash with another, nor leave the folder, nor carry a patient's name into a message.
+Entries are stored under numbers: an entry's own name is checked, then forgotten (but for what kind
+of file it says), so it can neither clash with another, nor leave the folder, nor carry a patient's
+name into a message.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import errno
 import lzma
 import stat
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -17,7 +19,12 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from sdseg_cli.errors import DataError, RunError
-from sdseg_cli.filenames import DICOM_SUFFIX
+from sdseg_cli.filenames import (
+    DICOM_SUFFIX,
+    DICOM_SUFFIXES,
+    is_shown,
+    may_be_called_slice,
+)
 
 MAX_EXPANDED_BYTES = 8 << 30
 """What the entries of one archive may unpack to: a whole-body CT of 4000 slices twice over."""
@@ -25,7 +32,19 @@ MAX_ENTRIES = 100_000
 """How many entries one archive may have."""
 
 _BLOCK_BYTES = 1 << 20
-_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
+_OTHER = ".other"
+_SHOWN = 80
+"""So many letters of a name are shown."""
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    ValueError,
+    OverflowError,
+)
 
 
 @contextmanager
@@ -40,10 +59,13 @@ def extracted(
         max_entries: Refused beyond this.
 
     Yields:
-        A folder that only this user can enter, with the files 1, 2.dcm, ... in the archive's order.
+        A folder that only this user can enter, with the files 1, 2.dcm, ... in the archive's order,
+        those called neither as DICOM nor without suffix as 3.other. Hidden ones, such as macOS's
+        "__MACOSX/._name", are left out.
 
     Raises:
-        DataError: Damaged, encrypted, too large, or an entry is a link or leaves the folder.
+        DataError: Damaged, encrypted, too large, or an entry is a link, leaves the folder or has a
+            name that is none.
         RunError: The temporary folder cannot be written to.
     """
     with tempfile.TemporaryDirectory(prefix="sdseg-", ignore_cleanup_errors=True) as name:
@@ -53,6 +75,12 @@ def extracted(
                 entries = opened.infolist()
                 _check(archive, entries, max_bytes, max_entries)
                 _unpack(archive, opened, folder, max_bytes)
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{archive}: an entry's name is not UTF-8, though it claims to be: "
+                f"{ascii(error.object)[2:-1][:_SHOWN]}.",
+                "Pack the files again, with names of plain letters.",
+            ) from error
         except _DAMAGED as error:
             raise _damaged(archive) from error
         except OSError as error:
@@ -76,8 +104,12 @@ def _check(archive: Path, entries: list[zipfile.ZipInfo], max_bytes: int, max_en
         raise _too_large(archive, max_bytes)
     for number, entry in enumerate(entries, start=1):
         kind = stat.S_IFMT(entry.external_attr >> 16)
-        if _leaves_the_folder(entry.filename):
+        if not entry.filename:
+            fault = "has no name"
+        elif _leaves_the_folder(entry.filename):
             fault = "would be written outside the folder it is unpacked to"
+        elif _is_hidden(entry.filename):
+            continue
         elif kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             fault = "is a link or a device, not a file"
         elif entry.flag_bits & 0x1:
@@ -95,13 +127,26 @@ def _leaves_the_folder(name: str) -> bool:
     )
 
 
+def _is_hidden(name: str) -> bool:
+    """Whether a file, or a folder it lies in, is hidden, or is one of macOS's twins."""
+    return not all(map(is_shown, PurePosixPath(name.replace("\\", "/")).parts))
+
+
+def _kind(name: str) -> str:
+    """What is kept of a name: whether it is that of a DICOM file, might be one, or neither."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.suffix.lower() in DICOM_SUFFIXES:
+        return DICOM_SUFFIX
+    return "" if may_be_called_slice(path) else _OTHER
+
+
 def _unpack(archive: Path, opened: zipfile.ZipFile, folder: Path, max_bytes: int) -> None:
     left = max_bytes
     for number, entry in enumerate(opened.infolist(), start=1):
-        if entry.is_dir():
+        if entry.is_dir() or _is_hidden(entry.filename):
             continue
-        suffix = DICOM_SUFFIX if entry.filename.lower().endswith(DICOM_SUFFIX) else ""
-        with opened.open(entry) as packed, (folder / f"{number}{suffix}").open("wb") as file:
+        path = folder / f"{number}{_kind(entry.filename)}"
+        with opened.open(entry) as packed, path.open("wb") as file:
             while block := packed.read(_BLOCK_BYTES):
                 left -= len(block)
                 if left < 0:  # the directory had promised less

@@ -24,7 +24,7 @@ from sdseg_cli.imaging.dicom_series import (
     quiet,
     unreadable,
 )
-from sdseg_cli.imaging.dicom_stack import check_claims, sorted_stack
+from sdseg_cli.imaging.dicom_stack import check_alike, check_claims, sorted_stack
 from sdseg_cli.imaging.volume import Array, Claim, Geometry, Volume
 
 _PIXEL_ELEMENTS = (
@@ -33,6 +33,7 @@ _PIXEL_ELEMENTS = (
 )  # fmt: skip
 _REFERENCES = (
     "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID",
+    "Modality",
 )  # fmt: skip
 _RLE = "1.2.840.10008.1.2.5"
 _CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
@@ -109,6 +110,7 @@ def _stack(source: Path, folder: Path, name: str | None) -> tuple[list[Instance]
     series: Series = find_series(source, folder, name)
     for slice_ in series.instances:
         check_claims(slice_)
+    check_alike(series.instances)
     return sorted_stack(series.instances)
 
 

@@ -6,6 +6,8 @@ its source series carries, as every DICOM object must.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,13 @@ from sdseg_cli.imaging.dicom import DicomHeader
 from sdseg_cli.imaging.dicom_series import opened, quiet
 from sdseg_cli.imaging.volume import Array, Volume
 
+_REPEATED = (
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate",
+    "StudyTime", "AccessionNumber",
+)  # fmt: skip
+"""Elements that have to be there, though they may be empty."""
+_ONE_FOR_ALL = ("StudyInstanceUID", "FrameOfReferenceUID", "SOPClassUID", "PatientID")
+"""Elements of which a series has one value."""
 _SERIES_NUMBER = 9000
 """Of our series: far above what scanners count."""
 
@@ -45,18 +54,56 @@ def check_writable(path: Path, scan: Path | None) -> None:
 
 
 def check_references(like: Volume) -> None:
-    """Refuse a series that a DICOM SEG cannot refer to.
+    """Refuse a series that a DICOM SEG cannot refer to, or whose identity it cannot repeat.
 
     Raises:
-        DataError: An identifier of its files is blank.
+        DataError: As said; it names what is missing, or differs from slice to slice.
     """
+    header = _header(like)
+    source, sources = header.source, _sources(header)
+    with _telling(source), quiet():
+        for name in _REPEATED:
+            if name not in sources[0]:
+                raise _lacks(source, name, ", which a DICOM SEG has to repeat")
+        for name in _ONE_FOR_ALL:
+            if len({str(one[name].value) for one in sources if name in one}) > 1:
+                raise DataError(
+                    f"{source}: its files have several {name}, and a DICOM SEG refers to one.",
+                    "Write .nii.gz, or give the series as the scanner made it.",
+                )
+        # What else may be refused is refused of two slices as well, and before the work.
+        columns, rows, _ = like.geometry.shape
+        few = sources[:2]
+        _segmentation(few, np.ones((columns, rows, len(few)), np.uint8))
+
+
+def _header(like: Volume) -> DicomHeader:
+    """The series' header, once it has all identifiers. Raises DataError."""
     assert isinstance(like.header, DicomHeader)  # `check_writable` refuses other scans
     if like.header.blank:
+        raise _lacks(like.header.source, like.header.blank[0], " for a DICOM SEG to refer to")
+    return like.header
+
+
+def _lacks(source: Path, name: str, why: str) -> DataError:
+    return DataError(
+        f"{source}: its files have no {name}{why}.",
+        "Write .nii.gz, or give the series with its identifiers.",
+    )
+
+
+@contextmanager
+def _telling(source: Path) -> Iterator[None]:
+    """What highdicom refuses, as an error that quotes no value of the headers."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        name = getattr(error, "name", None)
+        what = f"have no {name}, which" if name else "lack or misspell what"
         raise DataError(
-            f"{like.header.source}: its files have no {like.header.blank[0]} for a DICOM SEG to "
-            "refer to.",
-            "Write .nii.gz, or give the series with its identifiers.",
-        )
+            f"{source}: its headers {what} a DICOM SEG has to repeat.",
+            "Write .nii.gz, or give the series as the scanner made it.",
+        ) from error
 
 
 def write(path: Path, array: Array, like: Volume) -> None:
@@ -71,16 +118,9 @@ def write(path: Path, array: Array, like: Volume) -> None:
         DataError: The series is gone, or its headers lack what a SEG has to repeat.
         RunError: The disk refused.
     """
-    assert isinstance(like.header, DicomHeader)  # `check_writable` refuses other scans
-    check_references(like)
-    try:
-        with quiet():
-            segmentation = _segmentation(_sources(like.header), array)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise DataError(
-            f"{like.header.source}: its headers lack what a DICOM SEG has to repeat.",
-            "Write .nii.gz, or give the series as the scanner made it.",
-        ) from error
+    header = _header(like)
+    with _telling(header.source), quiet():
+        segmentation = _segmentation(_sources(header), array)
     with replacing(path) as temporary, quiet():
         segmentation.save_as(temporary)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +18,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdseg_cli.errors import ConfigError, DataError
-from sdseg_cli.filenames import is_dicom_file, natural_key
+from sdseg_cli.filenames import (
+    DICOM_SUFFIXES,
+    is_dicom_file,
+    leads_nowhere,
+    may_be_called_slice,
+    name_pattern,
+    natural_key,
+    walked,
+)
 from sdseg_cli.imaging.archives import extracted
 
 HEADER_ELEMENTS = (
     "SOPClassUID", "SOPInstanceUID", "Modality", "SeriesInstanceUID", "ImageOrientationPatient",
     "ImagePositionPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "Rows",
     "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated", "PixelRepresentation",
-    "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "StudyInstanceUID",
-    "FrameOfReferenceUID",
+    "RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence", "StudyInstanceUID",
+    "FrameOfReferenceUID", "PhotometricInterpretation", "BitsStored", "HighBit", "Units",
 )  # fmt: skip
 """What is read of each file to group, order and place it."""
 
@@ -43,6 +51,12 @@ _NO_IMAGE_CLASSES = (
 )
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
+_HEAD_BYTES = 132
+"""Up to the end of DICOM's mark."""
+_UNMARKED = (b"\x08\0\0\0", b"\x08\0\x05\0", b"\x08\0\x08\0", b"\x02\0\0\0", b"\x02\0\1\0")
+"""What a DICOM file begins with that was stored without its preamble."""
+_UNFINISHED = (".crdownload", ".download", ".filepart", ".part", ".partial")
+"""What browsers and copying programs add to a name until the file is whole."""
 _LISTED = 12
 """So many series are listed in a hint."""
 
@@ -169,9 +183,12 @@ def opened(source: Path) -> Iterator[Path]:
 
 
 def any_dicom(folder: Path) -> bool:
-    """Whether a folder holds a DICOM file, at any depth."""
-    paths = (Path(name) / file for name, _, files in os.walk(folder) for file in files)
-    return any(is_dicom_file(path) for path in paths)
+    """Whether a folder holds a DICOM file, or a lost one, at any depth."""
+    return any(
+        is_dicom_file(file) or (may_be_called_slice(file) and leads_nowhere(file))
+        for _, files in walked(folder)
+        for file in files
+    )
 
 
 def find_series(source: Path, folder: Path, wanted: str | None = None) -> Series:
@@ -188,7 +205,9 @@ def find_series(source: Path, folder: Path, wanted: str | None = None) -> Series
         ConfigError: Several series and none was chosen, or there is no such series.
     """
     single = source if is_dicom_file(source) else None
-    instances = [read_header(path) for path in _dicom_files(folder, nested=single is None)]
+    is_zip = folder != source and single is None
+    files = _dicom_files(folder, nested=single is None, named=not is_zip)
+    instances = [read_header(path) for path in files]
     if single is not None:
         asked = read_header(single)
         if not asked.is_image:
@@ -197,6 +216,7 @@ def find_series(source: Path, folder: Path, wanted: str | None = None) -> Series
                 "Give a file or the folder of the image series.",
                 "no-image",
             )
+        _refuse_nameless(asked, instances)
         uid = asked.text("SeriesInstanceUID")
         instances = [one for one in instances if one.text("SeriesInstanceUID") == uid]
     images: dict[str, list[Instance]] = {}
@@ -210,7 +230,39 @@ def find_series(source: Path, folder: Path, wanted: str | None = None) -> Series
             "no-image",
         )
     found = [Series(uid, tuple(images[uid])) for uid in sorted(images, key=natural_key)]
-    return _chosen(source, found, wanted)
+    chosen = _chosen(source, found, wanted)
+    _refuse_half_images(chosen, instances)
+    return chosen
+
+
+def _refuse_nameless(asked: Instance, instances: Sequence[Instance]) -> None:
+    """Refuse images that may belong to a file's series, but do not say to which they belong."""
+    if not asked.text("SeriesInstanceUID"):
+        return
+    same = ("SOPClassUID", "StudyInstanceUID", "FrameOfReferenceUID")
+    for one in instances:
+        is_kin = all(one.text(name) == asked.text(name) for name in same)
+        if one.is_image and is_kin and not one.text("SeriesInstanceUID"):
+            raise DataError(
+                f"{one.path}: has no SeriesInstanceUID, and may be a slice of the series.",
+                "Export the series again, or take the file away.",
+            )
+
+
+def _refuse_half_images(series: Series, instances: Sequence[Instance]) -> None:
+    """Refuse objects of a series that are slices by their kind or their place, but no images."""
+    kinds = {one.sop_class for one in series.instances}
+    for one in instances:
+        if one.is_image or one.text("SeriesInstanceUID") != series.uid:
+            continue
+        lacking = [n for n in ("Rows", "Columns", "ImagePositionPatient") if not one.text(n)]
+        has_place = bool(series.uid) and not lacking
+        if one.sop_class in kinds or has_place:
+            said = f"has no {lacking[0]}" if lacking else "is of another kind than the other slices"
+            raise DataError(
+                f"{one.path}: {said}, though it is of the series.",
+                "The header is damaged: export the series again, or take the file away.",
+            )
 
 
 def _chosen(source: Path, found: Sequence[Series], wanted: str | None) -> Series:
@@ -235,26 +287,66 @@ def _chosen(source: Path, found: Sequence[Series], wanted: str | None) -> Series
     return found[named.pop()]
 
 
-def _dicom_files(folder: Path, *, nested: bool) -> Iterator[Path]:
-    """Files with DICOM's mark, naturally sorted; others are passed over, unless they are .dcm."""
-    for name, folders, files in os.walk(folder):
-        folders[:] = sorted(one for one in folders if nested and not one.startswith("."))
-        for file in sorted(files, key=natural_key):
-            path = Path(name) / file
-            if file.startswith(".") or not path.is_file():
-                continue
-            try:
-                is_dicom = is_dicom_file(path)
-            except OSError as error:
-                raise unreadable(path) from error
-            if is_dicom:
-                yield path
-            elif path.suffix.lower() == ".dcm":
-                # Passed over, it might be the missing first or last slice.
-                raise DataError(
-                    f"{path}: not a DICOM file, whatever its name says.",
-                    "Copy or export the series again, or take the file away.",
-                )
+def _dicom_files(folder: Path, *, nested: bool, named: bool) -> Iterator[Path]:
+    """Files with DICOM's mark, naturally sorted.
+
+    Args:
+        folder: Where they lie.
+        nested: Also below the folder.
+        named: The files have their own names; those of a zip have numbers.
+
+    Raises:
+        DataError: A file without the mark may be a lost slice, perhaps the first or the last, whose
+            absence nothing else would show.
+    """
+    for place, files in walked(folder, None if nested else lambda below: False):
+        try:
+            is_marked = {path: is_dicom_file(path) for path in files}
+            marked = [path for path in files if is_marked[path]]
+            patterns = {name_pattern(path) for path in marked} if named else set()
+            faults = ((path, _lost(path, patterns)) for path in files if not is_marked[path])
+            lost = next(((path, fault) for path, fault in faults if fault), None)
+        except OSError as error:
+            raise DataError(
+                f"{error.filename or place}: cannot be read ({error.strerror or error}).",
+                "Check the permissions; it may be a slice.",
+            ) from error
+        if lost is not None:
+            raise DataError(
+                f"{lost[0]}: {lost[1]}, and may be a slice of the series.",
+                "Copy, fetch or export the series again, or take the file away.",
+            )
+        yield from marked
+
+
+def _lost(path: Path, patterns: Collection[str]) -> str | None:
+    """What is wrong with a file that bears no mark and may be a slice; None for other files.
+
+    Args:
+        path: The file.
+        patterns: Of the names of the DICOM files beside it.
+    """
+    is_unfinished = path.suffix.lower() in _UNFINISHED
+    name = path.with_suffix("") if is_unfinished else path
+    is_like_others = name_pattern(name) in patterns
+    if not (is_like_others or may_be_called_slice(name)):
+        return None
+    if is_unfinished:
+        return "a download that was not finished"
+    if leads_nowhere(path):
+        return f"a link to {path.readlink()}, which is not there"
+    if not path.is_file():
+        return "a pipe or a device, not a file"
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    if not head:
+        return "not a DICOM file: it is empty"
+    is_certain = is_like_others or name.suffix.lower() in DICOM_SUFFIXES
+    if len(head) < _HEAD_BYTES and (is_certain or b"\0" in head):  # a text would hold no zeros
+        return f"not a DICOM file: it ends after {len(head)} bytes"
+    if is_certain or not head.strip(b"\0") or head.startswith(_UNMARKED):
+        return "not a DICOM file, whatever its name says"
+    return None
 
 
 def read_header(path: Path) -> Instance:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdseg_cli.errors import DataError
+from sdseg_cli.filenames import natural_key
 from sdseg_cli.imaging.dicom_series import Instance
 from sdseg_cli.imaging.volume import GRID_TOLERANCE_VOXELS, LPS_TO_RAS, Geometry
 
@@ -16,6 +17,10 @@ MAX_PLANE_PIXELS = 1 << 26
 """8192 x 8192: a compressed file that claims more is not believed."""
 _TOLERANCE = 1e-4
 """How far cosines and mm per pixel of one series may differ: 0.05 pixels over a row of 512."""
+_HOUNSFIELD = ("HU", "HU_MOD", "US")
+"""Kinds of values in CT: Hounsfield units, those somehow modified, and not said."""
+_NAMED = 5
+"""So many slices are named in a message."""
 
 _Vector = NDArray[np.float64]
 
@@ -40,6 +45,7 @@ def check_claims(slice_: Instance) -> None:
             f"{slice_.path}: its grey values need a lookup table, which is not applied.",
             "Export the series with a rescale slope and intercept.",
         )
+    _check_grey(slice_)
     (rows,), (columns,) = slice_.numbers("Rows", 1), slice_.numbers("Columns", 1)
     (bits,) = slice_.numbers("BitsAllocated", 1)
     pixels = int(rows * columns)
@@ -49,6 +55,77 @@ def check_claims(slice_: Instance) -> None:
             f"{slice_.path}: claims {pixels:,} pixels, which its {held:,} bytes do not hold.",
             "It is cut short or damaged: copy or export the series again.",
         )
+
+
+def _check_grey(slice_: Instance) -> None:
+    """Refuse grey values that mean something else than they seem to."""
+    meaning = slice_.text("PhotometricInterpretation").strip().upper()
+    if meaning == "MONOCHROME1":
+        raise DataError(
+            f"{slice_.path}: its grey values are inverted (MONOCHROME1), which is not handled.",
+            "Export the series as MONOCHROME2.",
+        )
+    if meaning not in ("", "MONOCHROME2"):
+        raise DataError(f"{slice_.path}: a colour image.", "Give a series of grey values.")
+    (bits,) = slice_.numbers("BitsAllocated", 1)
+    (stored,) = slice_.numbers("BitsStored", 1, default=bits)
+    (highest,) = slice_.numbers("HighBit", 1, default=stored - 1)
+    if not 1 <= stored <= bits or highest != stored - 1:
+        raise DataError(
+            f"{slice_.path}: its header says {stored:g} of {bits:g} bits up to bit {highest:g}, "
+            "which is not handled.",
+            "Export the series again; pixels are read whose bits begin with bit 0.",
+        )
+    kind = slice_.text("RescaleType").strip().upper()
+    if slice_.modality == "CT" and kind not in ("", *_HOUNSFIELD):
+        raise DataError(
+            f"{slice_.path}: its RescaleType says that its values are no Hounsfield units.",
+            "Export the series of the CT's own grey values, in HU.",
+        )
+
+
+def check_alike(slices: Sequence[Instance]) -> None:
+    """Refuse slices whose grey values do not mean the same throughout the series.
+
+    Slopes and intercepts may differ from slice to slice; they are applied. But a slice without one
+    among slices that have it would be off, by 1024 HU in a CT, and nobody would see it.
+
+    Raises:
+        DataError: As said; it names the slices.
+    """
+    for name in ("RescaleSlope", "RescaleIntercept"):
+        lacking = [one for one in slices if one.get(name) is None]
+        if 0 < len(lacking) < len(slices):
+            having = len(slices) - len(lacking)
+            raise DataError(
+                f"{_named(lacking)}: no {name}, which {having} of {len(slices)} slices have.",
+                "Export the series again: without it these slices would be off against the others.",
+            )
+    negative = [one for one in slices if (one.numbers("RescaleSlope", 1, default=1) < 0).any()]
+    if 0 < len(negative) < len(slices):
+        raise DataError(
+            f"{_named(negative)}: a RescaleSlope below 0, where other slices have one above 0.",
+            "Export the series again; its header is damaged.",
+        )
+    for name in ("Modality", "RescaleType", "Units", "FrameOfReferenceUID"):
+        groups: dict[str, list[Instance]] = {}
+        for one in slices:
+            groups.setdefault(one.text(name).strip().upper(), []).append(one)
+        # Some anonymisers give each file a frame of its own, which then says nothing.
+        is_everywhere = name == "FrameOfReferenceUID" and len(groups) == len(slices)
+        if len(groups) > 1 and not is_everywhere:
+            few = min(groups.values(), key=len)
+            raise DataError(
+                f"{_named(few)}: another {name} than the other {len(slices) - len(few)} slices.",
+                "Export the series again, or move what does not belong to it away.",
+            )
+
+
+def _named(slices: Sequence[Instance]) -> str:
+    """The first with its path, some more by name."""
+    paths = sorted((one.path for one in slices), key=lambda path: natural_key(str(path)))
+    more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
+    return ", ".join([str(paths[0]), *(path.name for path in paths[1:_NAMED])]) + more
 
 
 def sorted_stack(instances: Sequence[Instance]) -> tuple[list[Instance], Geometry]:
@@ -66,6 +143,10 @@ def sorted_stack(instances: Sequence[Instance]) -> tuple[list[Instance], Geometr
     _require_equal(instances, (("ImageOrientationPatient", 6),), _TOLERANCE, "direction")
     columns, rows = int(first.get("Columns")), int(first.get("Rows"))
     row_mm, column_mm = first.numbers("PixelSpacing", 2)
+    if min(row_mm, column_mm) <= 0:
+        raise DataError(
+            f"{first.path}: its pixel spacing is no number above 0.", "Export the series again."
+        )
     along_row, along_column = np.split(first.numbers("ImageOrientationPatient", 6), 2)
     cosines = np.array([along_row, along_column])
     if not np.allclose(cosines @ cosines.T, np.eye(2), rtol=0, atol=10 * _TOLERANCE):

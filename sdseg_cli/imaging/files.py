@@ -22,6 +22,7 @@ from sdseg_cli.filenames import (
     VOLUME_SUFFIXES,
     is_picture,
     may_hold_dicom,
+    require_there,
     suffix_of,
 )
 from sdseg_cli.imaging import dicom, dicom_seg, dicom_series, metaimage, nifti
@@ -261,9 +262,10 @@ def check_readable(path: Path, series: str | None = None) -> str:
             "Give one scan file, or the folder of a DICOM series.",
             "kind",
         )
-    if not path.exists():
+    require_there(path, "Check the path; scans end in .nii or .nii.gz.")
+    if not path.is_dir() and not path.is_file():
         raise DataError(
-            f"{path} does not exist.", "Check the path; scans end in .nii or .nii.gz.", "missing"
+            f"{path}: a pipe or a device, not a file.", "Save the scan as a file first.", "kind"
         )
     if not (path.is_file() or path.is_dir()):
         raise DataError(

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from sdseg_cli.errors import DataError
 from sdseg_cli.filenames import (
-    LEDGER_FOLDER,
     METAIMAGE_SUFFIXES,
     is_dicom_file,
     is_picture,
+    listed,
     suffix_of,
+    walked,
 )
 from sdseg_cli.imaging.claims import find_voxels
 
@@ -22,28 +23,32 @@ def size_and_time(path: Path) -> tuple[int, int]:
     Of a DICOM series that is every file, and of a header the file of its voxels too.
 
     Raises:
-        OSError: It is gone.
+        OSError: It is gone, or a folder of it cannot be searched.
     """
-    states = [file.stat() for file in _files(path)]
+    try:
+        states = [file.stat() for file in _files(path)]
+    except DataError as error:
+        raise OSError(error.message) from error
     return sum(state.st_size for state in states), sum(state.st_mtime_ns for state in states)
 
 
 def _files(path: Path) -> Iterator[Path]:
     if path.is_dir():
-        yield from (file for file in path.rglob("*") if _may_be_of_series(file, path))
+        every = (file for _, files in walked(path) for file in files)
+        yield from filter(_may_be_of_series, every)
     elif suffix_of(path) is None and not is_picture(path) and is_dicom_file(path):
-        yield from (file for file in path.parent.iterdir() if _may_be_of_series(file, path.parent))
+        yield from filter(_may_be_of_series, listed(path.parent)[1])
     else:
         yield path
         if suffix_of(path) in METAIMAGE_SUFFIXES and path.is_file():  # a pipe would be waited for
             yield from _voxels_elsewhere(path)
 
 
-def _may_be_of_series(file: Path, folder: Path) -> bool:
+def _may_be_of_series(file: Path) -> bool:
     """Not what `predict` itself writes: masks and a ledger may lie below the series' folder."""
     if suffix_of(file) or is_picture(file) or file.name.endswith("ledger.csv"):
         return False
-    return LEDGER_FOLDER not in file.relative_to(folder).parts and file.is_file()
+    return file.is_file()
 
 
 def _voxels_elsewhere(header: Path) -> Iterator[Path]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from sdseg_cli.errors import ConfigError, DataError
 from sdseg_cli.filenames import (
     DICOM_SUFFIX,
+    DICOM_SUFFIXES,
     LEDGER_FOLDER,
     NIFTI_SUFFIXES,
     VOLUME_SUFFIXES,
@@ -21,11 +22,14 @@ from sdseg_cli.filenames import (
     is_dicom_file,
     is_folder,
     is_picture,
-    is_there,
+    leads_nowhere,
+    may_be_called_slice,
     natural_key,
     real_path,
+    require_there,
     stem_of,
     suffix_of,
+    walked,
 )
 from sdseg_cli.imaging.dicom_series import read_header
 from sdseg_cli.imaging.metaimage import WRITABLE
@@ -105,8 +109,7 @@ def is_many(source: Path, output: Path | str) -> bool:
     name = str(output)
     if name.lower().endswith(MASK_SUFFIXES):
         return False
-    if not is_there(source):
-        raise DataError(f"{source} does not exist.", "Check the path of the scan, folder or list.")
+    require_there(source, "Check the path of the scan, folder or list.")
     if not (source.is_dir() or source.suffix.lower() in LIST_SUFFIXES):
         return False
     require_folder_name("-o", name)
@@ -233,38 +236,41 @@ def _without_channel(place: Path) -> Path:
 
 def _walked(root: Path, written: set[Path], passed: Counter[str]) -> Iterator[Path]:
     """Every scan below a folder; a folder with DICOM images is one scan."""
-    for name, folders, files in os.walk(root, followlinks=True):
-        folder = Path(name)
-        if folder != root and LEDGER_FOLDER in folders:  # masks of another cohort
-            folders.clear()
-            continue
-        kept = [one for one in folders if not one.startswith(".")]
-        # A link to a folder above would lead round in circles.
-        folders[:] = [one for one in kept if not _leads_back(folder / one, written)]
-        unknown = []
-        for file in sorted(files, key=natural_key):
-            path = folder / file
-            if file.startswith(".") or not path.is_file():
-                continue
-            if suffix_of(path) or is_picture(path) or path.suffix.lower() == ZIP_SUFFIX:
-                yield path
-            elif path.suffix.lower() not in _NO_SCANS:
-                unknown.append(path)
-        if any(_may_be_slice(path) for path in unknown):
-            if any(_shows_something(path) for path in unknown if _may_be_slice(path)):
-                yield folder
-        else:
+
+    def enter(folder: Path) -> bool:
+        if (folder / LEDGER_FOLDER).is_dir():  # masks of another cohort
+            return False
+        return real_path(folder) not in written
+
+    for folder, files in walked(root, enter):
+        scans = [path for path in files if _is_called_scan(path)]
+        yield from scans
+        others = [path for path in files if not _is_called_scan(path)]
+        slices = [path for path in others if _may_be_slice(path, alone=not scans)]
+        if any(map(_shows_something, slices)):
+            yield folder
+        elif not slices:
+            unknown = (path for path in others if path.suffix.lower() not in _NO_SCANS)
             passed.update(path.suffix.lower() or path.name for path in unknown)
 
 
-def _leads_back(folder: Path, written: set[Path]) -> bool:
-    real = folder.resolve()
-    return real in written or (folder.is_symlink() and real in folder.absolute().parents)
+def _is_called_scan(path: Path) -> bool:
+    return bool(suffix_of(path)) or is_picture(path) or path.suffix.lower() == ZIP_SUFFIX
 
 
-def _may_be_slice(path: Path) -> bool:
+def _may_be_slice(path: Path, *, alone: bool) -> bool:
+    """Whether it is DICOM, or was: of a link that leads nowhere only its name can tell.
+
+    Args:
+        path: A file that is not called as a scan is.
+        alone: No scan lies beside it, so that a lost link without suffix is a slice or a folder.
+    """
+    if path.suffix.lower() in _NO_SCANS:
+        return False
+    if path.suffix.lower() in DICOM_SUFFIXES:
+        return True
     try:
-        return path.suffix.lower() == DICOM_SUFFIX or is_dicom_file(path)
+        return is_dicom_file(path) or (alone and may_be_called_slice(path) and leads_nowhere(path))
     except OSError:
         return False
 

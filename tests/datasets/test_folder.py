@@ -53,6 +53,53 @@ def test_case_folders_are_named_by_their_path_and_others_are_passed_over(tmp_pat
     assert recognises(tmp_path)
 
 
+def test_links_to_nowhere_are_cases_that_will_say_so(tmp_path: Path) -> None:
+    touch(tmp_path, "twins/images/a.nii", "twins/labels/a.nii", "twins/labels/b.nii")
+    touch(tmp_path, "cases/pt_1/image.nii", "cases/pt_1/label.nii", "pictures/masks/a.png")
+    touch(tmp_path, "cases/pt_2/image.nii", "pictures/images/b.png", "pictures/masks/b.png")
+    for name in (
+        "twins/images/b.nii",
+        "cases/pt_2/label.nii",
+        "cases/pt_3",
+        "cases/notes.txt",
+        "pictures/images/a.png",
+    ):
+        (tmp_path / name).symlink_to("/not/there")
+    assert pairs(tmp_path / "twins", find_cases(tmp_path / "twins")) == [
+        ("a", "images/a.nii", "labels/a.nii"),
+        ("b", "images/b.nii", "labels/b.nii"),
+    ]
+    assert pairs(tmp_path / "cases", find_cases(tmp_path / "cases")) == [
+        ("pt_1", "pt_1/image.nii", "pt_1/label.nii"),
+        ("pt_2", "pt_2/image.nii", "pt_2/label.nii"),
+        ("pt_3", "pt_3", None),
+    ]
+    assert pairs(tmp_path / "pictures", find_cases(tmp_path / "pictures")) == [
+        ("a", "images/a.png", "masks/a.png"),
+        ("b", "images/b.png", "masks/b.png"),
+    ]
+
+
+def test_a_folder_with_nothing_but_a_link_to_nowhere_is_no_data_set(tmp_path: Path) -> None:
+    (tmp_path / "latest").symlink_to("/not/there")
+    assert find_cases(tmp_path) == []
+
+
+def test_a_case_behind_a_link_is_found_once_by_either_way(tmp_path: Path) -> None:
+    touch(tmp_path, "store/image.nii", "store/label.nii")
+    touch(tmp_path, "set/pt_1/image.nii", "set/pt_1/label.nii", "set/.old/image.nii")
+    for name, target in (("pt_2", "../store"), ("pt_3", "../store"), ("loop", ".")):
+        (tmp_path / "set" / name).symlink_to(target)
+    root = tmp_path / "set"
+    expected = [
+        ("pt_1", "pt_1/image.nii", "pt_1/label.nii"),
+        ("pt_2", "pt_2/image.nii", "pt_2/label.nii"),
+    ]
+    assert pairs(root, find_cases(root)) == expected
+    assert pairs(root, find_by_globs(root, "*/image.nii", "*/label.nii")) == expected
+    assert pairs(root, find_by_globs(root, "**/image.nii", "**/label.nii")) == expected
+
+
 def test_a_case_folder_without_label_is_a_case_without_label(tmp_path: Path) -> None:
     touch(tmp_path, "pt_1/image.nii.gz")
     assert pairs(tmp_path, find_cases(tmp_path)) == [("pt_1", "pt_1/image.nii.gz", None)]

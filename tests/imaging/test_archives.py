@@ -63,6 +63,54 @@ def test_an_entry_that_climbs_out_is_refused(tmp_path: Path, scratch: Path, name
     assert not list(tmp_path.rglob("out"))
 
 
+def test_hidden_entries_are_left_out_by_their_names(tmp_path: Path) -> None:
+    link = zipfile.ZipInfo(".link")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    archive = packed(
+        tmp_path / "a.zip",
+        ("./ct/IM0.dcm", b"a slice"),
+        ("__MACOSX/ct/._IM0.dcm", b"Mac OS X"),
+        ("ct/._IM0.dcm", b"Mac OS X"),
+        ("ct\\._IM0.dcm", b"Mac OS X"),
+        (".DS_Store", b"x"),
+        (".git/IM1", b"x"),
+        (link, b"/etc/passwd"),
+        ("ct/README", b"read"),
+        ("ct/IM1.xml", b"<x/>"),
+        ("ct/1.2.840", b"another slice"),
+    )
+    with extracted(archive) as folder:
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+            "1.dcm": b"a slice",
+            "8.other": b"read",
+            "9.other": b"<x/>",
+            "10": b"another slice",
+        }
+
+
+def test_an_entry_without_a_name_is_refused(tmp_path: Path) -> None:
+    archive = packed(tmp_path / "a.zip", ("one", b"1"), ("x", b"2"))
+    content = archive.read_bytes()
+    archive.write_bytes(content.replace(b"x", b"\0"))  # a name ends at a zero
+    assert refused(archive).message == f"{archive}: entry 2 has no name."
+
+
+@pytest.mark.parametrize("place", ["directory", "local"])
+def test_a_name_that_is_no_utf_8_is_refused_and_escaped(
+    tmp_path: Path, scratch: Path, place: str
+) -> None:
+    archive = packed(tmp_path / "a.zip", ("ä\x1b[1m", b"1"))
+    content = bytearray(archive.read_bytes())
+    name = "ä".encode()
+    at = content.rindex(name) if place == "directory" else content.index(name)
+    content[at : at + 2] = b"\xff\xfe"
+    archive.write_bytes(content)
+    assert refused(archive).message == (
+        f"{archive}: an entry's name is not UTF-8, though it claims to be: \\xff\\xfe\\x1b[1m."
+    )
+    assert not list(scratch.iterdir())
+
+
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR])
 def test_links_and_devices_are_refused(tmp_path: Path, scratch: Path, kind: int) -> None:
     link = zipfile.ZipInfo("link")

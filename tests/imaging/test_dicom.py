@@ -195,6 +195,19 @@ def test_a_tilted_gantry_is_refused_with_its_angle(tmp_path: Path) -> None:
         ("ImagePositionPatient", [1, 2], "ImagePositionPatient is not 3 numbers"),
         ("ModalityLUTSequence", [Dataset()], "need a lookup table"),
         ("PixelData", b"\0\1", "claims 192 pixels, which its"),
+        ("RescaleSlope", None, "no RescaleSlope, which 5 of 6 slices have"),
+        ("RescaleIntercept", None, "no RescaleIntercept, which 5 of 6 slices have"),
+        ("RescaleSlope", -1, "a RescaleSlope below 0, where other slices have one above"),
+        ("RescaleType", "US", "another RescaleType than the other 5 slices"),
+        ("RescaleType", "MGML", "its values are no Hounsfield units"),
+        ("Units", "CNTS", "another Units than the other 5 slices"),
+        ("FrameOfReferenceUID", "1.2.3", "another FrameOfReferenceUID than the other 5 slices"),
+        ("Modality", "MR", "another Modality than the other 5 slices"),
+        ("PhotometricInterpretation", "MONOCHROME1", "are inverted (MONOCHROME1)"),
+        ("PhotometricInterpretation", "PALETTE COLOR", "a colour image"),
+        ("BitsStored", 17, "says 17 of 16 bits up to bit 15"),
+        ("BitsStored", 12, "says 12 of 16 bits up to bit 15"),
+        ("BitsStored", 0, "says 0 of 16 bits"),
     ],
 )
 def test_one_odd_slice_is_refused(tmp_path: Path, name: str, value: object, said: str) -> None:
@@ -207,6 +220,54 @@ def test_one_odd_slice_is_refused(tmp_path: Path, name: str, value: object, said
     if name == "PixelData":
         said = "claims 16,000,000 pixels, which its"
     assert said in refusal(tmp_path, odd)
+
+
+def test_all_slices_without_a_slope_are_named_up_to_five(tmp_path: Path) -> None:
+    """Names in natural order: slices 1, 2, 3, 4, 5, 0 are called IM2, IM1, IM5, IM0, IM3, IM4."""
+
+    def drop(made: Dataset, k: int) -> None:
+        if k:
+            del made.RescaleSlope, made.RescaleIntercept
+
+    names = "IM0, IM1, IM2, IM3, IM5"
+    message = refusal(tmp_path, drop)
+    assert message == (f"{tmp_path / 'scan'}/{names}: no RescaleSlope, which 1 of 6 slices have.")
+
+
+def test_a_series_without_any_slope_holds_its_stored_values(tmp_path: Path) -> None:
+    def drop(made: Dataset, k: int) -> None:
+        del made.RescaleSlope, made.RescaleIntercept
+
+    volume = read_image(write_series(tmp_path / "scan", change=drop))
+    assert (volume.slope, volume.intercept) == (1, 0)
+    assert np.array_equal(volume.values(), stored_values())
+
+
+@pytest.mark.parametrize(("name", "value"), [("BitsStored", 12), ("PixelRepresentation", 1)])
+def test_a_slice_stored_in_another_way_has_its_values(
+    tmp_path: Path, name: str, value: int
+) -> None:
+    """All values are below 2^11, so they are the same numbers signed, unsigned and of 12 bits."""
+
+    def other(made: Dataset, k: int) -> None:
+        if k == 3:
+            setattr(made, name, value)
+            made.HighBit = 11 if name == "BitsStored" else 15
+
+    volume = read_image(write_series(tmp_path / "scan", stored_values() - 900, change=other))
+    assert np.array_equal(volume.values(), stored_values() - 900.0 - 1024)
+
+
+def test_signed_twelve_bit_values_that_fill_twelve_bits_only_keep_their_sign(
+    tmp_path: Path,
+) -> None:
+    def packed(made: Dataset, k: int) -> None:
+        made.BitsStored, made.HighBit, made.PixelRepresentation = 12, 11, 1
+        values = np.frombuffer(made.PixelData, np.int16) - 2000
+        made.PixelData = (values & 0xFFF).astype(np.uint16).tobytes()
+
+    volume = read_image(write_series(tmp_path / "scan", change=packed))
+    assert np.array_equal(volume.array, stored_values().astype(np.int16) - 2000)
 
 
 def test_a_slice_of_another_size_is_refused(tmp_path: Path) -> None:
@@ -222,6 +283,7 @@ def test_a_slice_of_another_size_is_refused(tmp_path: Path) -> None:
         ("ImageOrientationPatient", [1, 0, 0, 1, 0, 0], "no two perpendicular directions"),
         ("ImageOrientationPatient", [0, 0, 0, 0, 0, 0], "no two perpendicular directions"),
         ("PixelSpacing", [0, 2], "no number above 0"),
+        ("PixelSpacing", [-3, 2], "no number above 0"),
     ],
 )
 def test_a_grid_that_is_none_is_refused(

@@ -141,6 +141,69 @@ def test_a_series_without_identifiers_is_refused_before_the_work(tmp_path: Path)
     assert not (tmp_path / "mask.dcm").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        *(
+            (name, None, f"its files have no {name}, which a DICOM SEG has to repeat")
+            for name in (
+                "PatientID",
+                "PatientName",
+                "PatientBirthDate",
+                "PatientSex",
+                "StudyID",
+                "StudyDate",
+                "StudyTime",
+                "AccessionNumber",
+            )
+        ),
+        *(
+            (name, blank, f"its files have no {name} for a DICOM SEG to refer to")
+            for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality")
+            for blank in ("", None)
+        ),
+        ("PatientSex", "Zaphod", "its headers lack or misspell what a DICOM SEG has to repeat"),
+        ("PatientBirthDate", "28 May 1942", "lack or misspell what a DICOM SEG has to repeat"),
+    ],
+)
+def test_what_a_series_lacks_is_named_before_the_work(
+    tmp_path: Path, name: str, value: str | None, said: str
+) -> None:
+    def odd(made: Dataset, k: int) -> None:
+        if value is None:
+            del made[name]
+        else:
+            setattr(made, name, value)
+
+    scan = read_image(write_series(tmp_path / "scan", change=odd))
+    check_mask_writable(tmp_path / "mask.nii.gz", scan)
+    with pytest.raises(DataError) as caught:
+        check_mask_writable(tmp_path / "mask.dcm", scan)
+    assert said in caught.value.message
+    assert not any(secret in str(caught.value) for secret in (*SECRETS.values(), "28 May"))
+
+
+@pytest.mark.parametrize("name", ["StudyInstanceUID", "FrameOfReferenceUID", "PatientID"])
+def test_slices_of_several_patients_or_frames_get_no_seg(tmp_path: Path, name: str) -> None:
+    def odd(made: Dataset, k: int) -> None:
+        setattr(made, name, f"1.2.3.{k}")
+
+    scan = read_image(write_series(tmp_path / "scan", change=odd))
+    with pytest.raises(DataError, match=f"its files have several {name}"):
+        check_mask_writable(tmp_path / "mask.dcm", scan)
+
+
+@pytest.mark.parametrize(
+    "name", ["PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate"]
+)
+def test_what_is_there_and_empty_is_repeated_empty(tmp_path: Path, name: str) -> None:
+    folder = write_series(tmp_path / "scan", change=lambda made, k: setattr(made, name, ""))
+    scan = read_image(folder)
+    check_mask_writable(tmp_path / "mask.dcm", scan)
+    write_mask(tmp_path / "mask.dcm", a_mask(), scan)
+    assert np.array_equal(seg_as_volume(dcmread(tmp_path / "mask.dcm")), a_mask())
+
+
 def test_a_series_that_vanished_is_told(tmp_path: Path) -> None:
     scan = read_image(write_series(tmp_path / "scan"))
     shutil.rmtree(tmp_path / "scan")

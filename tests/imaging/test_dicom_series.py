@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -43,7 +44,11 @@ def other_series(folder: Path) -> Path:
 
 def test_files_that_are_no_dicom_are_passed_over(folder: Path) -> None:
     (folder / "notes.txt").write_text("a note")
-    (folder / "empty").touch()
+    (folder / "note").write_text("a short one")
+    (folder / "viewer").write_text("#!/bin/sh\n" * 20)
+    for name in ("DICOMDIR", "README", "Icon\r", "Thumbs.db", ".DS_Store", "IM1.xml", "IM1.json"):
+        (folder / name).touch()
+    (folder / "gone.txt").symlink_to("/not/there")
     (folder / "._IM0").write_bytes(b"\0" * 128 + b"DICM, not really: macOS left it")
     (folder / "cover.png").write_bytes(b"\x89PNG" * 50)
     assert is_the_series(folder)
@@ -158,6 +163,122 @@ def test_a_dcm_that_is_no_dicom_may_be_a_lost_slice(folder: Path, tmp_path: Path
     with pytest.raises(DataError, match=r"scan.zip: entry \d+.dcm: not") as caught:
         read_image(zipped(folder, tmp_path / "scan.zip"))
     assert "sdseg-" not in caught.value.message
+
+
+LOST = {
+    "empty": (lambda path: path.write_bytes(b""), "not a DICOM file: it is empty"),
+    "short": (lambda path: path.write_bytes(b"\0" * 100), "it ends after 100 bytes"),
+    "short text": (lambda path: path.write_bytes(b"404"), "it ends after 3 bytes"),
+    "zeros": (lambda path: path.write_bytes(b"\0" * 900), "not a DICOM file, whatever its name"),
+    "unmarked": (
+        lambda path: path.write_bytes(b"\x08\0\x05\0CS" + b"x" * 300),
+        "not a DICOM file, whatever its name",
+    ),
+    "a web page": (
+        lambda path: path.write_bytes(b"<html>" * 99),
+        "not a DICOM file, whatever its name",
+    ),
+    "a link to nowhere": (
+        lambda path: path.symlink_to("/not/fetched"),
+        "a link to /not/fetched, which is not there",
+    ),
+    "a link to itself": (lambda path: path.symlink_to(path.name), "which is not there"),
+    "a pipe": (os.mkfifo, "a pipe or a device"),
+}
+
+
+@pytest.mark.parametrize("name", ["IM9", "IM9.dcm", "deeper/IM9.IMA"])
+@pytest.mark.parametrize("fault", LOST)
+def test_a_lost_slice_is_named(folder: Path, fault: str, name: str) -> None:
+    """The first or last: no gap would show it."""
+    make, said = LOST[fault]
+    (folder / name).parent.mkdir(exist_ok=True)
+    make(folder / name)
+    with pytest.raises(DataError) as caught:
+        read_image(folder)
+    assert caught.value.message.startswith(f"{folder / name}: ")
+    assert said in caught.value.message
+    if "/" not in name:
+        with pytest.raises(DataError, match="IM9"):
+            read_image(folder / "IM0")
+
+
+def test_an_unfinished_download_is_named(folder: Path) -> None:
+    (folder / "viewer.exe.part").touch()
+    assert is_the_series(folder)
+    (folder / "IM9.part").write_bytes(b"half of it")
+    with pytest.raises(DataError, match=r"IM9\.part: a download that was not finished"):
+        read_image(folder)
+
+
+def test_a_file_called_as_the_slices_are_is_one(folder: Path) -> None:
+    for path in folder.glob("IM*"):
+        path.rename(folder / f"{path.name}.img")
+    (folder / "IM77.img").write_text("x" * 999)
+    with pytest.raises(DataError, match=r"IM77\.img: not a DICOM file"):
+        read_image(folder)
+
+
+def test_half_a_series_in_a_linked_folder_is_read(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    for name in ("IM1", "IM2", "IM4"):
+        (folder / name).rename(tmp_path / "store" / name)
+    (folder / "more").symlink_to("../store")
+    (folder / "more again").symlink_to("../store")
+    (tmp_path / "store/loop").symlink_to(folder)
+    assert is_the_series(folder)
+    shutil.rmtree(tmp_path / "store")
+    with pytest.raises(DataError, match=r"more: a link to \.\./store, which is not there"):
+        read_image(folder)
+
+
+def test_lost_slices_of_a_zip_are_named_by_their_number(folder: Path, tmp_path: Path) -> None:
+    for content, said in (
+        (b"", "it is empty"),
+        (b"\0" * 99, "ends after 99"),
+        (b"\0" * 999, "not a"),
+    ):
+        (folder / "IM9").write_bytes(content)
+        (folder / "notes.txt").touch()
+        with pytest.raises(DataError, match=r"scan.zip: entry \d+: not a DICOM file") as caught:
+            read_image(zipped(folder, tmp_path / "scan.zip"))
+        assert said in caught.value.message
+    (folder / "IM9").unlink()
+    for name in ("README", "DICOMDIR", "IM1.xml"):
+        (folder / name).touch()
+    assert is_the_series(zipped(folder, tmp_path / "scan.zip"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("Rows", None, "has no Rows, though it is of the series"),
+        ("Columns", None, "has no Columns, though"),
+        ("Modality", "SR", "is of another kind than the other slices, though"),
+        ("SOPClassUID", "1.2.840.10008.5.1.4.1.1.66.4", "is of another kind than the other slices"),
+    ],
+)
+def test_a_slice_without_what_makes_an_image_is_named(
+    tmp_path: Path, name: str, value: str | None, said: str
+) -> None:
+    def odd(made: Dataset, k: int) -> None:
+        if k == 5:
+            setattr(made, name, value)
+
+    with pytest.raises(DataError, match=f"IM3: {said}"):
+        read_image(write_series(tmp_path / "scan", change=odd))
+
+
+def test_a_slice_that_does_not_say_its_series_is_named(tmp_path: Path) -> None:
+    def odd(made: Dataset, k: int) -> None:
+        if k == 5:
+            made.SeriesInstanceUID = ""
+
+    folder = write_series(tmp_path / "scan", change=odd)
+    with pytest.raises(ConfigError, match="holds 2 image series"):
+        read_image(folder)
+    with pytest.raises(DataError, match="IM3: has no SeriesInstanceUID"):
+        read_image(folder / "IM0")
 
 
 def test_a_damaged_header_is_refused_without_quoting_it(folder: Path) -> None:

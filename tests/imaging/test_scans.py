@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from sdseg_cli.errors import ConfigError, DataError
+from sdseg_cli.imaging.files import read_image
 from sdseg_cli.imaging.scans import find_scans, is_many
 from tests.dicom_files import write_contours, write_series
 
@@ -288,3 +289,49 @@ def test_an_output_that_is_neither_a_mask_nor_a_folder_is_refused(
 def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="gone does not exist"):
         is_many(tmp_path / "gone", tmp_path / "out")
+
+
+def test_scans_that_are_links_to_nowhere_are_scans(tmp_path: Path) -> None:
+    touch(tmp_path, "in/a.nii", "in/README")
+    for name in ("in/b.nii.gz", "in/c.png", "in/d.zip", "in/latest", "in/e.txt"):
+        (tmp_path / name).symlink_to("/not/there")
+    found = find_scans(tmp_path / "in", tmp_path / "out")
+    assert [scan.path.name for scan in found.scans] == [
+        "a.nii",
+        "b.nii.gz",
+        "c.png",
+        "d.zip",
+    ]
+    assert found.passed_over == {"README": 1, "latest": 1}, "beside scans, no name of a slice"
+
+
+def test_a_folder_with_lost_slices_or_a_lost_folder_is_a_scan_that_says_so(tmp_path: Path) -> None:
+    write_series(tmp_path / "in/one")
+    (tmp_path / "in/two").mkdir()
+    for name in ("in/two/IM1", "in/three", "in/two/IM2.dcm"):
+        (tmp_path / name).symlink_to("/not/there")
+    found = find_scans(tmp_path / "in", tmp_path / "out")
+    assert [scan.path for scan in found.scans] == [
+        tmp_path / "in",
+        tmp_path / "in/one",
+        tmp_path / "in/two",
+    ]
+    for path, lost in ((tmp_path / "in", "in/three"), (tmp_path / "in/two", "in/two/IM1")):
+        with pytest.raises(DataError, match=f"{lost}: a link to /not/there, which is not there"):
+            read_image(path)
+
+
+def test_each_folder_is_searched_once_whatever_links_lead_to_it(tmp_path: Path) -> None:
+    touch(tmp_path, "in/pt_1/a.nii", "in/pt_2/a.nii", "else/b.nii")
+    for name, target in (
+        ("in/loop", "."),
+        ("in/pt_1/to_2", "../pt_2"),
+        ("in/pt_2/to_1", "../pt_1"),
+        ("in/x", "../else"),
+        ("in/y", "../else"),
+        ("else/back", "../in"),
+        ("door", "in"),
+    ):
+        (tmp_path / name).symlink_to(target)
+    for root in ("in", "door"):
+        assert list(masks(tmp_path / root, tmp_path / "out")) == ["pt_1/a", "pt_2/a", "x/b"]
