@@ -58,6 +58,7 @@ def score_case(
     protocol: Protocol = "standard",
     terms: Terms | None = None,
     class_label: int | None = None,
+    start: tuple[int, ...] | None = None,
 ) -> CaseResult:
     """Apply every mask metric that has a meaning on the grid to one case.
 
@@ -71,6 +72,7 @@ def score_case(
         protocol: How empty masks are scored.
         terms: How it is judged.
         class_label: The label these masks are of, where each is scored on its own.
+        start: Where the reference's own grid begins in theirs, if theirs reaches beyond it.
 
     Returns:
         One score per metric; by `standard` all undefined where both masks are empty.
@@ -82,7 +84,7 @@ def score_case(
     spacing: Spacing | None = None
     if grid == "native":
         spacing = (1.0,) * label.ndim if spacing_mm is None else spacing_mm
-    pair = MaskPair(pred, label, spacing, length=length, terms=terms)
+    pair = MaskPair(pred, label, spacing, length=length, terms=terms, start=start)
     excluded = protocol == "standard" and not (pair.predicted_voxels or pair.reference_voxels)
     scores = []
     for metric in mask_metrics():
