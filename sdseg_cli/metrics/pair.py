@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from sdseg_cli.metrics import Length, Mask, Spacing, Terms
+from sdseg_cli.metrics import DETECTION_IOU, Length, Mask, Spacing, Terms
 from sdseg_cli.metrics.detection import Lesions, match_lesions
 from sdseg_cli.metrics.surfaces import SurfaceDistances, surface_distances
 
@@ -111,7 +111,7 @@ class MaskPair:
     @cached_property
     def lesions(self) -> Lesions:
         """Connected parts of both, and how many of them belong together."""
-        return match_lesions(self.pred, self.label, self.terms.detection_iou)
+        return match_lesions(self.pred, self.label, self.terms.detection_iou or DETECTION_IOU)
 
 
 def _box(mask: Mask) -> tuple[slice, ...]:
