@@ -138,7 +138,7 @@ def gzipped(name: str) -> Build:
 
 
 def cut_reference(folder: Path) -> None:
-    """A prediction of 8 x 8 x 4 voxels, and its reference cut to the 2 x 2 x 2 that are labelled."""
+    """A prediction of 8 x 8 x 4 voxels; its reference is cut to the 2 x 2 x 2 it shows."""
     scan("pred/a.nii.gz", np.ones((8, 8, 4), np.uint8))(folder)
     affine = AFFINE.copy()
     affine[:3, 3] = (AFFINE @ [3, 3, 1, 1])[:3]
