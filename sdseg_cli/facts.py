@@ -23,6 +23,7 @@ class GridFacts:
         forms_apart_mm: How far a NIfTI header's sform and qform lie apart; 0 where they agree.
         says_place: False where a NIfTI header says neither.
         unit_known: False where a NIfTI header's unit of length has no meaning.
+        spare_bytes: What a NIfTI file holds behind the voxels that its header claims.
     """
 
     shape: tuple[int, ...]
@@ -33,6 +34,7 @@ class GridFacts:
     forms_apart_mm: float = 0.0
     says_place: bool = True
     unit_known: bool = True
+    spare_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """For a case's record: what JSON gives back."""
@@ -52,6 +54,7 @@ class GridFacts:
             forms_apart_mm=values.get("forms_apart_mm", 0.0),
             says_place=values.get("says_place", True),
             unit_known=values.get("unit_known", True),
+            spare_bytes=values.get("spare_bytes", 0),
         )
 
 

@@ -149,7 +149,8 @@ def _resampled(
 def _nothing_left(pair: Pair) -> GeometryError:
     return GeometryError(
         f"nothing of {pair.pred} is left on the grid of {pair.ref}.",
-        "Their headers place them apart, or it is smaller than a voxel there: check both.",
+        "Their headers place them apart, or it is smaller than a voxel there: check both. If both "
+        "are cut to what they show, save them on the scan's grid.",
         "grid",
     )
 

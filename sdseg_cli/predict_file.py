@@ -43,6 +43,7 @@ _FIXES = {
     "the mask on its scan; if it looks wrong, set the scan's codes.",
     "place-twofold": "The sform is read and the mask gets the scan's header; other readers may lay "
     "both elsewhere. Set one form to the other, or a code to 0.",
+    "bytes-unread": "They are not predicted: does the header claim too few slices?",
     "unit-unknown": "It is read as millimetres: set xyzt_units if it is another unit.",
     "spacing-implausible": "Sizes in mm and ml, and a crop to the body, follow it: repair the "
     "header's zooms and affine, or its unit.",

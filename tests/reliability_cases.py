@@ -229,6 +229,7 @@ FINE = [
     with_run("an sform and a qform that disagree", odd.header(qform_code=1, qoffset_x=30), "predict scan.nii -o mask.nii.gz", "place-twofold", 0),
     with_run("neither sform nor qform in use", odd.header(sform_code=0), "predict scan.nii -o mask.nii.gz", "place-unsaid", 0),
     with_run("a quaternion a hair over unit length", odd.header(sform_code=0, qform_code=1, quatern_b=0.70711, quatern_c=0.70711), "predict scan.nii -o mask.nii.gz", "wrote mask.nii.gz", 0),
+    with_run("a header that claims one slice of two", odd.header(dim=[3, 12, 10, 1, 1, 1, 1, 1]), "predict scan.nii -o mask.nii.gz", "bytes-unread", 0),
     with_run("a unit that means nothing", odd.header(xyzt_units=5), "predict scan.nii -o mask.nii.gz", "unit-unknown", 0),
     with_run("millimetres said to be metres", odd.header(xyzt_units=1), "predict scan.nii -o mask.nii.gz", "spacing-implausible", 0),
     Row("a header with three faults nibabel would mend aloud", odd.header(pixdim=[7, -1, 0, 2, 0, 0, 0, 0], sform_code=44), "check scan.nii", 0, "place-unsaid"),

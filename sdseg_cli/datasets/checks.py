@@ -104,6 +104,15 @@ def check_grid(id: str, grid: GridFacts) -> Iterator[Finding]:
             "Read as the nearest rotation; a NIfTI mask keeps the header. Resample to be exact.",
         )
     yield from _check_place(id, grid)
+    if grid.spare_bytes:
+        yield Finding(
+            "bytes-unread",
+            WARNING,
+            id,
+            f"{grid.spare_bytes:,} bytes follow the voxels that the header claims",
+            "Does it claim too few slices or volumes? Compare with the scan's source, or export it "
+            "again.",
+        )
     if any(not SPACING_MM[0] <= length <= SPACING_MM[1] for length in grid.spacing_mm):
         yield Finding(
             "spacing-implausible",

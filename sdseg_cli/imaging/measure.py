@@ -90,6 +90,7 @@ def measure_grid(geometry: Geometry) -> GridFacts:
         forms_apart_mm=geometry.forms_apart_mm,
         says_place=geometry.says_place,
         unit_known=geometry.unit_known,
+        spare_bytes=geometry.spare_bytes,
     )
 
 

@@ -76,12 +76,11 @@ def read(path: Path, claim: Claim | None = None) -> Volume:
             claim(geometry, header.get_data_dtype().itemsize)
         _skip(stream, int(header.get_data_offset()) - header.sizeof_hdr)
         array = _read_array(stream, geometry.shape, header.get_data_dtype())
-        while stream.read(_BLOCK_BYTES):
-            pass
+        spare = _spare_bytes(stream)
         slope, intercept = header.get_slope_inter()
     return Volume(
         array,
-        geometry,
+        replace(geometry, spare_bytes=spare),
         slope=1.0 if slope is None else float(slope),
         intercept=0.0 if intercept is None else float(intercept),
         header=stored,
@@ -377,6 +376,15 @@ def _require_voxels(path: Path, header: Any, stored: Any, *, packed: bool) -> No
 def _skip(stream: BinaryIO, count: int) -> None:
     while count > 0 and (block := stream.read(min(count, _BLOCK_BYTES))):
         count -= len(block)
+
+
+def _spare_bytes(stream: BinaryIO) -> int:
+    """How many bytes are left; 0 where all are zeros, with which some programs fill a block."""
+    count, filled = 0, False
+    while block := stream.read(_BLOCK_BYTES):
+        count += len(block)
+        filled = filled or bool(block.strip(b"\0"))
+    return count if filled else 0
 
 
 def _read_array(stream: BinaryIO, shape: tuple[int, int, int], dtype: Any) -> Array:

@@ -45,6 +45,8 @@ class Geometry:
             the place, sform (which is read) and qform; 0 where they agree.
         says_place: False where a NIfTI header says that it does not know the place (both codes 0).
         unit_known: False where the code of a NIfTI header's unit of length has no meaning.
+        spare_bytes: How much a NIfTI file holds behind the voxels that its header claims; known
+            once it was read to its end.
     """
 
     shape: tuple[int, int, int]
@@ -53,6 +55,7 @@ class Geometry:
     forms_apart_mm: float = 0.0
     says_place: bool = True
     unit_known: bool = True
+    spare_bytes: int = 0
 
     def __post_init__(self) -> None:
         if len(self.shape) != 3 or min(self.shape) < 1:

@@ -213,6 +213,24 @@ def test_what_gzip_allows_after_its_data_is_read(tmp_path: Path, after: bytes):
 
 
 @pytest.mark.parametrize(
+    ("fields", "after", "spare"),
+    [
+        ({}, b"", 0),
+        ({}, bytes(100), 0),  # some programs fill the last block
+        ({}, bytes(99) + b"x", 100),
+        ({"dim": [3, 6, 5, 3, 1, 1, 1, 1]}, b"", 60),  # a slice of 30 int16 is lost
+        ({"dim": [3, 6, 5, 4, 2, 1, 1, 1]}, VOXELS.tobytes(), 240),  # said to be 3D, holds two
+    ],
+)
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
+def test_what_a_file_holds_behind_its_voxels_is_counted(
+    tmp_path: Path, name: str, fields: dict[str, Any], after: bytes, spare: int
+):
+    path = write(tmp_path / name, header_of(**fields), after)
+    assert read_image(path).geometry.spare_bytes == spare
+
+
+@pytest.mark.parametrize(
     "fields",
     [
         {"pixdim": [0, 2, 2, 3, 0, 0, 0, 0]},
