@@ -13,6 +13,8 @@ from sdseg_cli.imaging.volume import Array, Geometry, Volume
 
 _EDGE = 1e-6
 """Of a voxel: a centre that lies on the border of another voxel is within it."""
+_FARTHEST = 1e6
+"""Voxels; what a header places farther away fits into no memory anyway, and perhaps no integer."""
 Span = tuple[slice, ...]
 
 
@@ -95,7 +97,7 @@ def _span(
     edges = itertools.product(*((part.start - 0.5, part.stop - 0.5) for part in box))
     corners = np.array([[*corner, 1.0] for corner in edges])
     found = corners @ (np.linalg.inv(grid.affine) @ own.affine).T[:, :3]
-    return found.min(axis=0), found.max(axis=0)
+    return np.maximum(found.min(axis=0), -_FARTHEST), np.minimum(found.max(axis=0), _FARTHEST)
 
 
 def _labelled(array: Array) -> Span | None:

@@ -61,6 +61,11 @@ def test_a_grid_is_continued_as_far_as_something_is_labelled():
     assert (found.shape, found.affine[0, 3], inside[0]) == ((4, 1, 1), 10.0, slice(0, 3))
 
 
+def test_a_header_that_places_voxels_absurdly_far_gives_a_size_that_can_be_refused():
+    found, _ = extended(line(1, 1).geometry, line(1, 1, step=1e30))
+    assert found.shape[0] > 10**6
+
+
 def test_a_grid_stays_as_it_is_where_nothing_is_labelled_beyond_it():
     grid = line(1, 1, 1).geometry
     for labels in (line(0, 0, 0, 0, start=-1.0), line(0, 5, 5, 0, start=-1.0), line(1, 0)):
