@@ -13,7 +13,7 @@ from sdseg_cli.datasets.recognise import adapter
 from sdseg_cli.errors import ConfigError, DataError, RunError
 from sdseg_cli.metrics import Terms
 from sdseg_cli.pair_scoring import Judging, Scored, score_pair
-from sdseg_cli.pairing import Pair, Pairing, pair_folders
+from sdseg_cli.pairing import CHANNEL, Pair, Pairing, pair_folders
 from sdseg_cli.processes import available_cores, in_processes
 from sdseg_cli.progress import Progress, silent
 from sdseg_cli.report.evaluation import EvaluateReport
@@ -53,7 +53,8 @@ def evaluate_folders(
 ) -> EvaluateReport:
     """Score a folder of masks against a folder of references, wherever they come from.
 
-    Files belong together whose paths below the two folders agree up to the suffix. They have to lie
+    Files belong together whose paths below the two folders agree up to the suffix (a mask may also
+    bear nnU-Net's _0000). They have to lie
     on one grid in the world; in which order and direction its axes are stored may differ. Names and
     headers of all are checked before the first is scored.
 
@@ -66,7 +67,8 @@ def evaluate_folders(
         grid: "native", or "model": both are taken to the model's planes, where overlaps are scored.
         protocol: "standard", or "official": the official code's rules, on the model's planes.
         terms: How a case is judged.
-        resample: Bring masks that lie on another grid onto their reference's.
+        resample: Bring masks that lie on another grid onto their reference's; what they hold
+            beyond it is false.
         allow_missing: Score the rest where references have no mask.
         workers: Processes; default one per core where there are cases enough. The result does not
             depend on it.
@@ -122,6 +124,11 @@ def evaluate_folders(
         classes=classes,
         missing=pairing.missing,
         resampled=pairing.resampled,
+        outside={
+            pair.id: one.outside
+            for pair, one in zip(pairing.pairs, scored, strict=True)
+            if one.outside
+        },
         provenance=provenance(command=command, files={}),
     )
     if report is None:
@@ -207,10 +214,24 @@ def _notes(pairing: Pairing, judging: Judging, scored: Sequence[Scored]) -> list
         )
     if pairing.extra:
         notes.append(f"not scored, no reference: {shortened(pairing.extra)}")
+    if pairing.renamed:
+        notes.append(
+            f"masks named as nnU-Net names a scan ({CHANNEL} after the case): "
+            f"{shortened(pairing.renamed)}"
+        )
     if pairing.resampled:
         notes.append(
             f"resampled onto the reference's grid, to the nearest neighbour: "
             f"{shortened(pairing.resampled)}"
+        )
+    beyond = [
+        f"{pair.id} ({one.outside:,})"
+        for pair, one in zip(pairing.pairs, scored, strict=True)
+        if one.outside
+    ]
+    if beyond:
+        notes.append(
+            f"predicted voxels beyond the reference's grid, counted as false: {shortened(beyond)}"
         )
     return (
         notes if judging.classes is not None else [*notes, *_label_notes(pairing, judging, scored)]

@@ -20,6 +20,10 @@ class GridFacts:
         axis_codes: For example "LPS"; "" for a picture.
         spacing_mm: Along the stored axes; empty for a picture.
         shear_degrees: What was straightened on reading.
+        forms_apart_mm: How far a NIfTI header's sform and qform lie apart; 0 where they agree.
+        says_place: False where a NIfTI header says neither.
+        unit_known: False where a NIfTI header's unit of length has no meaning.
+        spare_bytes: What a NIfTI file holds behind the voxels that its header claims.
     """
 
     shape: tuple[int, ...]
@@ -27,6 +31,10 @@ class GridFacts:
     axis_codes: str = ""
     spacing_mm: tuple[float, ...] = ()
     shear_degrees: float = 0.0
+    forms_apart_mm: float = 0.0
+    says_place: bool = True
+    unit_known: bool = True
+    spare_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """For a case's record: what JSON gives back."""
@@ -43,6 +51,10 @@ class GridFacts:
             axis_codes=values["axis_codes"],
             spacing_mm=tuple(values["spacing_mm"]),
             shear_degrees=values["shear_degrees"],
+            forms_apart_mm=values.get("forms_apart_mm", 0.0),
+            says_place=values.get("says_place", True),
+            unit_known=values.get("unit_known", True),
+            spare_bytes=values.get("spare_bytes", 0),
         )
 
 

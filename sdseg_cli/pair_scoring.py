@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from sdseg_cli.errors import DataError, GeometryError
 from sdseg_cli.imaging.files import read_labels
 from sdseg_cli.imaging.picture import MaskLevels
-from sdseg_cli.imaging.regrid import labels_onto
+from sdseg_cli.imaging.regrid import Span, extended, labels_onto, overlap, padded
 from sdseg_cli.imaging.reorient import stored_like
 from sdseg_cli.imaging.slices import Restore
 from sdseg_cli.imaging.volume import Array, Volume
+from sdseg_cli.memory import available_bytes
 from sdseg_cli.metrics import Grid, Mask, Protocol, Terms
 from sdseg_cli.pairing import Pair
 from sdseg_cli.report.case_scores import CaseResult, score_case
@@ -52,21 +54,29 @@ class Scored:
     """That the mask holds, without 0."""
     reference_labels: tuple[int, ...]
     """Likewise."""
+    outside: int = 0
+    """Predicted voxels beyond the reference's own grid, where all is background."""
 
 
 def score_pair(pair: Pair, judging: Judging) -> Scored:
     """Read and score a pair.
 
+    Where a mask that is brought onto its reference's grid reaches beyond it, the grid is continued
+    with background: a reference may be cut to what it shows, and what a prediction adds elsewhere
+    is as wrong there as it would be on the whole scan.
+
     Raises:
         DataError: A file is damaged, no label map, or holds labels that are not declared; each
             message names the case.
-        GeometryError: A mask that is to be resampled lies nowhere near its reference.
+        GeometryError: A mask that is to be resampled lies nowhere near its reference, or reaches
+            beyond it where the model's planes are scored.
     """
     try:
         label = read_labels(pair.ref, judging.levels)
         mask = read_labels(pair.pred)
+        inside: Span | None = None
         if pair.resample:
-            mask = _resampled(pair, mask, label)
+            mask, label, inside = _resampled(pair, mask, label, judging.grid)
         mask = stored_like(mask, label.geometry)
         held, known = held_labels(mask.array), held_labels(label.array)
         if judging.classes is not None:
@@ -94,22 +104,60 @@ def score_pair(pair: Pair, judging: Judging) -> Scored:
             protocol=judging.protocol,
             terms=judging.terms,
             class_label=value,
+            start=None if inside is None else tuple(part.start for part in inside),
         )
         for value, one, other in masks
     ]
-    return Scored(tuple(rows), held, known)
+    outside = 0 if inside is None else sum(_outside(one, inside) for _, one, _ in masks)
+    return Scored(tuple(rows), held, known, outside)
 
 
-def _resampled(pair: Pair, mask: Volume, label: Volume) -> Volume:
-    """The mask on the reference's grid, as long as something of it gets there."""
-    found = labels_onto(mask, label.geometry)
-    if mask.array.any() and not found.array.any():
+def _resampled(
+    pair: Pair, mask: Volume, label: Volume, on: Grid
+) -> tuple[Volume, Volume, Span | None]:
+    """The mask on the reference's grid, as long as something of it gets there.
+
+    Returns:
+        Mask and reference on one grid, and where the reference's own grid lies in it, None for all
+        of it.
+    """
+    if mask.array.any() and not overlap(mask.geometry, label.geometry):
+        raise _nothing_left(pair)
+    grid, inside = extended(label.geometry, mask)
+    if 3 * math.prod(grid.shape) > available_bytes():
         raise GeometryError(
-            f"nothing of {pair.pred} is left on the grid of {pair.ref}.",
-            "Their headers place them apart, or it is smaller than a voxel there: check both.",
+            f"{pair.pred} and {pair.ref} together reach over {grid.shape} voxels, which do not fit "
+            "into memory.",
+            "Do their headers place them apart? Check both.",
             "grid",
         )
-    return found
+    found = labels_onto(mask, grid)
+    if mask.array.any() and not found.array.any():
+        raise _nothing_left(pair)
+    if on == "native":
+        return found, padded(label, grid, inside), inside
+    if beyond := _outside(found.array != 0, inside):
+        raise GeometryError(
+            f"{beyond:,} voxels of {pair.pred} lie beyond the grid of {pair.ref}, of which the "
+            "model's planes are made.",
+            "Score on the native grid, or give references on the grids of the scans.",
+            "grid",
+        )
+    return replace(found, array=found.array[inside], geometry=label.geometry), label, None
+
+
+def _nothing_left(pair: Pair) -> GeometryError:
+    return GeometryError(
+        f"nothing of {pair.pred} is left on the grid of {pair.ref}.",
+        "Their headers place them apart, or it is smaller than a voxel there: check both. If both "
+        "are cut to what they show, save them on the scan's grid.",
+        "grid",
+    )
+
+
+def _outside(mask: Mask, inside: Span) -> int:
+    """How many voxels of a mask lie beyond a part of its grid."""
+    return int(np.count_nonzero(mask)) - int(np.count_nonzero(mask[inside]))
 
 
 def held_labels(labels: Array) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,9 @@ from sdseg_cli.filenames import (
 from sdseg_cli.imaging.files import read_geometry
 from sdseg_cli.imaging.reorient import geometry_like
 from sdseg_cli.imaging.volume import require_same_grid
+
+CHANNEL = "_0000"
+"""What nnU-Net adds to the name of a scan, and a mask of the scan's name has too."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Pairing:
     """References without a mask."""
     extra: tuple[str, ...]
     """Masks without a reference."""
+    renamed: tuple[str, ...] = ()
+    """Cases whose mask is called as nnU-Net calls the scan: with `CHANNEL` after the case."""
 
     @property
     def resampled(self) -> tuple[str, ...]:
@@ -57,8 +62,9 @@ def pair_folders(
 ) -> Pairing:
     """Put two folders together and check that they fit, by names and headers alone.
 
-    Files belong together whose paths below the two folders agree up to the suffix. They have to lie
-    on one grid in the world; in which order and direction its axes are stored may differ.
+    Files belong together whose paths below the two folders agree up to the suffix, or up to
+    nnU-Net's `CHANNEL`, which its scans have and its labels have not. They have to lie on one grid
+    in the world; in which order and direction its axes are stored may differ.
 
     Args:
         pred: Folder of masks.
@@ -67,10 +73,12 @@ def pair_folders(
         resample: Let masks lie on other grids, which the result then says.
 
     Raises:
-        DataError: A folder is missing or empty, a reference has no mask, or a header is damaged.
+        DataError: A folder is missing or empty, a reference has no mask or two, or a header is
+            damaged.
         GeometryError: A mask does not lie on its reference's grid.
     """
-    masks, references = masks_below(pred, "--pred"), masks_below(ref, "--ref")
+    found, references = masks_below(pred, "--pred"), masks_below(ref, "--ref")
+    masks = _without_channel(found, references)
     missing = tuple(name for name in references if name not in masks)
     if len(missing) == len(references):
         raise DataError(
@@ -88,7 +96,24 @@ def pair_folders(
         tuple(_checked(pairs, resample)),
         missing,
         tuple(name for name in masks if name not in references),
+        tuple(name for name in references if name in masks and name not in found),
     )
+
+
+def _without_channel(masks: dict[str, Path], references: Mapping[str, Path]) -> dict[str, Path]:
+    """The masks, those called "case_0000" under "case" where only that has a reference."""
+    named = {}
+    for name, path in masks.items():
+        case = name.removesuffix(CHANNEL)
+        if name in references or case not in references:
+            case = name
+        elif case != name and case in masks:
+            raise DataError(
+                f"{path} and {masks[case]} are both masks of case {case}.",
+                f"Keep the one that is meant: {CHANNEL} is how nnU-Net names a scan.",
+            )
+        named[case] = path
+    return named
 
 
 def masks_below(folder: Path, option: str) -> dict[str, Path]:

@@ -39,6 +39,14 @@ _FIXES = {
     "values-not-finite": "They are taken for air.",
     "values-constant": "There is nothing to see in it: export the scan again.",
     "image-straightened": "Nothing to do: the mask gets the scan's own header.",
+    "place-unsaid": "It is read from the feet to the head, and others turn it upside down: look at "
+    "the mask on its scan; if it looks wrong, set the scan's codes.",
+    "place-twofold": "The sform is read and the mask gets the scan's header; other readers may lay "
+    "both elsewhere. Set one form to the other, or a code to 0.",
+    "bytes-unread": "They are not predicted: does the header claim too few slices?",
+    "unit-unknown": "It is read as millimetres: set xyzt_units if it is another unit.",
+    "spacing-implausible": "Sizes in mm and ml, and a crop to the body, follow it: repair the "
+    "header's zooms and affine, or its unit.",
 }
 """What to do about an odd scan that is predicted all the same."""
 

@@ -150,6 +150,28 @@ def flip(name: str, place: int) -> Build:
     return build
 
 
+def appended(name: str, data: bytes) -> Build:
+    """The file that is there, and other bytes after it."""
+    return lambda folder: put(folder / name, (folder / name).read_bytes() + data)
+
+
+def renamed(old: str, new: str) -> Build:
+    return lambda folder: (folder / old).rename(folder / new) and None
+
+
+def gzipped(name: str) -> Build:
+    """The file that is there, packed (once more) under its own name."""
+    return lambda folder: put(folder / name, gzip.compress((folder / name).read_bytes(), mtime=0))
+
+
+def cut_reference(folder: Path) -> None:
+    """A prediction of 8 x 8 x 4 voxels; its reference is cut to the 2 x 2 x 2 it shows."""
+    scan("pred/a.nii.gz", np.ones((8, 8, 4), np.uint8))(folder)
+    affine = AFFINE.copy()
+    affine[:3, 3] = (AFFINE @ [3, 3, 1, 1])[:3]
+    scan("ref/a.nii.gz", np.ones((2, 2, 2), np.uint8), affine=affine)(folder)
+
+
 def itk(name: str, array: np.ndarray | None = None, old: bytes = b"", new: bytes = b"") -> Build:
     """An NRRD or MetaImage file, with a piece of its header replaced."""
 

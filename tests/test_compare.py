@@ -12,7 +12,7 @@ from sdseg_cli.compare import Rules, compare_folders, compare_runs
 from sdseg_cli.errors import ConfigError, DataError, RunError
 from sdseg_cli.report.comparison import Comparison
 from sdseg_cli.training.run_folder import RunDir
-from tests.fake_run import EMPTY, block, make_workspace, write_nifti
+from tests.fake_run import AFFINE, EMPTY, block, make_workspace, write_nifti
 
 # 4 columns x 4 rows x 2 slices = 32 voxels each; moved by 1, 2 columns: 3/4, 1/2 overlap.
 ABOVE = block(slice(4, 8), rows=slice(10, 14))
@@ -237,3 +237,17 @@ def test_other_cases_of_another_set_are_refused_before_a_model_predicts(tmp_path
         file.write_text(file.read_text().replace('"toy"', '"second"'))
     with pytest.raises(DataError, match="1 case is in toy/tiny only: y"):
         compare_runs(RunDir(made.run), RunDir(run), tmp_path)
+
+
+def test_both_sides_reach_differently_beyond_a_cut_reference(tmp_path):
+    """The reference is one, though each side is scored on a grid as large as it needs."""
+    a, b = folders(tmp_path, a={"x": BY_TWO}, b={"x": BY_ONE + ABOVE})
+    affine = AFFINE.copy()
+    affine[:3, 3] = (AFFINE @ [4, 4, 1, 1])[:3]
+    write_nifti(tmp_path / "ref" / "x.nii.gz", FOUR[4:8, 4:8, 1:3], affine)
+    found = compare_folders(a, b, tmp_path / "ref", workers=1, resample=True)
+    values = found.to_json()
+    # 16 of 32 right and 16 beyond; 24 right, 8 and 32 beyond: 2 * 24 / (64 + 32).
+    assert [(row["dice_a"], row["dice_b"]) for row in values["cases"]] == [(0.5, 0.5)]
+    said = "predicted voxels beyond the reference's grid, counted as false: x"
+    assert {f"A: {said} (16)", f"B: {said} (40)"} <= {*values["notes"]}

@@ -43,6 +43,9 @@ def run(workspace: Workspace, **options):
     return evaluate(None, workspace.root, predictor=workspace.predictor, **options)
 
 
+LESIONS = Terms(detection_iou=0.1)
+
+
 def row(id: str, **values) -> dict:
     """A case as in the JSON: where nothing else is said, a block found as it is."""
     scores = {"precision": 1.0, "recall": 1.0, "hd95_mm": 0.0, "assd_mm": 0.0}
@@ -53,7 +56,7 @@ def row(id: str, **values) -> dict:
 
 
 def test_scores_are_those_counted_by_hand(workspace):
-    found = run(workspace).to_json()
+    found = run(workspace, terms=LESIONS).to_json()
     # b: two slices are all border, so of 32 border voxels each 16 are shared, 8 lie 2 mm and 8 lie
     # 4 mm away.
     half = {"precision": 0.5, "recall": 0.5, "surface_dice": 0.75, "detection_f1": 1.0}
@@ -103,7 +106,7 @@ def test_scores_are_those_counted_by_hand(workspace):
 
 
 def test_a_case_empty_on_both_sides_is_excluded_and_listed(workspace):
-    report = run(workspace)
+    report = run(workspace, terms=LESIONS)
     assert report.to_json()["excluded"] == ["nothing"]
     with (workspace.run / "report" / "test" / "evaluate.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -254,6 +257,8 @@ def test_the_model_grid_is_scored_on_the_prepared_planes(workspace):
     found = report.to_json()
     assert list(found["units"]) == ["dice", "iou", "precision", "recall"]
     assert (found["tolerance"], found["detection_iou"]) == (None, None)
+    found = run(workspace, grid="model", terms=LESIONS).to_json()
+    assert found["detection_iou"] is None
     assert found["cases"][0]["reference_lesions"] is None
 
 

@@ -180,6 +180,42 @@ def test_missing_masks_are_all_named_and_left_out_only_if_allowed(tmp_path):
     assert found["notes"] == ["6 of 7 cases have no mask and are not scored: b, c, d, e, f, g"]
 
 
+@pytest.mark.parametrize("deep", ["", "patient 1/"])
+def test_masks_named_as_nnunet_names_scans_belong_to_references_named_as_its_labels(tmp_path, deep):
+    pred, ref = folders(
+        tmp_path,
+        **{
+            f"{deep}a_0000": (MOVED, None),
+            f"{deep}a": (None, FOUR),
+            f"{deep}b": (FOUR, FOUR),
+            f"{deep}b_0001": (EMPTY, None),  # another channel: no mask of b
+        },
+    )
+    found = evaluate_folders(pred, ref)
+    assert {row.case_id: row.values["dice"] for row in found.cases} == {
+        f"{deep}a": 0.5,
+        f"{deep}b": 1.0,
+    }
+    assert found.notes[:2] == (
+        f"not scored, no reference: {deep}b_0001",
+        f"masks named as nnU-Net names a scan (_0000 after the case): {deep}a",
+    )
+
+
+def test_references_named_so_themselves_have_masks_of_their_own(tmp_path):
+    pred, ref = folders(tmp_path, a_0000=(FOUR, FOUR), a=(MOVED, FOUR))
+    assert dices(evaluate_folders(pred, ref)) == [0.5, 1.0]
+    (pred / "a.nii.gz").unlink()
+    with pytest.raises(DataError, match="no mask for 1 of 2 cases: a"):
+        evaluate_folders(pred, ref)  # that of a_0000 is not taken twice
+
+
+def test_two_masks_that_may_both_be_meant_are_refused(tmp_path):
+    pred, ref = folders(tmp_path, a_0000=(FOUR, None), a=(MOVED, FOUR))
+    with pytest.raises(DataError, match=r"a_0000\.nii\.gz .*a\.nii\.gz are both masks of case a"):
+        evaluate_folders(pred, ref)
+
+
 def test_no_mask_at_all_is_refused_even_if_allowed(tmp_path):
     pred, ref = folders(tmp_path, a=(FOUR, None), b=(None, FOUR), c=(None, FOUR))
     with pytest.raises(DataError, match="no mask for any of 2 cases, such as b"):
@@ -387,6 +423,95 @@ def test_resampling_that_leaves_nothing_is_refused(tmp_path):
     write_nifti(tmp_path / "pred" / "x.nii.gz", FOUR, away)
     write_nifti(tmp_path / "ref" / "x.nii.gz", FOUR)
     with pytest.raises(GeometryError, match=r"case x: nothing of .*x\.nii\.gz is left"):
+        evaluate_folders(tmp_path / "pred", tmp_path / "ref", resample=True)
+
+
+def cut(mask: np.ndarray, *box: slice) -> tuple[np.ndarray, np.ndarray]:
+    """A part of a mask, and where it lies."""
+    affine = AFFINE.copy()
+    affine[:3, 3] = (AFFINE @ [*(part.start or 0 for part in box), 1])[:3]
+    return mask[box], affine
+
+
+SPREAD = block(slice(2, 12), rows=slice(1, 10), slices=slice(0, 4))  # 10 x 9 x 4 = 360 voxels
+LOOSE = FOUR + block(slice(13, 15), slices=slice(3, 4))  # 32 voxels, and 8 elsewhere
+
+
+@pytest.mark.parametrize(
+    ("mask", "box", "outside"),
+    [
+        (SPREAD, (slice(4, 8), slice(4, 8), slice(1, 3)), 360 - 32),  # at minimum extent
+        (SPREAD, (slice(3, 16), slice(4, 8), slice(1, 4)), 360 - 9 * 4 * 3),
+        (LOOSE, (slice(4, 8), slice(4, 8), slice(1, 3)), 8),
+        (FOUR, (slice(4, 8), slice(4, 8), slice(1, 3)), 0),
+        (MOVED, (slice(4, 8), slice(4, 8), slice(1, 3)), 16),
+    ],
+)
+def test_a_reference_cut_to_what_it_shows_scores_as_the_whole_one(tmp_path, mask, box, outside):
+    write_nifti(tmp_path / "pred" / "x.nii.gz", mask)
+    write_nifti(tmp_path / "ref" / "x.nii.gz", FOUR)
+    write_nifti(tmp_path / "crop" / "x.nii.gz", *cut(FOUR, *box))
+    whole = evaluate_folders(tmp_path / "pred", tmp_path / "ref")
+    found = evaluate_folders(tmp_path / "pred", tmp_path / "crop", resample=True)
+    assert found.cases[0].values == pytest.approx(whole.cases[0].values)
+    assert found.cases[0].counts == whole.cases[0].counts
+    assert found.to_json()["outside"] == ({"x": outside} if outside else {})
+    said = f"predicted voxels beyond the reference's grid, counted as false: x ({outside})"
+    assert (said in found.notes) == bool(outside)
+
+
+def test_what_lies_beyond_a_reference_counts_by_hand(tmp_path):
+    # 32 voxels right and 328 wrong: Dice 64 / (360 + 32).
+    write_nifti(tmp_path / "pred" / "x.nii.gz", SPREAD)
+    crop = (slice(4, 8), slice(4, 8), slice(1, 3))
+    write_nifti(tmp_path / "ref" / "x.nii.gz", *cut(FOUR, *crop))
+    found = evaluate_folders(tmp_path / "pred", tmp_path / "ref", resample=True)
+    assert dices(found) == [pytest.approx(64 / 392)]
+
+
+def test_a_slice_cut_out_of_a_volume_is_measured_as_a_part_of_it(tmp_path):
+    one = block(slice(4, 8), slices=slice(1, 2))
+    write_nifti(tmp_path / "pred" / "x.nii.gz", block(slice(4, 9), slices=slice(1, 2)))
+    write_nifti(tmp_path / "ref" / "x.nii.gz", one)
+    write_nifti(tmp_path / "crop" / "x.nii.gz", *cut(one, slice(2, 12), slice(2, 12), slice(1, 2)))
+    whole = evaluate_folders(tmp_path / "pred", tmp_path / "ref").cases[0].values
+    found = evaluate_folders(tmp_path / "pred", tmp_path / "crop", resample=True)
+    assert found.cases[0].values == pytest.approx(whole)
+
+
+def test_both_cut_and_each_class_for_itself(tmp_path):
+    """Label 2 (16 voxels) lies beyond the reference, and 8 of label 1's 32."""
+    write_nifti(
+        tmp_path / "pred" / "x.nii.gz", *cut(ORGANS, slice(2, 13), slice(4, 8), slice(1, 3))
+    )
+    write_nifti(tmp_path / "ref" / "x.nii.gz", *cut(FOUR, slice(5, 10), slice(2, 9), slice(0, 4)))
+    found = evaluate_folders(tmp_path / "pred", tmp_path / "ref", resample=True, classes=(1, 2))
+    # Label 1: 24 of 24 found, 8 more: 48 / 56. Label 2: in the prediction alone.
+    assert dices(found) == [pytest.approx(48 / 56), 0.0]
+    assert found.to_json()["outside"] == {"x": 8 + 16}
+
+
+def test_a_prediction_wholly_beside_a_cut_reference_scores_0(tmp_path):
+    write_nifti(tmp_path / "pred" / "x.nii.gz", block(slice(12, 16)))
+    crop = cut(FOUR, slice(4, 8), slice(4, 8), slice(1, 3))
+    write_nifti(tmp_path / "ref" / "x.nii.gz", *crop)
+    found = evaluate_folders(tmp_path / "pred", tmp_path / "ref", resample=True)
+    # Border voxels lie 5 to 8 columns of 2 mm apart: column 15 is 8 from 7, column 4 from 12.
+    assert (dices(found), found.cases[0].values["hd95_mm"]) == ([0.0], 16.0)
+
+
+def test_the_models_planes_are_those_of_the_reference_so_nothing_may_lie_beyond(tmp_path):
+    write_nifti(tmp_path / "pred" / "x.nii.gz", SPREAD)
+    write_nifti(tmp_path / "ref" / "x.nii.gz", *cut(FOUR, slice(4, 8), slice(4, 8), slice(1, 3)))
+    with pytest.raises(GeometryError, match=r"case x: 328 voxels of .* beyond the grid"):
+        evaluate_folders(tmp_path / "pred", tmp_path / "ref", resample=True, grid="model")
+
+
+def test_grids_that_reach_too_far_for_the_memory_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("sdseg_cli.pair_scoring.available_bytes", lambda: 1000)
+    write_nifti(tmp_path / "pred" / "x.nii.gz", SPREAD)
+    write_nifti(tmp_path / "ref" / "x.nii.gz", *cut(FOUR, slice(4, 8), slice(4, 8), slice(1, 3)))
+    with pytest.raises(GeometryError, match=r"case x: .* do not fit into memory"):
         evaluate_folders(tmp_path / "pred", tmp_path / "ref", resample=True)
 
 

@@ -17,6 +17,7 @@ from sdseg_cli.commands.options import (
     Device,
     GridName,
     Json,
+    Lesions,
     ProtocolName,
     Quiet,
     Resample,
@@ -25,6 +26,7 @@ from sdseg_cli.commands.options import (
     Target,
     Tolerance,
     Workers,
+    judged_by,
     open_run,
     typed,
     whole_numbers,
@@ -48,7 +50,8 @@ def compare(
     grid: GridName = "native",
     protocol: ProtocolName = "standard",
     tolerance: Tolerance = 2.0,
-    detection_iou: DetectionIou = 0.1,
+    lesions: Lesions = False,
+    detection_iou: DetectionIou = None,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Compare the cases that both have.")
     ] = False,
@@ -67,7 +70,6 @@ def compare(
 ) -> None:
     """Compare two runs, or two folders of masks, case by case: differences, interval, p."""
     from sdseg_cli.compare import Rules, compare_folders, compare_runs
-    from sdseg_cli.metrics import Terms
 
     of_folders: dict[str, object] = {
         "--target": target,
@@ -78,7 +80,9 @@ def compare(
     }
     _check(a, b, ref, of_folders)
     output = Output(as_json=as_json, quiet=quiet)
-    rules = Rules(grid, protocol, Terms(tolerance, detection_iou), allow_missing)
+    rules = Rules(
+        grid, protocol, judged_by(tolerance, detection_iou, lesions=lesions), allow_missing
+    )
     if ref is not None:
         with output.progress() as progress:
             found = compare_folders(

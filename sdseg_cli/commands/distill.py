@@ -55,9 +55,7 @@ def distill(
         ("Dice with the exact decoder", number(report.agreement)),
     ]
     if report.check is not None:
-        check = report.check
-        rows.append(("validation Dice", f"{check.fast_dice:.4f}, exact {check.exact_dice:.4f}"))
-        rows.append(("predictions use", "fast" if check.is_default else "exact"))
+        rows.append(("predictions use", report.check.choice))
     output.result(
         report.to_json(),
         title=f"distilled in {report.seconds:.0f} s",

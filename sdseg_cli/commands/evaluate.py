@@ -20,6 +20,7 @@ from sdseg_cli.commands.options import (
     Eta,
     GridName,
     Json,
+    Lesions,
     ProtocolName,
     Quiet,
     Resample,
@@ -31,6 +32,7 @@ from sdseg_cli.commands.options import (
     Target,
     Tolerance,
     Workers,
+    judged_by,
     number,
     open_run,
     sampling,
@@ -56,8 +58,9 @@ _HEADS = {
     "detection_f1": "lesion\nF1",
 }
 """What some metrics are called at the head of a narrow column."""
-_NAME_WIDTH = 27
-"""Where there is no more room, a case's name is folded to this, borders included."""
+_NAME_WIDTH, _SHORTEST_NAME = 27, 14
+"""Where there is no more room, a case's name is folded to this, borders included; further, down to
+the second, where all columns then fit into one table."""
 
 
 def evaluate(
@@ -79,7 +82,8 @@ def evaluate(
     grid: GridName = "native",
     protocol: ProtocolName = "standard",
     tolerance: Tolerance = 2.0,
-    detection_iou: DetectionIou = 0.1,
+    lesions: Lesions = False,
+    detection_iou: DetectionIou = None,
     seed: Seed = 0,
     steps: Steps = None,
     eta: Eta = None,
@@ -91,7 +95,7 @@ def evaluate(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Score predictions against references: overlap, distances, volume and lesions per case."""
+    """Score predictions against references: overlap, distances and volume per case."""
     of_run: dict[str, object] = {"--run": run, "--steps": steps, "--eta": eta, "--samples": samples}
     of_folders = {
         "--target": target,
@@ -109,7 +113,6 @@ def evaluate(
         if workers != 1:
             warm_up("sdseg_cli.pair_scoring")
         from sdseg_cli.evaluate_folders import evaluate_folders
-        from sdseg_cli.metrics import Terms
 
         with output.progress() as progress:
             report = evaluate_folders(
@@ -118,7 +121,7 @@ def evaluate(
                 target=whole_numbers("--target", target),
                 classes=whole_numbers("--classes", classes),
                 dataset=dataset,
-                terms=Terms(tolerance, detection_iou),
+                terms=judged_by(tolerance, detection_iou, lesions=lesions),
                 resample=resample,
                 allow_missing=allow_missing,
                 workers=workers,
@@ -128,7 +131,6 @@ def evaluate(
             )
     else:
         from sdseg_cli.evaluate import evaluate as run_evaluate
-        from sdseg_cli.metrics import Terms
 
         folder = open_run(run, output)
         sample = sampling(folder.config().sample, steps, eta, samples)
@@ -137,7 +139,7 @@ def evaluate(
                 folder.path,
                 workspace(),
                 split=split,
-                terms=Terms(tolerance, detection_iou),
+                terms=judged_by(tolerance, detection_iou, lesions=lesions),
                 seed=seed,
                 sample=sample,
                 device=device,
@@ -216,7 +218,8 @@ def _fitting(
     """
     lines = [[head, *(row[n] for row in rows)] for n, head in enumerate(columns)]
     wide = [max(len(line) for cell in cells for line in cell.split("\n")) + 2 for cells in lines]
-    wide[0] = min(wide[0], _NAME_WIDTH)
+    room = width - 1 - sum(wide[1:])
+    wide[0] = min(wide[0], room if room >= _SHORTEST_NAME else _NAME_WIDTH)
     tables: list[list[int]] = []
     used = width
     for n in range(first, len(columns)):
@@ -236,7 +239,8 @@ def _title(values: Mapping[str, Any]) -> str:
     title = f"{values['protocol']} protocol, {values['grid']} grid"
     if tolerance := values["tolerance"]:
         title += f", surface Dice within {tolerance['value']:g} {tolerance['unit']}"
-        title += f", lesions found from IoU {values['detection_iou']:g}"
+    if values["detection_iou"] is not None:
+        title += f", lesions from IoU {values['detection_iou']:g}"
     return title
 
 

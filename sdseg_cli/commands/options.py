@@ -19,6 +19,7 @@ from sdseg_cli.filenames import PACKAGE_FILE
 from sdseg_cli.findings import WARNING, Finding
 
 if TYPE_CHECKING:
+    from sdseg_cli.metrics import Terms
     from sdseg_cli.training.run_folder import RunDir
 
 WEAK_DICE = 0.3
@@ -59,8 +60,12 @@ ProtocolName = Annotated[str, typer.Option(help="standard, or official (the pape
 Tolerance = Annotated[
     float, typer.Option(metavar="MM", help="Of surface Dice; in pictures pixels.")
 ]
+Lesions = Annotated[
+    bool, typer.Option("--lesions", help="Connected parts too: how many were found, lesion F1.")
+]
 DetectionIou = Annotated[
-    float, typer.Option(metavar="SHARE", help="IoU from which a lesion counts as found.")
+    float | None,
+    typer.Option(metavar="SHARE", help="IoU from which a lesion counts as found (0.1); --lesions."),
 ]
 Target = Annotated[
     str | None, typer.Option(help="With --ref: labels that count, e.g. 1,2; default: all.")
@@ -214,6 +219,15 @@ def sampling(
             "--eta has no effect with one reverse step.", "Give --steps 2 or more, or no --eta."
         )
     return sample
+
+
+def judged_by(tolerance: float, detection_iou: float | None, *, lesions: bool) -> Terms:
+    """How cases are judged: lesions where one of their two options is given."""
+    from sdseg_cli.metrics import DETECTION_IOU, Terms
+
+    if lesions and detection_iou is None:
+        detection_iou = DETECTION_IOU
+    return Terms(tolerance, detection_iou)
 
 
 def number(value: float | None) -> str:

@@ -228,9 +228,7 @@ def _decoders(check: DecoderCheck | None) -> list[tuple[str, str]]:
     """What predictions will draw masks with, where there is a choice."""
     if check is None:
         return []
-    chosen = "fast" if check.is_default else "exact"
-    figures = f"Dice {check.fast_dice:.4f} with the fast one, {check.exact_dice:.4f} with the exact"
-    return [("decoder of predictions", f"{chosen}: {figures}")]
+    return [("decoder of predictions", check.choice)]
 
 
 def _written(folder: RunDir) -> tuple[Path, ...]:

@@ -103,13 +103,52 @@ def check_grid(id: str, grid: GridFacts) -> Iterator[Finding]:
             f"axes {grid.shear_degrees:.2g} degrees off right angles",
             "Read as the nearest rotation; a NIfTI mask keeps the header. Resample to be exact.",
         )
+    yield from _check_place(id, grid)
+    if grid.spare_bytes:
+        yield Finding(
+            "bytes-unread",
+            WARNING,
+            id,
+            f"{grid.spare_bytes:,} bytes follow the voxels that the header claims",
+            "Does it claim too few slices or volumes? Compare with the scan's source, or export it "
+            "again.",
+        )
     if any(not SPACING_MM[0] <= length <= SPACING_MM[1] for length in grid.spacing_mm):
         yield Finding(
             "spacing-implausible",
             WARNING,
             id,
             f"voxels of {_lengths(grid.spacing_mm)} mm",
-            "Repair the header's zooms and affine; were they written in metres or micrometres?",
+            "Repair the header's zooms and affine, or its unit: mm, micrometres or metres.",
+        )
+
+
+def _check_place(id: str, grid: GridFacts) -> Iterator[Finding]:
+    """What a NIfTI header must say of the place, so that all readers take it for the same."""
+    if not grid.says_place:
+        yield Finding(
+            "place-unsaid",
+            WARNING,
+            id,
+            "sform and qform codes are both 0: each reader guesses how it lies",
+            "It is read from the feet to the head, as nibabel does; others turn it upside down: "
+            "set the codes, or export the scan again.",
+        )
+    if grid.forms_apart_mm:
+        yield Finding(
+            "place-twofold",
+            WARNING,
+            id,
+            f"sform and qform lie {grid.forms_apart_mm:.3g} mm apart",
+            "The sform is read; others take the qform. Set one to the other, or a code to 0.",
+        )
+    if not grid.unit_known:
+        yield Finding(
+            "unit-unknown",
+            WARNING,
+            id,
+            "the header's unit of length has no meaning (code 4 to 7)",
+            "It is read as millimetres: set xyzt_units to 2, or to the right unit.",
         )
 
 

@@ -234,11 +234,18 @@ def _require_place(path: Path, like: Volume) -> None:
             "right angles, and only its own format says so exactly.",
             f"Write {own} instead.",
         )
-    if own in NIFTI_SUFFIXES and not nifti.says_orientation(like):
+    if not like.geometry.says_place:
         raise DataError(
             f"{path}: {like.name} does not say how it lies (both codes are 0); readers of other "
             "formats would guess otherwise.",
             f"Write {own} instead.",
+        )
+    if like.geometry.forms_apart_mm:
+        raise DataError(
+            f"{path}: the sform and the qform of {like.name} lie "
+            f"{like.geometry.forms_apart_mm:.3g} mm apart; a mask in another format follows one "
+            "of them, and other readers of the scan the other.",
+            f"Write {own} instead, or make the scan's two forms agree first.",
         )
 
 

@@ -87,6 +87,10 @@ def measure_grid(geometry: Geometry) -> GridFacts:
         axis_codes=geometry.axis_codes,
         spacing_mm=geometry.spacing_mm,
         shear_degrees=geometry.shear_degrees,
+        forms_apart_mm=geometry.forms_apart_mm,
+        says_place=geometry.says_place,
+        unit_known=geometry.unit_known,
+        spare_bytes=geometry.spare_bytes,
     )
 
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from sdseg_cli.imaging.volume import Array, Geometry, Volume
+
+_EDGE = 1e-6
+"""Of a voxel: a centre that lies on the border of another voxel is within it."""
+_FARTHEST = 1e6
+"""Voxels; what a header places farther away fits into no memory anyway, and perhaps no integer."""
+Span = tuple[slice, ...]
 
 
 def labels_onto(labels: Volume, grid: Geometry) -> Volume:
@@ -32,3 +40,72 @@ def labels_onto(labels: Volume, grid: Geometry) -> Volume:
         mode="grid-constant",  # "constant" would lose the outer half of the outermost voxels
     )
     return replace(labels, array=array, geometry=grid, header=None)
+
+
+def overlap(labels: Geometry, grid: Geometry) -> bool:
+    """Whether two grids share a part of the world, as far as boxes along `grid`'s axes tell."""
+    low, high = _span(labels, tuple(slice(0, n) for n in labels.shape), grid)
+    return bool(np.all(high > -0.5) and np.all(low < np.array(grid.shape) - 0.5))
+
+
+def extended(grid: Geometry, labels: Volume) -> tuple[Geometry, Span]:
+    """The grid, continued at its own steps as far as a label map is labelled.
+
+    A grid of one plane gets a second one where the label map has several: it was cut out of a
+    volume, and is to be measured as one.
+
+    Args:
+        grid: A grid, perhaps cut to what it shows.
+        labels: A label map, where it lies.
+
+    Returns:
+        The grid continued, and where the given one lies in it; the same grid where nothing is
+        labelled beyond it.
+    """
+    shape = np.array(grid.shape)
+    first, last = np.zeros(3, np.int64), shape - 1
+    labelled = _labelled(labels.array)
+    if labelled is not None:
+        low, high = _span(labels.geometry, labelled, grid)
+        first = np.minimum(first, np.ceil(low - _EDGE).astype(np.int64))
+        last = np.maximum(last, np.floor(high + _EDGE).astype(np.int64))
+    low, high = _span(labels.geometry, tuple(slice(0, n) for n in labels.array.shape), grid)
+    planes = np.floor(high + _EDGE) - np.ceil(low - _EDGE) + 1
+    last = last + ((first == last) & (planes > 1))
+    sizes = [int(n) for n in last - first + 1]
+    span = tuple(slice(-int(one), -int(one) + n) for one, n in zip(first, grid.shape, strict=True))
+    if tuple(sizes) == grid.shape:
+        return grid, span
+    affine = grid.affine.copy()
+    affine[:3, 3] += grid.affine[:3, :3] @ first
+    return replace(grid, shape=(sizes[0], sizes[1], sizes[2]), affine=affine), span
+
+
+def padded(labels: Volume, grid: Geometry, span: Span) -> Volume:
+    """A label map as a part of a larger grid, with background around; see `extended`."""
+    if grid.shape == labels.array.shape:
+        return labels
+    array: Array = np.zeros(grid.shape, labels.array.dtype, order="F")
+    array[span] = labels.array
+    return replace(labels, array=array, geometry=grid, header=None)
+
+
+def _span(
+    own: Geometry, box: Span, grid: Geometry
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """From where to where a box of voxels reaches, borders included, in indices of a grid."""
+    edges = itertools.product(*((part.start - 0.5, part.stop - 0.5) for part in box))
+    corners = np.array([[*corner, 1.0] for corner in edges])
+    found = corners @ (np.linalg.inv(grid.affine) @ own.affine).T[:, :3]
+    return np.maximum(found.min(axis=0), -_FARTHEST), np.minimum(found.max(axis=0), _FARTHEST)
+
+
+def _labelled(array: Array) -> Span | None:
+    """The box around all that is not 0; None where there is nothing."""
+    spans = []
+    for axis in range(3):
+        filled = np.flatnonzero(array.any(axis=tuple({0, 1, 2} - {axis})))
+        if filled.size == 0:
+            return None
+        spans.append(slice(int(filled[0]), int(filled[-1]) + 1))
+    return tuple(spans)

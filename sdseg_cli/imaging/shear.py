@@ -82,9 +82,15 @@ def straightened(affine: NDArray[np.float64], shape: tuple[int, int, int]) -> ND
         (4, 4) float64 with the same spacing, handedness and centre.
     """
     spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
-    left, _, right = np.linalg.svd(affine[:3, :3] / spacing_mm)
     straight = affine.copy()
-    straight[:3, :3] = (left @ right) * spacing_mm
+    straight[:3, :3] = nearest_rotation(affine[:3, :3] / spacing_mm) * spacing_mm
     centre = (np.asarray(shape) - 1) / 2
     straight[:3, 3] += (affine[:3, :3] - straight[:3, :3]) @ centre
     return straight
+
+
+def nearest_rotation(directions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The three perpendicular directions nearest to others, (3, 3) both (polar decomposition)."""
+    left, _, right = np.linalg.svd(directions)
+    turned: NDArray[np.float64] = left @ right
+    return turned

@@ -41,18 +41,33 @@ class Geometry:
         affine: (4, 4) float64, voxel index -> RAS+ mm. Invertible.
         shear_degrees: How far the file's own axes were off right angles before `shear.py`
             straightened them; 0 when it did not have to.
+        forms_apart_mm: How far a corner moves between the two ways in which a NIfTI header says
+            the place, sform (which is read) and qform; 0 where they agree.
+        says_place: False where a NIfTI header says that it does not know the place (both codes 0).
+        unit_known: False where the code of a NIfTI header's unit of length has no meaning.
+        spare_bytes: How much a NIfTI file holds behind the voxels that its header claims; known
+            once it was read to its end.
     """
 
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
     shear_degrees: float = 0.0
+    forms_apart_mm: float = 0.0
+    says_place: bool = True
+    unit_known: bool = True
+    spare_bytes: int = 0
 
     def __post_init__(self) -> None:
         if len(self.shape) != 3 or min(self.shape) < 1:
             raise ValueError(f"shape must be three positive numbers, not {self.shape}")
         if self.affine.shape != (4, 4) or not np.isfinite(self.affine).all():
             raise ValueError("affine must be 4x4 and finite")
-        if np.linalg.matrix_rank(self.affine[:3, :3]) < 3:
+        with np.errstate(all="ignore"):
+            lengths = np.linalg.norm(self.affine[:3, :3], axis=0)
+            flat = np.linalg.matrix_rank(self.affine[:3, :3]) < 3
+        if not np.isfinite(lengths).all():
+            raise ValueError("affine has voxels too large for any number")
+        if flat or lengths.min() == 0:
             raise ValueError("affine maps the grid onto a plane or a line")
 
     @cached_property

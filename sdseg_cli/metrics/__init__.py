@@ -42,6 +42,10 @@ MetricFunction = Callable[..., float | None]
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
+DETECTION_IOU = 0.1
+"""`Terms.detection_iou` where lesions are counted and nothing else is said."""
+
+
 @dataclass(frozen=True)
 class Terms:
     """How a case is judged where that is a matter of choice.
@@ -49,18 +53,18 @@ class Terms:
     Attributes:
         tolerance: Two borders agree where they are at most this far apart; mm, in pictures pixels.
         detection_iou: A lesion is found by a part of the prediction whose IoU with it is at least
-            this.
+            this; None counts no lesions, for organs are none.
     """
 
     tolerance: float = 2.0
-    detection_iou: float = 0.1
+    detection_iou: float | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
             raise ConfigError(
                 f"--tolerance is {self.tolerance:g}.", "Give a distance of 0 mm or more."
             )
-        if not 0 < self.detection_iou <= 1:
+        if self.detection_iou is not None and not 0 < self.detection_iou <= 1:
             raise ConfigError(
                 f"--detection-iou is {self.detection_iou:g}.", "Give a share above 0, at most 1."
             )

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from sdseg_cli.metrics import Length, Mask, Spacing, Terms
+from sdseg_cli.metrics import DETECTION_IOU, Length, Mask, Spacing, Terms
 from sdseg_cli.metrics.detection import Lesions, match_lesions
 from sdseg_cli.metrics.surfaces import SurfaceDistances, surface_distances
 
@@ -25,6 +25,7 @@ class MaskPair:
         spacing: Distance between voxels along each axis; None where it has no meaning.
         length: What the spacing is counted in.
         terms: How the case is judged.
+        start: Index of the reference's own first voxel, where the grid was continued beyond it.
 
     Attributes:
         pred, label: The masks, cut, C-contiguous; uncut where both are empty.
@@ -44,6 +45,7 @@ class MaskPair:
         *,
         length: Length = "mm",
         terms: Terms | None = None,
+        start: tuple[int, ...] | None = None,
     ) -> None:
         if pred.shape != label.shape:
             raise ValueError(f"masks differ in shape: {pred.shape} and {label.shape}")
@@ -57,7 +59,9 @@ class MaskPair:
         self.spacing = None if spacing is None else tuple(spacing[axis] for axis in order)
         self.length = None if spacing is None else length
         self.terms = terms or Terms()
-        self._order, self._start = order, [span.start or 0 for span in box]
+        begin = start or (0,) * pred.ndim
+        self._order = order
+        self._start = [(part.start or 0) - one for part, one in zip(box, begin, strict=True)]
         self._flat = tuple(int(n) for n, axis in enumerate(order) if pred.shape[axis] == 1)
 
     @cached_property
@@ -107,7 +111,7 @@ class MaskPair:
     @cached_property
     def lesions(self) -> Lesions:
         """Connected parts of both, and how many of them belong together."""
-        return match_lesions(self.pred, self.label, self.terms.detection_iou)
+        return match_lesions(self.pred, self.label, self.terms.detection_iou or DETECTION_IOU)
 
 
 def _box(mask: Mask) -> tuple[slice, ...]:

@@ -24,7 +24,9 @@ class CaseResult:
     reference_sha256: str = ""
     """Of which voxels are reference."""
     lesions: Lesions | None = None
-    """None on the model's planes, which have none to count, and of an excluded case."""
+    """None on the model's planes, which have none to count, of an excluded case, and unasked."""
+    counts_lesions: bool = False
+    """Whether they were asked for."""
 
     @property
     def name(self) -> str:
@@ -39,13 +41,15 @@ class CaseResult:
     @property
     def counts(self) -> dict[str, int | None]:
         """What the scores were counted on, by column."""
-        found = self.lesions
-        lesions = (found.reference, found.predicted, found.matched) if found else (None,) * 3
-        return {
+        counts: dict[str, int | None] = {
             "reference_voxels": self.reference_voxels,
             "predicted_voxels": self.predicted_voxels,
-            **dict(zip(_LESIONS, lesions, strict=True)),
         }
+        if self.counts_lesions:
+            found = self.lesions
+            lesions = (found.reference, found.predicted, found.matched) if found else (None,) * 3
+            counts.update(zip(_LESIONS, lesions, strict=True))
+        return counts
 
 
 def score_case(
@@ -58,8 +62,10 @@ def score_case(
     protocol: Protocol = "standard",
     terms: Terms | None = None,
     class_label: int | None = None,
+    start: tuple[int, ...] | None = None,
 ) -> CaseResult:
-    """Apply every mask metric that has a meaning on the grid to one case.
+    """Apply every mask metric that has a meaning on the grid to one case; those of lesions where
+    the terms ask for them.
 
     Args:
         case_id: The case.
@@ -71,6 +77,7 @@ def score_case(
         protocol: How empty masks are scored.
         terms: How it is judged.
         class_label: The label these masks are of, where each is scored on its own.
+        start: Where the reference's own grid begins in theirs, if theirs reaches beyond it.
 
     Returns:
         One score per metric; by `standard` all undefined where both masks are empty.
@@ -82,12 +89,13 @@ def score_case(
     spacing: Spacing | None = None
     if grid == "native":
         spacing = (1.0,) * label.ndim if spacing_mm is None else spacing_mm
-    pair = MaskPair(pred, label, spacing, length=length, terms=terms)
+    pair = MaskPair(pred, label, spacing, length=length, terms=terms, start=start)
     excluded = protocol == "standard" and not (pair.predicted_voxels or pair.reference_voxels)
     scores = []
+    by_lesion = pair.terms.detection_iou is not None
     for metric in mask_metrics():
         unit = metric.unit_in(pair.length)
-        if unit is not None:
+        if unit is not None and (by_lesion or "lesions" not in metric.needs):
             value = None if excluded else metric.of(pair, protocol)
             scores.append(Score(case_id, metric.name, value, grid, unit))
     return CaseResult(
@@ -97,5 +105,6 @@ def score_case(
         pair.predicted_voxels,
         class_label,
         pair.reference_sha256,
-        None if excluded or spacing is None else pair.lesions,
+        pair.lesions if by_lesion and not excluded and spacing is not None else None,
+        by_lesion,
     )

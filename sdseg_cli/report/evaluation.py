@@ -53,6 +53,8 @@ class EvaluateReport:
     """References without a prediction: not scored."""
     resampled: tuple[str, ...] = ()
     """Cases whose prediction was brought onto its reference's grid."""
+    outside: Mapping[str, int] = field(default_factory=dict)
+    """Of these, voxels predicted beyond the reference's grid; cases without any are left out."""
     protocols: tuple[ProtocolSummary, ...] = ()
     """The same predictions by each protocol, where that was looked at."""
     provenance: Mapping[str, object] = field(default_factory=dict)
@@ -157,6 +159,7 @@ class EvaluateReport:
             "excluded": self.excluded,
             "missing": self.missing,
             "resampled": self.resampled,
+            "outside": self.outside,
             "protocols": [one.to_json() for one in self.protocols] or None,
             "references": self.references,
             "notes": self.all_notes,

@@ -62,6 +62,21 @@ class DecoderCheck:
         """Whether the fast decoder is: because it is harmless, or meant."""
         return self.trained_through or abs(self.difference) < LARGEST_DIFFERENCE
 
+    @property
+    def choice(self) -> str:
+        """Which decoder predictions draw with, and by which rule: not by the higher Dice."""
+        fast, exact = (f"{dice:.4f}" for dice in (self.fast_dice, self.exact_dice))
+        if self.trained_through:
+            measured = f" (validation Dice {fast}; with the exact one {exact})"
+            return f"fast: the run was trained through it{measured if self.slices else ''}"
+        of = f"validation Dice {fast} with the fast one and {exact} with the exact one"
+        if self.is_default:
+            return f"fast: as good as the exact one ({of})"
+        return (
+            "exact: the fast one only replaces it where both draw alike, within "
+            f"{LARGEST_DIFFERENCE:g} of the Dice ({of})"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """For `--json` and the file."""
         values = {**asdict(self), "difference": self.difference}

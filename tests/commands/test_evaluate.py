@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,22 +32,21 @@ def masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ["evaluate", "--pred", "pred", "--ref", "ref", "--workers", "1"]
 
 
-def test_the_table_fits_100_columns_and_says_how_it_was_judged(
+def test_the_table_fits_80_columns_and_says_how_it_was_judged(
     masks: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "80")
     assert run_command([*masks, "--tolerance", "3"]) == 0
     out, err = capsys.readouterr()
-    assert max(map(len, out.splitlines())) <= 100
-    title = "standard protocol, native grid, surface Dice within 3 mm, lesions found from IoU 0.1"
-    assert title in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "standard protocol, native grid, surface Dice within 3 mm\n" in out
     cells = {row[0]: row[1:] for row in rows_of(out)}
-    half = ["0.500", "0.333", "0.500", "0.500", "4.00", "1.50", "0.750", "0.00", "1.000"]
+    half = ["0.500", "0.333", "0.500", "0.500", "4.00", "1.50", "0.750", "0.00"]
     assert cells["a_rather_long_name"] == half
-    assert cells["b"] == ["0.000", "0.000", "-", "0.000", "-", "-", "0.000", "-0.38", "0.000"]
+    assert cells["b"] == ["0.000", "0.000", "-", "0.000", "-", "-", "0.000", "-0.38"]
     assert cells["mean"][:2] == ["0.250", "0.167"]
     assert cells["sd"][0] == "0.354"  # 0.25 x sqrt(2)
-    assert cells["cases"] == ["2", "2", "1", "2", "1", "1", "2", "2", "2"]
+    assert cells["cases"] == ["2", "2", "1", "2", "1", "1", "2", "2"]
     assert "excluded c: reference and prediction are both empty" in err
     assert "hd95_mm and assd_mm leave out 1 of 2 cases with one empty mask (b)" in err
 
@@ -55,7 +55,7 @@ def test_a_narrow_terminal_gets_two_tables_and_loses_nothing(
     masks: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "70")
-    assert run_command(masks) == 0
+    assert run_command([*masks, "--lesions"]) == 0
     out = capsys.readouterr().out
     assert max(len(line) for line in out.splitlines() if "protocol" not in line) <= 70
     rows = [row for row in rows_of(out) if row[0] == "a_rather_long_name"]
@@ -65,9 +65,44 @@ def test_a_narrow_terminal_gets_two_tables_and_loses_nothing(
 
 
 def test_a_long_name_is_folded_before_a_table_is_split() -> None:
-    row = ["x" * 80, "1", "2"]  # the name takes 27 at least, each number 3, the margin 1
-    assert _fitting(["case", "a", "b"], [row], 1, 34) == [[0, 1, 2]]
-    assert _fitting(["case", "a", "b"], [row], 1, 33) == [[0, 1], [0, 2]]
+    row = ["x" * 80, "1", "2"]  # the name takes 14 at least, each number 3, the margin 1
+    assert _fitting(["case", "a", "b"], [row], 1, 21) == [[0, 1, 2]]
+    assert _fitting(["case", "a", "b"], [row], 1, 20) == [[0, 1], [0, 2]]
+
+
+def test_lesions_are_counted_only_where_they_are_asked_for(
+    masks: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run_command([*masks, "--report", "plain"]) == 0
+    for path in Path("plain").iterdir():
+        words = "lesion" in path.read_text().lower(), "detection_f1" in path.read_text()
+        assert words == (False, False), path
+    assert json.loads(Path("plain/evaluate.json").read_text()).get("detection_iou", 1) is None
+    capsys.readouterr()
+    assert run_command([*masks, "--lesions", "--report", "all"]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "surface Dice within 2 mm, lesions from IoU 0.1\n" in out
+    cells = {row[0]: row[1:] for row in rows_of(out)}
+    assert [row[-1] for row in (cells["b"], cells["mean"])] == ["0.000", "0.500"]
+    found = json.loads(Path("all/evaluate.json").read_text())
+    assert (found["detection_iou"], found["metrics"]["detection_f1"]["n"]) == (0.1, 2)
+    assert found["cases"][0]["matched_lesions"] == 1
+    assert "lesion" in Path("all/report.html").read_text().lower()
+
+
+def test_sides_are_compared_by_lesions_only_where_it_is_asked_for(
+    masks: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree("ref", "other")
+    compare = ["compare", "pred", "other", "--ref", "ref", "--workers", "1", "--json"]
+    assert run_command(compare) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["detection_iou"], "detection_f1" in found["metrics"]) == (None, False)
+    assert run_command([*compare, "--lesions"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["detection_iou"], found["metrics"]["detection_f1"]["n"]) == (0.1, 2)
 
 
 def test_json_holds_what_the_report_does(

@@ -78,6 +78,28 @@ def test_few_values_without_background_are_no_mask() -> None:
     assert codes(scan, None) == []
 
 
+@pytest.mark.parametrize(
+    ("changed", "code", "measured"),
+    [
+        ({"forms_apart_mm": 37.417}, "place-twofold", "sform and qform lie 37.4 mm apart"),
+        ({"says_place": False}, "place-unsaid", "codes are both 0"),
+        ({"unit_known": False}, "unit-unknown", "unit of length has no meaning"),
+        ({"spare_bytes": 1440}, "bytes-unread", "1,440 bytes follow the voxels"),
+    ],
+)
+def test_what_a_nifti_header_leaves_open_is_a_warning(changed, code, measured) -> None:
+    (found,) = check_grid("x", replace(GRID, **changed))
+    assert (found.code, found.level) == (code, "warning")
+    assert measured in found.measured
+    assert GridFacts.from_dict(replace(GRID, **changed).to_dict()) == replace(GRID, **changed)
+
+
+def test_records_of_older_versions_leave_nothing_open() -> None:
+    names = ("forms_apart_mm", "says_place", "unit_known", "spare_bytes")
+    old = {name: value for name, value in GRID.to_dict().items() if name not in names}
+    assert list(check_grid("x", GridFacts.from_dict(old))) == []
+
+
 def test_grids_are_judged_by_shear_and_spacing() -> None:
     assert list(check_grid("x", GRID)) == []
     sheared = replace(GRID, shear_degrees=1.25)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sdseg_cli.metrics import Score
+from sdseg_cli.metrics import Score, Terms
 from sdseg_cli.report.case_scores import CaseResult, score_case
 from sdseg_cli.report.evaluation import EvaluateReport
 from sdseg_cli.report.undefined import shortened, undefined_notes
@@ -80,4 +80,7 @@ def test_a_picture_is_scored_in_pixels_and_the_models_planes_without_distances()
     assert list(score_case("a", plane, plane, None).values)[4:6] == ["hd95", "assd"]
     model = score_case("a", ONE, ONE, None, grid="model")
     assert list(model.values) == ["dice", "iou", "precision", "recall"]
-    assert model.counts["reference_lesions"] is None
+    assert model.counts == {"reference_voxels": 1, "predicted_voxels": 1}
+    asked = score_case("a", ONE, ONE, None, grid="model", terms=Terms(detection_iou=0.1))
+    assert asked.counts["reference_lesions"] is None
+    assert list(asked.values) == list(model.values)

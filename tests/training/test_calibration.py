@@ -338,3 +338,32 @@ def test_a_run_trained_through_its_decoder_needs_no_measuring_to_predict_with_it
     assert calibrate(run, tiny_run.manifest, device="cpu", warn=told.append) is None
     assert "will use the fast decoder (the disk is full.)" in told[0].measured
     assert "distill" not in told[0].fix
+
+
+@pytest.mark.parametrize(
+    ("check", "said"),
+    [
+        (
+            DecoderCheck(5, 4, 0.6005, 0.6156),
+            "exact: the fast one only replaces it where both draw alike, within 0.002 of the Dice "
+            "(validation Dice 0.6156 with the fast one and 0.6005 with the exact one)",
+        ),
+        (
+            DecoderCheck(5, 4, 0.6005, 0.6001),
+            "fast: as good as the exact one (validation Dice 0.6001 with the fast one and 0.6005 "
+            "with the exact one)",
+        ),
+        (
+            DecoderCheck(5, 4, 0.6156, 0.6005, trained_through=True),
+            "fast: the run was trained through it (validation Dice 0.6005; with the exact one "
+            "0.6156)",
+        ),
+        (
+            DecoderCheck(0, 0, 0.0, 0.0, trained_through=True),
+            "fast: the run was trained through it",
+        ),
+    ],
+)
+def test_the_choice_of_a_decoder_says_its_rule(check, said):
+    assert check.choice == said
+    assert check.choice.startswith("fast") == check.is_default
