@@ -25,6 +25,7 @@ from sdseg_cli.imaging.dicom_series import (
     unreadable,
 )
 from sdseg_cli.imaging.dicom_stack import check_claims, sorted_stack
+from sdseg_cli.imaging.native import silenced
 from sdseg_cli.imaging.volume import Array, Claim, Geometry, Volume
 
 _PIXEL_ELEMENTS = (
@@ -180,5 +181,6 @@ def _decoded(image: Any, scratch: Path) -> NDArray[Any]:
     bare.file_meta.TransferSyntaxUID = image.file_meta.TransferSyntaxUID
     path = scratch / "plane.dcm"
     bare.save_as(path, enforce_file_format=True)
-    decoded: Any = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
+    with silenced():  # GDCM and the decoders below it report to the terminal
+        decoded: Any = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
     return np.asarray(decoded[0])

@@ -13,7 +13,7 @@ from sdseg_cli.filenames import (
     is_picture,
     suffix_of,
 )
-from sdseg_cli.imaging.claims import find_voxels
+from sdseg_cli.imaging.metaimage import voxel_file
 
 
 def size_and_time(path: Path) -> tuple[int, int]:
@@ -48,7 +48,7 @@ def _may_be_of_series(file: Path, folder: Path) -> bool:
 
 def _voxels_elsewhere(header: Path) -> Iterator[Path]:
     try:
-        file = find_voxels(header).file
+        file = voxel_file(header)
     except DataError:  # reading the scan will say what is wrong with it
         return
     if file != header:
