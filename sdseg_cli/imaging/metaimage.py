@@ -181,7 +181,7 @@ def _fields(path: Path) -> _Fields:
                 line[: separator.start()].strip(" \t"),
                 line[separator.end() :].strip(" \t"),
             )
-            meant = _BY_LOWER_CASE.get(name.lower())
+            meant = _BY_LOWER_CASE.get(re.sub(r"[\s_]", "", name).lower())
             if meant is None:
                 continue  # a field of somebody's own, such as a DICOM tag
             if name != meant:

@@ -27,6 +27,8 @@ from sdseg_cli.imaging.volume import LPS_TO_RAS, Array
 
 Three = tuple[float, float, float]
 
+_PACKED_BYTES = 1 << 16
+"""Read at once for unpacking, which copies what it leaves."""
 _LINE_BYTES = 1 << 20
 _HEADER_BYTES = 1 << 23
 """Segmentations of hundreds of structures have headers of half a megabyte."""
@@ -89,9 +91,10 @@ class TextHeader:
     def affine(self) -> NDArray[np.float64]:
         """(4, 4), voxel index -> RAS+ mm."""
         lps = np.eye(4)
-        lps[:3, :3] = self.directions * np.asarray(self.spacing_mm)
-        lps[:3, 3] = self.origin_mm
-        affine: NDArray[np.float64] = LPS_TO_RAS @ lps
+        with np.errstate(all="ignore"):  # what overflows is no grid, as `geometry_of` finds
+            lps[:3, :3] = self.directions * np.asarray(self.spacing_mm)
+            lps[:3, 3] = self.origin_mm
+            affine: NDArray[np.float64] = LPS_TO_RAS @ lps
         return affine
 
     @property
@@ -328,7 +331,7 @@ class _Inflated:
             if block:
                 return block
             if not self._packed and not self._unpacker.eof:
-                self._packed = self._file.read(BLOCK_BYTES)
+                self._packed = self._file.read(_PACKED_BYTES)
                 if not self._packed:
                     raise EOFError("the packed voxels have no end")
         if self._unpacker.unused_data or self._file.read(1):
@@ -361,7 +364,8 @@ def _fill(flat: Array, filled: int, parts: list[bytes]) -> int:
         if any(b"_" in part for part in parts):  # Python's own grouping of digits
             raise ValueError
         values = [int(part) if whole_numbers else float(part) for part in parts]
-        flat[filled : filled + len(parts)] = np.array(values, flat.dtype)
+        with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which checks report
+            flat[filled : filled + len(parts)] = np.array(values, flat.dtype)
     except (ValueError, OverflowError) as error:
         raise HeaderError(f"a voxel written out as text is no {flat.dtype} number") from error
     return filled + len(parts)
