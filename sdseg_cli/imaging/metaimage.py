@@ -27,6 +27,7 @@ from sdseg_cli.imaging.text_header import (
     header_lines,
     numbers,
     open_header,
+    quoted,
     read_voxels,
     reading,
     require_claimed,
@@ -136,7 +137,7 @@ def _read_header(path: Path) -> tuple[TextHeader, Geometry]:
 def _read_metaimage_header(path: Path) -> TextHeader:
     fields = _fields(path)
     if fields.values.get("ObjectType", "Image") != "Image":
-        raise HeaderError(f"it is a {fields.values['ObjectType']!r} and no Image")
+        raise HeaderError(f"it is a {quoted(fields.values['ObjectType'])} and no Image")
     kind = fields.need("ElementType")
     axes = whole("NDims", fields.need("NDims"), 1)
     channels = whole(
@@ -145,7 +146,7 @@ def _read_metaimage_header(path: Path) -> TextHeader:
     require_volume(path, axes, channels, kind)
     if kind not in _TYPES:
         raise HeaderError(
-            f"its ElementType {kind!r} is none of a number", "Export one number a voxel."
+            f"its ElementType {quoted(kind)} is none of a number", "Export one number a voxel."
         )
     _require_real_values(fields)
     file = _file_of(path, fields)

@@ -19,6 +19,7 @@ from sdseg_cli.imaging.text_header import (
     header_lines,
     numbers,
     open_header,
+    quoted,
     require_millimetres,
     require_volume,
     sizes,
@@ -104,7 +105,9 @@ def read_header(path: Path) -> TextHeader:
     fields = _fields(path)
     kind, encoding = _type_of(fields), fields.need("encoding").strip().lower()
     if encoding not in _ENCODINGS:
-        raise HeaderError(f"its encoding {encoding!r} is not read", "Store it as raw or gzip.")
+        raise HeaderError(
+            f"its encoding {quoted(encoding)} is not read", "Store it as raw or gzip."
+        )
     encoding = _ENCODINGS[encoding]
     _require_one_volume(path, fields)
     shape = sizes("sizes", fields.need("sizes"))
@@ -167,7 +170,9 @@ def _file_of(path: Path, fields: _Fields) -> Path:
 def _type_of(fields: _Fields) -> str:
     name = " ".join(fields.need("type").lower().split())
     if name not in _TYPES:
-        raise HeaderError(f"its type {name!r} is none of a number", "Export one number a voxel.")
+        raise HeaderError(
+            f"its type {quoted(name)} is none of a number", "Export one number a voxel."
+        )
     return _TYPES[name]
 
 
@@ -222,7 +227,7 @@ def _grid(path: Path, fields: _Fields) -> tuple[Three, NDArray[np.float64], Thre
     space = values.get("space", "lps").lower()
     if space not in _TO_LPS or values.get("space dimension", "3").strip() != "3":
         raise HeaderError(
-            f"its space {space!r} does not say where left, front and head are",
+            f"its space {quoted(space)} does not say where left, front and head are",
             "Store it in left-posterior-superior, right- or left-anterior-superior.",
         )
     sign = _TO_LPS[space]

@@ -341,6 +341,9 @@ NOT_UNDERSTOOD = {
     "kinds.nrrd": (NRRD + "kinds: domain domain list\n\n", RAW, "2 axes and 4 value(s)"),
     "rgb.nrrd": (NRRD.replace("2 3 4", "3 2 4") + "kinds: RGB-color domain domain\n\n", RAW, "3 v"),
     "time.nrrd": (NRRD + "kinds: domain domain time\n\n", RAW, "2 axes"),
+    "esc.nrrd": (NRRD.replace("raw", "\x1b[2Jraw") + "\n", RAW, "'\\x1b[2jraw'"),
+    "esc.mha": (META.replace("MET_", "\x1b[2J") + LOCAL, RAW, "'\\x1b[2J"),
+    "bomb.nrrd": (nrrd("bzip2").replace("2 3 4", "99999999 99999999 9999999"), RAW, "claims 1"),
     "skip.nrrd": (nrrd("gzip", "byte skip: -1"), gzip.compress(RAW), "byte skip"),
     "lines.nrrd": (nrrd("raw", "line skip: 99999"), RAW, "fewer lines"),
     # MetaImage
@@ -491,9 +494,7 @@ def test_a_probability_lies_where_its_scan_does(tmp_path: Path) -> None:
 
 @pytest.mark.data
 @pytest.mark.parametrize("name", ["lung1_image.nrrd", "lung1_label.nrrd"])
-def test_the_real_nrrd_is_read_as_itk_reads_it(
-    tmp_path: Path, real_data: Path, name: str
-) -> None:
+def test_the_real_nrrd_is_read_as_itk_reads_it(tmp_path: Path, real_data: Path, name: str) -> None:
     require_as_itk(real_data / "pyradiomics-lung1" / name, tmp_path)
 
 
