@@ -63,6 +63,8 @@ _TO_LPS = {
 }  # fmt: skip
 _IN_SPACE = {"domain", "space", "none", "???"}
 """Kinds of an axis along which positions lie; all others hold values, colours or times."""
+_MAY_BE_UNKNOWN = {"spacings", "axis mins", "axis maxs"}
+"""All NaN, they say no more than if they were absent."""
 
 
 @dataclass
@@ -113,7 +115,7 @@ def read_header(path: Path) -> TextHeader:
     shape = sizes("sizes", fields.need("sizes"))
     if "number" in fields.values and whole("number", fields.values["number"]) != math.prod(shape):
         raise HeaderError("its number is not the product of its sizes")
-    spacing_mm, directions, origin_mm = _grid(path, fields)
+    spacing_mm, directions, origin_mm = _grid(fields)
     file = _file_of(path, fields)
     if file == path and not fields.ended:
         raise HeaderError("no empty line ends its header")
@@ -159,6 +161,9 @@ def _fields(path: Path) -> _Fields:
             if name in fields.values:
                 raise HeaderError(f"its header says {name} twice")
             fields.values[name] = line[separator.end() + 1 :].strip(" \t")
+    for name in _MAY_BE_UNKNOWN & fields.values.keys():
+        if set(fields.per_axis(name)) == {"nan"}:
+            del fields.values[name]
     return fields
 
 
@@ -209,7 +214,7 @@ def _require_one_volume(path: Path, fields: _Fields) -> None:
     require_volume(path, dimension - len(values), math.prod(values), words)
 
 
-def _grid(path: Path, fields: _Fields) -> tuple[Three, NDArray[np.float64], Three]:
+def _grid(fields: _Fields) -> tuple[Three, NDArray[np.float64], Three]:
     """Spacing, directions and origin, LPS; 1 mm and 0 where the header does not say."""
     values = fields.values
     for name in ("space units", "units"):
@@ -220,7 +225,7 @@ def _grid(path: Path, fields: _Fields) -> tuple[Three, NDArray[np.float64], Thre
             raise HeaderError("its directions or origin are of no space")
         return _grid_of_axes(fields)
     for name in ("spacings", "axis mins", "axis maxs"):
-        if name in values and set(fields.per_axis(name)) != {"nan"}:
+        if name in values:
             raise HeaderError(f"its header says both space and {name}")
     if {"space", "space dimension"} <= values.keys():
         raise HeaderError("its header says both space and space dimension")

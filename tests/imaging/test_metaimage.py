@@ -110,6 +110,7 @@ WHOLE_NRRD = {
     "an axis that runs back": NRRD + "spacings: 2 -3 4\n\n",
     "axis mins": NRRD + "spacings: 2 3.3 4\naxis mins: 10 20.1 30\n\n",
     "axis mins of nodes": NRRD + "spacings: 2 3.3 4\naxismins: 1 2 3\ncenters: node cell node\n\n",
+    "spacings that are not known": NRRD + "spacings: nan nan nan\naxis mins: nan nan nan\n\n",
     "a space without directions": NRRD + "space: LPS\n\n",
     "directions without origin": NRRD + "space: RAS\n" + DIRECTIONS.split("space o")[0] + "\n",
     "a space of three dimensions": NRRD + "space dimension: 3\n" + DIRECTIONS + "\n",
