@@ -181,6 +181,8 @@ def _decoded(image: Any, scratch: Path) -> NDArray[Any]:
     bare.file_meta.TransferSyntaxUID = image.file_meta.TransferSyntaxUID
     path = scratch / "plane.dcm"
     bare.save_as(path, enforce_file_format=True)
-    with silenced():  # GDCM and the decoders below it report to the terminal
+    with silenced() as printed:  # decoders below GDCM report to the terminal, and to nobody else
         decoded: Any = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
+    if "Corrupt JPEG data" in printed.text:
+        raise ValueError(printed.text)  # what is missing was filled in with anything
     return np.asarray(decoded[0])

@@ -15,7 +15,7 @@ from sdseg_cli.imaging.native import silenced
 
 def test_only_what_is_printed_within_the_block_is_gone(capfd: pytest.CaptureFixture[str]) -> None:
     os.write(1, b"before\n")
-    with silenced():
+    with silenced() as printed:
         os.write(1, b"library on stdout\n")
         os.write(2, b"library on stderr\n")
         ctypes.CDLL(None).puts(b"library in C's buffer")
@@ -23,6 +23,9 @@ def test_only_what_is_printed_within_the_block_is_gone(capfd: pytest.CaptureFixt
     os.write(2, b"after\n")
     out, err = capfd.readouterr()
     assert (out, err) == ("before\nafter\n", "after\n")
+    assert printed.text.splitlines() == [
+        "library on stdout", "library on stderr", "library in C's buffer"
+    ]  # fmt: skip
 
 
 def test_an_error_within_the_block_gives_the_streams_back(
