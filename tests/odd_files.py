@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,36 @@ def itk(name: str, array: np.ndarray | None = None, old: bytes = b"", new: bytes
         (folder / name).write_bytes(data.replace(old, new, 1))
 
     return build
+
+
+def meta(name: str, *lines: str, data: bytes | None = None, **fields: str) -> Build:
+    """A MetaImage of 12 x 10 x 2 written by hand, lines behind its fields."""
+    said = {"NDims": "3", "DimSize": "12 10 2", "ElementType": "MET_SHORT", **fields}
+    head = [f"{field} = {value}" for field, value in said.items()]
+    words = "\n".join([*head, *(lines or ("ElementDataFile = LOCAL",)), ""])
+    return content(name, words.encode() + (hu().tobytes(order="F") if data is None else data))
+
+
+def nrrd(name: str, *lines: str, data: bytes | None = None, **fields: str) -> Build:
+    """An NRRD of 12 x 10 x 2 written by hand, lines behind its fields."""
+    said = {"type": "int16", "dimension": "3", "sizes": "12 10 2", "endian": "little"}
+    said |= {"encoding": "raw", **fields}
+    head = ["NRRD0004", *(f"{field}: {value}" for field, value in said.items()), *lines, "", ""]
+    raw_data = hu().tobytes(order="F")
+    return content(name, "\n".join(head).encode() + (raw_data if data is None else data))
+
+
+def stored(data: bytes) -> bytes:
+    """A zlib stream whose bytes are the data's own, so that a damaged one always reads alike."""
+    return zlib.compress(data, 0)
+
+
+def damaged(pack: Callable[[bytes], bytes], drop: int = 0, turn: int | None = None) -> bytes:
+    """The voxels of `hu`, packed, less a few bytes before, or with a bit of the result turned."""
+    data = bytearray(pack(hu().tobytes(order="F")[: hu().nbytes - drop]))
+    if turn is not None:
+        data[turn] ^= 4
+    return bytes(data)
 
 
 def raw(*changes: Build) -> Build:

@@ -6,7 +6,9 @@ A new row is one entry. After a change: `pytest tests/test_reliability.py --writ
 # ruff: noqa: E501  (a table reads best with one row a line)
 from __future__ import annotations
 
+import bz2
 import gzip
+import zlib
 from dataclasses import dataclass
 
 import nibabel as nib
@@ -106,6 +108,30 @@ SCANS = [
     bad_scan("an .mhd without its .raw", odd.together(odd.itk("scan.mhd"), odd.lost("scan.raw")), "no file beside it", "scan.mhd"),
     bad_scan("an .mhd that points at /etc/passwd", odd.itk("scan.mhd", None, b"scan.raw", b"/etc/passwd"), "outside its folder", "scan.mhd"),
     bad_scan("an .mhd that climbs out of its folder", odd.itk("scan.mhd", None, b"scan.raw", b"../scan.raw"), "outside its folder", "scan.mhd"),
+    with_run("a packed MetaImage with one bit turned", odd.meta("scan.mha", data=odd.damaged(odd.stored, turn=300), CompressedData="True"), "predict scan.mha -o mask.nii.gz", "cannot be read"),
+    with_run("a packed MetaImage of fewer slices than its header says", odd.meta("scan.mha", data=odd.damaged(zlib.compress, drop=240), CompressedData="True"), "predict scan.mha -o mask.nii.gz", "240 of 480 bytes of voxels"),
+    with_run("a packed MetaImage of more voxels than its header says", odd.meta("scan.mha", data=odd.damaged(zlib.compress), CompressedData="True", DimSize="12 10 1"), "predict scan.mha -o mask.nii.gz", "more voxels than its header claims"),
+    with_run("a packed MetaImage cut short", odd.meta("scan.mha", data=odd.damaged(zlib.compress)[:-3], CompressedData="True"), "predict scan.mha -o mask.nii.gz", "have no end"),
+    bad_scan("a CompressedDataSize that is not the file's", odd.meta("scan.mha", data=odd.damaged(zlib.compress), CompressedData="True", CompressedDataSize="99"), "claims 99 packed bytes", "scan.mha"),
+    with_run("a gzipped NRRD with one bit turned", odd.nrrd("scan.nrrd", data=odd.damaged(lambda data: gzip.compress(data, 0, mtime=0), turn=300), encoding="gzip"), "predict scan.nrrd -o mask.nii.gz", "cannot be read"),
+    with_run("a gzipped NRRD of fewer slices than its header says", odd.nrrd("scan.nrrd", data=odd.damaged(gzip.compress, drop=240), encoding="gzip"), "predict scan.nrrd -o mask.nii.gz", "240 of 480 bytes of voxels"),
+    with_run("a bzip2 NRRD with one bit turned", odd.nrrd("scan.nrrd", data=odd.damaged(bz2.compress, turn=200), encoding="bzip2"), "predict scan.nrrd -o mask.nii.gz", "cannot be read"),
+    bad_scan("a raw NRRD of more voxels than its header says", odd.nrrd("scan.nrrd", sizes="12 10 1"), "claims 240 bytes of voxels, the file holds 480", "scan.nrrd"),
+    bad_scan("a raw MetaImage of more voxels than its header says", odd.meta("scan.mha", DimSize="12 9 2"), "claims 432 bytes of voxels, the file holds 480", "scan.mha"),
+    with_run("an NRRD written out as text, a number short", odd.nrrd("scan.nrrd", data=b"7 " * 239, encoding="ascii"), "predict scan.nrrd -o mask.nii.gz", "239 of 240 voxels"),
+    bad_scan("an .mhd that points elsewhere behind an empty line", odd.meta("scan.mhd", "", "ElementDataFile = /etc/passwd"), "outside its folder", "scan.mhd"),
+    bad_scan("an .mhd that points elsewhere behind a line of tabs", odd.meta("scan.mhd", "\t\t", "ElementDataFile = /etc/passwd"), "outside its folder", "scan.mhd"),
+    bad_scan("an .mhd that points elsewhere with a colon", odd.meta("scan.mhd", "ElementDataFile : /etc/passwd"), "outside its folder", "scan.mhd"),
+    bad_scan("an .mhd that names no file", odd.meta("scan.mhd", "ElementDataFile = ", data=b""), "no file beside it", "scan.mhd"),
+    bad_scan("an NRRD that points elsewhere behind a key of that name", odd.nrrd("scan.nrrd", "data file:=LOCAL", "data file: /etc/passwd"), "outside its folder", "scan.nrrd"),
+    bad_scan("an NRRD that points at itself", odd.nrrd("scan.nrrd", "byte skip: -1", "data file: scan.nrrd"), "no file beside it", "scan.nrrd"),
+    bad_scan("a MetaImage with 10^9 axes", odd.meta("scan.mha", NDims="1000000000"), "1000000000 axes", "scan.mha"),
+    bad_scan("a MetaImage with a field in other letters", odd.meta("scan.mha", "elementspacing = 1 1 3", "ElementDataFile = LOCAL"), "is written ElementSpacing", "scan.mha"),
+    bad_scan("an NRRD that says a field twice", odd.nrrd("scan.nrrd", "sizes: 12 10 2"), "says sizes twice", "scan.nrrd"),
+    bad_scan("an NRRD in micrometres", odd.nrrd("scan.nrrd", "space: LPS", 'space units: "um" "um" "um"'), "'um', not mm", "scan.nrrd"),
+    bad_scan("a MetaImage in centimetres", odd.meta("scan.mha", DistanceUnits="cm"), "'cm', not mm", "scan.mha"),
+    bad_scan("an NRRD whose space does not say where left is", odd.nrrd("scan.nrrd", "space: scanner-xyz", "space directions: (1,0,0) (0,1,0) (0,0,1)"), "does not say where left", "scan.nrrd"),
+    bad_scan("a detached NRRD header", odd.nrrd("scan.nhdr", "data file: scan.raw"), "not a kind of file", "scan.nhdr"),
 ]  # fmt: skip
 
 OUTPUTS = [

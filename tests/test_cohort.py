@@ -368,3 +368,18 @@ def test_a_worker_says_where_a_moved_folder_is_now(task: Task, stand_in: StandIn
     outcome = Worker(task, task.identity())(scan)
     assert outcome.skipped
     assert outcome.row.output == str(moved / "pt_1" / "ct.nii.gz")
+
+
+def test_each_header_that_points_nowhere_or_elsewhere_is_a_row(
+    task: Task, stand_in: StandIn
+) -> None:
+    folder = task.output.parent / "in"
+    fields = ("", " = ", " = /etc/passwd", " = LIST", " = %03d.raw 1 9 1", " = a\0b")
+    for number, field in enumerate(fields):
+        lines = f"NDims = 3\nDimSize = 2 2 2\nElementType = MET_UCHAR\nElementDataFile{field}\n"
+        (folder / f"h{number}.mhd").write_text(lines)
+    report = run(task)
+    assert (report.done, len(report.failed)) == (3, 1 + len(fields))
+    failed = [row["error"] for case, row in rows(task).items() if case.startswith("h")]
+    assert len(failed) == len(fields)
+    assert all("no field" in error or "are said to lie" in error for error in failed)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
 
 from sdseg_cli.errors import DataError
+from sdseg_cli.imaging.volume import Array
 
 PACKED_RATIO = 1032
 """Deflate (gzip, zlib) unpacks to at most so many times its size."""
+BLOCK_BYTES = 1 << 20
+"""Files are read in blocks of this size."""
 
-_HEADER_BYTES = 1 << 16
 _HINT = "The header is wrong or the file was cut short: export it again."
 
 
-def require_held(path: Path, claimed_bytes: int, held_bytes: int, *, packed: bool) -> None:
+def require_held(
+    path: Path, claimed_bytes: int, held_bytes: int, *, packed: bool, exact: bool = False
+) -> None:
     """Refuse a header that claims more voxels than the file can hold.
 
     Args:
@@ -23,92 +30,39 @@ def require_held(path: Path, claimed_bytes: int, held_bytes: int, *, packed: boo
         held_bytes: Size of the file's voxels as they lie on the disk.
         packed: Whether they are compressed; they may then unpack to `PACKED_RATIO` times as much.
             What unpacks to less is found while reading, before memory beyond it is used.
+        exact: Refuse one that claims fewer, too.
 
     Raises:
         DataError: It claims more.
     """
-    if claimed_bytes > max(held_bytes, 0) * (PACKED_RATIO if packed else 1):
-        most = "at most " if packed else ""
+    held = max(held_bytes, 0) * (PACKED_RATIO if packed else 1)
+    if claimed_bytes > held or (exact and claimed_bytes != held):
         raise DataError(
             f"{path}: its header claims {claimed_bytes:,} bytes of voxels, the file holds "
-            f"{most}{max(held_bytes, 0) * (PACKED_RATIO if packed else 1):,}.",
+            f"{'at most ' if packed else ''}{held:,}.",
             _HINT,
             "damaged",
         )
 
 
-@dataclass(frozen=True)
-class Voxels:
-    """Where the voxels of an NRRD or MetaImage file lie.
-
-    Attributes:
-        file: The file that holds them.
-        packed: Whether they are compressed, or written out as text.
-    """
-
-    file: Path
-    packed: bool
-
-
-def find_voxels(path: Path) -> Voxels:
-    """Read from a text header where the voxels are.
-
-    They may lie in the file itself or in another file of the same folder: a header that came from
-    elsewhere must not open files it does not belong to.
+def read_array(stream: BinaryIO, shape: tuple[int, int, int], dtype: Any) -> Array:
+    """Fill an array from a stream; memory is used only as bytes arrive.
 
     Args:
-        path: An .nrrd, .mha or .mhd file.
+        stream: At the first voxel.
+        shape: (I, J, K), the first index fastest.
+        dtype: As stored.
 
     Raises:
-        DataError: They lie in another folder, in several files, or in a file that is missing; or
-            an NRRD axis has no direction.
-        OSError: The header cannot be read.
+        EOFError: The stream ended before.
     """
-    fields = _fields(path)
-    name = fields.get("data file", fields.get("datafile", fields.get("elementdatafile", "local")))
-    if fields.get("dimension") == "3" and "none" in fields.get("space directions", ""):
-        raise DataError(
-            f"{path}: an axis has no direction in space.",
-            "Export one 3D volume whose three axes lie in space.",
-            "dimensions",
-        )
-    # Written out as text, a number may take fewer bytes than it stands for.
-    packed = (
-        fields.get("encoding", "raw").lower() != "raw"
-        or fields.get("compresseddata", "").lower() == "true"
-        or fields.get("binarydata", "").lower() == "false"
-    )
-    if name.lower() == "local":
-        return Voxels(path, packed)
-    if Path(name).name != name or "\\" in name or name in (".", ".."):
-        raise DataError(
-            f"{path}: its voxels are said to lie outside its folder.",
-            "Put header and voxels into one folder, or export one .nrrd or .mha file.",
-            "damaged",
-        )
-    file = path.with_name(name)
-    if name.lower().startswith("list") or "%" in name or not file.is_file():
-        raise DataError(
-            f"{path}: its voxels are said to lie in what is no file beside it.",
-            "Put the one file of voxels beside the header, or export one .nrrd or .mha file.",
-            "damaged",
-        )
-    return Voxels(file, packed)
-
-
-def _fields(path: Path) -> dict[str, str]:
-    """The text header's fields by lower-case name, up to where the voxels may begin."""
-    with path.open("rb") as file:
-        start = file.read(_HEADER_BYTES)
-    fields: dict[str, str] = {}
-    for line in start.split(b"\n"):
-        text = line.decode("latin-1").strip()
-        if not text and fields:
-            break
-        separator = ":" if path.suffix.lower() == ".nrrd" else "="
-        name, found, value = text.partition(separator)
-        if found and not text.startswith("#"):
-            fields.setdefault(name.strip().lower(), value.lstrip("=").strip())
-        if name.strip().lower() == "elementdatafile":
-            break
-    return fields
+    flat = np.empty(math.prod(shape), dtype)
+    target = memoryview(flat.view(np.uint8).data)
+    filled = 0
+    while filled < len(target):
+        block = stream.read(min(BLOCK_BYTES, len(target) - filled))
+        if not block:
+            raise EOFError(f"{filled} of {len(target)} bytes of voxels")
+        target[filled : filled + len(block)] = block
+        filled += len(block)
+    return flat.reshape(shape, order="F")

@@ -25,6 +25,7 @@ from sdseg_cli.imaging.dicom_series import (
     unreadable,
 )
 from sdseg_cli.imaging.dicom_stack import check_alike, check_claims, sorted_stack
+from sdseg_cli.imaging.native import silenced
 from sdseg_cli.imaging.volume import Array, Claim, Geometry, Volume
 
 _PIXEL_ELEMENTS = (
@@ -182,5 +183,8 @@ def _decoded(image: Any, scratch: Path) -> NDArray[Any]:
     bare.file_meta.TransferSyntaxUID = image.file_meta.TransferSyntaxUID
     path = scratch / "plane.dcm"
     bare.save_as(path, enforce_file_format=True)
-    decoded: Any = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
+    with silenced() as printed:  # decoders below GDCM report to the terminal, and to nobody else
+        decoded: Any = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
+    if "Corrupt JPEG data" in printed.text:
+        raise ValueError(printed.text)  # what is missing was filled in with anything
     return np.asarray(decoded[0])

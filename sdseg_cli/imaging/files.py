@@ -1,8 +1,8 @@
-"""Read and write scans: NIfTI by nibabel, NRRD and MetaImage by SimpleITK, pictures by Pillow,
-DICOM series by pydicom.
+"""Read and write scans: NIfTI by nibabel, NRRD and MetaImage by readers of our own, pictures by
+Pillow, DICOM series by pydicom.
 
 nibabel leaves a copied header's affine bit-exact, so a NIfTI mask lies exactly on its scan.
-SimpleITK's LPS world and its (z, y, x) arrays are known in `metaimage.py` and nowhere else.
+The LPS world of NRRD and MetaImage is known in `metaimage.py` and its parts, nowhere else.
 """
 
 from __future__ import annotations
@@ -35,6 +35,13 @@ from sdseg_cli.imaging.picture import (
     write_png,
 )
 from sdseg_cli.imaging.volume import Array, Claim, Geometry, Volume
+
+_TWO_FILES = {
+    ".nhdr": "Save header and voxels as one .nrrd file.",
+    ".hdr": "Convert the pair .hdr/.img to one .nii file.",
+    ".img": "Convert the pair .hdr/.img to one .nii file.",
+}
+"""Kinds that are not read, and what to make of them."""
 
 
 def read_image(path: Path, series: str | None = None, claim: Claim | None = None) -> Volume:
@@ -288,7 +295,8 @@ def check_readable(path: Path, series: str | None = None) -> str:
     if suffix is None:
         raise DataError(
             f"{path}: not a kind of file this tool reads.",
-            f"It reads {', '.join((*VOLUME_SUFFIXES, *PICTURE_SUFFIXES))} and DICOM series "
+            _TWO_FILES.get(path.suffix.lower())
+            or f"It reads {', '.join((*VOLUME_SUFFIXES, *PICTURE_SUFFIXES))} and DICOM series "
             "(folder, .zip, one file).",
             "kind",
         )

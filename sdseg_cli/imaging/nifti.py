@@ -22,11 +22,10 @@ from numpy.typing import NDArray
 
 from sdseg_cli.atomic import replacing
 from sdseg_cli.errors import DataError
-from sdseg_cli.imaging.claims import require_held
+from sdseg_cli.imaging.claims import BLOCK_BYTES, read_array, require_held
 from sdseg_cli.imaging.shear import ROUNDING_DEGREES, geometry_of, nearest_rotation, shear_degrees
 from sdseg_cli.imaging.volume import GRID_TOLERANCE_VOXELS, Array, Claim, Geometry, Volume
 
-_BLOCK_BYTES = 1 << 20
 _FREE_TEXTS = {"descrip", "aux_file", "db_name", "data_type"}
 """What a scan's header may say about its patient: none of it goes into a mask."""
 _GZIP = b"\x1f\x8b"
@@ -75,7 +74,7 @@ def read(path: Path, claim: Claim | None = None) -> Volume:
         if claim is not None:
             claim(geometry, header.get_data_dtype().itemsize)
         _skip(stream, int(header.get_data_offset()) - header.sizeof_hdr)
-        array = _read_array(stream, geometry.shape, header.get_data_dtype())
+        array = read_array(stream, geometry.shape, header.get_data_dtype())
         spare = _spare_bytes(stream)
         slope, intercept = header.get_slope_inter()
     return Volume(
@@ -374,30 +373,17 @@ def _require_voxels(path: Path, header: Any, stored: Any, *, packed: bool) -> No
 
 
 def _skip(stream: BinaryIO, count: int) -> None:
-    while count > 0 and (block := stream.read(min(count, _BLOCK_BYTES))):
+    while count > 0 and (block := stream.read(min(count, BLOCK_BYTES))):
         count -= len(block)
 
 
 def _spare_bytes(stream: BinaryIO) -> int:
     """How many bytes are left; 0 where all are zeros, with which some programs fill a block."""
     count, filled = 0, False
-    while block := stream.read(_BLOCK_BYTES):
+    while block := stream.read(BLOCK_BYTES):
         count += len(block)
         filled = filled or bool(block.strip(b"\0"))
     return count if filled else 0
-
-
-def _read_array(stream: BinaryIO, shape: tuple[int, int, int], dtype: Any) -> Array:
-    flat = np.empty(math.prod(shape), dtype)
-    target = memoryview(flat.view(np.uint8).data)
-    filled = 0
-    while filled < len(target):
-        block = stream.read(min(_BLOCK_BYTES, len(target) - filled))
-        if not block:
-            raise EOFError(f"{filled} of {len(target)} bytes of voxels")
-        target[filled : filled + len(block)] = block
-        filled += len(block)
-    return flat.reshape(shape, order="F")
 
 
 def _reason(error: Exception) -> str:

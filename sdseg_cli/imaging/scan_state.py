@@ -14,7 +14,7 @@ from sdseg_cli.filenames import (
     suffix_of,
     walked,
 )
-from sdseg_cli.imaging.claims import find_voxels
+from sdseg_cli.imaging.metaimage import voxel_file
 
 
 def size_and_time(path: Path) -> tuple[int, int]:
@@ -53,7 +53,7 @@ def _may_be_of_series(file: Path) -> bool:
 
 def _voxels_elsewhere(header: Path) -> Iterator[Path]:
     try:
-        file = find_voxels(header).file
+        file = voxel_file(header)
     except DataError:  # reading the scan will say what is wrong with it
         return
     if file != header:

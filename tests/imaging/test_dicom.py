@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK
 from pydicom import Dataset, dcmread
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from sdseg_cli.errors import DataError
@@ -100,6 +101,30 @@ def test_jpeg_2000_is_decoded_without_rescaling(tmp_path: Path) -> None:
     volume = read_image(write_series(tmp_path / "scan", change=compress))
     assert np.array_equal(volume.array, stored_values())
     assert (volume.slope, volume.intercept) == (1, -1024)
+
+
+def test_a_jpeg_that_is_cut_short_is_refused_and_its_decoder_not_heard(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def compress(made: Dataset, k: int, keep: float = 1) -> None:
+        path = tmp_path / "plane.dcm"
+        writer = SimpleITK.ImageFileWriter()
+        writer.SetFileName(str(path))
+        writer.UseCompressionOn()
+        writer.SetCompressor("JPEG")
+        writer.Execute(SimpleITK.GetImageFromArray(made.pixel_array))
+        packed = dcmread(path)
+        frame = next(generate_frames(packed.PixelData, number_of_frames=1))
+        made.file_meta.TransferSyntaxUID = packed.file_meta.TransferSyntaxUID
+        made.PixelData = encapsulate([frame[: int(len(frame) * (keep if k == 2 else 1))]])
+        made["PixelData"].is_undefined_length = True
+
+    whole = read_image(write_series(tmp_path / "whole", change=compress))
+    assert np.array_equal(whole.array, stored_values())
+    cut = write_series(tmp_path / "cut", change=lambda made, k: compress(made, k, 0.6))
+    with pytest.raises(DataError, match=r"cut/IM\d: cannot be read as DICOM"):
+        read_image(cut)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_slopes_that_differ_are_applied(tmp_path: Path) -> None:
