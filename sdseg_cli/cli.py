@@ -6,8 +6,8 @@ that --help costs nothing.
 
 from __future__ import annotations
 
+import io
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -26,7 +26,7 @@ from sdseg_cli.commands.runs import runs
 from sdseg_cli.commands.stability import stability
 from sdseg_cli.commands.train import train
 from sdseg_cli.commands.weights import weights
-from sdseg_cli.console import show_error, show_help
+from sdseg_cli.console import show_error, show_help, show_traceback
 from sdseg_cli.errors import ConfigError, RunError, SdsegError
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -73,6 +73,8 @@ def _root(
 
 def main() -> None:
     """The console script."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a letter it cannot show is no reason to fail
+        sys.stdout.reconfigure(errors="backslashreplace")
     raise SystemExit(run_command(sys.argv[1:]))
 
 
@@ -107,6 +109,6 @@ def run_command(arguments: Sequence[str]) -> int:
 
 def _failed(failure: SdsegError, debug: bool) -> int:
     if debug:
-        traceback.print_exc()
+        show_traceback()
     show_error(failure)
     return failure.exit_code

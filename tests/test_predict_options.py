@@ -37,6 +37,9 @@ class Given:
         self.normalisation = Normalisation("window", *window)
         self.asked: list[SampleConfig] = []
 
+    def require_kind(self, name: str, *, picture: bool) -> None:
+        """Any kind will do."""
+
     def batch_bytes(self, draws: int, batch_size: int | None) -> int:
         return 0
 

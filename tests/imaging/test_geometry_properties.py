@@ -39,6 +39,9 @@ class StandIn:
     def __init__(self, size: int = 32, crop: str = "none") -> None:
         self.size, self.crop = size, crop
 
+    def require_kind(self, name: str, *, picture: bool) -> None:
+        """Any kind will do."""
+
     def batch_bytes(self, draws: int, batch_size: int | None) -> int:
         return 0
 
