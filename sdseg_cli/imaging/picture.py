@@ -19,6 +19,7 @@ two things at once, or what is not read here, is refused.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,8 @@ MaskLevels = tuple[tuple[int, int], ...]
 
 _GREY_WITHIN = 8
 """A grey picture saved as a colour JPEG has channels that differ by this much at most."""
+_HELD_BYTES = 3
+"""Of a pixel, as read."""
 _DECODING_BYTES, _CONVERTED_BYTES = 14, 24
 """Per pixel, at most: what Pillow holds, the array, and what lies between; of pictures that have
 transparency, or are stored as neither RGB nor 8-bit greys, more.
@@ -362,12 +365,14 @@ def _opened(path: Path, claim: Claim | None = None) -> Iterator[Image.Image]:
     """
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Pillow says of odd tags
             # Pillow's own limit, about 89 million pixels, as an error before memory is taken.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=_FORMATS) as image:
                 _check_kind(image, path)
                 _require_room(path, image, claim)
-                yield image
+                with _quiet_libtiff(image):
+                    yield image
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DataError(
             f"{path}: claims more than {Image.MAX_IMAGE_PIXELS:,} pixels.",
@@ -388,7 +393,36 @@ def _opened(path: Path, claim: Claim | None = None) -> Iterator[Image.Image]:
         ) from error
 
 
+@contextmanager
+def _quiet_libtiff(image: Image.Image) -> Iterator[None]:
+    """Within the block libtiff's own lines do not reach stderr; what is wrong is raised as well."""
+    compressed = image.format == "TIFF" and image.info.get("compression") != "raw"
+    try:
+        kept = os.dup(2) if compressed else None
+    except OSError:  # no stderr at all
+        kept = None
+    if kept is None:
+        yield
+        return
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def _check_kind(image: Image.Image, path: Path) -> None:
+    # In a JPEG of one pass a block of 8 x 8 pixels takes 2 bits at least; what lacks is made up.
+    in_passes = image.format != "JPEG" or "progressive" in image.info
+    if not in_passes and path.stat().st_size < image.width * image.height // 256:
+        raise DataError(
+            f"{path}: its header claims {image.width} x {image.height} pixels, more than the file "
+            "can hold.",
+            "Copy or export it again.",
+            "damaged",
+        )
     if image.format in ("PNG", "TIFF") and getattr(image, "n_frames", 1) > 1:
         raise DataError(
             f"{path}: holds {getattr(image, 'n_frames', 1)} pages, not one picture.",
@@ -436,12 +470,12 @@ def _require_room(path: Path, image: Image.Image, claim: Claim | None) -> None:
     Raises:
         RunError: It does not fit.
     """
+    columns, rows = image.size
+    if claim is not None:  # what is held; decoding takes less than the plane's way to the model
+        claim(pixel_grid(rows, columns), _HELD_BYTES)
+        return
     plain = image.mode in ("RGB", "L", "P", "1") and not image.has_transparency_data
     pixel_bytes = _DECODING_BYTES if plain else _CONVERTED_BYTES
-    columns, rows = image.size
-    if claim is not None:
-        claim(pixel_grid(rows, columns), pixel_bytes)
-        return
     need = rows * columns * pixel_bytes + max(rows, columns) ** 2 * _SQUARE_BYTES
     if need <= _UNASKED_BYTES:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -416,7 +417,7 @@ def test_the_claim_is_told_before_anything_is_decoded(tmp_path, monkeypatch):
     for path in paths:
         with pytest.raises(RunError, match="too large"):
             read_image(path, claim=claim)
-    assert told == [((5, 7, 1), 14)] * 4
+    assert told == [((5, 7, 1), 3)] * 4
 
 
 def test_a_picture_that_does_not_fit_into_memory_is_refused_before_it_is_decoded(
@@ -430,3 +431,26 @@ def test_a_picture_that_does_not_fit_into_memory_is_refused_before_it_is_decoded
             read(path)
     monkeypatch.setattr("sdseg_cli.imaging.picture.available_bytes", lambda: 44_000_000_000)
     assert read_picture(path).array.shape == (1, 60_000, 1, 3)
+
+
+def test_a_jpeg_that_claims_more_pixels_than_it_can_hold_is_refused(tmp_path):
+    content = saved(tmp_path / "a.jpg", COLOURS).read_bytes()
+    place = content.index(b"\xff\xc0") + 5
+    size = struct.pack(">HH", 9000, 9000)
+    (tmp_path / "a.jpg").write_bytes(content[:place] + size + content[place + 4 :])
+    with pytest.raises(DataError, match="claims 9000 x 9000 pixels, more than the file can hold"):
+        read_picture(tmp_path / "a.jpg")
+    flat = saved(tmp_path / "flat.jpg", np.zeros((2000, 2000), np.uint8), optimize=True)
+    assert read_picture(flat).array.max() == 0
+
+
+def test_what_the_library_of_tiffs_says_does_not_reach_the_terminal(tmp_path, capfd):
+    path = saved(tmp_path / "a.tif", np.zeros((64, 64, 3), np.uint8), compression="tiff_deflate")
+    content = path.read_bytes()
+    path.write_bytes(content[:8] + bytes(12) + content[20:])
+    for _ in range(2):
+        with pytest.raises(DataError, match="cannot be read"):
+            read_picture(path)
+    assert capfd.readouterr() == ("", "")
+    os.write(2, b"still there")
+    assert capfd.readouterr().err == "still there"
