@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 import time
@@ -45,8 +46,13 @@ def show_error(failure: SdsegError) -> None:
         ("Error: ", failure.message, "bold red"),
         ("Hint: ", failure.hint, "bold cyan"),
     ):
-        line = words(head, style) + words(" ".join(text.split()), "default")
+        line = words(head, style) + words(_one_line(text), "default")
         Console(stderr=True, soft_wrap=True, highlight=False).print(line)
+
+
+def _one_line(text: str) -> str:
+    """Without the line breaks of other libraries' messages."""
+    return re.sub(r"\s*\n\s*|[ \t]+", " ", text.strip())
 
 
 def show_traceback() -> None:
@@ -169,7 +175,7 @@ class Output:
         for level, code, case, measured, fix in rows:
             style = "bold red" if level == "error" else "bold yellow"
             head = words(f"{level} ", style) + words(f"{code}  ", "bold") + words(f"{case}: ")
-            self._out.print(head + words(" ".join(measured.split())))
+            self._out.print(head + words(_one_line(measured)))
             self._out.print(words("    Fix: ", "bold cyan") + words(fix, "default"))
         self._out.print(words(title, "bold"))
 

@@ -20,6 +20,7 @@ two things at once, or what is not read here, is refused.
 from __future__ import annotations
 
 import os
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -112,14 +113,16 @@ def read_picture(path: Path, claim: Claim | None = None) -> Picture:
 
 
 def read_picture_geometry(path: Path) -> Geometry:
-    """The size of a picture as it is shown.
+    """The size of a picture as it is shown, from its header alone.
 
     Raises:
         DataError: As for `read_picture`, as far as the header tells.
     """
     with _opened(path) as image:
         width, height = image.size
-        # Pillow turns the size of a TIFF itself, and decodes a PNG where its EXIF may come last.
+        if image.format == "PNG" and "exif" not in image.info:  # Pillow would decode it to look
+            image.info["exif"] = _late_exif(path)
+        # Pillow turns the size of a TIFF itself.
         if image.format != "TIFF" and image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8):
             width, height = height, width
     return pixel_grid(height, width)
@@ -203,6 +206,18 @@ def _table(levels: MaskLevels) -> NDArray[np.uint8]:
     return table
 
 
+def _late_exif(path: Path) -> bytes:
+    """The EXIF of a PNG that stands behind its pixels; empty where there is none."""
+    with path.open("rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind == b"eXIf":
+                return b"Exif\0\0" + file.read(length)
+            file.seek(length + 4, os.SEEK_CUR)
+    return b""
+
+
 def _ends(greys: Array) -> tuple[int, int]:
     return 0, np.iinfo(greys.dtype).max
 
@@ -245,7 +260,7 @@ def _grey(image: Image.Image, path: Path, levels: MaskLevels | None) -> Array:
                 "Save it in grey: 0 background, 255 or class numbers.",
                 "values",
             )
-        black = ~shown.any(axis=1)
+        black = shown.max(axis=1) == 0
         if black[0] and any(black[used[used > 0]]):
             raise DataError(
                 f"{path}: its palette shows {used[black[used]].tolist()} all in black, so which "
@@ -447,7 +462,7 @@ def _check_kind(image: Image.Image, path: Path) -> None:
 
 def _check_mask_kind(image: Image.Image, path: Path, levels: MaskLevels | None) -> None:
     """Refuse a mask whose values could only be guessed at, by its header."""
-    stored = str(image.tile[0].args) if image.tile else ""
+    stored = str([tile.args for tile in getattr(image, "tile", ())])
     if ";16" in stored and image.mode not in _SIXTEEN_BITS:
         raise DataError(
             f"{path}: a mask of 16-bit colours or with 16-bit transparency says no labels.",

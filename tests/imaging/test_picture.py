@@ -413,7 +413,19 @@ def test_the_claim_is_told_before_anything_is_decoded(tmp_path, monkeypatch):
         raise AssertionError("decoded")
 
     paths = [saved(tmp_path / f"a{end}", COLOURS) for end in (".png", ".jpg", ".tif", ".bmp")]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = saved(tmp_path / "turned.png", COLOURS, exif=exif).read_bytes()
+    start = turned.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(turned[start : start + 4], "big")
+    (tmp_path / "late.png").write_bytes(
+        turned[:start] + turned[end:-12] + turned[start:end] + turned[-12:]
+    )
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decoded)
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", decoded)
+    assert [read_geometry(path).shape for path in paths] == [(5, 7, 1)] * 4
+    assert read_geometry(tmp_path / "turned.png").shape == (7, 5, 1)
+    assert read_geometry(tmp_path / "late.png").shape == (7, 5, 1)
     for path in paths:
         with pytest.raises(RunError, match="too large"):
             read_image(path, claim=claim)
