@@ -429,9 +429,11 @@ def _quiet_libtiff(image: Image.Image) -> Iterator[None]:
 
 
 def _check_kind(image: Image.Image, path: Path) -> None:
-    # In a JPEG of one pass a block of 8 x 8 pixels takes 2 bits at least; what lacks is made up.
-    in_passes = image.format != "JPEG" or "progressive" in image.info
-    if not in_passes and path.stat().st_size < image.width * image.height // 256:
+    # In a JPEG a block of 8 x 8 pixels takes 2 bits at least, in one of several passes 1; what lacks
+    # would be made up.
+    per_byte = 512 if "progressive" in image.info else 256
+    least = image.width * image.height // per_byte if image.format in ("JPEG", "MPO") else 0
+    if path.stat().st_size < least:
         raise DataError(
             f"{path}: its header claims {image.width} x {image.height} pixels, more than the file "
             "can hold.",

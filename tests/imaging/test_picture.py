@@ -445,14 +445,16 @@ def test_a_picture_that_does_not_fit_into_memory_is_refused_before_it_is_decoded
     assert read_picture(path).array.shape == (1, 60_000, 1, 3)
 
 
-def test_a_jpeg_that_claims_more_pixels_than_it_can_hold_is_refused(tmp_path):
-    content = saved(tmp_path / "a.jpg", COLOURS).read_bytes()
-    place = content.index(b"\xff\xc0") + 5
+@pytest.mark.parametrize(("progressive", "frame"), [(False, b"\xff\xc0"), (True, b"\xff\xc2")])
+def test_a_jpeg_that_claims_more_pixels_than_it_can_hold_is_refused(tmp_path, progressive, frame):
+    how = {"progressive": progressive, "optimize": True}
+    content = saved(tmp_path / "a.jpg", COLOURS, **how).read_bytes()
+    place = content.index(frame) + 5
     size = struct.pack(">HH", 9000, 9000)
     (tmp_path / "a.jpg").write_bytes(content[:place] + size + content[place + 4 :])
     with pytest.raises(DataError, match="claims 9000 x 9000 pixels, more than the file can hold"):
         read_picture(tmp_path / "a.jpg")
-    flat = saved(tmp_path / "flat.jpg", np.zeros((2000, 2000), np.uint8), optimize=True)
+    flat = saved(tmp_path / "flat.jpg", np.zeros((2000, 2000), np.uint8), **how)
     assert read_picture(flat).array.max() == 0
 
 
