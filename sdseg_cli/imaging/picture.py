@@ -429,8 +429,8 @@ def _quiet_libtiff(image: Image.Image) -> Iterator[None]:
 
 
 def _check_kind(image: Image.Image, path: Path) -> None:
-    # In a JPEG a block of 8 x 8 pixels takes 2 bits at least, in one of several passes 1; what lacks
-    # would be made up.
+    # In a JPEG a block of 8 x 8 pixels takes 2 bits at least, in one of several passes 1; what is
+    # not there would be made up.
     per_byte = 512 if "progressive" in image.info else 256
     least = image.width * image.height // per_byte if image.format in ("JPEG", "MPO") else 0
     if path.stat().st_size < least:
