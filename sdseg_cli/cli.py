@@ -10,7 +10,6 @@ import errno
 import os
 import re
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,7 +29,13 @@ from sdseg_cli.commands.runs import runs
 from sdseg_cli.commands.stability import stability
 from sdseg_cli.commands.train import train
 from sdseg_cli.commands.weights import weights
-from sdseg_cli.console import guarded_streams, let_go_of_stdout, show_error, show_help
+from sdseg_cli.console import (
+    guarded_streams,
+    let_go_of_stdout,
+    show_error,
+    show_help,
+    show_traceback,
+)
 from sdseg_cli.errors import ConfigError, RunError, SdsegError, near
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -186,6 +191,6 @@ def _system_says(failure: OSError) -> SdsegError:
 def _failed(failure: SdsegError, debug: bool) -> int:
     with guarded_streams():
         if debug:
-            traceback.print_exc()
+            show_traceback()
         show_error(failure)
     return failure.exit_code

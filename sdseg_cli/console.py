@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -27,13 +29,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
-from rich.text import Text
 
 from sdseg_cli import progress as callback
 from sdseg_cli.errors import RunError, SdsegError
-from sdseg_cli.filenames import storable
+from sdseg_cli.filenames import printable, storable
 from sdseg_cli.findings import Finding
-from sdseg_cli.live import TrainLines, TrainView
+from sdseg_cli.live import TrainLines, TrainView, words
 
 SHOWN_WARNINGS = 3
 LOG_EVERY_S = 15.0
@@ -131,8 +132,18 @@ def show_error(failure: SdsegError) -> None:
         ("Error: ", failure.message, "bold red"),
         ("Hint: ", failure.hint, "bold cyan"),
     ):
-        line = Text(head, style=style) + Text(" ".join(text.split()), style="default")
+        line = words(head, style) + words(_one_line(text), "default")
         Console(stderr=True, soft_wrap=True, highlight=False).print(line)
+
+
+def _one_line(text: str) -> str:
+    """Without the line breaks of other libraries' messages."""
+    return re.sub(r"\s*\n\s*|[ \t]+", " ", text.strip())
+
+
+def show_traceback() -> None:
+    """Of the exception that is being handled, on stderr."""
+    sys.stderr.write(printable(traceback.format_exc(), keep="\n"))
 
 
 def show_help(context: typer.Context) -> None:
@@ -157,7 +168,8 @@ class Output:
     def say(self, text: str) -> None:
         """A line on stderr, where there is no JSON or quiet."""
         if not (self.quiet or self.as_json):
-            self._log.print(Text(text))
+            said = text.lstrip("\n")  # empty lines before it are ours
+            self._log.print(*[""] * (len(text) - len(said)), words(said), sep="\n")
 
     def warn(self, findings: Sequence[Finding]) -> None:
         """Findings that stop nothing, on stderr; those of one kind after the third are counted."""
@@ -174,11 +186,12 @@ class Output:
 
     def _warn(self, text: str) -> None:
         if not self.as_json:  # there they are in the object; --quiet silences no warning
-            self._log.print(Text(text))
+            self._log.print(words(text))
 
     def object(self, values: Mapping[str, Any]) -> None:
         """One JSON object on stdout, strict: no NaN, no infinity."""
-        sys.stdout.write(json.dumps(values, allow_nan=False) + "\n")
+        text = json.dumps(values, allow_nan=False).replace("\x7f", "\\u007f")  # json leaves DEL
+        sys.stdout.write(text + "\n")
 
     def document(self, text: str) -> None:
         """A text on stdout as it is, to be piped into a file."""
@@ -204,7 +217,7 @@ class Output:
         if self.as_json or self.quiet:
             return
         for path in files:
-            self._out.print(Text(f"wrote {path}"))
+            self._out.print(words(f"wrote {path}"))
 
     def table(
         self,
@@ -219,16 +232,16 @@ class Output:
             return
         # Where no cell may break, lines between the columns would take the first one's place.
         lines: dict[str, Any] = {"box": SIMPLE_HEAD, "padding": (0, 0, 0, 1)} if unbroken else {}
-        table = Table(title=title, title_justify="left", header_style="bold", **lines)
+        table = Table(title=words(title), title_justify="left", header_style="bold", **lines)
         for number, column in enumerate(columns):
             table.add_column(
-                column,
+                words(column, keep="\n"),
                 justify="left" if number == 0 else "right",
                 overflow="fold",
                 no_wrap=unbroken and number > 0,
             )
         for row in rows:
-            table.add_row(*(Text(value) for value in row))
+            table.add_row(*(words(value) for value in row))
         self._out.print(table)
 
     def findings(
@@ -251,10 +264,10 @@ class Output:
             return
         for level, code, case, measured, fix in rows:
             style = "bold red" if level == "error" else "bold yellow"
-            head = Text(f"{level} ", style) + Text(f"{code}  ", "bold") + Text(f"{case}: ")
-            self._out.print(head + Text(" ".join(measured.split())))
-            self._out.print(Text("    Fix: ", "bold cyan") + Text(fix, "default"))
-        self._out.print(Text(title, "bold"))
+            head = words(f"{level} ", style) + words(f"{code}  ", "bold") + words(f"{case}: ")
+            self._out.print(head + words(_one_line(measured)))
+            self._out.print(words("    Fix: ", "bold cyan") + words(fix, "default"))
+        self._out.print(words(title, "bold"))
 
     @contextmanager
     def progress(self) -> Iterator[callback.Progress]:
@@ -278,7 +291,7 @@ class Output:
 
         def wait() -> None:
             if asked.get():
-                self._log.print(Text(text))
+                self._log.print(words(text))
 
         printer = threading.Thread(target=wait, daemon=True)
         printer.start()
@@ -307,7 +320,7 @@ class Output:
 
 def _bar(console: Console) -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -325,6 +338,7 @@ class _BarProgress:
         self._done = 0
 
     def __call__(self, done: int, total: int, what: str) -> None:
+        what = printable(what)
         if self._task is None or done < self._done:  # another piece of work begins
             if self._task is not None:
                 self._bar.remove_task(self._task)
@@ -351,4 +365,4 @@ class _LineProgress:
             return
         self._last = now
         left = (now - self._started) / (done - self._first) * (total - done)
-        self._console.print(Text(f"{done}/{total} {what}, {left:.0f} s left"))
+        self._console.print(words(f"{done}/{total} {what}, {left:.0f} s left"))

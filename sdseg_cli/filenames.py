@@ -1,11 +1,12 @@
-"""What files of scans, masks and pictures are called, which of them lie below a folder, and DICOM's
-mark. Standard library only.
+"""What files of scans, masks and pictures are called, how names are shown, which of them lie below
+a folder, and DICOM's mark. Standard library only.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath, PurePosixPath
@@ -277,6 +278,30 @@ def stem_of(path: Path) -> str:
 def safe_id(text: str) -> str:
     """Text as a case id that is one plain file name: "a b/c" -> "a_b_c"; may come out empty."""
     return re.sub(r"[^\w.-]+", "_", text).strip("._-")
+
+
+def printable(text: str, keep: str = "") -> str:
+    r"""Text of a name or a header as it can be shown: what steers a terminal becomes visible.
+
+    Control characters (C0, C1, DEL), those that turn the direction of writing or are not seen, and
+    bytes of a name that is no UTF-8 become escapes: "a\x1b[31m". Letters of all scripts stay.
+
+    Args:
+        text: Any.
+        keep: Characters that stay as they are, such as a newline.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(one if one in keep or one.isprintable() else _escape(one) for one in text)
+
+
+def _escape(one: str) -> str:
+    if one in "\u200c\u200d" or unicodedata.category(one) == "Zs":
+        return one  # joiners, without which some scripts and emoji fall apart, and wide spaces
+    code = ord(one)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python holds a byte that is no UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return one.encode("unicode_escape").decode("ascii")
 
 
 def natural_key(text: str) -> tuple[tuple[tuple[int, int, str], ...], str]:

@@ -12,12 +12,24 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from sdseg_cli.filenames import printable
 from sdseg_cli.progress import Pace, TrainProgress
 
 LINE_EVERY_S = 30.0
 """Without a terminal a line comes this often at most, but for validations and the end."""
 SMOOTHED_STEPS = 50
 """Losses are shown as a mean that looks back about so far."""
+
+
+def words(text: str, style: str = "", keep: str = "") -> Text:
+    """The one way of text to a terminal: no markup is read in it, and nothing steers the terminal.
+
+    Args:
+        text: May hold names of files and words of headers.
+        style: Of all of it.
+        keep: As for `printable`.
+    """
+    return Text(printable(text, keep), style)
 
 
 @dataclass
@@ -55,7 +67,7 @@ class TrainLines:
             if now.validated:
                 parts.append(dice(now))
             parts += [speed(self._pace.slices_per_second), *gpu(now), left(self._pace.seconds_left)]
-            self._console.print(Text(", ".join(part for part in parts if part)))
+            self._console.print(words(", ".join(part for part in parts if part)))
 
 
 class TrainView:
@@ -90,9 +102,10 @@ class TrainView:
 
     def render(self) -> RenderableType:
         """The view as it stands; between reports its clocks go on."""
-        title, now = Text(self._title, "bold", no_wrap=True, overflow="ellipsis"), self._now
+        title, now = words(self._title, "bold"), self._now
+        title.no_wrap, title.overflow = True, "ellipsis"
         if now is None:
-            return Group(title, Text("getting ready", "dim"))
+            return Group(title, words("getting ready", "dim"))
         since, remaining = time.monotonic() - self._told_at, self._pace.seconds_left
         clock = f"{duration(now.seconds + since)} gone"
         if remaining is not None:

@@ -143,19 +143,26 @@ class Predictor:
         Raises:
             DataError: It is a picture and the run was trained on volumes, or the other way round.
         """
-        is_picture = isinstance(volume, Picture)
-        if is_picture != (self.data.get("modality") == PHOTOGRAPH):
-            kinds = ("a picture", "volumes") if is_picture else ("a volume", "pictures")
-            raise DataError(
-                f"{volume.name} is {kinds[0]}, and {self.run} was trained on {kinds[1]}.",
-                f"Choose a run of {'pictures' if is_picture else 'volumes'} with --run.",
-            )
+        self.require_kind(volume.name, picture=isinstance(volume, Picture))
         return to_stack(volume, self.normalisation, size=self.size, crop=self.crop)
 
     @property
     def batch_size(self) -> int:
         """Slices at a time, where a scan has as many."""
         return self._inference.batch_size
+
+    def require_kind(self, name: str, *, picture: bool) -> None:
+        """Refuse a picture for a run of volumes, or the other way round; its name tells which.
+
+        Raises:
+            DataError: It is of the other kind.
+        """
+        if picture != (self.data.get("modality") == PHOTOGRAPH):
+            kinds = ("a picture", "volumes") if picture else ("a volume", "pictures")
+            raise DataError(
+                f"{name} is {kinds[0]}, and {self.run} was trained on {kinds[1]}.",
+                f"Choose a run of {'pictures' if picture else 'volumes'} with --run.",
+            )
 
     def batch_bytes(self, draws: int = 1, batch_size: int | None = None) -> int:
         """About what a batch takes of the machine's memory; see `Inference.batch_bytes`."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sdseg_cli.config import SampleConfig
 from sdseg_cli.datasets.checks import check_grid, check_scan
 from sdseg_cli.errors import ConfigError
+from sdseg_cli.filenames import is_picture
 from sdseg_cli.findings import WARNING, Finding
 from sdseg_cli.imaging.files import read_image
 from sdseg_cli.imaging.intensity import Normalisation
@@ -158,6 +159,8 @@ def predict_file(
         draws=runs or 1,
         batch_size=predictor.batch_size,
     )
+    if scan.exists():
+        predictor.require_kind(scan.name, picture=is_picture(scan))  # before it is read
     volume = read_image(scan, series, room)
     outputs.check_scan(volume)
     post.require_size_known(volume)

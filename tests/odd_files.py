@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import shutil
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -404,3 +405,58 @@ def sheared(folder: Path) -> None:
     affine = AFFINE.copy()
     affine[:3, 1] += affine[:3, 0] * np.tan(np.deg2rad(1)) * 1.0
     scan(affine=affine)(folder)
+
+
+def picture_masks(suffix: str, write: Callable[[Path, np.ndarray], None]) -> Build:
+    """Three masks in ref/, written by `write` from (48,64) bool, and the same as 0/255 in pred/."""
+
+    def build(folder: Path) -> None:
+        for number in range(3):
+            found = raw_pictures.polyp(number)[1]
+            raw_pictures.save(folder / f"pred/{number}.png", found.astype(np.uint8) * 255)
+            (folder / "ref").mkdir(exist_ok=True)
+            write(folder / f"ref/{number}{suffix}", found)
+
+    return build
+
+
+def palette(*colours: int, inside: int = 0, outside: int = 1, **options: Any) -> Build:
+    """Masks of two indices, with a palette."""
+
+    def write(path: Path, found: np.ndarray) -> None:
+        image = Image.fromarray(np.where(found, inside, outside).astype(np.uint8), mode="P")
+        image.putpalette(list(colours))
+        image.save(path, **options)
+
+    return picture_masks(".png", write)
+
+
+def white_is_zero(foreground: int) -> Build:
+    """TIFF masks in which 0 is white and 255 black, the foreground stored as told."""
+
+    def write(path: Path, found: np.ndarray) -> None:
+        Image.fromarray(np.where(found, foreground, 255).astype(np.uint8)).save(path)
+        content = path.read_bytes()
+        entry = content.index(struct.pack("<HHI", 262, 3, 1)) + 8
+        put(path, content[:entry] + struct.pack("<H", 0) + content[entry + 2 :])
+
+    return picture_masks(".tif", write)
+
+
+def transparent_masks(folder: Path) -> None:
+    """Black pictures whose transparency is the mask."""
+
+    def write(path: Path, found: np.ndarray) -> None:
+        colours = np.zeros((*found.shape, 4), np.uint8)
+        colours[..., 3] = found * 255
+        Image.fromarray(colours).save(path)
+
+    picture_masks(".png", write)(folder)
+
+
+def claiming_jpeg(folder: Path) -> None:
+    """64 x 48 pixels, and a header that claims 9000 x 9000."""
+    picture("p.jpg")(folder)
+    content = (folder / "p.jpg").read_bytes()
+    place = content.index(b"\xff\xc0") + 5
+    put(folder / "p.jpg", content[:place] + struct.pack(">HH", 9000, 9000) + content[place + 4 :])

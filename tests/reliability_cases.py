@@ -21,6 +21,7 @@ from tests.raw_cases import AFFINE, SHAPE
 
 PREDICT = "predict scan.nii.gz -o mask.nii.gz"
 PREPARE = "prepare 'raw data' --workers 1"
+MASKS = "evaluate --pred pred --ref ref"
 MOVED = AFFINE + np.array([[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 3], [0, 0, 0, 0]])
 DIM = [3, 12, 10, 2, 1, 1, 1, 1]
 
@@ -325,6 +326,10 @@ FINE = [
     bad_set("macOS's ._ twins beside the scans", odd.raw(odd.text("raw data/pt_1/._image.nii.gz")), "labels 1, 300", code=0),
     bad_set("an nnU-Net set with an ignore label", odd.nnunet(labels={"background": 0, "crown": 2, "ignore": 1}), "labels 1, 2: 2 count as foreground", "prepare data --workers 1", 0),
     bad_set("the first of two nnU-Net channels", odd.nnunet(channels=2), "labels 1, 2", "prepare data --workers 1 --image-glob 'imagesTr/*_0000.nii.gz' --label-glob 'labelsTr/*.nii.gz'", 0),
+    Row("masks whose palette begins with their own colour", odd.palette(255, 0, 0, 0, 0, 0), MASKS, 0, "1.000"),
+    Row("masks whose palette begins with black", odd.palette(0, 0, 0, 128, 0, 0, inside=1, outside=0), MASKS, 0, "1.000"),
+    Row("masks of white and black, in this order", odd.palette(255, 255, 255, 0, 0, 0), MASKS, 0, "1.000"),
+    Row("TIFF masks in which 0 is white", odd.white_is_zero(0), MASKS, 0, "1.000"),
 ]  # fmt: skip
 
 DICOM = [
@@ -358,6 +363,11 @@ PICTURES = [
     Row("a TIFF of two pages", odd.two_pages, "predict p.tif -o m.png", 2, "p.tif"),
     Row("a NIfTI mask of a picture", odd.picture("p.png"), "predict p.png -o mask.nii.gz", 2, "for a picture"),
     with_run("a picture for a run of scans", odd.picture("p.png"), "predict p.png -o m.png", "p.png"),
+    with_run("a JPEG that claims more pixels than it can hold", odd.claiming_jpeg, "predict p.jpg -o m.png", "claims 9000 x 9000 pixels"),
+    Row("masks whose palette begins with a background of white", odd.palette(255, 255, 255, 128, 0, 0, inside=1, outside=0), MASKS, 2, "says no labels"),
+    Row("masks whose palette is black", odd.palette(*[0] * 6), MASKS, 2, "all in black"),
+    Row("TIFF masks of classes in which 0 is white", odd.white_is_zero(254), MASKS, 2, "MinIsWhite"),
+    Row("masks in their transparency", odd.transparent_masks, MASKS, 2, "transparency alone"),
     with_run("millilitres of a picture", odd.picture("p.png"), "predict p.png -o m.png --min-size 1", "a picture knows none"),
 ]  # fmt: skip
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from sdseg_cli.config import SampleConfig
-from sdseg_cli.errors import ConfigError, DataError
+from sdseg_cli.errors import ConfigError, DataError, RunError
 from sdseg_cli.imaging.intensity import PICTURE_WINDOW, Normalisation
 from sdseg_cli.imaging.postprocess import PostProcess
 from sdseg_cli.imaging.slices import SliceStack, to_stack
@@ -38,6 +38,9 @@ class Given:
         self.asked: list[SampleConfig] = []
 
     batch_size = None
+
+    def require_kind(self, name: str, *, picture: bool) -> None:
+        """Any kind will do."""
 
     def batch_bytes(self, draws: int, batch_size: int | None) -> int:
         return 0
@@ -224,6 +227,19 @@ def test_a_picture_takes_all_options_but_millilitres(picture: Path, tmp_path: Pa
     assert report.foreground_voxels == 9
     with pytest.raises(ConfigError, match=r"polyp\.png: --min-size is in millilitres"):
         predict_file(picture, out["mask"], given, post=PostProcess(min_size_ml=1.0))  # type: ignore[arg-type]
+
+
+def test_a_picture_that_does_not_fit_is_refused_before_it_is_decoded(
+    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decoded(*_: object) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decoded)
+    monkeypatch.setattr("sdseg_cli.predict_memory.available_bytes", lambda: 100)
+    with pytest.raises(RunError, match=r"polyp\.png: predicting it takes .* GB are free"):
+        predict_file(picture, tmp_path / "m.png", Given(zeros()))  # type: ignore[arg-type]
+    assert not (tmp_path / "m.png").exists()
 
 
 def test_nothing_is_predicted_where_an_output_is_wrong(scan: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def read_image(path: Path, series: str | None = None, claim: Claim | None = None
         path: A .nii, .nii.gz, .nrrd, .mha or .mhd file of one 3D volume; a DICOM series (its
             folder, a .zip, or one of its files); or a picture.
         series: Which series, where a DICOM source holds several.
-        claim: Told of a volume before its voxels are read; a picture is small.
+        claim: Told of the scan before its voxels are read, or its pixels decoded.
 
     Raises:
         DataError: The file is missing, damaged, or not one 3D volume of numbers.
@@ -61,7 +61,7 @@ def read_image(path: Path, series: str | None = None, claim: Claim | None = None
     if suffix == DICOM_SUFFIX:
         return dicom.read(path, series, claim)
     if is_picture(path):
-        return read_picture(path)
+        return read_picture(path, claim)
     reader = nifti.read if suffix in NIFTI_SUFFIXES else metaimage.read
     return reader(path, claim)
 

@@ -37,7 +37,7 @@ def measure_pictures(pair: Pair) -> CaseFacts:
     if pair.label is not None:
         role = "label"
         try:
-            mask = read_picture_greys(pair.label)
+            mask = read_picture_greys(pair.label, pair.levels)
             labels = measure_mask(mask, pair.levels)
             role = "grid"
             rows, columns = mask.array.shape[:2]

@@ -171,9 +171,9 @@ class SliceStack:
         batch = np.empty((stop - start, *self.square_shape), np.float32)
         for n, k in enumerate(range(start, stop)):
             stored = self.restore.canonical_plane(self.volume.array, k)
-            plane = self.limits.rescale(self.volume.values(stored))
             for channel in np.ndindex(self.volume.array.shape[3:]):
-                colour = np.ascontiguousarray(plane[(..., *channel)])
+                colour = self.limits.rescale(self.volume.values(stored[(..., *channel)]))
+                colour = np.ascontiguousarray(colour)
                 batch[(n, *channel)] = self.restore.to_model(colour, k, background=-1.0)
         # Weights sum to 1 only up to rounding.
         return np.clip(batch, -1, 1, out=batch)

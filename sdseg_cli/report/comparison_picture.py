@@ -13,15 +13,18 @@ from sdseg_cli.report.drawing import (
     FAINT,
     INK,
     PREDICTION_COLOUR,
-    REFERENCE_COLOUR,
     chart,
+    fitted,
+    name_places,
     new_figure,
     save_figure,
 )
 
 _NAMED = 40
 """So many cases at most are named under their differences."""
-_LONGEST_NAME = 18
+_CHART_INCHES = 5.6
+MEAN_COLOUR = "#b79cff"
+"""Neither a reference's nor a prediction's."""
 
 
 def comparison_picture(
@@ -44,7 +47,7 @@ def comparison_picture(
     both = {name: (a, b) for name, (a, b) in dice.items() if a is not None and b is not None}
     figure = new_figure(11.0, 5.0)
     figure.suptitle(
-        f"A: {_short(names[0], 60)}    B: {_short(names[1], 60)}",
+        f"A: {fitted(names[0], 5.0, 10)}    B: {fitted(names[1], 5.0, 10)}",
         color=INK,
         fontsize=10,
         x=0.012,
@@ -83,25 +86,13 @@ def _draw_differences(axes: Any, differences: dict[str, float], found: Paired) -
     axes.scatter(places, heights, s=18, color=PREDICTION_COLOUR, zorder=3)
     low, high = found.ci95
     if found.difference is not None:
-        axes.axhline(found.difference, color=REFERENCE_COLOUR, linewidth=1.2)
+        axes.axhline(found.difference, color=MEAN_COLOUR, linewidth=1.2)
     if low is not None and high is not None:
-        axes.axhspan(low, high, color=REFERENCE_COLOUR, alpha=0.16, linewidth=0)
+        axes.axhspan(low, high, color=MEAN_COLOUR, alpha=0.16, linewidth=0)
         axes.set_title(
-            "mean and its 95 % interval", color=REFERENCE_COLOUR, fontsize=9, loc="right", pad=6
+            "mean and its 95 % interval", color=MEAN_COLOUR, fontsize=9, loc="right", pad=6
         )
     if len(ordered) <= _NAMED:
-        labels = [_short(name, _LONGEST_NAME) for name, _ in ordered]
-        axes.set_xticks(
-            places,
-            labels,
-            rotation=60 if len(ordered) > 6 else 0,
-            ha="right" if len(ordered) > 6 else "center",
-        )
+        name_places(axes, [name for name, _ in ordered], _CHART_INCHES)
     else:
         axes.set_xticks([])
-
-
-def _short(name: str, longest: int) -> str:
-    """The end of a long name, which tells it from others; dollar signs are no formulas."""
-    shown = name if len(name) <= longest else "…" + name[-(longest - 1) :]
-    return shown.replace("$", r"\$")

@@ -11,8 +11,8 @@ from sdseg_cli.report.drawing import MaskPlane, PixelMm
 from sdseg_cli.report.panels import CasePanel, case_panel
 
 FILE = "map_panels.json"
-_TINT = np.array([1.0, 0.15, 0.45], np.float32)
-"""Red, green, blue; neither outline's colour."""
+_TINT = np.array([0.62, 0.2, 1.0], np.float32)
+"""Red, green, blue: neither an outline's colour nor one that tissue has."""
 _STRONGEST = 0.8
 
 

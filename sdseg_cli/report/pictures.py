@@ -26,6 +26,7 @@ from sdseg_cli.report.drawing import (
     Plane,
     bare,
     colour_bar,
+    fitted,
     mark_orientation,
     mark_scale,
     new_figure,
@@ -36,6 +37,8 @@ from sdseg_cli.report.drawing import (
     view_mm,
     zoom,
 )
+
+_TITLE_SIZE, _NAME_INCHES = 12, 7.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +146,7 @@ def save_cases(path: Path, rows: Sequence[CasePlane]) -> None:
     parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
     for row, part in zip(rows, parts, strict=True):
         part.set_facecolor(PAPER)
-        part.suptitle(_title(row), color=INK, fontsize=12, x=0.012, ha="left")
+        part.suptitle(_title(row), color=INK, fontsize=_TITLE_SIZE, x=0.012, ha="left")
         _draw_row(part, row)
     save_figure(figure, path)
 
@@ -152,7 +155,8 @@ def _title(row: CasePlane) -> str:
     dice = "undefined" if row.dice is None else f"{row.dice:.3f}"
     heading = f"{row.heading}:  " if row.heading else ""
     place = "" if row.is_picture else f"    slice {row.slice_index + 1} of {row.slices}"
-    return f"{heading}{row.case_id}    Dice {dice}{place}"
+    name = fitted(row.case_id, _NAME_INCHES, _TITLE_SIZE)
+    return f"{heading}{name}    Dice {dice}{place}"
 
 
 def _draw_row(part: Any, row: CasePlane) -> None:

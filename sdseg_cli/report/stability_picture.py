@@ -22,6 +22,8 @@ from sdseg_cli.report.drawing import (
     bare,
     chart,
     colour_bar,
+    fitted,
+    name_places,
     new_figure,
     not_black,
     save_figure,
@@ -30,6 +32,10 @@ from sdseg_cli.report.drawing import (
     view_mm,
     zoom,
 )
+
+_NAMED = 40
+"""So many cases at most are named below their Dice."""
+_CHART_INCHES = 4 * PANEL_INCHES + 0.8
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +78,8 @@ def _draw_planes(part: Any, view: StabilityPlane) -> None:
     runs = len(view.probability)
     is_picture = view.image.ndim == 3
     place = "" if is_picture else f"    slice {view.slice_index + 1}"
-    title = f"least stable case:  {view.case_id}{place}    {runs} runs"
+    name = fitted(view.case_id, 7.0, 12)
+    title = f"least stable case:  {name}{place}    {runs} runs"
     part.suptitle(title, color=INK, fontsize=12, x=0.012, ha="left")
     scan, outlines, mean, spread = part.subplots(1, 4)
     bare(scan, f"{'picture' if is_picture else 'scan'} with reference", REFERENCE_COLOUR)
@@ -85,7 +92,7 @@ def _draw_planes(part: Any, view: StabilityPlane) -> None:
     show_contour(scan, view.reference, square, REFERENCE_COLOUR)
     probability = view.probability.astype(np.float32)
     for plane in probability:
-        show_contour(outlines, plane > THRESHOLD, square, PREDICTION_COLOUR, width=0.8, alpha=0.7)
+        show_contour(outlines, plane > THRESHOLD, square, PREDICTION_COLOUR, width=0.9, alpha=0.8)
     sd = probability.std(axis=0, ddof=1)
     most = max(float(sd.max()), 0.01)
     for axes, plane, high in ((mean, probability.mean(axis=0), 1.0), (spread, sd, most)):
@@ -106,11 +113,7 @@ def _draw_dice(part: Any, dice: Mapping[str, Sequence[float]]) -> None:
         x = np.full(len(values), float(place))
         axes.plot(x, values, color=PREDICTION_COLOUR, alpha=0.35, linewidth=3)
         axes.plot(x, values, color=PREDICTION_COLOUR, marker="o", markersize=4, linestyle="none")
-    if len(ordered) <= 40:
-        axes.set_xticks(
-            range(len(ordered)),
-            [name for name, _ in ordered],
-            rotation=15 if len(ordered) > 8 else 0,
-        )
+    if len(ordered) <= _NAMED:
+        name_places(axes, [name for name, _ in ordered], _CHART_INCHES)
     axes.set_xlim(-0.6, len(ordered) - 0.4)
     axes.margins(y=0.15)

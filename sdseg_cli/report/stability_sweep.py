@@ -33,7 +33,7 @@ IDENTICAL_NOTE = (
     "others, `identical` and `pairs` count"
 )
 ONE_STEP_NOTE = "eta has no effect with one reverse step: steps 1 has one row, eta 0"
-_COLOURS = (PREDICTION_COLOUR, REFERENCE_COLOUR, "#9be564", "#e78ac3", "#ffd92f", "#b3b3b3")
+_COLOURS = (PREDICTION_COLOUR, REFERENCE_COLOUR, "#b79cff", "#e78ac3", "#ffd92f", "#b3b3b3")
 
 
 @dataclass(frozen=True)

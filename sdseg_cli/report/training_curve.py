@@ -20,9 +20,13 @@ from sdseg_cli.report.drawing import (
     save_figure,
 )
 
-_LINE_COLOURS = ("#e6e9ee", "#35d0ff", "#ff9a2e", "#9be564")
+_LINE_COLOURS = ("#e6e9ee", "#b79cff", "#ff9a2e", "#ff7ab0")
+"""Neither a reference's nor a prediction's."""
 _DRAWN = 600
 """A line has at most so many points, or twice as many; more would not be seen."""
+
+_FEW = 4
+"""Points that are drawn as dots, and large."""
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Steps and values."""
@@ -39,6 +43,8 @@ def training_curve(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
     Raises:
         RunError: The disk refused.
     """
+    from matplotlib.ticker import MaxNLocator
+
     lines = list(rows)
     figure = new_figure(8.5, 7.2)
     figure.set_layout_engine("none")  # places that are known need no solver, which is slow
@@ -52,8 +58,11 @@ def training_curve(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
     _draw_loss(loss, lines)
     _draw_dice(dice, _curve(lines, "val_dice"))
     chart(rate, "Learning rate", "step")
-    rate.plot(*_thinned(_curve(lines, "lr")), color=FAINT, linewidth=1.6)
+    rates = _thinned(_curve(lines, "lr"))
+    rate.plot(*rates, color=FAINT, linewidth=1.6, marker=_marker(rates), markersize=5)
     rate.set_ylim(bottom=0)
+    rate.set_xlim(0, 1.03 * max((row["step"] for row in lines), default=1))
+    rate.xaxis.set_major_locator(MaxNLocator(integer=True))
     rate.yaxis.set_major_formatter(lambda value, _: f"{value:.2g}")
     save_figure(figure, path)
 
@@ -69,7 +78,8 @@ def _draw_loss(axes: Any, lines: Sequence[Mapping[str, Any]]) -> None:
         # The total lies widest at the bottom: it may coincide with its only term.
         width = 3.6 if term == "loss" else 1.6
         smooth = _thinned((steps, smoothed(values)))
-        axes.plot(*smooth, color=colour, linewidth=width, label=term.replace("_", " "))
+        style = {"color": colour, "linewidth": width, "markersize": 2 + 2 * width}
+        axes.plot(*smooth, **style, marker=_marker(smooth), label=term.replace("_", " "))
         axes.set_yscale("log", nonpositive="mask")
     if axes.get_legend_handles_labels()[0]:
         legend(axes)
@@ -79,13 +89,20 @@ def _draw_dice(axes: Any, dice: Curve) -> None:
     chart(axes, "Validation Dice", "")
     steps, values = dice
     if steps.size:
-        axes.plot(steps, values, color=PREDICTION_COLOUR, marker="o", markersize=3.5, clip_on=False)
+        size = 7 if len(steps) < _FEW else 3.5
+        style = {"color": PREDICTION_COLOUR, "marker": "o", "markersize": size}
+        axes.plot(steps, values, clip_on=False, **style)
         best = len(values) - 1 - int(np.argmax(values[::-1]))  # the last of equals, as kept
         name = f"best {values[best]:.3f} at step {int(steps[best])}"
-        style = {"color": INK, "markersize": 11, "fillstyle": "none", "linestyle": "none"}
-        axes.plot(steps[best], values[best], marker="o", label=name, clip_on=False, **style)
+        ring = {"color": INK, "markersize": 12, "fillstyle": "none", "linestyle": "none"}
+        axes.plot(steps[best], values[best], marker="o", label=name, clip_on=False, **ring)
         legend(axes)
     axes.set_ylim(0, 1)
+
+
+def _marker(curve: Curve) -> str:
+    """A dot where a line would be too short to be seen."""
+    return "o" if len(curve[0]) < _FEW else ""
 
 
 def _curve(rows: Sequence[Mapping[str, Any]], key: str) -> Curve:

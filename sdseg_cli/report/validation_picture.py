@@ -22,6 +22,9 @@ from sdseg_cli.report.drawing import (
     MaskPlane,
     Plane,
     View,
+    draw_outline,
+    fitted,
+    letters_may_lack,
     new_figure,
     not_black,
     view_mm,
@@ -165,7 +168,7 @@ def validation_picture(path: Path, history: ValidationHistory) -> None:
         for column, (step, seen) in enumerate([(0, None), *history.seen.items()]):
             left = _GAP + column * (_TILE + _GAP)
             place = (slice(top, top + _TILE), slice(left, left + _TILE))
-            caption = _fitted(one.name)
+            caption = fitted(one.name, _TILE / DPI, 9)
             outlines[0][place] = reference
             canvas[place] = grey
             if seen is not None:
@@ -174,8 +177,8 @@ def validation_picture(path: Path, history: ValidationHistory) -> None:
                 canvas[place] = _shaded(grey, found)
                 caption = f"step {step}   Dice {seen.dice[row]:.3f}"
             axes.text(left, top - 7, caption, color=INK if seen else REFERENCE_COLOUR, fontsize=9)
-    _draw_outline(axes, outlines[0], REFERENCE_COLOUR, 1.0)
-    _draw_outline(axes, outlines[1], PREDICTION_COLOUR, 1.4)
+    _outline(axes, outlines[0], REFERENCE_COLOUR, 1.0)
+    _outline(axes, outlines[1], PREDICTION_COLOUR, 1.4)
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
     _draw_head(axes, width)
@@ -186,7 +189,8 @@ def _save_over(canvas: NDArray[np.uint8], figure: Any, path: Path) -> None:
     """Lines and letters over the pixels: drawing these with the figure takes ten times as long."""
     from PIL import Image
 
-    figure.canvas.draw()
+    with letters_may_lack():
+        figure.canvas.draw()
     drawn = Image.fromarray(np.asarray(figure.canvas.buffer_rgba()))
     picture = Image.fromarray(canvas)
     picture.paste(drawn, mask=drawn.getchannel("A"))
@@ -204,10 +208,10 @@ def _draw_head(axes: Any, width: int) -> None:
         axes.text(right - offset, 28, text, color=colour, fontsize=9.5, ha="right")
 
 
-def _draw_outline(axes: Any, plane: NDArray[np.uint8], colour: str, width: float) -> None:
+def _outline(axes: Any, plane: NDArray[np.uint8], colour: str, width: float) -> None:
     if plane.max() > 127:  # an empty one has no outline, which matplotlib would warn of
         x, y = np.arange(plane.shape[1]) + 0.5, np.arange(plane.shape[0]) + 0.5
-        axes.contour(x, y, plane, levels=[127.5], colors=[colour], linewidths=width)
+        draw_outline(axes, x, y, plane, 127.5, colour, width=width)
 
 
 def _as_bytes(image: Plane) -> NDArray[np.uint8]:
@@ -237,8 +241,3 @@ def _shaded(grey: NDArray[np.uint8], probability: NDArray[np.uint8]) -> NDArray[
 
 def _rgb(colour: str) -> list[int]:
     return [int(colour[n : n + 2], 16) for n in (1, 3, 5)]
-
-
-def _fitted(text: str, most: int = 26) -> str:
-    """The end of a name, which tells cases apart, where all of it is too wide."""
-    return text if len(text) <= most else "…" + text[1 - most :]

@@ -41,6 +41,9 @@ class StandIn:
 
     batch_size = None
 
+    def require_kind(self, name: str, *, picture: bool) -> None:
+        """Any kind will do."""
+
     def batch_bytes(self, draws: int, batch_size: int | None) -> int:
         return 0
 

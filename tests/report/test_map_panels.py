@@ -28,10 +28,10 @@ def test_where_all_agree_a_slice_keeps_its_grey():
 def test_where_half_disagree_four_fifths_are_tint():
     flipped = np.full((20, 20), 255, np.uint8)
     red, green, blue = pixels(np.full((20, 20), 100.0), flipped)[200, 200]
-    # 0.2 x grey 0.5 + 0.8 x (1, 0.15, 0.45) = 0.90, 0.22, 0.46
-    assert red == pytest.approx(229.5, abs=5)
-    assert green == pytest.approx(56.1, abs=5)
-    assert blue == pytest.approx(117.3, abs=5)
+    # 0.2 x grey 0.5 + 0.8 x (0.62, 0.2, 1) = 0.596, 0.26, 0.90
+    assert red == pytest.approx(152.0, abs=5)
+    assert green == pytest.approx(66.3, abs=5)
+    assert blue == pytest.approx(229.5, abs=5)
 
 
 def test_a_slice_of_a_patient_has_a_scale_and_a_picture_has_none():

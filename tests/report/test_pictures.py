@@ -11,6 +11,7 @@ from PIL import Image
 
 from sdseg_cli.imaging.files import read_image, read_labels
 from sdseg_cli.imaging.slices import Restore
+from sdseg_cli.report import drawing
 from sdseg_cli.report.drawing import PREDICTION_COLOUR, REFERENCE_COLOUR, view_mm
 from sdseg_cli.report.pictures import (
     CasePlane,
@@ -161,3 +162,44 @@ def test_the_mandible_lies_in_front_of_the_spinal_cord_in_a_real_picture():
     cord = restore.canonical_plane(labels.array == 2, shown.slice_index)
     assert np.argwhere(shown.reference)[:, 0].mean() < np.argwhere(cord)[:, 0].mean()
     assert np.median(shown.image[shown.reference]) > 300  # bone, in HU
+
+
+# How the three kinds of colour-blind see linear red, green and blue (Vienot, Brettel, Mollon 1999),
+# about: with red and green taken together.
+SEEN = {"all": np.eye(3), "no red": [[0.11, 0.89, 0], [0.11, 0.89, 0], [0, 0, 1]]}
+SEEN["no green"] = [[0.29, 0.71, 0], [0.29, 0.71, 0], [0, 0, 1]]
+GROUNDS = {"mucosa": (190, 90, 70), "pale mucosa": (230, 150, 120), "fat": (220, 180, 90)}
+GROUNDS |= {"air": (0, 0, 0), "muscle": (140, 140, 140), "bone": (255, 255, 255)}
+
+
+def rgb(colour: str) -> np.ndarray:
+    return np.array([int(colour[n : n + 2], 16) for n in (1, 3, 5)], float)
+
+
+@pytest.mark.parametrize("eye", SEEN)
+def test_outlines_are_told_from_each_other_and_with_their_rim_from_every_ground(eye: str):
+    seen = np.array(SEEN[eye])
+    ours = [seen @ rgb(colour) for colour in (REFERENCE_COLOUR, PREDICTION_COLOUR)]
+    assert np.abs(ours[0] - ours[1]).max() > 120
+    for ground in GROUNDS.values():
+        for colour in (*ours,):
+            line, rim = (np.abs(seen @ np.array(ground) - one).max() for one in (colour, 0))
+            assert max(line, rim) > 120, (ground, line, rim)
+
+
+@pytest.mark.parametrize("ground", GROUNDS)
+def test_every_outline_has_a_dark_rim(tmp_path: Path, ground: str):
+    figure = drawing.new_figure(2, 2)
+    figure.set_layout_engine("none")
+    axes = figure.add_axes((0, 0, 1, 1))
+    plane = np.tile(np.array(GROUNDS[ground], np.float32), (8, 8, 1))
+    drawing.show_plane(axes, plane, (1, 1), cmap="gray", limits=(0, 255))
+    mask = np.zeros((8, 8), bool)
+    mask[2:6, 2:6] = True
+    drawing.show_contour(axes, mask, (1, 1), PREDICTION_COLOUR)
+    drawing.save_figure(figure, tmp_path / "a.png")
+    row = pixels(tmp_path / "a.png")[120]
+    line = np.flatnonzero(np.abs(row - rgb(PREDICTION_COLOUR)).max(axis=1) < 40)
+    assert line.size >= 2  # left and right side
+    beside = row[line[0] - 4 : line[0]]
+    assert beside.max(axis=1).min() < 80

@@ -9,10 +9,11 @@ from PIL import Image
 from sdseg_cli.imaging.intensity import Limits
 from sdseg_cli.imaging.picture import Picture
 from sdseg_cli.report import preview as preview_module
+from sdseg_cli.report.drawing import PREDICTION_COLOUR
 from sdseg_cli.report.preview import preview_slices, save_preview
 from tests.fake_run import volume
 
-ORANGE = np.array([255, 154, 46])
+OUTLINE = np.array([int(PREDICTION_COLOUR[n : n + 2], 16) for n in (1, 3, 5)])
 
 
 def stack(filled: range, slices: int) -> np.ndarray:
@@ -21,10 +22,10 @@ def stack(filled: range, slices: int) -> np.ndarray:
     return mask
 
 
-def orange(path: Path) -> np.ndarray:
+def outlined(path: Path) -> np.ndarray:
     """(rows,columns) bool: where the outline's colour is."""
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
-    return np.abs(pixels - ORANGE).max(axis=-1) < 40
+    return np.abs(pixels - OUTLINE).max(axis=-1) < 40
 
 
 def test_few_slices_are_all_shown() -> None:
@@ -52,7 +53,7 @@ def test_the_outline_has_the_true_proportions(tmp_path: Path) -> None:
     mask = np.zeros((40, 40, 1), np.uint8)
     mask[10:30, 10:30] = 1
     save_preview(tmp_path / "look.png", scan, mask, Limits(-175, 250))
-    found = np.argwhere(orange(tmp_path / "look.png"))
+    found = np.argwhere(outlined(tmp_path / "look.png"))
     height, width = np.ptp(found, axis=0)
     assert height / width == pytest.approx(3, rel=0.06)
 
@@ -65,7 +66,7 @@ def test_an_empty_mask_has_no_outline_and_says_so(
     scan = scan_of((8, 8, 2), (1.0, 1.0, 1.0))
     save_preview(tmp_path / "look.png", scan, np.zeros((8, 8, 2), np.uint8), Limits(-175, 250))
     assert captions == ["slice 1 of 2: nothing found", "slice 2 of 2: nothing found"]
-    assert not orange(tmp_path / "look.png").any()
+    assert not outlined(tmp_path / "look.png").any()
 
 
 def test_the_same_mask_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -89,7 +90,7 @@ def test_a_picture_is_drawn_whole_in_its_colours(tmp_path: Path) -> None:
     blue = (drawn == (0, 0, 200)).all(axis=-1)
     rows, columns = np.flatnonzero(blue.any(axis=1)), np.flatnonzero(blue.any(axis=0))
     assert np.ptp(columns) / np.ptp(rows) == pytest.approx(2, rel=0.03)
-    found = np.argwhere(orange(tmp_path / "look.png"))
+    found = np.argwhere(outlined(tmp_path / "look.png"))
     assert np.ptp(found[:, 1]) / np.ptp(found[:, 0]) == pytest.approx(4, rel=0.1)
 
 

@@ -49,3 +49,14 @@ def test_a_best_of_zero_is_drawn_without_a_warning(tmp_path) -> None:
     rows = [{"step": 1, "loss": 0.5, "lr": 0.0}, {"step": 1, "val_dice": 0.0}]
     training_curve(rows, tmp_path / "curve.png")
     assert shows(pixels(tmp_path / "curve.png"), PREDICTION_COLOUR)
+
+
+def test_a_single_validation_is_a_dot_that_is_seen_on_an_axis_of_whole_steps(tmp_path) -> None:
+    rows = [{"step": 1, "loss": 0.5, "loss_noise": 0.4, "lr": 1e-4}, {"step": 1, "val_dice": 0.6}]
+    training_curve(rows, tmp_path / "curve.png")
+    picture = pixels(tmp_path / "curve.png")
+    wanted = [int(PREDICTION_COLOUR[n : n + 2], 16) for n in (1, 3, 5)]
+    at = np.argwhere(np.abs(picture - wanted).max(axis=2) < 40)
+    assert np.ptp(at, axis=0).min() >= 9  # pixels across; a line of one point has none
+    # The axis begins at 0: step 1 lies near its right end, not in the middle.
+    assert at[:, 1].mean() > 0.9 * picture.shape[1]

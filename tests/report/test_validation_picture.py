@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sdseg_cli.report.drawing import PREDICTION_COLOUR, REFERENCE_COLOUR
+from sdseg_cli.report import drawing
+from sdseg_cli.report.drawing import PREDICTION_COLOUR, REFERENCE_COLOUR, fitted
 from sdseg_cli.report.validation_picture import (
     ShownSlice,
     ValidationHistory,
-    _fitted,
     shown_numbers,
     slice_dice,
     validation_picture,
@@ -155,8 +156,35 @@ def test_the_picture_has_a_tile_for_the_reference_and_for_each_validation(
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["v.png"]
 
 
-def test_the_end_of_a_long_name_is_kept() -> None:
-    assert _fitted("case_7, slice 3") == "case_7, slice 3"
-    shortened = _fitted("a_very_long_patient_name_0007, slice 3")
-    assert len(shortened) == 26
-    assert shortened.startswith("…") and shortened.endswith("name_0007, slice 3")
+def test_a_long_name_is_no_wider_than_its_tile_and_keeps_both_ends() -> None:
+    # Every letter of this font is narrower than its size: 24 letters of 9 points fit into 3 inches.
+    assert fitted("case_7, slice 3", 3.0, 9) == "case_7, slice 3"
+    for long in (
+        "a_very_long_patient_name_0007, slice 3",
+        "W" * 60,
+        "cju1871y11d6r0799k6cw4yze" * 2,
+    ):
+        short = fitted(long, 224 / 120, 9)
+        start, end = short.split("…")
+        assert long.startswith(start) and long.endswith(end) and abs(len(start) - len(end)) <= 1
+        assert drawing._points(short, 9) <= 72 * 224 / 120 < drawing._points(long, 9)
+
+
+def test_names_are_no_formulas_and_hold_no_control_characters() -> None:
+    assert fitted("a$b$", 3.0, 9) == r"a\$b\$"
+    assert fitted("a\x1bb", 3.0, 9) == r"a\x1bb"
+
+
+def test_names_below_a_chart_never_run_into_each_other_and_stay_apart() -> None:
+    figure = drawing.new_figure(6, 3)
+    for count, upright in ((3, 0), (12, 90)):
+        axes = figure.add_subplot()
+        names = [f"a_patient_with_a_long_name_{n:02}_of_the_second_visit" for n in range(count)]
+        drawing.name_places(axes, names, 5.0)
+        labels = axes.get_xticklabels()
+        figure.canvas.draw()
+        boxes = [label.get_window_extent() for label in labels]
+        assert all(one.x1 < after.x0 for one, after in pairwise(boxes))
+        assert {label.get_rotation() for label in labels} == {upright}
+        assert len({label.get_text() for label in labels}) == count
+        axes.remove()
