@@ -24,6 +24,7 @@ from sdseg_cli.errors import ConfigError
 from sdseg_cli.findings import Finding
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.progress import TrainProgress, Watch, unasked, unwatched
+from sdseg_cli.replacing_sets import require_settled
 from sdseg_cli.splits import open_split
 from sdseg_cli.train_pictures import TrainPictures
 from sdseg_cli.training.batches import PreparedSlices
@@ -132,7 +133,7 @@ def train(
         DataError: The prepared set lacks train or val cases, or is damaged.
         WeightsError: Pretrained weights are missing, or no checkpoint is whole.
         RunError: The loss became NaN or infinite, memory ran out, the disk refused, or another
-            process trains in this folder.
+            process trains in this folder or prepares the set.
         KeyboardInterrupt: A second SIGINT; nothing is saved then, and nothing is lost either.
     """
     started = time.monotonic()
@@ -145,6 +146,7 @@ def train(
         stop_signals(asked if ranks.writes else unasked) as stop,
         training_together(ranks, choose_device(device)) as own,
     ):
+        require_settled(manifest)
         slices, fixed = open_split(manifest, "train"), open_split(manifest, "val")
         data = manifest.inference_settings()
         found = resumed(config, data, run)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from functools import partial
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from sdseg_cli.datasets import nnunet
-from sdseg_cli.datasets.dataset_json import DATASET_JSON, IMAGES, describe, refine
+from sdseg_cli.datasets.dataset_json import (
+    DATASET_JSON,
+    IMAGES,
+    check_description,
+    describe,
+    refine,
+)
+from sdseg_cli.datasets.pairs import case_of
 from sdseg_cli.datasets.spec import Case, DatasetSpec, in_order
 from sdseg_cli.errors import DataError
-from sdseg_cli.filenames import stem_of
+from sdseg_cli.filenames import is_picture, stem_of
 
 
 def find_cases(root: Path) -> list[Case]:
@@ -21,7 +29,8 @@ def find_cases(root: Path) -> list[Case]:
     if not recognises(root):
         return []
     said = describe(root)
-    if len(said.channels) > 1:
+    colours = all(is_picture(Path(image)) for image, _ in said.training)
+    if len(said.channels) > 1 and not colours:
         raise DataError(
             f"{root}: its images are 4D, with {len(said.channels)} channels "
             f"({', '.join(said.channels)}); one is used.",
@@ -31,7 +40,8 @@ def find_cases(root: Path) -> list[Case]:
     for listed in said.training:
         image, label = (_inside(root, text) for text in listed)
         if not image.name.startswith("."):
-            cases.append(Case(stem_of(image), image, label if label.is_file() else None))
+            labels = [label] if label.is_file() else []
+            cases.append(case_of(stem_of(image), image, labels))
     return in_order(cases)
 
 
@@ -43,12 +53,18 @@ def recognises(root: Path) -> bool:
 
 def _inside(root: Path, text: str) -> Path:
     written = PurePosixPath(text)
-    if written.is_absolute() or ".." in written.parts:
+    drive = PureWindowsPath(text).drive
+    if not written.name or written.is_absolute() or drive or ".." in written.parts or _is_odd(text):
         raise DataError(
-            f"{root / DATASET_JSON}: {text} leaves the data set's folder.",
+            f"{root / DATASET_JSON}: {text!a} leaves the data set's folder.",
             "Name the files as ./imagesTr/NAME.nii.gz and ./labelsTr/NAME.nii.gz.",
         )
     return root / written
+
+
+def _is_odd(text: str) -> bool:
+    """Whether no file can have this name: half a character, or a zero."""
+    return "\0" in text or any("\ud800" <= character <= "\udfff" for character in text)
 
 
 DECATHLON = DatasetSpec(
@@ -57,4 +73,5 @@ DECATHLON = DatasetSpec(
     find_cases=find_cases,
     recognises=recognises,
     refine=refine,
+    check=partial(check_description, is_complete=True),
 )

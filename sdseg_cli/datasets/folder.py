@@ -11,17 +11,15 @@ from collections import Counter
 from pathlib import Path
 
 from sdseg_cli.datasets.dataset_json import DATASET_JSON, IMAGES
-from sdseg_cli.datasets.pairs import paired
+from sdseg_cli.datasets.pairs import by_stem, case_of, cases_of, files_in, is_volume, paired
 from sdseg_cli.datasets.spec import Case, DatasetSpec, in_order
 from sdseg_cli.errors import ConfigError, DataError
-from sdseg_cli.filenames import stem_of, suffix_of
+from sdseg_cli.filenames import stem_of
 
 _IMAGE_FOLDERS = ("images", "image")
 _LABEL_FOLDERS = ("labels", "masks", "label", "mask")
 _IMAGE_STEM = re.compile(r"(^|.*[_\-. ])(image|img|scan|ct|mr|mri)", re.IGNORECASE)
-_LABEL_STEM = re.compile(
-    r"(^|.*[_\-. ])(labels?|masks?|seg|segmentation|annotation)", re.IGNORECASE
-)
+LABEL_STEM = re.compile(r"(^|.*[_\-. ])(labels?|masks?|seg|segmentation|annotation)", re.IGNORECASE)
 _LABEL_START = re.compile(r"(labels?|masks?|seg|segmentation)[_\-. ]", re.IGNORECASE)
 """Only where no name ends so: "seg_v2_117classes" beside "image"."""
 _GLOB_HINT = "Name the files with --image-glob '*/image.nii.gz' --label-glob '*/label.nii.gz'."
@@ -90,10 +88,10 @@ def _from_twin_folders(root: Path) -> list[Case]:
     labels = _first_folder(root, _LABEL_FOLDERS)
     if images is None or labels is None:
         return []
-    if not _volumes(images):
+    volumes = files_in(images, is_volume)
+    if not volumes:
         return paired(images, labels)
-    by_stem = {stem_of(path): path for path in _volumes(labels)}
-    return [Case(stem_of(path), path, by_stem.get(stem_of(path))) for path in _volumes(images)]
+    return cases_of(by_stem(volumes), by_stem(files_in(labels, is_volume)))
 
 
 def _from_case_folders(root: Path) -> list[Case]:
@@ -106,35 +104,26 @@ def _from_case_folders(root: Path) -> list[Case]:
             continue
         seen.add(folder.resolve())
         folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
-        volumes = _volumes(folder)
+        volumes = files_in(folder, is_volume)
         images = [path for path in volumes if _IMAGE_STEM.fullmatch(stem_of(path))]
-        labels = [path for path in volumes if _LABEL_STEM.fullmatch(stem_of(path))] or [
+        labels = [path for path in volumes if LABEL_STEM.fullmatch(stem_of(path))] or [
             path for path in volumes if _LABEL_START.match(stem_of(path)) and path not in images
         ]
         if not images:
             continue
-        if len(images) > 1 or len(labels) > 1:
+        if len(images) > 1 or len({stem_of(path) for path in labels}) > 1:
             raise DataError(
                 f"{folder}: {len(images)} scans and {len(labels)} label maps in one folder.",
                 _GLOB_HINT,
             )
         relative = folder.relative_to(root).as_posix()
         id = root.resolve().name if relative == "." else relative
-        cases.append(Case(id, images[0], labels[0] if labels else None))
+        cases.append(case_of(id, images[0], labels))
     return cases
 
 
 def _first_folder(root: Path, names: tuple[str, ...]) -> Path | None:
     return next((root / name for name in names if (root / name).is_dir()), None)
-
-
-def _volumes(folder: Path) -> list[Path]:
-    """Volume files of one folder; dot files (macOS leaves "._name" twins) are no volumes."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if suffix_of(path) and not path.name.startswith(".") and path.is_file()
-    )
 
 
 def _matches(root: Path, pattern: str) -> list[Path]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from sdseg_cli.datasets.dataset_json import read_json
 from sdseg_cli.errors import ConfigError, DataError
 from sdseg_cli.filenames import natural_key, safe_id
 
@@ -279,20 +280,3 @@ def foreground(labels: NDArray[Any], target: Sequence[int] | None) -> NDArray[np
 
     mask: NDArray[np.bool_] = labels != 0 if target is None else np.isin(labels, list(target))
     return mask
-
-
-def read_json(path: Path, hint: str) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        DataError: Missing, or not a JSON object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).", hint) from error
-    except ValueError as error:
-        raise DataError(f"{path}: damaged ({error}).", hint) from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: damaged (not a JSON object).", hint)
-    return content

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sdseg_cli.errors import DataError
 from sdseg_cli.filenames import natural_key, safe_id
+from sdseg_cli.findings import Finding
 
 SPLITS = ("train", "val", "test")
 
@@ -24,6 +25,7 @@ class Case:
         label: Its label map, None when none was found.
         split: "test" where the data set says so; None before the split is drawn.
         group: Cases of one group (frames of a video) never come into two splits; None = its own.
+        other_labels: Further label maps of this name: which is meant cannot be known.
     """
 
     id: str
@@ -31,6 +33,7 @@ class Case:
     label: Path | None
     split: str | None = None
     group: str | None = None
+    other_labels: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,9 @@ class DatasetSpec:
         refine: What a data set says of itself: root folder, spec -> spec.
         mask_levels: (lowest grey, label) of a picture's mask, ascending; None = it holds labels.
         split_sizes: Cases that train, validate and test in the whole published set.
+        whole: Numbers of cases that make a recognised folder the published set and give it its
+            name; a folder with others is called as it is. None = the layout is enough.
+        check: What is odd about a data set by its own description: root folder, cases -> findings.
     """
 
     name: str
@@ -68,6 +74,8 @@ class DatasetSpec:
     refine: Callable[[Path, DatasetSpec], DatasetSpec] = lambda root, spec: spec
     mask_levels: tuple[tuple[int, int], ...] | None = None
     split_sizes: tuple[int, int, int] | None = None
+    whole: tuple[int, ...] | None = None
+    check: Callable[[Path, Sequence[Case]], Iterable[Finding]] = lambda root, cases: ()
 
 
 def in_order(cases: list[Case]) -> list[Case]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sdseg_cli.datasets.manifest import read_json
+from sdseg_cli.datasets.dataset_json import read_json, read_text
 from sdseg_cli.datasets.spec import SPLITS, Case, DatasetSpec
 from sdseg_cli.errors import ConfigError, DataError
 from sdseg_cli.filenames import natural_key, stem_of
@@ -210,9 +210,5 @@ def _read_lists(path: Path) -> dict[str, list[str]]:
 
 
 def _lines(file: Path) -> list[str]:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read as UTF-8 text ({error}).", _FORM) from error
-    lines = (line.strip() for line in text.splitlines())
+    lines = (line.strip() for line in read_text(file, _FORM).splitlines())
     return [line for line in lines if line and not line.startswith("#")]

@@ -31,7 +31,10 @@ def test_with_patterns_the_pattern_says_what_a_mask_is(tmp_path: Path) -> None:
     root = touch(tmp_path, "1/ct.nii", "1/seg.nii", "2/seg.nii", "2/note.txt")
     case = Case("1", root / "1/ct.nii", root / "1/seg.nii")
     assert strays(root, [case], "*/seg.nii") == [("label-without-image", "2/seg.nii")]
-    assert strays(root, [case]) == []  # in case folders anything may lie
+    beside = [("label-without-image", "2/seg.nii")]
+    assert strays(root, [case]) == beside
+    touch(root, "results/2/seg.nii", "2/ct.nii")  # elsewhere anything may lie
+    assert strays(root, [case, Case("2", root / "2/ct.nii", root / "2/seg.nii")]) == []
 
 
 def test_dicom_is_known_by_its_mark_whatever_the_name(tmp_path: Path) -> None:
