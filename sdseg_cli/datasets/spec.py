@@ -13,6 +13,8 @@ from sdseg_cli.filenames import natural_key, safe_id
 from sdseg_cli.findings import Finding
 
 SPLITS = ("train", "val", "test")
+LONGEST_ID = 200
+"""Bytes of a case id: file names may have 255, and suffixes and temporary names add to it."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,19 @@ def in_order(cases: list[Case]) -> list[Case]:
     """Cases with path-safe ids in natural order.
 
     Raises:
-        DataError: Two cases come out with one id.
+        DataError: Two cases come out with one id, or one is too long to be a file name.
     """
     safe = sorted(
         (replace(case, id=safe_id(case.id) or "case") for case in cases),
         key=lambda case: natural_key(case.id),
     )
+    for case in safe:
+        if len(case.id.encode()) > LONGEST_ID:
+            raise DataError(
+                f"{case.image}: its case would be called {case.id[:40]}..., "
+                f"{len(case.id.encode())} bytes long.",
+                "Give its folders and file shorter names, or start from a folder further in.",
+            )
     # Case-insensitive file systems hold one folder for "A" and "a".
     for before, after in itertools.pairwise(safe):
         if before.id.lower() == after.id.lower():
