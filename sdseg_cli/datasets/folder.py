@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from sdseg_cli.datasets.dataset_json import DATASET_JSON, IMAGES
@@ -22,6 +23,8 @@ _IMAGE_STEM = re.compile(r"(^|.*[_\-. ])(image|img|scan|ct|mr|mri)", re.IGNORECA
 LABEL_STEM = re.compile(r"(^|.*[_\-. ])(labels?|masks?|seg|segmentation|annotation)", re.IGNORECASE)
 _LABEL_START = re.compile(r"(labels?|masks?|seg|segmentation)[_\-. ]", re.IGNORECASE)
 """Only where no name ends so: "seg_v2_117classes" beside "image"."""
+UNPAIRED = "unpaired"
+"""Code of the error that two patterns would mend."""
 _GLOB_HINT = "Name the files with --image-glob '*/image.nii.gz' --label-glob '*/label.nii.gz'."
 
 
@@ -64,9 +67,7 @@ def find_by_globs(root: Path, image_glob: str, label_glob: str) -> list[Case]:
         DataError: A pattern matches nothing, or the files cannot be paired one to one.
     """
     images, labels = _matches(root, image_glob), _matches(root, label_glob)
-    image_keys, label_keys = _keys(images, image_glob), _keys(labels, label_glob)
-    if not set(image_keys) & set(label_keys):
-        image_keys, label_keys = _folders(images), _folders(labels)
+    image_keys, label_keys = keys_of(images, image_glob, labels, label_glob)
     for keys, pattern in ((image_keys, image_glob), (label_keys, label_glob)):
         twice = [key for key, count in Counter(keys).items() if count > 1]
         if twice:
@@ -81,6 +82,23 @@ def find_by_globs(root: Path, image_glob: str, label_glob: str) -> list[Case]:
             for key, image in zip(image_keys, images, strict=True)
         ]
     )
+
+
+def keys_of(
+    images: Sequence[Path], image_glob: str, labels: Sequence[Path], label_glob: str
+) -> tuple[list[str], list[str]]:
+    """What the files of two patterns are paired by: one key for each.
+
+    Args:
+        images: Relative paths that match `image_glob`.
+        image_glob: Pattern of the scans.
+        labels: Relative paths that match `label_glob`.
+        label_glob: Pattern of the label maps.
+    """
+    keys = _keys(images, image_glob), _keys(labels, label_glob)
+    if set(keys[0]) & set(keys[1]):
+        return keys
+    return _folders(images), _folders(labels)
 
 
 def _from_twin_folders(root: Path) -> list[Case]:
@@ -115,6 +133,7 @@ def _from_case_folders(root: Path) -> list[Case]:
             raise DataError(
                 f"{folder}: {len(images)} scans and {len(labels)} label maps in one folder.",
                 _GLOB_HINT,
+                UNPAIRED,
             )
         relative = folder.relative_to(root).as_posix()
         id = root.resolve().name if relative == "." else relative
@@ -145,7 +164,7 @@ def _matches(root: Path, pattern: str) -> list[Path]:
     return found
 
 
-def _keys(paths: list[Path], pattern: str) -> list[str]:
+def _keys(paths: Sequence[Path], pattern: str) -> list[str]:
     expression = _glob_expression(pattern)
     keys = []
     for path in paths:
@@ -155,25 +174,23 @@ def _keys(paths: list[Path], pattern: str) -> list[str]:
 
 
 def _glob_expression(pattern: str) -> re.Pattern[str]:
-    """A glob as a regular expression with one group per wildcard."""
+    """A glob as a regular expression with one group per wildcard, or per row of them."""
     wildcards = re.compile(r"\*\*/|\*+|\?|\[[^\]]+\]")
     expression, end = "", 0
     for wildcard in wildcards.finditer(pattern):
-        expression += re.escape(pattern[end : wildcard.start()])
-        text = wildcard.group()
+        text, between = wildcard.group(), pattern[end : wildcard.start()]
+        expression += re.escape(between)
         if text == "**/":
             expression += "(?:(.*)/)?"
-        elif text.startswith("*"):
-            expression += "([^/]*)"
-        elif text == "?":
-            expression += "([^/])"
         else:
-            expression += "(" + text.replace("[!", "[^") + ")"
+            one = {"?": "[^/]", "*": "[^/]*"}.get(text[0]) or text.replace("[!", "[^")
+            beside = not between and expression.endswith(")")
+            expression = f"{expression[:-1]}{one})" if beside else f"{expression}({one})"
         end = wildcard.end()
     return re.compile(expression + re.escape(pattern[end:]))
 
 
-def _folders(paths: list[Path]) -> list[str]:
+def _folders(paths: Sequence[Path]) -> list[str]:
     return [path.parent.as_posix() for path in paths]
 
 

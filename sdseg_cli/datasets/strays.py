@@ -214,15 +214,15 @@ def dicom_folders(root: Path) -> Iterator[Path]:
     """Folders whose first file that is no volume, picture or text is DICOM."""
     for name, folders, files in os.walk(root):
         folders.sort()
-        candidates = (
-            Path(name, file)
-            for file in sorted(files)
-            if Path(file).suffix.lower() in (".dcm", ".ima", "")
-            or Path(file).suffix[1:].isdecimal()
-        )
+        candidates = (Path(name, file) for file in sorted(files) if may_be_dicom(Path(file)))
         first = next((file for file in candidates if not file.name.startswith(".")), None)
         if first is not None and is_dicom(first):
             yield Path(name)
+
+
+def may_be_dicom(path: Path) -> bool:
+    """Whether a file may be DICOM by its name: .dcm, .ima, none, or the end of a UID."""
+    return path.suffix.lower() in (".dcm", ".ima", "") or path.suffix[1:].isdecimal()
 
 
 def is_dicom(path: Path) -> bool:
