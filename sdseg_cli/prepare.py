@@ -114,7 +114,7 @@ def prepare(
     if crop not in CROPS:
         raise ConfigError(f"--crop {crop} is unknown.", f"Use one of {', '.join(CROPS)}.")
     spec, cases = find_cases(src, dataset, image_glob, label_glob)
-    name = checked_name(name or _own_name(src, spec, len(cases), named=dataset is not None))
+    name = checked_name(name or own_name(src, spec, len(cases), named=dataset is not None))
     target = spec.target if target is None else checked_target(target)
     cores = available_cores() if workers is None else max(1, workers)
     found = tuple(check_set(src, spec, cases, image_glob, label_glob))
@@ -188,7 +188,7 @@ def _carry_out(
     return PrepareReport.of(manifest, skipped, unlisted, warnings)
 
 
-def _own_name(src: Path, spec: DatasetSpec, cases: int, *, named: bool) -> str:
+def own_name(src: Path, spec: DatasetSpec, cases: int, *, named: bool) -> str:
     """What a set is called that was given no name: as its adapter, or as its folder."""
     published = spec.name != "folder" and (named or spec.whole is None or cases in spec.whole)
     return spec.name if published else safe_id(src.resolve().name)

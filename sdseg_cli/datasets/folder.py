@@ -165,10 +165,14 @@ def _matches(root: Path, pattern: str) -> list[Path]:
 
 
 def _keys(paths: Sequence[Path], pattern: str) -> list[str]:
+    """What the wildcards stand for; a ".*" at the end stands for an ending, which says nothing."""
     expression = _glob_expression(pattern)
+    without_ending = _glob_expression(pattern.removesuffix(".*"))
     keys = []
     for path in paths:
-        match = expression.fullmatch(path.as_posix())
+        match = without_ending.fullmatch(path.with_name(stem_of(path)).as_posix())
+        if not match or not pattern.endswith(".*"):
+            match = expression.fullmatch(path.as_posix())
         keys.append("_".join(part for part in match.groups() if part) if match else "")
     return keys
 

@@ -23,7 +23,7 @@ MOST_FILES = 20_000
 """Files that are looked at: no data set with another layout is understood from more."""
 MOST_PATTERNS = 60
 _LABEL_WORD = re.compile(
-    r"seg|mask|label|lbl|annot|truth|manual|contour|lesion|tumou?r|(?<![a-z])(gt|roi)(?![a-z])",
+    r"seg|mask|label|lbl|annot|truth|manual|contour|lesion|tumou?r|(?<![a-z])(gts?|rois?)(?![a-z])",
     re.IGNORECASE,
 )
 _KIND = re.compile(r"[_\-. ]([A-Za-z]+|0000)$")
