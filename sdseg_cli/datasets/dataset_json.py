@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from sdseg_cli.datasets.spec import Case, DatasetSpec
@@ -208,7 +208,7 @@ def check_description(root: Path, cases: Sequence[Case], *, is_complete: bool) -
 
 def _check_listed(said: Description, cases: Sequence[Case], is_complete: bool) -> Iterator[Finding]:
     """Cases beside the list, and entries of it without a case (Decathlon's are all cases)."""
-    stems = [stem_of(PurePosixPath(image)) for image, _ in said.training]
+    stems = [stem_of(Path(image)) for image, _ in said.training]
     listed = {stem.removesuffix("_0000") for stem in stems if not stem.startswith(".")}
     here = {stem_of(case.image).removesuffix("_0000") for case in cases}
     for stem in sorted(listed - here, key=natural_key):

@@ -132,7 +132,7 @@ def _is_whole(record: dict[str, Any], case: Path) -> bool:
     if set(sizes) != set(_ARRAYS) or sizes != record["bytes"]:
         return False
     hashes = [_sha256(case / name) for name in _ARRAYS]
-    return record["pixels_sha256"] == hashes[0] and record["sha256"] == _joined(hashes)
+    return [record["pixels_sha256"], record["sha256"]] == [hashes[0], _joined(hashes)]
 
 
 def modality_of(images: Sequence[Path]) -> str:
