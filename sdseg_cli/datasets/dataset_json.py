@@ -141,14 +141,13 @@ def describe(root: Path) -> Description:
         ) from error
     ignore = next(iter(labels.get("ignore", ())), None)
     declared = {number for numbers in labels.values() for number in numbers} - {0, ignore}
-    said = content.get("numTraining")
     return Description(
         channels=names,
         labels=tuple(sorted(map(int, declared - {None}))),
         ignore=ignore,
         file_ending=ending if ending.startswith(".") else f".{ending}",
         training=training,
-        cases=said if isinstance(said, int) and not isinstance(said, bool) else None,
+        cases=_count(content.get("numTraining")),
     )
 
 
@@ -178,21 +177,22 @@ def check_description(root: Path, cases: Sequence[Case], *, is_complete: bool) -
     """
     said = describe(root)
     ending = said.file_ending.lower()
+    listed = {Path(text).name for pair in said.training for text in pair}
     for case in cases:
         odd = [
             file.name
             for file in (case.image, case.label)
-            if file is not None and not file.name.lower().endswith(ending)
+            if file is not None
+            and (file.name not in listed if is_complete else not file.name.lower().endswith(ending))
         ]
-        # Decathlon's list names each file; an ending is then said twice or not at all.
-        if odd and not is_complete:
+        if odd:
             yield Finding(
                 "file-ending",
                 WARNING,
                 case.id,
-                f"{' and '.join(odd)} read, though {DATASET_JSON} says {said.file_ending}",
-                f"Nothing to do if the file belongs to the set; nnU-Net itself reads only "
-                f"{said.file_ending}.",
+                f"{' and '.join(odd)} read, though {DATASET_JSON} "
+                + ("lists another ending" if is_complete else f"says {said.file_ending}"),
+                "Nothing to do if the file belongs to the set; other tools go by dataset.json.",
             )
     if said.cases is not None and said.cases != len(cases):
         yield Finding(
@@ -237,6 +237,14 @@ def _names(channels: Any) -> tuple[str, ...]:
     return tuple(
         _text(name) for name in (channels if isinstance(channels, list) else channels.values())
     )
+
+
+def _count(value: Any) -> int | None:
+    """A number, also as text; what is none says nothing."""
+    if isinstance(value, str) and value.isdecimal():
+        return int(value)
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and value == int(value)
+    return int(value) if whole else None
 
 
 def _text(value: Any) -> str:

@@ -13,7 +13,7 @@ from sdseg_cli.datasets.dataset_json import (
     describe,
     refine,
 )
-from sdseg_cli.datasets.pairs import case_of
+from sdseg_cli.datasets.pairs import by_stem, case_of, files_in, is_volume
 from sdseg_cli.datasets.spec import Case, DatasetSpec, in_order
 from sdseg_cli.errors import DataError
 from sdseg_cli.filenames import is_picture, stem_of
@@ -59,7 +59,16 @@ def _inside(root: Path, text: str) -> Path:
             f"{root / DATASET_JSON}: {text!a} leaves the data set's folder.",
             "Name the files as ./imagesTr/NAME.nii.gz and ./labelsTr/NAME.nii.gz.",
         )
-    return root / written
+    return _as_found(root / written)
+
+
+def _as_found(path: Path) -> Path:
+    """The listed file, or the only one that differs from it by its ending."""
+    if path.is_file():
+        return path
+    stem = stem_of(path)
+    alike = by_stem(files_in(path.parent, is_volume)).get(stem, [])
+    return alike[0] if len(alike) == 1 else path
 
 
 def _is_odd(text: str) -> bool:

@@ -126,6 +126,7 @@ def _check_unused(root: Path, cases: Collection[Case]) -> Iterator[Finding]:
     images = {case.image for case in cases}
     stems = {(path.parent, stem_of(path)) for path in images}
     for folder in sorted(folders):
+        yield from _check_below(root, folder, images)
         found = [path for path in folder.iterdir() if _is_shown(path)]
         for path in _sorted(set(found) - images):
             if (folder, stem_of(path)) in stems or path.suffix.lower() in _BESIDE_SCANS:
@@ -139,6 +140,21 @@ def _check_unused(root: Path, cases: Collection[Case]) -> Iterator[Finding]:
                 + ("" if known else ": not a kind of file this tool reads"),
                 "Name it as the others, convert it, take it out, or choose files with "
                 "--image-glob and --label-glob.",
+            )
+
+
+def _check_below(root: Path, folder: Path, images: Collection[Path]) -> Iterator[Finding]:
+    """Folders of scans within a folder of scans."""
+    for below in _sorted(path for path in folder.iterdir() if path.is_dir()):
+        found = {path for path in below.iterdir() if _may_be_label(path) and path.is_file()}
+        if found and not below.name.startswith(".") and not found & set(images):
+            yield Finding(
+                "scan-not-used",
+                WARNING,
+                str(below.relative_to(root)),
+                f"{len(found)} file(s) in a folder among the scans are no cases",
+                "Move them up beside the scans, take them out, or choose files with --image-glob "
+                "and --label-glob.",
             )
 
 

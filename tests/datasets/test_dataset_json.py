@@ -168,6 +168,21 @@ def test_another_number_of_cases_than_said_is_a_warning(tmp_path: Path) -> None:
     assert found(tmp_path) == [("cases-count", "*")]
 
 
+@pytest.mark.parametrize(
+    ("said", "count"), [("6", 6), (6.0, 6), (6, 6), ("six", None), ([], None), (True, None)]
+)
+def test_the_number_of_cases_may_be_a_text(tmp_path: Path, said: object, count: int | None) -> None:
+    assert describe(write_nnunet(tmp_path, numTraining=said)).cases == count
+
+
+def test_a_listed_file_of_another_ending_is_read_and_said(tmp_path: Path) -> None:
+    write_decathlon(tmp_path)
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / folder / "la_003.nii.gz").rename(tmp_path / folder / "la_003.NII.GZ")
+    assert len(find_cases(tmp_path)[1]) == 4
+    assert found(tmp_path) == [("file-ending", "la_003")]
+
+
 def test_scans_beside_decathlons_list_are_named(tmp_path: Path) -> None:
     names = [f"la_{n:03d}.nii.gz" for n in (1, 2, 3)]
     listed = [{"image": f"imagesTr/{n}", "label": f"labelsTr/{n}"} for n in names]

@@ -81,8 +81,10 @@ def test_links_to_what_is_not_there_are_named(tmp_path: Path) -> None:
 
 def test_what_lies_among_the_scans_and_is_no_case_is_named(tmp_path: Path) -> None:
     root = touch(tmp_path, "images/a.nii.gz", "labels/a.nii.gz", "images/a.png", "images/a.json")
-    touch(root, "images/b.mgz", "images/notes.txt", "images/.b.nii", "images/c.png")
+    touch(root, "images/more/d.nii", "images/b.mgz", "images/notes.txt", "images/.b.nii")
+    touch(root, "images/c.png")
     assert found(root) == [
+        ("warning", "scan-not-used", "images/more"),
         ("warning", "scan-not-used", "images/b.mgz"),
         ("warning", "scan-not-used", "images/c.png"),
     ]
