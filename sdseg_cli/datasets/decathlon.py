@@ -18,6 +18,9 @@ from sdseg_cli.datasets.spec import Case, DatasetSpec, in_order
 from sdseg_cli.errors import DataError
 from sdseg_cli.filenames import is_picture, stem_of
 
+LONGEST_NAME, LONGEST_PATH = 255, 1000
+"""Bytes of a file name, and of a path below a data set."""
+
 
 def find_cases(root: Path) -> list[Case]:
     """The pairs that dataset.json lists under "training"; macOS's "._" twins are passed over.
@@ -54,7 +57,12 @@ def recognises(root: Path) -> bool:
 def _inside(root: Path, text: str) -> Path:
     written = PurePosixPath(text)
     drive = PureWindowsPath(text).drive
-    if not written.name or written.is_absolute() or drive or ".." in written.parts or _is_odd(text):
+    if _is_odd(text) or not written.name:
+        raise DataError(
+            f"{root / DATASET_JSON}: {text!a:.60} is no path of a file.",
+            "Name the files as ./imagesTr/NAME.nii.gz and ./labelsTr/NAME.nii.gz.",
+        )
+    if written.is_absolute() or drive or ".." in written.parts:
         raise DataError(
             f"{root / DATASET_JSON}: {text!a} leaves the data set's folder.",
             "Name the files as ./imagesTr/NAME.nii.gz and ./labelsTr/NAME.nii.gz.",
@@ -72,8 +80,11 @@ def _as_found(path: Path) -> Path:
 
 
 def _is_odd(text: str) -> bool:
-    """Whether no file can have this name: half a character, or a zero."""
-    return "\0" in text or any("\ud800" <= character <= "\udfff" for character in text)
+    """Whether no file can have this name: half a character, a zero, or too long."""
+    broken = "\0" in text or any("\ud800" <= character <= "\udfff" for character in text)
+    if broken or len(text) > LONGEST_PATH:
+        return True
+    return any(len(part.encode()) > LONGEST_NAME for part in text.split("/"))
 
 
 DECATHLON = DatasetSpec(

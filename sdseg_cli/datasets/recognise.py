@@ -53,7 +53,8 @@ def find_cases(
         if error.code == UNPAIRED and (here := holding(src)).patterns is not None:
             raise DataError(error.message, f"{here.advice(src)}.", error.code) from error
         raise
-    if cases and not any(case.label for case in cases) and (here := holding(src)).patterns:
+    alone = spec is FOLDER and cases and not any(case.label for case in cases)
+    if alone and (here := holding(src)).patterns:
         raise DataError(
             f"{src}: no scan has a label map in the layout of {spec.name}; it holds "
             f"{here.words(src)}.",

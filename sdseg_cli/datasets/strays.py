@@ -125,7 +125,7 @@ def _check_unused(root: Path, cases: Collection[Case]) -> Iterator[Finding]:
     folders = {case.image.parent for case in cases} - {label.parent for label in labels}
     images = {case.image for case in cases}
     stems = {(path.parent, stem_of(path)) for path in images}
-    for folder in sorted(folders):
+    for folder in sorted(folder for folder in folders if folder.is_dir()):
         yield from _check_below(root, folder, images)
         found = [path for path in folder.iterdir() if _is_shown(path)]
         for path in _sorted(set(found) - images):
@@ -163,7 +163,7 @@ def _check_links(root: Path, cases: Collection[Case]) -> Iterator[Finding]:
     folders = {file.parent for case in cases for file in (case.image, case.label) if file}
     if _case_folders(cases):
         folders |= set(_folders(root))
-    for folder in sorted(folders):
+    for folder in sorted(folder for folder in folders if folder.is_dir()):
         for path in _sorted(folder.iterdir()):
             shown = not path.name.startswith(".") and (is_volume(path) or is_picture(path))
             if shown and path.is_symlink() and not path.exists():

@@ -86,12 +86,25 @@ def test_listed_paths_may_be_windows(tmp_path: Path, start: str, slash: str) -> 
 
 @pytest.mark.parametrize(
     "path",
-    ["..\\x.nii", "C:\\x.nii", "C:x.nii", "\\\\server\\x.nii", "a\0b", "\ud800.nii", "", "."],
+    ["..\\x.nii", "C:\\x.nii", "C:x.nii", "\\\\host\\x.nii"],
 )
 def test_a_listed_path_that_leaves_the_folder_is_refused(tmp_path: Path, path: str) -> None:
     write_decathlon(tmp_path, training=[{"image": path, "label": "labelsTr/la_001.nii.gz"}])
     with pytest.raises(DataError, match="leaves the data set's folder"):
         find_cases(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["a\0b", "\ud800.nii", "", ".", "x" * 300, "x/" * 999])
+def test_a_listed_path_that_is_none_is_named(tmp_path: Path, path: str) -> None:
+    write_decathlon(tmp_path, training=[{"image": "imagesTr/la_001.nii.gz", "label": path}])
+    with pytest.raises(DataError, match="is no path of a file"):
+        find_cases(tmp_path)
+
+
+def test_a_listed_folder_that_is_not_there_is_no_crash(tmp_path: Path) -> None:
+    write_decathlon(tmp_path, training=[{"image": "gone/a.nii.gz", "label": "gone/a.nii.gz"}])
+    assert ("scan-missing", "a") not in found(tmp_path)
+    assert find_cases(tmp_path)[1][0].label is None
 
 
 @pytest.mark.parametrize(
