@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,13 @@ def open_array(path: Path) -> NDArray[np.generic]:
     Raises:
         DataError: Missing or damaged.
     """
+    hint = "Run the same `sdseg prepare` command again; it redoes what is missing."
     try:
-        array: NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(
-            f"{path}: missing or damaged.",
-            "Run the same `sdseg prepare` command again; it redoes what is missing.",
-        ) from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # a header that is none of ours
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # a damaged header is parsed as Python and may raise anything
+        raise DataError(f"{path}: missing or damaged.", hint) from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "buif":
+        raise DataError(f"{path}: damaged (no array of numbers).", hint)
     return array

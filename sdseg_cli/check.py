@@ -20,7 +20,7 @@ from sdseg_cli.datasets.recognise import find_cases, fitting
 from sdseg_cli.datasets.spec import Case, DatasetSpec
 from sdseg_cli.datasets.split import FEWEST_CASES, read_split, split_of
 from sdseg_cli.datasets.strays import (
-    check_strays,
+    check_set,
     dicom_folders,
     is_dicom,
     sets_in,
@@ -113,7 +113,7 @@ def check(
     findings = [
         *(finding for case in measured for finding in check_case(case, expected)),
         *check_cohort(measured, split, expected),
-        *check_strays(src, cases, label_glob),
+        *(check_set(src, spec, cases, image_glob, label_glob) if spec else ()),
         *_check_dicom(src, cases),
     ]
     return CheckReport(in_order(findings), len(cases))

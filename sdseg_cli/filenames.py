@@ -171,20 +171,18 @@ def matching(root: Path, pattern: str) -> list[Path]:
 
 
 def glob_expression(pattern: str) -> re.Pattern[str]:
-    """A pattern of `matching` as a regular expression with one group per wildcard."""
+    """A pattern of `matching` as a regular expression: a group for each row of wildcards."""
     wildcards = re.compile(r"\*\*/|\*+|\?|\[[^\]]+\]")
     expression, end = "", 0
     for wildcard in wildcards.finditer(pattern):
-        expression += re.escape(pattern[end : wildcard.start()])
-        text = wildcard.group()
+        text, between = wildcard.group(), pattern[end : wildcard.start()]
+        expression += re.escape(between)
         if text == "**/":
             expression += "(?:(.*)/)?"
-        elif text.startswith("*"):
-            expression += "([^/]*)"
-        elif text == "?":
-            expression += "([^/])"
         else:
-            expression += "(" + text.replace("[!", "[^") + ")"
+            one = {"?": "[^/]", "*": "[^/]*"}.get(text[0]) or text.replace("[!", "[^")
+            beside = not between and expression.endswith(")")
+            expression = f"{expression[:-1]}{one})" if beside else f"{expression}({one})"
         end = wildcard.end()
     return re.compile(expression + re.escape(pattern[end:]))
 

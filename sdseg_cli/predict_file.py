@@ -250,11 +250,11 @@ def check_volume(volume: Volume, normalisation: Normalisation) -> tuple[Finding,
 
     Args:
         volume: The scan.
-        normalisation: The run's; a window means that it was trained on CT.
+        normalisation: The run's; a window that begins below 0 means that it was trained on CT.
     """
     if isinstance(volume, Picture):
         return ()
-    ct = normalisation.kind.startswith("window")
+    ct = normalisation.kind.startswith("window") and normalisation.low < 0
     found = (
         *check_grid(volume.name, measure_grid(volume.geometry)),
         *check_scan(volume.name, measure_scan(volume), ct or None),

@@ -7,6 +7,7 @@ the next one, wrong input leaves nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +26,8 @@ from sdseg_cli.datasets.outcome import (
 from sdseg_cli.datasets.recognise import find_cases
 from sdseg_cli.datasets.spec import Case, DatasetSpec
 from sdseg_cli.datasets.split import Split, read_split, split_of
-from sdseg_cli.datasets.staging import Staging
+from sdseg_cli.datasets.staging import Staging, lock_of
+from sdseg_cli.datasets.strays import check_set
 from sdseg_cli.errors import ConfigError, DataError
 from sdseg_cli.filenames import is_picture, safe_id
 from sdseg_cli.findings import ERROR, WARNING, Finding, in_order
@@ -43,6 +45,7 @@ from sdseg_cli.imaging.slices import CROPS
 from sdseg_cli.processes import available_cores, in_processes
 from sdseg_cli.progress import Progress, silent
 from sdseg_cli.replacing_sets import replaced
+from sdseg_cli.training.run_lock import locked
 
 SIZE = 256
 """Side of the model's squares in pixels."""
@@ -62,6 +65,8 @@ class _Plan:
     crop: str
     workers: int
     skip_bad: bool
+    found: tuple[Finding, ...]
+    """What `check_set` says of the files as a whole."""
 
 
 def prepare(
@@ -87,7 +92,8 @@ def prepare(
         src: Folder of the data set.
         workspace: `prepared/<name>/` is made in it.
         dataset: Adapter; recognised by the layout when absent.
-        name: Name of the prepared set; default the adapter's, or for "folder" the folder's.
+        name: Name of the prepared set; default the adapter's, or for "folder" and for a part of
+            a published set of pictures the folder's.
         target: Labels that count as foreground; default the adapter's.
         split_file: Who trains, validates and tests; drawn when absent.
         window: Values (HU) that become -1 and +1; default the adapter's, else by modality.
@@ -103,18 +109,27 @@ def prepare(
         ConfigError: An option makes no sense; or the set in place would get other settings while
             a run is being trained on it.
         DataError: No cases, too few, or a faulty one; then nothing is left behind.
-        RunError: The disk refused.
+        RunError: The disk refused, or another process prepares a set of this name.
     """
     if crop not in CROPS:
         raise ConfigError(f"--crop {crop} is unknown.", f"Use one of {', '.join(CROPS)}.")
     spec, cases = find_cases(src, dataset, image_glob, label_glob)
-    name = checked_name(
-        name or (safe_id(src.resolve().name) if spec.name == "folder" else spec.name)
-    )
+    name = checked_name(name or own_name(src, spec, len(cases), named=dataset is not None))
     target = spec.target if target is None else checked_target(target)
     cores = available_cores() if workers is None else max(1, workers)
-    plan = _Plan(spec, src.resolve(), name, target, split_file, seed, window, crop, cores, skip_bad)
-    return _carry_out(plan, cases, Staging(workspace.absolute() / "prepared" / name), progress)
+    found = tuple(check_set(src, spec, cases, image_glob, label_glob))
+    plan = _Plan(
+        spec, src.resolve(), name, target, split_file, seed, window, crop, cores, skip_bad, found
+    )
+    staging = Staging(workspace.absolute() / "prepared" / name)
+    # Two at once would build in one folder, and mix their settings in one set.
+    with locked(
+        lock_of(staging.final),
+        subject=str(staging.final),
+        busy="is preparing this set",
+        hint="Wait for it or stop it, or prepare under another --name.",
+    ):
+        return _carry_out(plan, cases, staging, progress)
 
 
 def _carry_out(
@@ -124,8 +139,7 @@ def _carry_out(
     split = _split(plan, cases, cases)
     listed = [case for case in cases if case.id in split.of]
     # Headers first: a mask of another shape is found before minutes of work.
-    found = [check_headers(case.id, case.image, case.label) for case in listed]
-    bad = [fault for fault in found if fault]
+    bad = _faults(plan, listed)
     usable = _without(listed, bad, plan.skip_bad)
     modality, normalisation = _normalisation(plan, usable)
     target = None if plan.target is None else list(plan.target)
@@ -174,6 +188,26 @@ def _carry_out(
     return PrepareReport.of(manifest, skipped, unlisted, warnings)
 
 
+def own_name(src: Path, spec: DatasetSpec, cases: int, *, named: bool) -> str:
+    """What a set is called that was given no name: as its adapter, or as its folder."""
+    published = spec.name != "folder" and (named or spec.whole is None or cases in spec.whole)
+    return spec.name if published else safe_id(src.resolve().name)
+
+
+def _faults(plan: _Plan, cases: Sequence[Case]) -> list[BadCase]:
+    """Cases that are wrong as a whole, or by their headers, each once."""
+    ids = {case.id for case in cases}
+    bad = {
+        one.case: BadCase.of(one.case, "", DataError(f"{one.measured}.", one.fix, one.code))
+        for one in plan.found
+        if one.level == ERROR and one.case in ids
+    }
+    for case in cases:
+        if case.id not in bad and (fault := check_headers(case.id, case.image, case.label)):
+            bad[case.id] = fault
+    return list(bad.values())
+
+
 def _jobs(plan: _Plan, cases: Sequence[Case], normalisation: Normalisation) -> list[CaseJob]:
     """What is to be done for each case."""
     return [
@@ -201,11 +235,9 @@ def _records(
         The records; the cases that lie in the set in place; the faulty cases.
     """
     building, final = staging.building / "cases", staging.final / "cases"
-    records = {job.id: record for job in jobs if (record := finished(job, final))}
+    records = _finished(jobs, final, plan.workers)
     kept = set(records)
-    for job in jobs:
-        if job.id not in kept and (record := finished(job, building)):
-            records[job.id] = record
+    records |= _finished([job for job in jobs if job.id not in kept], building, plan.workers)
     todo = [job for job in jobs if job.id not in records]
     bad: list[BadCase] = []
     progress(len(records), len(jobs), "done before")
@@ -220,6 +252,13 @@ def _records(
                 records[job.id] = result
             progress(done, len(jobs), f"case {job.id}")
     return records, kept, bad
+
+
+def _finished(jobs: Sequence[CaseJob], folder: Path, workers: int) -> Records:
+    """The cases of a folder that need not be prepared again."""
+    with ThreadPoolExecutor(workers) as pool:  # hashing leaves the interpreter to others
+        found = pool.map(partial(finished, folder=folder), jobs)
+        return {job.id: record for job, record in zip(jobs, found, strict=True) if record}
 
 
 def _split(plan: _Plan, cases: Sequence[Case], left: Sequence[Case]) -> Split:
@@ -281,4 +320,5 @@ def _warnings(
     facts = [facts_in(Pair(case.id, case.image, case.label), records[case.id]) for case in cases]
     alone = [finding for case in facts for finding in check_case(case, expected)]
     alike = check_duplicates({case.id: case.sha256 for case in facts}, split.of)
-    return in_order(finding for finding in (*alone, *alike) if finding.level == WARNING)
+    every = (*alone, *alike, *plan.found)
+    return in_order(finding for finding in every if finding.level == WARNING)

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from sdseg_cli.datasets.manifest import Manifest
-from sdseg_cli.errors import ConfigError, DataError
+from sdseg_cli.datasets.staging import lock_of
+from sdseg_cli.errors import ConfigError, DataError, RunError
 from sdseg_cli.findings import EVERY_CASE, WARNING, Finding
 from sdseg_cli.training.run_folder import RunDir
+from sdseg_cli.training.run_lock import holder, is_locked
 
 
 def replaced(root: Path, settings: Mapping[str, Any]) -> Finding | None:
@@ -50,6 +52,29 @@ def replaced(root: Path, settings: Mapping[str, Any]) -> Finding | None:
         measured=f"replaced {before.name}, which had {what}; trained on the old one: {names}",
         fix="They can no longer be evaluated or resumed: prepare it as before, or train them anew.",
     )
+
+
+def require_settled(manifest: Manifest) -> None:
+    """Asked by a training that holds its run's lock, which `replaced` in turn looks for.
+
+    Args:
+        manifest: The set to train on, as it was read before.
+
+    Raises:
+        RunError: The set is being prepared right now.
+        ConfigError: It was prepared anew since it was read.
+    """
+    lock = lock_of(manifest.root)
+    if is_locked(lock):
+        raise RunError(
+            f"{manifest.root}: {holder(lock)} is preparing this set.", "Train when it has ended."
+        )
+    if manifest.path.is_file():
+        now = Manifest.load(manifest.root).inference_settings()
+        if now != manifest.inference_settings():
+            raise ConfigError(
+                f"{manifest.root}: was prepared anew just now.", "Run the same command again."
+            )
 
 
 def _trained_on(manifest: Manifest) -> list[RunDir]:

@@ -25,6 +25,7 @@ from sdseg_cli.errors import ConfigError
 from sdseg_cli.findings import Finding
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.progress import TrainProgress, Watch, unasked, unwatched
+from sdseg_cli.replacing_sets import require_settled
 from sdseg_cli.splits import open_split
 from sdseg_cli.train_pictures import TrainPictures
 from sdseg_cli.training.batches import PreparedSlices
@@ -129,7 +130,7 @@ def train(
         DataError: The prepared set lacks train or val cases, or is damaged.
         WeightsError: Pretrained weights are missing, or no checkpoint is whole.
         RunError: The loss became NaN or infinite, memory ran out, the disk refused, or another
-            process trains in this folder.
+            process trains in this folder or prepares the set.
         KeyboardInterrupt: A second SIGINT; nothing is saved then, and nothing is lost either.
     """
     started = time.monotonic()
@@ -142,6 +143,7 @@ def train(
         stop_signals(asked if ranks.writes else unasked) as stop,
         training_together(ranks, choose_device(device)) as own,
     ):
+        require_settled(manifest)
         slices, fixed = open_split(manifest, "train"), open_split(manifest, "val")
         waiting = min(2 * (workers or default_workers()) + 1, config.train.steps)
         require_batch_memory(config, math.prod(slices.batch([0]).image.shape), own, ranks, waiting)

@@ -133,6 +133,70 @@ def put(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
+def swapped(name: str, old: str, new: str) -> Build:
+    """The file that is there, with a piece of its text replaced."""
+
+    def build(folder: Path) -> None:
+        text = (folder / name).read_text(encoding="utf-8")
+        assert old in text, text[:500]
+        put(folder / name, text.replace(old, new, 1).encode())
+
+    return build
+
+
+def coded(name: str, coding: str) -> Build:
+    """The text file that is there, in another coding."""
+    return lambda folder: put(
+        folder / name, (folder / name).read_text(encoding="utf-8").encode(coding)
+    )
+
+
+def dangling(name: str) -> Build:
+    """A link to what is not there."""
+
+    def build(folder: Path) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to("gone.nii.gz")
+
+    return build
+
+
+def renamed(pattern: str, old: str, new: str) -> Build:
+    """Files of a pattern, under another name."""
+
+    def build(folder: Path) -> None:
+        for path in sorted(folder.glob(pattern)):
+            path.rename(path.with_name(path.name.replace(old, new)))
+
+    return build
+
+
+def pairs(scans: str, masks: str) -> Build:
+    """Four small CT scans and masks below `data`, by patterns for their paths."""
+    parts = [
+        scan(f"data/{pattern.format(n)}.nii.gz", array)
+        for n in range(1, 5)
+        for pattern, array in ((scans, hu(SHAPE)), (masks, labels(1, np.uint8)))
+    ]
+    return together(*parts)
+
+
+def colours(folder: Path) -> None:
+    """An nnU-Net set of pictures that names three channels and has one file for them."""
+    for number in range(3):
+        name = f"x{number}"
+        raw_pictures.save_pair(
+            folder / f"data/imagesTr/{name}_0000.png", folder / f"data/labelsTr/{name}.png", number
+        )
+    said = {
+        "channel_names": {"0": "R", "1": "G", "2": "B"},
+        "labels": {"background": 0, "polyp": 255},
+        "numTraining": 3,
+        "file_ending": ".png",
+    }
+    put(folder / "data/dataset.json", json.dumps(said).encode())
+
+
 def cut(name: str, keep: float) -> Build:
     """A part of the file that is there."""
 
@@ -157,7 +221,7 @@ def appended(name: str, data: bytes) -> Build:
     return lambda folder: put(folder / name, (folder / name).read_bytes() + data)
 
 
-def renamed(old: str, new: str) -> Build:
+def moved(old: str, new: str) -> Build:
     return lambda folder: (folder / old).rename(folder / new) and None
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -11,9 +12,10 @@ import torch
 from sdseg_cli.config import SampleConfig
 from sdseg_cli.errors import ConfigError, DataError, RunError, WeightsError
 from sdseg_cli.imaging.files import read_image
+from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.volume import Geometry, Volume
 from sdseg_cli.predict import Predictor, checked_crop
-from sdseg_cli.predict_file import PredictReport, predict_file
+from sdseg_cli.predict_file import PredictReport, check_volume, predict_file
 from tests.conftest import Workspace
 
 
@@ -208,6 +210,41 @@ def test_a_scan_that_is_no_ct_is_predicted_with_a_warning(
             (code, "warning") for code in codes
         ]
         assert [one["code"] for one in report.to_json()["warnings"]] == codes
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 180), (2, 2700), (-2.5, 8)])
+def test_mr_given_to_a_run_of_ct_is_said_not_to_look_like_ct(
+    predictor: Predictor, tiny_run: Workspace, tmp_path: Path, low: float, high: float
+) -> None:
+    scan = nib.load(tiny_run.scan)
+    values = np.random.default_rng(0).uniform(low, high, scan.shape).astype(np.float32)
+    nib.save(nib.Nifti1Image(values, scan.affine), tmp_path / "mr.nii.gz")
+    report = predict_file(tmp_path / "mr.nii.gz", tmp_path / "m.nii.gz", predictor)
+    assert ["this does not look like CT" in one.measured for one in report.warnings] == [True]
+
+
+def test_a_run_with_a_window_above_zero_asks_for_no_ct(tiny_run: Workspace) -> None:
+    mr = np.random.default_rng(0).uniform(0, 2700, (8, 8, 3)).astype(np.float32)
+    volume = replace(read_image(tiny_run.scan), array=mr, geometry=Geometry((8, 8, 3), np.eye(4)))
+    assert check_volume(volume, Normalisation("window", 0, 2000)) == ()
+    assert len(check_volume(volume, Normalisation("window", -100, 2000))) == 1
+
+
+@pytest.mark.data
+def test_no_real_ct_is_taken_for_mr_and_every_real_mr_is_told(real_data: Path) -> None:
+    run = Normalisation("window", -175, 250)
+    scans = {
+        "CT": ["*-ct/*/image.nii.gz", "*-ct/*/CT_image.nii.gz", "*/*_ct/image.nii.gz"],
+        "MR": ["msd-hippocampus/images/*.nii.gz"],
+    }
+    for kind, patterns in scans.items():
+        paths = [path for pattern in patterns for path in real_data.glob(pattern)]
+        found = [
+            any("does not look like CT" in one.measured for one in check_volume(read_image(p), run))
+            for p in paths
+        ]
+        assert len(found) == 40
+        assert set(found) == {kind == "MR"}
 
 
 def test_progress_counts_slices(tiny_run: Workspace) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +14,10 @@ import numpy as np
 import pytest
 
 from sdseg_cli.datasets.manifest import Manifest
-from sdseg_cli.errors import ConfigError, DataError, GeometryError, SdsegError
+from sdseg_cli.datasets.staging import lock_of
+from sdseg_cli.errors import ConfigError, DataError, GeometryError, RunError, SdsegError
 from sdseg_cli.prepare import prepare
+from sdseg_cli.training.run_lock import locked
 from tests.raw_cases import AFFINE, IDS, SHAPE, contents
 
 
@@ -195,3 +199,114 @@ def test_two_cases_are_too_few(raw: Path, workspace: Path) -> None:
             image_glob="pt_[12]/image.nii.gz",
             label_glob="pt_[12]/label.nii.gz",
         )
+
+
+def test_a_second_prepare_of_a_name_is_refused_and_told_who_is_at_it(
+    raw: Path, workspace: Path
+) -> None:
+    root = workspace / "prepared" / "raw_data"
+    with locked(lock_of(root)):
+        who = f"raw_data: process {os.getpid()} on {socket.gethostname()} is preparing this set"
+        with pytest.raises(RunError, match=who) as caught:
+            prepare(raw, workspace, workers=1, crop="body")
+        assert "--name" in caught.value.hint
+        prepare(raw, workspace, workers=1, name="other")
+    assert contents(root.parent).keys() == {
+        f"other/{file}" for file in contents(root.with_name("other"))
+    }
+
+
+def test_two_at_once_make_one_set_of_one_crop(raw: Path, workspace: Path) -> None:
+    """The second comes while the first is at its scans."""
+    refused: list[str] = []
+
+    def second(done: int, total: int, what: str) -> None:
+        if done == 2:
+            with pytest.raises(RunError) as caught:
+                prepare(raw, workspace, workers=1, crop="body")
+            refused.append(caught.value.message)
+
+    report = prepare(raw, workspace, workers=1, progress=second)
+    assert len(refused) == 1
+    assert Manifest.load(report.manifest).crop == "none"
+    assert [path.name for path in (workspace / "prepared").iterdir()] == ["raw_data"]
+
+
+def test_the_lock_of_a_killed_process_does_not_stay_in_the_way(raw: Path, workspace: Path) -> None:
+    lock = lock_of(workspace / "prepared" / "raw_data")
+    lock.parent.mkdir()
+    lock.write_text(json.dumps({"pid": 1, "host": "gone"}))
+    prepare(raw, workspace, workers=1)
+    assert not lock.exists()
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.unlink()  # cases that are kept are links to the same file
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("name", ["pixels.npy", "labels.npy"])
+@pytest.mark.parametrize("place", [9, 60, 5000, -1])
+def test_a_flipped_bit_in_an_array_is_found_and_that_case_made_again(
+    raw: Path, workspace: Path, name: str, place: int
+) -> None:
+    report = prepare(raw, workspace, workers=1)
+    before, inode = contents(workspace), (report.manifest.parent / "cases/pt_2/pixels.npy").stat()
+    flip(report.manifest.parent / "cases/pt_3" / name, place)
+    told: list[str] = []
+    again = prepare(raw, workspace, workers=1, progress=lambda a, b, what: told.append(what))
+    assert told == ["done before", "case pt_3"]
+    assert contents(workspace) == before
+    assert (again.manifest.parent / "cases/pt_2/pixels.npy").stat().st_ino == inode.st_ino
+
+
+@pytest.mark.parametrize(
+    "record",
+    [b"", b"{", b"[]", b"{}", b"[" * 100_000, b"\xff", b'{"bytes": 7}', b'{"fingerprint": null}'],
+)
+def test_a_damaged_record_is_made_again(raw: Path, workspace: Path, record: bytes) -> None:
+    report = prepare(raw, workspace, workers=1)
+    before = contents(workspace)
+    file = report.manifest.parent / "cases/pt_3/case.json"
+    file.unlink()
+    file.write_bytes(record)
+    prepare(raw, workspace, workers=1)
+    assert contents(workspace) == before
+
+
+def test_a_record_whose_slices_were_changed_is_made_again(raw: Path, workspace: Path) -> None:
+    report = prepare(raw, workspace, workers=1)
+    before = contents(workspace)
+    file = report.manifest.parent / "cases/pt_3/case.json"
+    record = json.loads(file.read_text())
+    record["label_slices"] = {"1": [0]}
+    file.unlink()
+    file.write_text(json.dumps(record))
+    prepare(raw, workspace, workers=1)
+    assert contents(workspace) == before
+
+
+def test_an_interrupted_prepare_takes_up_only_whole_cases(raw: Path, workspace: Path) -> None:
+    class StopError(Exception):
+        pass
+
+    def stop(done: int, total: int, what: str) -> None:
+        if done == 3:
+            raise StopError
+
+    with pytest.raises(StopError):
+        prepare(raw, workspace, workers=1, progress=stop)
+    built = workspace / "prepared/.raw_data.part/cases"
+    flip(built / "pt_2/pixels.npy", -1)
+    told: list[tuple[int, str]] = []
+    prepare(raw, workspace, workers=1, progress=lambda done, _, what: told.append((done, what)))
+    assert told[:2] == [(2, "done before"), (3, "case pt_2")]
+    prepare(raw, workspace, name="undisturbed", workers=1)
+    prepared = workspace / "prepared"
+    arrays = [
+        {name: data for name, data in contents(prepared / one).items() if name != "manifest.json"}
+        for one in ("raw_data", "undisturbed")
+    ]
+    assert arrays[0] == arrays[1]

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdseg_cli.errors import ConfigError
+from sdseg_cli.datasets.staging import lock_of
+from sdseg_cli.errors import ConfigError, RunError
 from sdseg_cli.prepare import prepare
-from sdseg_cli.replacing_sets import replaced
+from sdseg_cli.replacing_sets import replaced, require_settled
 from sdseg_cli.training.run_lock import locked
 from tests.fake_run import Workspace, make_workspace
 from tests.raw_cases import contents
@@ -71,3 +72,19 @@ def test_a_set_whose_scans_changed_is_not_replaced_under_a_run_that_trains(
     with locked(trained.run / ".lock"), pytest.raises(ConfigError, match="another split, data"):
         prepare(raw, trained.root, name="toy", workers=1)
     assert manifest.read_bytes() == before
+
+
+def test_a_training_waits_for_a_set_that_is_being_prepared(trained: Workspace) -> None:
+    require_settled(trained.manifest)
+    root = trained.root / "prepared" / "toy"
+    with locked(lock_of(root)), pytest.raises(RunError, match=r"process \d+ on .* is preparing"):
+        require_settled(trained.manifest)
+
+
+def test_a_training_does_not_begin_on_a_set_that_changed_since_it_was_read(
+    trained: Workspace,
+) -> None:
+    newer = replace(trained.manifest, crop="body")
+    newer.path.write_text(newer.to_text())
+    with pytest.raises(ConfigError, match="prepared anew"):
+        require_settled(trained.manifest)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from sdseg_cli.datasets.pairs import by_stem, case_of, files_in, is_volume
 from sdseg_cli.datasets.spec import Case, DatasetSpec, in_order
+from sdseg_cli.filenames import stem_of
 
 _PLACES = ("", "Training", "RawData/Training", "Abdomen/RawData/Training")
 _TEST_CASES = (1, 2, 3, 4, 8, 22, 25, 29, 32, 35, 36, 38)
@@ -16,11 +18,13 @@ def find_cases(root: Path) -> list[Case]:
     training = _training_folder(root)
     if training is None:
         return []
+    labels = by_stem(files_in(training / "label", is_volume))
     cases = []
-    for image in training.glob("img/img*.nii.gz"):
-        number = image.name.removeprefix("img").removesuffix(".nii.gz")
-        label = training / "label" / f"label{number}.nii.gz"
-        cases.append(Case(number, image, label if label.is_file() else None))
+    for image in files_in(training / "img", is_volume):
+        stem = stem_of(image)
+        if stem.startswith("img"):
+            number = stem.removeprefix("img")
+            cases.append(case_of(number, image, labels.get(f"label{number}", ())))
     return in_order(cases)
 
 

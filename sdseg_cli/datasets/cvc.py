@@ -7,9 +7,12 @@ twins. Where a split.csv names the sequences, they are kept whole, and "held-out
 from __future__ import annotations
 
 import csv
+import io
+from dataclasses import replace
 from pathlib import Path
 
 from sdseg_cli.config import ABOVE_128
+from sdseg_cli.datasets.dataset_json import read_text
 from sdseg_cli.datasets.pairs import paired
 from sdseg_cli.datasets.spec import Case, DatasetSpec, in_order
 from sdseg_cli.errors import DataError
@@ -45,24 +48,26 @@ def _has_sequences(root: Path) -> bool:
     file = root / "split.csv"
     if not file.is_file() or not (root / "images").is_dir():
         return False
-    with file.open(encoding="utf-8", errors="replace", newline="") as stream:
-        return next(csv.reader(stream), []) == _COLUMNS
+    try:
+        return next(csv.reader(io.StringIO(read_text(file, ""))), []) == _COLUMNS
+    except (DataError, csv.Error):  # another table, not ours to name
+        return False
 
 
 def _with_sequences(root: Path) -> list[Case]:
     file = root / "split.csv"
-    with file.open(encoding="utf-8", errors="replace", newline="") as stream:
-        rows = {row["frame"]: row for row in csv.DictReader(stream)}
+    hint = f"Each frame needs a line of {','.join(_COLUMNS)}."
+    try:
+        rows = {row["frame"]: row for row in csv.DictReader(io.StringIO(read_text(file, hint)))}
+    except csv.Error as error:
+        raise DataError(f"{file}: damaged ({error}).", hint) from error
     cases = []
     for case in paired(root / "images", root / "masks"):
         row = rows.get(case.id)
         if row is None or not row["sequence"]:
-            raise DataError(
-                f"{file}: no sequence for frame {case.id}.",
-                f"Each frame needs a line of {','.join(_COLUMNS)}.",
-            )
+            raise DataError(f"{file}: no sequence for frame {case.id}.", hint)
         split = "test" if row["split"] in _TEST else None
-        cases.append(Case(case.id, case.image, case.label, split, f"sequence {row['sequence']}"))
+        cases.append(replace(case, split=split, group=f"sequence {row['sequence']}"))
     return cases
 
 

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from functools import partial
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from sdseg_cli.datasets import nnunet
-from sdseg_cli.datasets.dataset_json import DATASET_JSON, IMAGES, describe, refine
+from sdseg_cli.datasets.dataset_json import (
+    DATASET_JSON,
+    IMAGES,
+    check_description,
+    describe,
+    refine,
+)
+from sdseg_cli.datasets.pairs import by_stem, case_of, files_in, is_volume
 from sdseg_cli.datasets.spec import Case, DatasetSpec, in_order
 from sdseg_cli.errors import DataError
-from sdseg_cli.filenames import stem_of
+from sdseg_cli.filenames import is_picture, stem_of
+
+LONGEST_NAME, LONGEST_PATH = 255, 1000
+"""Bytes of a file name, and of a path below a data set."""
 
 
 def find_cases(root: Path) -> list[Case]:
@@ -21,7 +32,8 @@ def find_cases(root: Path) -> list[Case]:
     if not recognises(root):
         return []
     said = describe(root)
-    if len(said.channels) > 1:
+    colours = all(is_picture(Path(image)) for image, _ in said.training)
+    if len(said.channels) > 1 and not colours:
         raise DataError(
             f"{root}: its images are 4D, with {len(said.channels)} channels "
             f"({', '.join(said.channels)}); one is used.",
@@ -31,7 +43,8 @@ def find_cases(root: Path) -> list[Case]:
     for listed in said.training:
         image, label = (_inside(root, text) for text in listed)
         if not image.name.startswith("."):
-            cases.append(Case(stem_of(image), image, label if label.is_file() else None))
+            labels = [label] if label.is_file() else []
+            cases.append(case_of(stem_of(image), image, labels))
     return in_order(cases)
 
 
@@ -43,12 +56,35 @@ def recognises(root: Path) -> bool:
 
 def _inside(root: Path, text: str) -> Path:
     written = PurePosixPath(text)
-    if written.is_absolute() or ".." in written.parts:
+    drive = PureWindowsPath(text).drive
+    if _is_odd(text) or not written.name:
         raise DataError(
-            f"{root / DATASET_JSON}: {text} leaves the data set's folder.",
+            f"{root / DATASET_JSON}: {text!a:.60} is no path of a file.",
             "Name the files as ./imagesTr/NAME.nii.gz and ./labelsTr/NAME.nii.gz.",
         )
-    return root / written
+    if written.is_absolute() or drive or ".." in written.parts:
+        raise DataError(
+            f"{root / DATASET_JSON}: {text!a} leaves the data set's folder.",
+            "Name the files as ./imagesTr/NAME.nii.gz and ./labelsTr/NAME.nii.gz.",
+        )
+    return _as_found(root / written)
+
+
+def _as_found(path: Path) -> Path:
+    """The listed file, or the only one that differs from it by its ending."""
+    if path.is_file():
+        return path
+    stem = stem_of(path)
+    alike = by_stem(files_in(path.parent, is_volume)).get(stem, [])
+    return alike[0] if len(alike) == 1 else path
+
+
+def _is_odd(text: str) -> bool:
+    """Whether no file can have this name: half a character, a zero, or too long."""
+    broken = "\0" in text or any("\ud800" <= character <= "\udfff" for character in text)
+    if broken or len(text) > LONGEST_PATH:
+        return True
+    return any(len(part.encode()) > LONGEST_NAME for part in text.split("/"))
 
 
 DECATHLON = DatasetSpec(
@@ -57,4 +93,5 @@ DECATHLON = DatasetSpec(
     find_cases=find_cases,
     recognises=recognises,
     refine=refine,
+    check=partial(check_description, is_complete=True),
 )

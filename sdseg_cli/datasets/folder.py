@@ -7,30 +7,23 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from sdseg_cli.datasets.dataset_json import DATASET_JSON, IMAGES
-from sdseg_cli.datasets.pairs import paired
+from sdseg_cli.datasets.pairs import by_stem, case_of, cases_of, files_in, is_volume, paired
 from sdseg_cli.datasets.spec import Case, DatasetSpec, in_order
 from sdseg_cli.errors import ConfigError, DataError
-from sdseg_cli.filenames import (
-    glob_expression,
-    leads_nowhere,
-    listed,
-    matching,
-    stem_of,
-    suffix_of,
-    walked,
-)
+from sdseg_cli.filenames import glob_expression, leads_nowhere, matching, stem_of, walked
 
 _IMAGE_FOLDERS = ("images", "image")
 _LABEL_FOLDERS = ("labels", "masks", "label", "mask")
 _IMAGE_STEM = re.compile(r"(^|.*[_\-. ])(image|img|scan|ct|mr|mri)", re.IGNORECASE)
-_LABEL_STEM = re.compile(
-    r"(^|.*[_\-. ])(labels?|masks?|seg|segmentation|annotation)", re.IGNORECASE
-)
+LABEL_STEM = re.compile(r"(^|.*[_\-. ])(labels?|masks?|seg|segmentation|annotation)", re.IGNORECASE)
 _LABEL_START = re.compile(r"(labels?|masks?|seg|segmentation)[_\-. ]", re.IGNORECASE)
 """Only where no name ends so: "seg_v2_117classes" beside "image"."""
+UNPAIRED = "unpaired"
+"""Code of the error that two patterns would mend."""
 _GLOB_HINT = "Name the files with --image-glob '*/image.nii.gz' --label-glob '*/label.nii.gz'."
 
 
@@ -73,9 +66,7 @@ def find_by_globs(root: Path, image_glob: str, label_glob: str) -> list[Case]:
         DataError: A pattern matches nothing, or the files cannot be paired one to one.
     """
     images, labels = _matches(root, image_glob), _matches(root, label_glob)
-    image_keys, label_keys = _keys(images, image_glob), _keys(labels, label_glob)
-    if not set(image_keys) & set(label_keys):
-        image_keys, label_keys = _folders(images), _folders(labels)
+    image_keys, label_keys = keys_of(images, image_glob, labels, label_glob)
     for keys, pattern in ((image_keys, image_glob), (label_keys, label_glob)):
         twice = [key for key, count in Counter(keys).items() if count > 1]
         if twice:
@@ -92,48 +83,61 @@ def find_by_globs(root: Path, image_glob: str, label_glob: str) -> list[Case]:
     )
 
 
+def keys_of(
+    images: Sequence[Path], image_glob: str, labels: Sequence[Path], label_glob: str
+) -> tuple[list[str], list[str]]:
+    """What the files of two patterns are paired by: one key for each.
+
+    Args:
+        images: Relative paths that match `image_glob`.
+        image_glob: Pattern of the scans.
+        labels: Relative paths that match `label_glob`.
+        label_glob: Pattern of the label maps.
+    """
+    keys = _keys(images, image_glob), _keys(labels, label_glob)
+    if set(keys[0]) & set(keys[1]):
+        return keys
+    return _folders(images), _folders(labels)
+
+
 def _from_twin_folders(root: Path) -> list[Case]:
     images = _first_folder(root, _IMAGE_FOLDERS)
     labels = _first_folder(root, _LABEL_FOLDERS)
     if images is None or labels is None:
         return []
-    if not _volumes(images):
+    volumes = files_in(images, is_volume)
+    if not volumes:
         return paired(images, labels)
-    by_stem = {stem_of(path): path for path in _volumes(labels)}
-    return [Case(stem_of(path), path, by_stem.get(stem_of(path))) for path in _volumes(images)]
+    return cases_of(by_stem(volumes), by_stem(files_in(labels, is_volume)))
 
 
 def _from_case_folders(root: Path) -> list[Case]:
     cases = []
     for folder, files in walked(root):
-        volumes = [path for path in files if suffix_of(path)]
+        volumes = [path for path in files if is_volume(path)]
         # A folder, for all we know, whose case must not be missed without a word.
         lost = [path for path in files if not path.suffix and leads_nowhere(path)]
         cases += [Case(path.relative_to(root).as_posix(), path, None) for path in lost]
         images = [path for path in volumes if _IMAGE_STEM.fullmatch(stem_of(path))]
-        labels = [path for path in volumes if _LABEL_STEM.fullmatch(stem_of(path))] or [
+        labels = [path for path in volumes if LABEL_STEM.fullmatch(stem_of(path))] or [
             path for path in volumes if _LABEL_START.match(stem_of(path)) and path not in images
         ]
         if not images:
             continue
-        if len(images) > 1 or len(labels) > 1:
+        if len(images) > 1 or len({stem_of(path) for path in labels}) > 1:
             raise DataError(
                 f"{folder}: {len(images)} scans and {len(labels)} label maps in one folder.",
                 _GLOB_HINT,
+                UNPAIRED,
             )
         relative = folder.relative_to(root).as_posix()
         id = root.resolve().name if relative == "." else relative
-        cases.append(Case(id, images[0], labels[0] if labels else None))
+        cases.append(case_of(id, images[0], labels))
     return cases if any(case.image.suffix for case in cases) else []
 
 
 def _first_folder(root: Path, names: tuple[str, ...]) -> Path | None:
     return next((root / name for name in names if (root / name).is_dir()), None)
-
-
-def _volumes(folder: Path) -> list[Path]:
-    """Volume files of one folder."""
-    return [path for path in listed(folder)[1] if suffix_of(path)]
 
 
 def _matches(root: Path, pattern: str) -> list[Path]:
@@ -154,16 +158,20 @@ def _matches(root: Path, pattern: str) -> list[Path]:
     return found
 
 
-def _keys(paths: list[Path], pattern: str) -> list[str]:
+def _keys(paths: Sequence[Path], pattern: str) -> list[str]:
+    """What the wildcards stand for; a ".*" at the end stands for an ending, which says nothing."""
     expression = glob_expression(pattern)
+    without_ending = glob_expression(pattern.removesuffix(".*"))
     keys = []
     for path in paths:
-        match = expression.fullmatch(path.as_posix())
+        match = without_ending.fullmatch(path.with_name(stem_of(path)).as_posix())
+        if not match or not pattern.endswith(".*"):
+            match = expression.fullmatch(path.as_posix())
         keys.append("_".join(part for part in match.groups() if part) if match else "")
     return keys
 
 
-def _folders(paths: list[Path]) -> list[str]:
+def _folders(paths: Sequence[Path]) -> list[str]:
     return [path.parent.as_posix() for path in paths]
 
 

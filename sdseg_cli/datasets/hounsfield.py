@@ -20,6 +20,7 @@ NO_NEGATIVES_HU = -10.0
 """Fat alone reaches -100: a CT whose minimum is above this has lost its negatives."""
 SMALLEST_RANGE_HU = 500.0
 BEYOND_SHARE = 0.001
+NO_CT = "this does not look like CT"
 
 
 def check_hounsfield(id: str, scan: ScanFacts, ct: bool | None) -> Iterator[Finding]:
@@ -54,7 +55,7 @@ def check_hounsfield(id: str, scan: ScanFacts, ct: bool | None) -> Iterator[Find
             "hu-range",
             WARNING,
             id,
-            f"{reach}: windowed or scaled, no Hounsfield units",
+            f"{reach}: {NO_CT} (MR, or windowed or scaled: no Hounsfield units)",
             "Export the scan in HU, or give these values as the window: "
             f"--window {scan.minimum:g},{scan.maximum:g}",
         )
@@ -63,7 +64,7 @@ def check_hounsfield(id: str, scan: ScanFacts, ct: bool | None) -> Iterator[Find
             "hu-offset",
             WARNING,
             id,
-            f"{reach}, none negative: slope or intercept is lost",
+            f"{reach}, none negative: {NO_CT} (MR, or slope or intercept is lost)",
             "Restore the header's scl_slope and scl_inter (often 1 and -1024), or export again.",
         )
     elif ct and scan.beyond_share >= BEYOND_SHARE:

@@ -39,4 +39,5 @@ KSEG = DatasetSpec(
     modality="photograph",
     mask_levels=ABOVE_128,
     split_sizes=(800, 100, 100),
+    whole=(880, 1000),  # the official training list, and all
 )

@@ -10,6 +10,8 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from sdseg_cli.datasets.dataset_json import read_json
+from sdseg_cli.datasets.spec import SPLITS
 from sdseg_cli.errors import ConfigError, DataError
 from sdseg_cli.filenames import natural_key, safe_id
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"
+LONGEST_NAME = 255
+"""Bytes of a file name that every file system takes."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +107,22 @@ class Manifest:
         return self.root / case.folder / "labels.npy"
 
     def foreground_slices(self, case: PreparedCase) -> list[int]:
-        """Numbers of the slices that hold foreground, ascending, without opening the arrays."""
-        record = read_json(self.root / case.folder / "case.json", "Run `sdseg prepare` again.")
-        return slices_with(record["label_slices"], self.target)
+        """Numbers of the slices that hold foreground, ascending, without opening the arrays.
+
+        Raises:
+            DataError: The case's record is missing or damaged.
+        """
+        file = self.root / case.folder / "case.json"
+        hint = "Run the same `sdseg prepare` command again; it redoes what is damaged."
+        record = read_json(file, hint)
+        try:
+            found = {
+                str(_whole(int(label), 1)): [_whole(k, 0) for k in _listed(slices)]
+                for label, slices in _mapping(record["label_slices"]).items()
+            }
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{file}: incomplete or damaged ({error!r:.200}).", hint) from error
+        return slices_with(found, self.target)
 
     def is_foreground(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
         """`foreground` with this set's target."""
@@ -163,38 +180,38 @@ class Manifest:
         try:
             return cls._from_content(file.absolute().parent, content)
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{file}: incomplete or damaged ({error!r}).", hint) from error
+            raise DataError(f"{file}: incomplete or damaged ({error!r:.200}).", hint) from error
 
     @classmethod
     def _from_content(cls, root: Path, content: dict[str, Any]) -> Manifest:
+        """Every value is checked: ids become folders, paths are opened, numbers counted with."""
         target, levels = content["target"], content.get("mask_levels")
-        entries = [
-            PreparedCase(
-                **{
-                    **case,
-                    "image": Path(case["image"]),
-                    "label": Path(case["label"]),
-                    "spacing_mm": case["spacing_mm"] and tuple(case["spacing_mm"]),
-                }
-            )
-            for case in content["cases"]
-        ]
+        entries = [_entry(case) for case in _listed(content["cases"])]
+        _require_distinct([case.id for case in entries])
+        name, split = _text(content["name"]), _mapping(content["split"])
+        if name != safe_id(name) or not name:
+            raise ValueError(f"name {name!r:.60} is no plain file name")
+        for key in ("rule", "sha256"):
+            _text(split[key])
+        _whole(split["seed"], -(2**63), 2**63)
+        if target == []:
+            raise ValueError("the target names no label")
         return cls(
             root=root,
-            name=content["name"],
-            adapter=content["adapter"],
-            modality=content["modality"],
-            source=Path(content["source"]),
-            target=None if target is None else tuple(target),
-            labels=tuple(content["labels"]),
-            normalisation=dict(content["normalisation"]),
-            crop=content["crop"],
-            size=int(content["size"]),
-            split=dict(content["split"]),
-            cleaning=dict(content.get("cleaning", {})),
+            name=name,
+            adapter=_text(content["adapter"]),
+            modality=_text(content["modality"]),
+            source=Path(_text(content["source"])),
+            target=None if target is None else tuple(_whole(one, 1) for one in _listed(target)),
+            labels=tuple(_whole(one, 1) for one in _listed(content["labels"])),
+            normalisation=_normalisation(content["normalisation"]),
+            crop=_one_of(content["crop"], ("none", "body")),
+            size=_whole(content["size"], 8, 8192),
+            split=split,
+            cleaning=_cleaning(content.get("cleaning", {})),
             entries=tuple(sorted(entries, key=lambda case: natural_key(case.id))),
             # Absent in sets prepared before pictures were read.
-            mask_levels=levels and tuple((grey, label) for grey, label in levels),
+            mask_levels=None if levels is None else tuple(map(_level, _listed(levels))),
         )
 
     @classmethod
@@ -281,18 +298,102 @@ def foreground(labels: NDArray[Any], target: Sequence[int] | None) -> NDArray[np
     return mask
 
 
-def read_json(path: Path, hint: str) -> dict[str, Any]:
-    """A JSON object from a file.
+def _entry(case: Any) -> PreparedCase:
+    """A case; its id and folder stay below the set and below a run."""
+    case = _mapping(case)
+    id, folder, slices = _text(case["id"]), _text(case["folder"]), _whole(case["slices"], 1)
+    if not id or id != safe_id(id) or len(id.encode()) > LONGEST_NAME:
+        raise ValueError(f"case id {id!r:.60} is no plain file name")
+    parts = folder.split("/")
+    if any(part != safe_id(part) or not part for part in parts):
+        raise ValueError(f"folder {folder!r:.60} of case {id} does not stay below the set")
+    spacing = case["spacing_mm"]
+    if spacing is not None:
+        lengths = [_number(one) for one in _listed(spacing)]
+        if len(lengths) != 3 or min(lengths) <= 0:
+            raise ValueError(f"spacing {spacing!r:.60} of case {id}")
+        spacing = (lengths[0], lengths[1], lengths[2])
+    return PreparedCase(
+        id=id,
+        split=_one_of(case["split"], SPLITS),
+        image=Path(_text(case["image"])),
+        label=Path(_text(case["label"])),
+        slices=slices,
+        folder=folder,
+        foreground_slices=_whole(case["foreground_slices"], 0, slices),
+        spacing_mm=spacing,
+        sha256=_text(case["sha256"]),
+    )
 
-    Raises:
-        DataError: Missing, or not a JSON object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).", hint) from error
-    except ValueError as error:
-        raise DataError(f"{path}: damaged ({error}).", hint) from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: damaged (not a JSON object).", hint)
-    return content
+
+def _require_distinct(ids: Sequence[str]) -> None:
+    """Case-insensitive file systems hold one folder for "A" and "a"."""
+    seen: set[str] = set()
+    for id in ids:
+        if id.lower() in seen:
+            raise ValueError(f"case {id} is there twice")
+        seen.add(id.lower())
+    if not ids:
+        raise ValueError("no case")
+
+
+def _normalisation(value: Any) -> dict[str, Any]:
+    settings = _mapping(value)
+    kind = _one_of(settings["kind"], ("window", "window-range", "percentile"))
+    low, high = _number(settings["low"]), _number(settings["high"])
+    if low >= high or (kind == "percentile" and not 0 <= low < high <= 100):
+        raise ValueError(f"normalisation {low:g}..{high:g} is empty")
+    return {"kind": kind, "low": settings["low"], "high": settings["high"]}
+
+
+def _cleaning(value: Any) -> dict[str, Any]:
+    cleaning = _mapping(value)
+    for key, setting in cleaning.items():
+        _one_of(key, ("smallest_voxels", "inside_field"))
+        if not (isinstance(setting, bool) if key == "inside_field" else _whole(setting, 0) >= 0):
+            raise TypeError(f"{key} is {setting!r:.40}")
+    return cleaning
+
+
+def _level(value: Any) -> tuple[int, int]:
+    grey, label = _listed(value)
+    return _whole(grey, 0, 255), _whole(label, 0, 255)
+
+
+def _text(value: Any) -> str:
+    """A text that can be part of a path, or a path."""
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.40} is no text")
+    if "\0" in value or any("\ud800" <= character <= "\udbff" for character in value):
+        raise ValueError(f"{value!r:.40} is no text")
+    return value
+
+
+def _one_of(value: Any, known: Sequence[str]) -> str:
+    if value not in known:
+        raise ValueError(f"{value!r:.40} is none of {', '.join(known)}")
+    return str(value)
+
+
+def _whole(value: Any, low: int, high: int = 2**31) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"{value!r:.40} is no whole number within {low}..{high}")
+    return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r:.40} is no number")
+    return float(value)
+
+
+def _listed(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r:.40} is no list")
+    return value
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r:.40} is no object")
+    return dict(value)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from sdseg_cli.datasets import DATASETS, Case, DatasetSpec
-from sdseg_cli.datasets.folder import FOLDER, find_by_globs
+from sdseg_cli.datasets.folder import FOLDER, UNPAIRED, find_by_globs
 from sdseg_cli.datasets.strays import sets_in
+from sdseg_cli.datasets.suggest import holding
 from sdseg_cli.errors import ConfigError, DataError, near
 from sdseg_cli.filenames import require_there
 
@@ -46,7 +47,20 @@ def find_cases(
         spec = DATASETS[dataset or FOLDER.name]
         return spec.refine(src, spec), find_by_globs(src, image_glob, label_glob)
     spec = DATASETS[dataset] if dataset else _recognised(src)
-    cases = spec.find_cases(src)
+    try:
+        cases = spec.find_cases(src)
+    except DataError as error:
+        if error.code == UNPAIRED and (here := holding(src)).patterns is not None:
+            raise DataError(error.message, f"{here.advice(src)}.", error.code) from error
+        raise
+    alone = spec is FOLDER and cases and not any(case.label for case in cases)
+    if alone and (here := holding(src)).patterns:
+        raise DataError(
+            f"{src}: no scan has a label map in the layout of {spec.name}; it holds "
+            f"{here.words(src)}.",
+            f"{here.advice(src)}.",
+            UNPAIRED,
+        )
     if not cases:
         raise DataError(
             f"{src}: no cases in the layout of {spec.name}.", f"Expected: {spec.summary}."
@@ -95,8 +109,10 @@ def _recognised(src: Path) -> DatasetSpec:
     if found:
         names = ", ".join(spec.name for spec in found)
         raise DataError(f"{src} looks like {names}.", "Choose one with --dataset.")
+    here = holding(src)
     layouts = "; ".join(f"{spec.name}: {spec.summary}" for spec in DATASETS.values())
+    words = here.words(src)
     raise DataError(
-        f"{src}: no cases in a layout this tool knows.",
-        f"Use --image-glob and --label-glob, or one of these layouts: {layouts}.",
+        f"{src}: no cases in a layout this tool knows{words and f'; it holds {words}'}.",
+        f"{here.advice(src) or 'Use --image-glob and --label-glob'}. Known layouts: {layouts}.",
     )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sdseg_cli.errors import DataError
 from sdseg_cli.filenames import natural_key, safe_id
+from sdseg_cli.findings import Finding
 
 SPLITS = ("train", "val", "test")
+LONGEST_ID = 200
+"""Bytes of a case id: file names may have 255, and suffixes and temporary names add to it."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Case:
         label: Its label map, None when none was found.
         split: "test" where the data set says so; None before the split is drawn.
         group: Cases of one group (frames of a video) never come into two splits; None = its own.
+        other_labels: Further label maps of this name: which is meant cannot be known.
     """
 
     id: str
@@ -31,6 +35,7 @@ class Case:
     label: Path | None
     split: str | None = None
     group: str | None = None
+    other_labels: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,9 @@ class DatasetSpec:
         refine: What a data set says of itself: root folder, spec -> spec.
         mask_levels: (lowest grey, label) of a picture's mask, ascending; None = it holds labels.
         split_sizes: Cases that train, validate and test in the whole published set.
+        whole: Numbers of cases that make a recognised folder the published set and give it its
+            name; a folder with others is called as it is. None = the layout is enough.
+        check: What is odd about a data set by its own description: root folder, cases -> findings.
     """
 
     name: str
@@ -68,18 +76,27 @@ class DatasetSpec:
     refine: Callable[[Path, DatasetSpec], DatasetSpec] = lambda root, spec: spec
     mask_levels: tuple[tuple[int, int], ...] | None = None
     split_sizes: tuple[int, int, int] | None = None
+    whole: tuple[int, ...] | None = None
+    check: Callable[[Path, Sequence[Case]], Iterable[Finding]] = lambda root, cases: ()
 
 
 def in_order(cases: list[Case]) -> list[Case]:
     """Cases with path-safe ids in natural order.
 
     Raises:
-        DataError: Two cases come out with one id.
+        DataError: Two cases come out with one id, or one is too long to be a file name.
     """
     safe = sorted(
         (replace(case, id=safe_id(case.id) or "case") for case in cases),
         key=lambda case: natural_key(case.id),
     )
+    for case in safe:
+        if len(case.id.encode()) > LONGEST_ID:
+            raise DataError(
+                f"{case.image}: its case would be called {case.id[:40]}..., "
+                f"{len(case.id.encode())} bytes long.",
+                "Give its folders and file shorter names, or start from a folder further in.",
+            )
     # Case-insensitive file systems hold one folder for "A" and "a".
     for before, after in itertools.pairwise(safe):
         if before.id.lower() == after.id.lower():

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sdseg_cli.datasets.manifest import read_json
+from sdseg_cli.datasets.dataset_json import read_json, read_text
 from sdseg_cli.datasets.spec import SPLITS, Case, DatasetSpec
 from sdseg_cli.errors import ConfigError, DataError
 from sdseg_cli.filenames import natural_key, stem_of
@@ -187,32 +187,35 @@ def _read_lists(path: Path) -> dict[str, list[str]]:
         raise ConfigError(f"The split file {path} does not exist.", _FORM)
     if path.suffix == ".txt" and path.stem in SPLITS:
         path = path.parent
-    if path.is_dir():
-        files = {name: path / f"{name}.txt" for name in SPLITS}
-        if not files["train"].is_file():
-            raise ConfigError(f"{path}: there is no train.txt.", _FORM)
-        content: dict[str, Any] = {
-            name: _lines(file) if file.is_file() else [] for name, file in files.items()
-        }
-    else:
-        try:
-            content = read_json(path, _FORM)
-        except DataError as error:
-            raise ConfigError(error.message, error.hint) from error
+    try:
+        content = _content(path)
+    except DataError as error:
+        raise ConfigError(error.message, error.hint) from error
     unknown = sorted(set(content) - set(SPLITS))
     if unknown:
         raise ConfigError(f"{path}: unknown split {unknown[0]!r}.", _FORM)
     lists = {name: content.get(name, []) for name in SPLITS}
     for name, ids in lists.items():
-        if not isinstance(ids, list) or not all(isinstance(id, str | int) for id in ids):
+        plain = isinstance(ids, list) and not any(isinstance(id, bool) for id in ids)
+        if not plain or not all(isinstance(id, str | int) for id in ids):
             raise ConfigError(f"{path}: {name} is not a list of case ids.", _FORM)
-    return {name: [stem_of(Path(str(id))) for id in ids] for name, ids in lists.items()}
+    return {name: [_id(str(id)) for id in ids] for name, ids in lists.items()}
+
+
+def _id(text: str) -> str:
+    """A case id as it is written: alone or as a path, with a suffix or not."""
+    return stem_of(Path(text.strip().replace("\\", "/")))
+
+
+def _content(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        files = {name: path / f"{name}.txt" for name in SPLITS}
+        if not files["train"].is_file():
+            raise ConfigError(f"{path}: there is no train.txt.", _FORM)
+        return {name: _lines(file) if file.is_file() else [] for name, file in files.items()}
+    return read_json(path, _FORM)
 
 
 def _lines(file: Path) -> list[str]:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read as UTF-8 text ({error}).", _FORM) from error
-    lines = (line.strip() for line in text.splitlines())
+    lines = (line.strip() for line in read_text(file, _FORM).splitlines())
     return [line for line in lines if line and not line.startswith("#")]

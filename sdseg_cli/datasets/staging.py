@@ -12,6 +12,11 @@ from sdseg_cli.datasets.manifest import FILE_NAME
 from sdseg_cli.errors import RunError
 
 
+def lock_of(root: Path) -> Path:
+    """The lock that whoever prepares the set at `<workspace>/prepared/<name>` holds."""
+    return root.with_name(f".{root.name}.lock")
+
+
 @dataclass(frozen=True)
 class Staging:
     """Where a prepared set is built, and where it goes.
@@ -34,7 +39,7 @@ class Staging:
     def is_current(self, manifest: str) -> bool:
         """Whether the set in place already has this manifest."""
         file = self.final / FILE_NAME
-        return file.is_file() and file.read_text(encoding="utf-8") == manifest
+        return file.is_file() and file.read_bytes() == manifest.encode()
 
     def publish(self, manifest: str, built: Collection[str], kept: Collection[str]) -> None:
         """Complete the new set and put it in place of the old one.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sdseg_cli.datasets.pairs import by_stem, case_of, files_in, is_volume
 from sdseg_cli.datasets.spec import Case, DatasetSpec, in_order
+from sdseg_cli.filenames import stem_of
 
-_ENDING = "_0000.nii.gz"
+_CHANNEL = "_0000"
 _LEVEL_HU, _WIDTH_HU = 500.0, 1200.0
 
 
@@ -15,13 +17,12 @@ def find_cases(root: Path) -> list[Case]:
     labelled = _labelled_folder(root)
     if labelled is None:
         return []
+    labels = by_stem(files_in(labelled / "label", is_volume))
     cases = []
-    for image in labelled.glob(f"image/*{_ENDING}"):
-        label = labelled / "label" / image.name
-        if not image.name.startswith("."):
-            cases.append(
-                Case(image.name.removesuffix(_ENDING), image, label if label.is_file() else None)
-            )
+    for image in files_in(labelled / "image", is_volume):
+        stem = stem_of(image)
+        if stem.endswith(_CHANNEL):
+            cases.append(case_of(stem.removesuffix(_CHANNEL), image, labels.get(stem, ())))
     return in_order(cases)
 
 
@@ -32,7 +33,7 @@ def recognises(root: Path) -> bool:
 
 def _labelled_folder(root: Path) -> Path | None:
     for folder in (root / "labelled", root):
-        if (folder / "label").is_dir() and any(folder.glob(f"image/*{_ENDING}")):
+        if (folder / "label").is_dir() and any(folder.glob(f"image/*{_CHANNEL}.nii.gz")):
             return folder
     return None
 

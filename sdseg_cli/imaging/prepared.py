@@ -30,6 +30,8 @@ from sdseg_cli.imaging.volume import Volume, require_same_grid
 
 FORMAT_VERSION = 2
 _BATCH = 16
+_ARRAYS = ("pixels.npy", "labels.npy")
+_RECORD_HASH = "record_sha256"
 
 
 @dataclass(frozen=True)
@@ -106,19 +108,31 @@ class BadCase:
 def finished(job: CaseJob, folder: Path) -> dict[str, Any] | None:
     """The record of a case already prepared from the same files with the same settings, if any.
 
+    The arrays are read whole: one that was damaged since keeps its size and time.
+
     Args:
         job: The case.
         folder: Where case folders lie.
     """
     case = folder / job.id
     try:
-        record: dict[str, Any] = json.loads((case / "case.json").read_text(encoding="utf-8"))
-        sizes = {name: (case / name).stat().st_size for name in record["bytes"]}
-        if record["fingerprint"] == job.fingerprint() and sizes == record["bytes"]:
-            return record
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return None
+        record: dict[str, Any] = json.loads((case / "case.json").read_bytes())
+        if record["fingerprint"] != job.fingerprint() or not _is_whole(record, case):
+            return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None  # cut short or damaged: it is made again
+    return record
+
+
+def _is_whole(record: dict[str, Any], case: Path) -> bool:
+    """Whether a record and its arrays are those that were written."""
+    if record[_RECORD_HASH] != _record_sha256(record):
+        return False
+    sizes = {name: (case / name).stat().st_size for name in record["bytes"]}
+    if set(sizes) != set(_ARRAYS) or sizes != record["bytes"]:
+        return False
+    hashes = [_sha256(case / name) for name in _ARRAYS]
+    return [record["pixels_sha256"], record["sha256"]] == [hashes[0], _joined(hashes)]
 
 
 def modality_of(images: Sequence[Path]) -> str:
@@ -262,20 +276,30 @@ def _write_arrays(
             file.write(square.tobytes())
             for value in np.unique(square[square > 0]).tolist():
                 label_slices.setdefault(value, []).append(k)
-    arrays = ("pixels.npy", "labels.npy")
-    hashes = [_sha256(folder / name) for name in arrays]
+    hashes = [_sha256(folder / name) for name in _ARRAYS]
     record = {
         **measured,
         "slices": len(stack),
         "label_slices": {str(value): label_slices[value] for value in sorted(label_slices)},
         "spacing_mm": image.spacing_mm
         and [round(length, 6) for length in stack.restore.planes.spacing_mm],
-        "bytes": {name: (folder / name).stat().st_size for name in arrays},
+        "bytes": {name: (folder / name).stat().st_size for name in _ARRAYS},
         "pixels_sha256": hashes[0],
-        "sha256": hashlib.sha256("".join(hashes).encode()).hexdigest(),
+        "sha256": _joined(hashes),
     }
+    record[_RECORD_HASH] = _record_sha256(record)
     (folder / "case.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
     return record
+
+
+def _joined(hashes: Sequence[str]) -> str:
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _record_sha256(record: dict[str, Any]) -> str:
+    """Of what a record holds beside this hash, as JSON gives it back."""
+    rest = {key: value for key, value in record.items() if key != _RECORD_HASH}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

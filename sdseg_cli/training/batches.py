@@ -57,6 +57,14 @@ class PreparedSlices:
         self._is_foreground = is_foreground
         self._pixels = [open_array(folder / "pixels.npy") for folder in folders]
         self._labels = [open_array(folder / "labels.npy") for folder in folders]
+        for folder, pixels, labels in zip(folders, self._pixels, self._labels, strict=True):
+            whole = pixels.dtype.kind == "f" and labels.dtype.kind in "ui" and pixels.ndim in (3, 4)
+            if not whole or labels.shape != (len(pixels), *pixels.shape[-2:]):
+                raise DataError(
+                    f"{folder}: its arrays do not go together: {pixels.shape} {pixels.dtype}, "
+                    f"{labels.shape} {labels.dtype}.",
+                    "Run the same `sdseg prepare` command again; it redoes what is damaged.",
+                )
         self.places = [(c, k) for c, pixels in enumerate(self._pixels) for k in range(len(pixels))]
         """Position in this sequence -> (case, slice)."""
         wanted = {(c, k) for c, found in enumerate(foreground_slices) for k in found}

@@ -15,6 +15,7 @@ import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -204,6 +205,6 @@ def _make(path: Path, shape: tuple[int, ...]) -> None:
 def _found(path: Path) -> np.memmap[Any, np.dtype[np.float32]] | None:
     try:
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError):  # headers are Python
         return None
     return stored if isinstance(stored, np.memmap) else None

@@ -1,4 +1,4 @@
-"""One process trains in a run folder, and others can tell.
+"""One process trains in a run folder, or prepares a set, and others can tell.
 
 The lock is the system's (flock), so that it ends with its process, however that ends. The file says
 who holds it. Where a platform or a file system has no such locks, nothing is locked.
@@ -40,10 +40,22 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(
+    path: Path,
+    *,
+    subject: str = "",
+    busy: str = "is training in this folder",
+    hint: str = "Wait for it or stop it, or give another folder with --run.",
+) -> Iterator[None]:
     """Within the block this process alone holds the lock `path`; the file is removed afterwards.
 
     Missing folders are made, and removed again if they stay empty.
+
+    Args:
+        path: The lock's file.
+        subject: What is locked, for the one who is turned away; default the file's folder.
+        busy: What its holder does.
+        hint: What to do about it.
 
     Raises:
         RunError: Another process holds it, or the disk refused.
@@ -52,6 +64,9 @@ def locked(path: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _acquired(path)
+        if descriptor is None:
+            message = f"{subject or path.parent}: {holder(path)} {busy}."
+            raise RunError(message, hint)
     except OSError as error:
         _remove_empty(made)
         raise RunError(
@@ -84,8 +99,8 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def _acquired(path: Path) -> int:
-    """The descriptor that holds the lock."""
+def _acquired(path: Path) -> int | None:
+    """The descriptor that holds the lock; None where another process does."""
     for attempt in range(TRIES):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -101,10 +116,7 @@ def _acquired(path: Path) -> int:
         os.close(descriptor)
         if attempt < TRIES - 1:
             time.sleep(WAIT_S)
-    raise RunError(
-        f"{path.parent}: {_owner(path)} is training in this folder.",
-        "Wait for it or stop it, or give another folder with --run.",
-    )
+    return None
 
 
 def _flock(descriptor: int) -> bool:
@@ -127,7 +139,8 @@ def _is_at(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _owner(path: Path) -> str:
+def holder(path: Path) -> str:
+    """Who holds the lock, as far as the file tells: "process 12 on host"."""
     try:
         owner = read_object(path)
         pid, host = owner.get("pid"), owner.get("host")

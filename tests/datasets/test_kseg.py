@@ -10,6 +10,7 @@ import pytest
 from sdseg_cli.datasets.kseg import KSEG, find_cases, recognises
 from sdseg_cli.datasets.spec import Case
 from sdseg_cli.datasets.split import read_split, split_of
+from sdseg_cli.prepare import own_name
 from tests.raw_pictures import kvasir_id, touch
 
 
@@ -50,3 +51,19 @@ def test_the_official_list_goes_in_as_a_split_file(tmp_path: Path) -> None:
     split = read_split(tmp_path / "official.json", ids, seed=0)
     assert split.ids("test") == ids[15:]
     assert len(split.ids("val")) == 2  # a tenth of 15
+
+
+@pytest.mark.parametrize(
+    ("cases", "dataset", "name"),
+    [
+        (20, None, "my_polyps"),
+        (879, None, "my_polyps"),
+        (880, None, "kseg"),  # the official training list
+        (1000, None, "kseg"),
+        (20, "kseg", "kseg"),
+    ],
+)
+def test_a_part_of_the_set_is_called_as_its_folder(
+    tmp_path: Path, cases: int, dataset: str | None, name: str
+) -> None:
+    assert own_name(tmp_path / "my polyps", KSEG, cases, named=dataset is not None) == name

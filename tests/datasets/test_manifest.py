@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,3 +151,104 @@ def test_a_folder_of_scans_is_no_prepared_set_and_the_hint_says_how_it_becomes_o
     assert caught.value.hint == (
         f"That is a folder of scans: prepare it first: sdseg prepare '{tmp_path}/my scans'"
     )
+
+
+CLIMBING = [
+    "../../x", "..", ".", "", "/etc/x", "a/b", "a\\b", "C:x", "a\0b", "a\nb", "\ud800", "x" * 300,
+    "-", " a", "a ",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("id", CLIMBING)
+def test_an_id_that_is_no_plain_file_name_is_refused(tmp_path: Path, id: str) -> None:
+    content = json.loads(manifest_in(tmp_path).to_text())
+    content["cases"][0]["id"] = id
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"manifest\.json: incomplete or damaged") as caught:
+        Manifest.load(tmp_path)
+    assert "sdseg prepare" in caught.value.hint
+
+
+@pytest.mark.parametrize("folder", ["../x", "cases/../../x", "/x", "cases//x", "cases\\x", "", "."])
+def test_arrays_stay_below_the_set(tmp_path: Path, folder: str) -> None:
+    content = json.loads(manifest_in(tmp_path).to_text())
+    content["cases"][1]["folder"] = folder
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="does not stay below the set"):
+        Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize("other", ["pt_2", "PT_2"])
+def test_two_cases_of_one_folder_are_refused(tmp_path: Path, other: str) -> None:
+    write(replace(manifest_in(tmp_path), entries=(case("pt_2", "train"), case(other, "test"))))
+    with pytest.raises(DataError, match="is there twice"):
+        Manifest.load(tmp_path)
+
+
+WRONG: list[tuple[tuple[str | int, ...], object]] = [
+    (("name",), "../x"),
+    (("size",), "256"),
+    (("size",), 0),
+    (("size",), True),
+    (("crop",), "head"),
+    (("target",), [0]),
+    (("target",), []),
+    (("target",), [10**400]),
+    (("labels",), None),
+    (("labels",), ["1"]),
+    (("source",), 7),
+    (("split",), []),
+    (("split", "sha256"), None),
+    (("normalisation", "low"), "x"),
+    (("normalisation", "kind"), "auto"),
+    (("normalisation", "high"), -999),
+    (("cleaning",), {"rm": 1}),
+    (("cleaning",), {"smallest_voxels": True}),
+    (("mask_levels",), [[1]]),
+    (("cases",), []),
+    (("cases",), {}),
+    (("cases", 0), "pt_2"),
+    (("cases", 0, "slices"), 1.5),
+    (("cases", 0, "slices"), -1),
+    (("cases", 0, "foreground_slices"), 99),
+    (("cases", 0, "split"), "dev"),
+    (("cases", 0, "spacing_mm"), [1, 1]),
+    (("cases", 0, "spacing_mm"), [1, 0, 1]),
+    (("cases", 0, "image"), None),
+    (("cases", 0, "label"), "a\x00b"),
+    (("cases", 0, "sha256"), 0),
+]
+
+
+@pytest.mark.parametrize(("place", "value"), WRONG)
+def test_a_value_of_another_kind_is_one_error(
+    tmp_path: Path, place: tuple[str | int, ...], value: object
+) -> None:
+    content = json.loads(manifest_in(tmp_path).to_text())
+    inner: Any = content
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"manifest\.json: ") as caught:
+        Manifest.load(tmp_path)
+    assert len(caught.value.message) < 500 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        "{}",
+        "[]",
+        '{"label_slices": 1}',
+        '{"label_slices": {"x": [0]}}',
+        '{"label_slices": {"1": [-1]}}',
+    ],
+)
+def test_a_damaged_record_of_a_case_is_one_error(tmp_path: Path, record: str) -> None:
+    manifest = write(manifest_in(tmp_path))
+    file = tmp_path / "cases/pt_2/case.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(record)
+    with pytest.raises(DataError, match=r"case\.json: "):
+        manifest.foreground_slices(manifest.cases()[0])

@@ -25,8 +25,8 @@ def test_equal_stems_are_pairs_whatever_the_suffixes(tmp_path: Path) -> None:
 
 def test_two_pictures_of_one_name_are_refused(tmp_path: Path) -> None:
     touch(tmp_path, "images/a.jpg", "images/a.png", "masks/a.png")
-    with pytest.raises(DataError, match=r"a\.png and a\.jpg are both case a"):
-        paired(tmp_path / "images", tmp_path / "masks")
+    with pytest.raises(DataError, match=r"a\.jpg and .*a\.png are both case a"):
+        FOLDER.find_cases(tmp_path)
 
 
 def test_a_folder_of_pictures_is_ones_own_data(tmp_path: Path) -> None:

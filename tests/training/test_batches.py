@@ -115,3 +115,22 @@ def test_colours_are_flipped_with_their_foreground(tmp_path: Path) -> None:
     # All four of left, right, top and bottom occur among 64 draws.
     places = {tuple(found.nonzero()[0].tolist()) for found in turned.foreground}
     assert places == {(0, 1), (0, 2), (3, 1), (3, 2)}
+
+
+@pytest.mark.parametrize(
+    ("pixels", "labels"),
+    [
+        (np.zeros((3, 4, 4), np.float16), np.zeros((2, 4, 4), np.uint8)),
+        (np.zeros((3, 4, 4), np.float16), np.zeros((3, 4, 8), np.uint8)),
+        (np.zeros((3, 4, 4), np.uint8), np.zeros((3, 4, 4), np.uint8)),
+        (np.zeros((3, 4, 4), np.float16), np.zeros((3, 4, 4), np.float16)),
+        (np.zeros((4, 4), np.float16), np.zeros((4, 4), np.uint8)),
+    ],
+)
+def test_arrays_that_do_not_go_together_are_refused(
+    tmp_path: Path, pixels: np.ndarray, labels: np.ndarray
+) -> None:
+    np.save(tmp_path / "pixels.npy", pixels)
+    np.save(tmp_path / "labels.npy", labels)
+    with pytest.raises(DataError, match="do not go together"):
+        PreparedSlices([tmp_path], lambda labels: labels > 0, [[]])
