@@ -74,6 +74,11 @@ def _converted(value: Any, hint: Any, key: str, source: str) -> Any:
         wanted = "number of at most 64 bits"
     elif hint is float and type(value) in (int, float):
         return float(value)
+    elif type(value) is str and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ConfigError(
+            f"{source}: {key} = {_shown(value)} is not UTF-8, which settings have to be.",
+            "Rename the folder, or give a link to it that has another name.",
+        )
     elif hint is str and type(value) in (int, float):
         return str(value)  # a name may be a number; where there are choices, these are told
     elif type(value) is hint:

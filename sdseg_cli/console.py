@@ -44,7 +44,8 @@ def show_error(failure: SdsegError) -> None:
         ("Error: ", failure.message, "bold red"),
         ("Hint: ", failure.hint, "bold cyan"),
     ):
-        line = Text(head, style=style) + Text(" ".join(text.split()), style="default")
+        plain = " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
+        line = Text(head, style=style) + Text(plain, style="default")
         Console(stderr=True, soft_wrap=True, highlight=False).print(line)
 
 

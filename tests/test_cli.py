@@ -525,3 +525,10 @@ def test_a_damaged_entry_of_the_store_is_listed_as_such(
     assert run_command(["weights", "list"]) == 0
     out, err = capsys.readouterr()
     assert "damaged" in out and "kl-f8.json: damaged description of weights." in err
+
+
+def test_an_error_that_names_what_is_no_utf8_is_shown_all_the_same(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cli.show_error(RunError("a\udcff: no.", "b\ud800"))
+    assert capsys.readouterr().err == "Error: a\\udcff: no.\nHint: b\\ud800\n"
