@@ -12,9 +12,8 @@ import inspect
 import tomllib
 import types
 import typing
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -215,8 +214,7 @@ def settings_of(config: RunConfig) -> list[Setting]:
 
 
 def _below(section: Any, prefix: str, unused: set[str]) -> Iterator[Setting]:
-    kind: Hashable = type(section)
-    told = _explained(kind)
+    told = _explained(type(section))
     inner = []
     for item in dataclasses.fields(section):
         value, key = getattr(section, item.name), f"{prefix}{item.name}"
@@ -231,8 +229,7 @@ def _below(section: Any, prefix: str, unused: set[str]) -> Iterator[Setting]:
         yield from _below(value, f"{key}.", unused)
 
 
-@cache
-def _explained(section: Any) -> dict[str, str]:
+def _explained(section: type) -> dict[str, str]:
     """Field -> the text below it in the source; nothing where the source did not come along."""
     try:
         lines = ast.parse(inspect.getsource(section)).body[0]
