@@ -14,7 +14,6 @@ import types
 import typing
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -74,6 +73,11 @@ def _converted(value: Any, hint: Any, key: str, source: str) -> Any:
         wanted = "number of at most 64 bits"
     elif hint is float and type(value) in (int, float):
         return float(value)
+    elif type(value) is str and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ConfigError(
+            f"{source}: {key} = {_shown(value)} is not UTF-8, which settings have to be.",
+            "Rename the folder, or give a link to it that has another name.",
+        )
     elif hint is str and type(value) in (int, float):
         return str(value)  # a name may be a number; where there are choices, these are told
     elif type(value) is hint:
@@ -226,8 +230,7 @@ def _below(section: Any, prefix: str, unused: set[str]) -> Iterator[Setting]:
         yield from _below(value, f"{key}.", unused)
 
 
-@cache
-def _explained(section: Any) -> dict[str, str]:
+def _explained(section: type) -> dict[str, str]:
     """Field -> the text below it in the source; nothing where the source did not come along."""
     try:
         lines = ast.parse(inspect.getsource(section)).body[0]

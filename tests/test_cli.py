@@ -673,3 +673,10 @@ def test_a_pipe_is_not_waited_for(
     (home / "zero.nii.gz").symlink_to("/dev/zero")
     assert run_command(["predict", "zero.nii.gz", "-o", "m.nii.gz"]) == 2
     assert "is a pipe or a device" in capsys.readouterr().err
+
+
+def test_an_error_that_names_what_is_no_utf8_is_shown_all_the_same(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cli.show_error(RunError("a\udcff: no.", "b\ud800"))
+    assert capsys.readouterr().err == "Error: a\\xff: no.\nHint: b\\ud800\n"
