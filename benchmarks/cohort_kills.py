@@ -33,8 +33,8 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from sdseg_cli.atomic import LEFT_AFTER_S
 from sdseg_cli.imaging.phantom import write_phantom_set
-from sdseg_cli.report.ledger import LEFT_AFTER_S
 from sdseg_cli.training.checkpoint import Checkpoint
 from sdseg_cli.training.run_folder import RunDir
 

@@ -106,8 +106,8 @@ def guarded_streams() -> Iterator[None]:
     flushed; of standard error nobody could be told.
     """
     before = sys.stdout, sys.stderr
-    sys.stdout = _Stream(before[0], _stdout_lost)  # type: ignore[assignment]
-    sys.stderr = _Stream(before[1], _nobody_to_tell)  # type: ignore[assignment]
+    sys.stdout = _Stream(before[0], _stdout_lost)
+    sys.stderr = _Stream(before[1], _nobody_to_tell)
     try:
         yield
     finally:

@@ -637,3 +637,20 @@ def test_a_pipe_is_not_waited_for(
     (home / "zero.nii.gz").symlink_to("/dev/zero")
     assert run_command(["predict", "zero.nii.gz", "-o", "m.nii.gz"]) == 2
     assert "is a pipe or a device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--dataset", "x", "--config", "pipe"],
+        ["prepare", ".", "--split-file", "pipe"],
+        ["weights", "add", "pipe"],
+        ["stability", "--lpips-linear", "pipe"],
+    ],
+)
+def test_a_pipe_for_another_file_is_not_waited_for_either(
+    home: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    os.mkfifo(home / "pipe")
+    assert run_command(arguments) == 2
+    assert "pipe: is a pipe or a device" in capsys.readouterr().err

@@ -9,7 +9,15 @@ from typing import Annotated
 
 import typer
 
-from sdseg_cli.commands.options import Debug, Json, Quiet, pair, whole_numbers, workspace
+from sdseg_cli.commands.options import (
+    Debug,
+    Json,
+    Quiet,
+    pair,
+    refuse_pipes,
+    whole_numbers,
+    workspace,
+)
 from sdseg_cli.console import Output
 from sdseg_cli.datasets import DATASETS
 from sdseg_cli.datasets.manifest import Manifest
@@ -46,6 +54,7 @@ def prepare(
     debug: Debug = False,
 ) -> None:
     """Slice scans and masks to 256x256 and freeze the split by case."""
+    refuse_pipes(split_file)
     if workers != 1:
         warm_up("sdseg_cli.imaging.prepared")
     from sdseg_cli.prepare import prepare as run_prepare

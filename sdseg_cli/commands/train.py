@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdseg_cli.commands.options import Compiled, Debug, Device, Json, Quiet, number, workspace
+from sdseg_cli.commands.options import (
+    Compiled,
+    Debug,
+    Device,
+    Json,
+    Quiet,
+    number,
+    refuse_pipes,
+    workspace,
+)
 from sdseg_cli.config import RunConfig
 from sdseg_cli.console import Output
 from sdseg_cli.errors import ConfigError
@@ -69,6 +78,7 @@ def train(
     """Train SDSeg, or a network to compare it with. To resume, run the same command again."""
     from sdseg_cli.datasets.manifest import Manifest
 
+    refuse_pipes(config)
     own_options = {"steps": steps, "init": init, "batch_size": _batch_size(batch_size)}
     settings = _settings(preset_name, model, config, assign or [], dataset, seed, own_options)
     manifest = Manifest.find(workspace(), dataset)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,7 @@ import numpy as np
 
 from sdseg_cli.atomic import replacing
 from sdseg_cli.errors import DataError
+from sdseg_cli.filenames import storable
 from sdseg_cli.imaging.claims import find_voxels, require_held
 from sdseg_cli.imaging.shear import geometry_of
 from sdseg_cli.imaging.volume import LPS_TO_RAS, Array, Claim, Geometry, Volume
@@ -140,8 +145,20 @@ def write(path: Path, array: Array, like: Volume, *, shares: bool = False) -> No
         image.SetSpacing(like.geometry.spacing_mm)
         image.SetDirection(directions.ravel().tolist())
         image.SetOrigin(lps[:3, 3].tolist())
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, _plainly_named(temporary) as named:
         try:
-            SimpleITK.WriteImage(image, str(temporary), useCompression=True)
+            SimpleITK.WriteImage(image, str(named), useCompression=True)
         except RuntimeError as error:
             raise OSError("SimpleITK could not write it") from error
+
+
+@contextmanager
+def _plainly_named(path: Path) -> Iterator[Path]:
+    """A name for SimpleITK to write to, which a name that is no UTF-8 ends the whole process."""
+    if storable(str(path)) == str(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        named = Path(folder) / f"image{path.suffix}"
+        yield named
+        shutil.copyfile(named, path)

@@ -126,8 +126,8 @@ class RunDir:
         if not isinstance(best, dict):
             return None, None
         dice, step = best.get("val_dice"), best.get("step")
-        known = isinstance(dice, int | float) and 0 <= dice <= 1
-        return float(dice) if known else None, step if isinstance(step, int) else None
+        known = float(dice) if isinstance(dice, int | float) and 0 <= dice <= 1 else None
+        return known, step if isinstance(step, int) else None
 
 
 def words_of(text: str) -> list[str]:
