@@ -141,6 +141,15 @@ def show_help(context: typer.Context) -> None:
         typer.echo(context.get_help())
 
 
+def _storable(value: Any) -> Any:
+    """The same with texts that UTF-8 can hold: a name need not be UTF-8."""
+    if isinstance(value, str):
+        return storable(value)
+    if isinstance(value, Mapping):
+        return {storable(str(key)): _storable(item) for key, item in value.items()}
+    return [_storable(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 class Output:
     """How one command talks.
 
@@ -177,8 +186,8 @@ class Output:
             self._log.print(Text(text))
 
     def object(self, values: Mapping[str, Any]) -> None:
-        """One JSON object on stdout, strict: no NaN, no infinity."""
-        sys.stdout.write(json.dumps(values, allow_nan=False) + "\n")
+        """One JSON object on stdout, strict: no NaN, no infinity, no half of a character."""
+        sys.stdout.write(json.dumps(_storable(values), allow_nan=False) + "\n")
 
     def result(
         self,
