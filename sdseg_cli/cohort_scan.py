@@ -78,6 +78,9 @@ class Task:
         sample = self.options.get("sample")
         if runs is not None and sample is not None:
             drawn_often(sample, runs)
+        table = Ledger(self.output).table
+        if table.is_dir():
+            raise ConfigError(f"{table}: is a folder.", "Remove it, or give -o another folder.")
         for folder in (self.output, *self.folders.values()):
             there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
             if not there.is_dir() or folder.name.lower().endswith(MASK_SUFFIXES):

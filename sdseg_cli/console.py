@@ -152,6 +152,15 @@ def show_help(context: typer.Context) -> None:
         typer.echo(context.get_help())
 
 
+def _storable(value: Any) -> Any:
+    """The same with texts that UTF-8 can hold: a name need not be UTF-8."""
+    if isinstance(value, str):
+        return storable(value)
+    if isinstance(value, Mapping):
+        return {storable(str(key)): _storable(item) for key, item in value.items()}
+    return [_storable(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 class Output:
     """How one command talks.
 
@@ -189,8 +198,10 @@ class Output:
             self._log.print(words(text))
 
     def object(self, values: Mapping[str, Any]) -> None:
-        """One JSON object on stdout, strict: no NaN, no infinity."""
-        text = json.dumps(values, allow_nan=False).replace("\x7f", "\\u007f")  # json leaves DEL
+        """One JSON object on stdout, strict: no NaN, no infinity, no half of a character."""
+        text = json.dumps(_storable(values), allow_nan=False).replace(
+            "\x7f", "\\u007f"
+        )  # json leaves DEL
         sys.stdout.write(text + "\n")
 
     def document(self, text: str) -> None:

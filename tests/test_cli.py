@@ -680,3 +680,20 @@ def test_an_error_that_names_what_is_no_utf8_is_shown_all_the_same(
 ) -> None:
     cli.show_error(RunError("a\udcff: no.", "b\ud800"))
     assert capsys.readouterr().err == "Error: a\\xff: no.\nHint: b\\ud800\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--dataset", "x", "--config", "pipe"],
+        ["prepare", ".", "--split-file", "pipe"],
+        ["weights", "add", "pipe"],
+        ["stability", "--lpips-linear", "pipe"],
+    ],
+)
+def test_a_pipe_for_another_file_is_not_waited_for_either(
+    home: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    os.mkfifo(home / "pipe")
+    assert run_command(arguments) == 2
+    assert "pipe: is a pipe or a device" in capsys.readouterr().err

@@ -187,6 +187,15 @@ def test_a_float_map_is_refused_where_all_scans_are_pictures(task: Task) -> None
         task.check([picture])
 
 
+def test_a_folder_in_the_tables_place_is_refused_before_anything_is_predicted(
+    task: Task, stand_in: StandIn
+) -> None:
+    (task.output / "ledger.csv").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"ledger\.csv: is a folder"):
+        run(task)
+    assert stand_in.predicted == []
+
+
 def test_any_trouble_with_a_scan_is_its_row(task: Task, stand_in: StandIn) -> None:
     stand_in.trouble = {
         "pt_1": MemoryError(),

@@ -14,8 +14,8 @@ import typer
 
 from sdseg_cli.config import SampleConfig
 from sdseg_cli.console import Output
-from sdseg_cli.errors import ConfigError
-from sdseg_cli.filenames import PACKAGE_FILE
+from sdseg_cli.errors import ConfigError, DataError
+from sdseg_cli.filenames import PACKAGE_FILE, is_folder, is_there
 from sdseg_cli.findings import WARNING, Finding
 
 if TYPE_CHECKING:
@@ -163,6 +163,16 @@ def weak_run(run: RunDir) -> tuple[Finding, ...]:
     measured = f"validation Dice {number(dice)}, below {WEAK_DICE:g}, and it is taken by default"
     fix = "Name a better one with --run (sdseg runs lists them), or train longer."
     return (Finding("run-weak", WARNING, name, measured, fix),)
+
+
+def refuse_pipes(*paths: Path | None) -> None:
+    """Refuse what would be waited for without end. Raises DataError."""
+    for path in paths:
+        if path is not None and is_there(path) and not (path.is_file() or is_folder(path)):
+            raise DataError(
+                f"{path}: is a pipe or a device, not a file.",
+                "Write what it gives to a file, and give that.",
+            )
 
 
 def check_model(run: str | None, model: Path | None) -> None:

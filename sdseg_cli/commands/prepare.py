@@ -16,6 +16,7 @@ from sdseg_cli.commands.options import (
     Quiet,
     one_input,
     pair,
+    refuse_pipes,
     say_next,
     whole_numbers,
     workspace,
@@ -58,6 +59,7 @@ def prepare(
 ) -> None:
     """Slice scans and masks to 256x256 and freeze the split by case."""
     source = one_input(src, input_path, "SRC")
+    refuse_pipes(split_file)
     if workers != 1:
         warm_up("sdseg_cli.imaging.prepared")
     from sdseg_cli.prepare import prepare as run_prepare

@@ -20,6 +20,7 @@ from sdseg_cli.commands.options import (
     Split,
     number,
     open_run,
+    refuse_pipes,
     typed,
     workspace,
 )
@@ -69,6 +70,7 @@ def stability(
     from sdseg_cli.stability import stability as run_stability
     from sdseg_cli.stability_sweep import every_sampling, sweep
 
+    refuse_pipes(lpips_backbone, lpips_linear)
     step_list = listed("--steps", steps, int, 1, 1000)
     eta_list = listed("--eta", eta, float, 0.0, 1.0)
     sample_list = listed("--samples", samples, int, 1, 1000)

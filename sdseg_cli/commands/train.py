@@ -17,6 +17,7 @@ from sdseg_cli.commands.options import (
     Json,
     Quiet,
     number,
+    refuse_pipes,
     say_next,
     typed,
     workspace,
@@ -92,6 +93,7 @@ def train(
     """Train SDSeg, or a network to compare it with. To resume, run the same command again."""
     from sdseg_cli.datasets.manifest import Manifest
 
+    refuse_pipes(config)
     own_options = {"steps": steps, "init": init, "batch_size": _batch_size(batch_size)}
     settings = _settings(preset_name, model, config, assign or [], dataset, seed, own_options)
     if show_config:

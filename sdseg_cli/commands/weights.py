@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sdseg_cli.commands.options import Debug, Json, Quiet, pair, workspace
+from sdseg_cli.commands.options import Debug, Json, Quiet, pair, refuse_pipes, workspace
 from sdseg_cli.console import Output, show_help
 from sdseg_cli.errors import ConfigError
 
@@ -80,6 +80,7 @@ def add(
     """Recognise and check a file of weights and keep it; nothing in it is ever run."""
     from sdseg_cli.weights import add_weights
 
+    refuse_pipes(path)
     store = _store()
     _show_entry(add_weights(path, store, name=name), store, Output(as_json=as_json, quiet=quiet))
 

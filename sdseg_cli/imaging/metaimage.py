@@ -7,6 +7,10 @@ voxels for whole ones, prints what it likes, and its parser and a check beside i
 from __future__ import annotations
 
 import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ from numpy.typing import NDArray
 
 from sdseg_cli.atomic import replacing
 from sdseg_cli.errors import DataError
+from sdseg_cli.filenames import storable
 from sdseg_cli.imaging import nrrd
 from sdseg_cli.imaging.native import silenced
 from sdseg_cli.imaging.shear import geometry_of
@@ -295,9 +300,21 @@ def write(path: Path, array: Array, like: Volume, *, shares: bool = False) -> No
         image.SetSpacing(like.geometry.spacing_mm)
         image.SetDirection(directions.ravel().tolist())
         image.SetOrigin(lps[:3, 3].tolist())
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, _plainly_named(temporary) as named:
         try:
             with silenced():
-                SimpleITK.WriteImage(image, str(temporary), useCompression=True)
+                SimpleITK.WriteImage(image, str(named), useCompression=True)
         except RuntimeError as error:
             raise OSError("SimpleITK could not write it") from error
+
+
+@contextmanager
+def _plainly_named(path: Path) -> Iterator[Path]:
+    """A name for SimpleITK to write to, which a name that is no UTF-8 ends the whole process."""
+    if storable(str(path)) == str(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        named = Path(folder) / f"image{path.suffix}"
+        yield named
+        shutil.copyfile(named, path)

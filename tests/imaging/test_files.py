@@ -335,3 +335,15 @@ def test_a_volumes_size_is_told_before_it_is_read(
     told: list[tuple[tuple[int, ...], int]] = []
     read_image(tmp_path / name, claim=lambda grid, size: told.append((grid.shape, size)))
     assert told == [((5, 4, 3), voxel_bytes)]
+
+
+@pytest.mark.parametrize("suffix", [b".nii.gz", b".nii", b".mha", b".nrrd"])
+def test_a_mask_is_written_under_a_name_that_is_no_utf8(tmp_path: Path, suffix: bytes) -> None:
+    scan = Volume(np.zeros((4, 3, 2), np.int16, "F"), Geometry((4, 3, 2), np.diag([2.0, 2, 3, 1])))
+    mask = np.zeros((4, 3, 2), np.uint8, "F")
+    mask[1, 2, 0] = 1
+    odd = tmp_path / os.fsdecode(b"g\xfc" + suffix)
+    write_mask(odd, mask, scan)
+    assert [path.name for path in tmp_path.iterdir()] == [odd.name]
+    plain = odd.rename(tmp_path / f"plain{suffix.decode()}")
+    assert np.array_equal(read_labels(plain).array, mask)
