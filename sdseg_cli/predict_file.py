@@ -147,11 +147,11 @@ def predict_file(
     room = Room(
         scan.name, outputs, lambda size: predictor.batch_bytes(runs or 1, size), draws=runs or 1
     )
+    post.require_size_known(scan)
     if scan.exists():
         predictor.require_kind(scan.name, picture=is_picture(scan))  # before it is read
     volume = read_image(scan, series, room)
     outputs.check_scan(volume)
-    post.require_size_known(volume)
     warnings = check_volume(volume, predictor.normalisation)
     stack = predictor.stack(volume)
     maps = Maps(outputs, stack.restore, post.threshold)
