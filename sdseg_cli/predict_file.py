@@ -159,11 +159,11 @@ def predict_file(
         draws=runs or 1,
         batch_size=predictor.batch_size,
     )
+    post.require_size_known(scan)
     if scan.exists():
         predictor.require_kind(scan.name, picture=is_picture(scan))  # before it is read
     volume = read_image(scan, series, room)
     outputs.check_scan(volume)
-    post.require_size_known(volume)
     warnings = check_volume(volume, predictor.normalisation)
     stack = predictor.stack(volume)
     maps = Maps(outputs, stack.restore, post.threshold)

@@ -12,12 +12,14 @@ part if they share a face, an edge or a corner; in a picture, an edge or a corne
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sdseg_cli.config import THRESHOLD
 from sdseg_cli.errors import ConfigError
+from sdseg_cli.filenames import is_picture
 from sdseg_cli.imaging.parts import Parts, Stack, bounding_box, find_parts, labelled_planes
 from sdseg_cli.imaging.picture import Picture
 from sdseg_cli.imaging.volume import Volume
@@ -55,15 +57,16 @@ class PostProcess:
                 f"--keep-largest is {self.keep_largest}.", "Give at least 1, the largest part."
             )
 
-    def require_size_known(self, volume: Volume) -> None:
-        """Refuse millilitres where there are no millimetres.
+    def require_size_known(self, scan: Volume | Path) -> None:
+        """Refuse millilitres where there are no millimetres, known by a scan's name already.
 
         Raises:
             ConfigError: A smallest size is given for a picture.
         """
-        if self.min_size_ml is not None and isinstance(volume, Picture):
+        picture = is_picture(scan) if isinstance(scan, Path) else isinstance(scan, Picture)
+        if self.min_size_ml is not None and picture:
             raise ConfigError(
-                f"{volume.name}: --min-size is in millilitres, and a picture knows none.",
+                f"{scan.name}: --min-size is in millilitres, and a picture knows none.",
                 "Leave it out; --keep-largest works on pictures.",
             )
 
