@@ -146,10 +146,10 @@ def train(
         stop_signals(asked if ranks.writes else unasked) as stop,
         training_together(ranks, choose_device(device)) as own,
     ):
-        require_settled(manifest)
         slices, fixed = open_split(manifest, "train"), open_split(manifest, "val")
         data = manifest.inference_settings()
         found = resumed(config, data, run)
+        require_settled(manifest)
         state = found.checkpoint if found else None
         store = store or WeightStore.default()
         state = state or step_zero(config, data, slices, store)
