@@ -143,12 +143,12 @@ def train(
         stop_signals(asked if ranks.writes else unasked) as stop,
         training_together(ranks, choose_device(device)) as own,
     ):
-        require_settled(manifest)
         slices, fixed = open_split(manifest, "train"), open_split(manifest, "val")
         waiting = min(2 * (workers or default_workers()) + 1, config.train.steps)
         require_batch_memory(config, math.prod(slices.batch([0]).image.shape), own, ranks, waiting)
         data = manifest.inference_settings()
         found = resumed(config, data, run)
+        require_settled(manifest)
         state = found.checkpoint if found else None
         store = store or WeightStore.default()
         state = state or step_zero(config, data, slices, store)
