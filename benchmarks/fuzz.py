@@ -90,7 +90,7 @@ TARGETS = [
     Target("dataset.json", "nnunet/dataset.json", "check nnunet --workers 1", text=True),
     Target("split file", "split.json", "check nnunet --workers 1 --split-file split.json", text=True),
     Target("label of a set", "nnunet/labelsTr/c_1.nii.gz", "check nnunet --workers 1"),
-    Target("settings", "settings.toml", "train --dataset fuzz --config settings.toml --steps 0", text=True),
+    Target("settings", "settings.toml", "train --config settings.toml --show-config", text=True),
     Target("manifest", "prepared/fuzz/manifest.json", "evaluate --run fuzz/run", text=True),
     Target("run settings", "runs/fuzz/run/config.toml", "runs", text=True),
     Target("run state", "runs/fuzz/run/status.json", "runs", text=True),

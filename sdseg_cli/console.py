@@ -199,10 +199,9 @@ class Output:
 
     def object(self, values: Mapping[str, Any]) -> None:
         """One JSON object on stdout, strict: no NaN, no infinity, no half of a character."""
-        text = json.dumps(_storable(values), allow_nan=False).replace(
-            "\x7f", "\\u007f"
-        )  # json leaves DEL
-        sys.stdout.write(text + "\n")
+        text = json.dumps(_storable(values), allow_nan=False)
+        # json leaves DEL as it is
+        sys.stdout.write(text.replace("\x7f", "\\u007f") + "\n")
 
     def document(self, text: str) -> None:
         """A text on stdout as it is, to be piped into a file."""

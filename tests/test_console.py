@@ -84,7 +84,8 @@ def test_json_is_ascii_without_control_characters(capsys):
     text = capsys.readouterr().out
     assert text.isascii()
     assert text.rstrip("\n").isprintable()
-    assert json.loads(text) == {"name": NAME}
+    # Half a character, as Python holds a byte that is no UTF-8, is written out.
+    assert json.loads(text) == {"name": NAME.replace("\udce9", "\\xe9")}
 
 
 def test_one_function_alone_makes_text_for_the_terminal():

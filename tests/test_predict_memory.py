@@ -154,7 +154,7 @@ def test_a_scan_that_does_not_fit_is_refused_before_it_is_read(
 ) -> None:
     scan = write_nifti(tmp_path / "ct.nii", np.zeros((8, 8, 8), np.int16))
     monkeypatch.setattr("sdseg_cli.predict_memory.available_bytes", lambda: 0)
-    monkeypatch.setattr("sdseg_cli.imaging.nifti._read_array", None)
+    monkeypatch.setattr("sdseg_cli.imaging.nifti.read_array", None)
     with pytest.raises(RunError, match=r"ct\.nii: predicting it takes .* 0\.00 GB are free"):
         predict_file(scan, tmp_path / "m.nii", Endless())  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == [scan]

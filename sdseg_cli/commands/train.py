@@ -109,7 +109,7 @@ def train(
     from sdseg_cli.model.store import WeightStore
     from sdseg_cli.train import fitted
     from sdseg_cli.train import train as run_train
-    from sdseg_cli.training.calibration import calibrate, work_in_validations
+    from sdseg_cli.training.calibration import work_in_validations
     from sdseg_cli.training.distributed import ranks_of
     from sdseg_cli.training.initialise import resolved_start
     from sdseg_cli.training.run_folder import RunDir
@@ -143,20 +143,29 @@ def train(
             warn=lambda finding: output.warn([finding]),
             asked=asked,
         )
-    check = None
-    if report.state == "finished" and first:
-        with output.progress() as progress, output.at_once(SKIPPING) as asked:
-            check = calibrate(
-                folder,
-                manifest,
-                device=device,
-                anew=report.step > report.begun,
-                progress=progress,
-                warn=lambda finding: output.warn([finding]),
-                asked=asked,
-            )
+    check = _calibrated(output, report, folder, manifest, device) if first else None
     _show(output, report, check, folder)
     say_next(output, _next_command(report, manifest))
+
+
+def _calibrated(
+    output: Output, report: TrainReport, folder: RunDir, manifest: Manifest, device: str
+) -> DecoderCheck | None:
+    """The stage after the training, of a finished run."""
+    from sdseg_cli.training.calibration import calibrate
+
+    if report.state != "finished":
+        return None
+    with output.progress() as progress, output.at_once(SKIPPING) as asked:
+        return calibrate(
+            folder,
+            manifest,
+            device=device,
+            anew=report.step > report.begun,
+            progress=progress,
+            warn=lambda finding: output.warn([finding]),
+            asked=asked,
+        )
 
 
 def _show_config(settings: RunConfig, output: Output) -> None:

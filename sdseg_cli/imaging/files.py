@@ -277,10 +277,6 @@ def check_readable(path: Path, series: str | None = None) -> str:
             "kind",
         )
     require_there(path, "Check the path; scans end in .nii or .nii.gz.")
-    if not path.is_dir() and not path.is_file():
-        raise DataError(
-            f"{path}: a pipe or a device, not a file.", "Save the scan as a file first.", "kind"
-        )
     if not (path.is_file() or path.is_dir()):
         raise DataError(
             f"{path}: is a pipe or a device, not a file.",

@@ -87,6 +87,6 @@ def test_a_line_of_one_empty_cell_is_no_empty_line(tmp_path):
 
 def test_names_that_are_no_utf_8_are_written(tmp_path):
     write_json(tmp_path / "x.json", {"name": "sc\udce9n"})
-    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"name": "sc\udce9n"}
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"name": "sc\\xe9n"}
     write_csv(tmp_path / "x.csv", ["id"], [{"id": "sc\udce9n"}])
-    assert (tmp_path / "x.csv").read_bytes() == b"id\nsc\\udce9n\n"
+    assert (tmp_path / "x.csv").read_bytes() == b"id\nsc\\xe9n\n"

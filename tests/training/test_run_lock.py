@@ -98,4 +98,4 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> N
 @pytest.mark.parametrize("content", [*DAMAGED.values(), b'{"pid": "1", "host": 3}', b"[]"])
 def test_a_holder_that_cannot_be_read_is_another_process(tmp_path: Path, content: bytes) -> None:
     (tmp_path / ".lock").write_bytes(content)
-    assert lock_module._owner(tmp_path / ".lock") == "another process"
+    assert lock_module.holder(tmp_path / ".lock") == "another process"
