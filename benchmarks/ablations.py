@@ -19,15 +19,15 @@ from typing import Any
 import torch
 
 from benchmarks.results import Results, Row, machine, told
-from sdseg_cli.config import RunConfig
-from sdseg_cli.config_file import from_dict
-from sdseg_cli.datasets.manifest import Manifest
-from sdseg_cli.evaluate import evaluate
-from sdseg_cli.presets import preset
-from sdseg_cli.progress import TrainProgress
-from sdseg_cli.train import train
+from sdseg_cli.core.config import RunConfig
+from sdseg_cli.core.config_file import from_dict
+from sdseg_cli.core.presets import preset
+from sdseg_cli.core.progress import TrainProgress
+from sdseg_cli.data.manifest import Manifest
+from sdseg_cli.evaluation.evaluate import evaluate
+from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training.calibration import calibrate
-from sdseg_cli.training.run_folder import RunDir
+from sdseg_cli.training.train import train
 
 VALIDATIONS = 4
 

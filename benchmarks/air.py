@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from sdseg_cli.arrays import open_array
-from sdseg_cli.config import THRESHOLD, SampleConfig
-from sdseg_cli.datasets.manifest import Manifest
+from sdseg_cli.core.arrays import open_array
+from sdseg_cli.core.config import THRESHOLD, SampleConfig
+from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.imaging.body import shows_body
-from sdseg_cli.predict import Predictor
-from sdseg_cli.training.inference import Inference
-from sdseg_cli.training.run_folder import find_run
-from sdseg_cli.training.sampling import predict_planes
+from sdseg_cli.inference.engine import Inference
+from sdseg_cli.inference.predictor import Predictor
+from sdseg_cli.inference.sampling import predict_planes
+from sdseg_cli.runs.run_folder import find_run
 
 
 def main() -> None:

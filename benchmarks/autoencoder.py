@@ -16,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sdseg_cli.config import THRESHOLD
-from sdseg_cli.datasets.manifest import Manifest
-from sdseg_cli.imaging.files import read_image, read_labels
+from sdseg_cli.core.config import THRESHOLD
+from sdseg_cli.core.presets import preset
+from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.imaging.intensity import Normalisation
+from sdseg_cli.imaging.io.files import read_image, read_labels
 from sdseg_cli.imaging.slices import to_stack
 from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.shipped import load_tiny_autoencoder
-from sdseg_cli.presets import preset
 
 Mask = NDArray[np.bool_]
 

@@ -33,10 +33,10 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from sdseg_cli.atomic import LEFT_AFTER_S
-from sdseg_cli.imaging.phantom import write_phantom_set
-from sdseg_cli.training.checkpoint import Checkpoint
-from sdseg_cli.training.run_folder import RunDir
+from sdseg_cli.core.files import LEFT_AFTER_S
+from sdseg_cli.demo.phantom import write_phantom_set
+from sdseg_cli.runs.checkpoint import Checkpoint
+from sdseg_cli.runs.run_folder import RunDir
 
 SHAPE, SPACING_MM = (44, 44, 10), (8.0, 8.0, 16.0)
 SLICES = 2

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from statistics import fmean, median
 
 from benchmarks.results import Row
+from sdseg_cli.core.networks import SDSEG
 from sdseg_cli.metrics.paired import paired
 from sdseg_cli.metrics.statistics import bootstrap_ci95
-from sdseg_cli.networks import SDSEG
 
 METRICS = {"dice": "Dice", "iou": "IoU", "hd95_mm": "HD95 (mm)", "hd95": "HD95 (px)"}
 DIGITS = {"hd95_mm": ".1f", "hd95": ".1f"}

@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from sdseg_cli.evaluate_folders import evaluate_folders
+from sdseg_cli.evaluation.folders import evaluate_folders
 
 SHAPE = (512, 512, 200)
 AFFINE = np.diag([-0.8, -0.8, 2.5, 1.0])

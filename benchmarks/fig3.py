@@ -32,11 +32,15 @@ import torch
 
 from benchmarks.comparison_table import by_case, paired_difference, with_interval
 from benchmarks.results import Results, Row, clock, machine, told
-from sdseg_cli.config import SampleConfig
-from sdseg_cli.errors import RunError
-from sdseg_cli.held_out import HeldOut, open_held_out
+from sdseg_cli.core.config import SampleConfig
+from sdseg_cli.core.errors import RunError
+from sdseg_cli.evaluation.case_scores import score_case
+from sdseg_cli.evaluation.evaluation_split import HeldOut, open_held_out
+from sdseg_cli.evaluation.kept_masks import sha256_of
+from sdseg_cli.evaluation.sweep import every_sampling
+from sdseg_cli.inference.decoders import decoder_identity
 from sdseg_cli.metrics.statistics import FEW_CASES, bootstrap_ci95
-from sdseg_cli.report.case_scores import score_case
+from sdseg_cli.model.runtime import choose_device
 from sdseg_cli.report.drawing import (
     FAINT,
     PREDICTION_COLOUR,
@@ -46,11 +50,7 @@ from sdseg_cli.report.drawing import (
     new_figure,
     save_figure,
 )
-from sdseg_cli.report.kept_masks import sha256_of
-from sdseg_cli.stability_sweep import every_sampling
-from sdseg_cli.training.chosen_decoder import decoder_identity
-from sdseg_cli.training.run_folder import RunDir, find_run
-from sdseg_cli.training.runtime import choose_device
+from sdseg_cli.runs.run_folder import RunDir, find_run
 
 COLOURS = (REFERENCE_COLOUR, PREDICTION_COLOUR, "#9be564", "#e78ac3")
 TITLE_CHARACTERS = 46

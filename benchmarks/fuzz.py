@@ -43,9 +43,9 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from sdseg_cli.cli import run_command
-from sdseg_cli.errors import SdsegError
-from sdseg_cli.imaging.files import read_image
+from sdseg_cli.cli.app import run_command
+from sdseg_cli.core.errors import SdsegError
+from sdseg_cli.imaging.io.files import read_image
 
 SLOWEST_S = 10.0
 ABSURD = [

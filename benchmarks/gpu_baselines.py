@@ -16,16 +16,16 @@ import torch
 from benchmarks.gpu_steps import Setting, forget_peak, peak_gib, training
 from benchmarks.made_up import SIZE
 from benchmarks.results import Results, Row, seconds_per_call
-from sdseg_cli.config import RunConfig
-from sdseg_cli.errors import ConfigError
+from sdseg_cli.core.config import RunConfig
+from sdseg_cli.core.errors import ConfigError
+from sdseg_cli.core.networks import SDSEG, models
+from sdseg_cli.core.presets import for_network, preset
+from sdseg_cli.inference.engine import Inference, quicken
+from sdseg_cli.inference.sampling import predict_planes
 from sdseg_cli.model.arithmetic import gflop
 from sdseg_cli.model.baselines import SliceModel, build_model
 from sdseg_cli.model.mask_decoder import build_mask_decoder
-from sdseg_cli.networks import SDSEG, models
-from sdseg_cli.presets import for_network, preset
-from sdseg_cli.training.inference import Inference, quicken
-from sdseg_cli.training.runtime import placed
-from sdseg_cli.training.sampling import predict_planes
+from sdseg_cli.model.runtime import placed
 
 FAST = f"{SDSEG}, fast decoder"
 SETTING = Setting()

@@ -16,11 +16,11 @@ import torch
 from benchmarks.made_up import made_up_slices, step_zero, stepper
 from benchmarks.results import Row, seconds
 from benchmarks.train_speed import milliseconds_by_operator, plain_loop
-from sdseg_cli.config import RunConfig
+from sdseg_cli.core.config import RunConfig
+from sdseg_cli.model.runtime import ran_out_of_memory
 from sdseg_cli.training.latents import MaskLatents
-from sdseg_cli.training.runtime import ran_out_of_memory
+from sdseg_cli.training.step import StepResult, Trainer
 from sdseg_cli.training.steps import StepSource
-from sdseg_cli.training.trainer import StepResult, Trainer
 
 SLICES = 64
 PAPER_SLICES = 100_000 * 4

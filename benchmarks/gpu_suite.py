@@ -57,21 +57,21 @@ from benchmarks.gpu_steps import (
 from benchmarks.made_up import SIZE
 from benchmarks.precision import run_table
 from benchmarks.results import Results, Row, machine, told
-from sdseg_cli.bench import GPU_BATCHES, bench
-from sdseg_cli.config import RunConfig
-from sdseg_cli.errors import SdsegError
+from sdseg_cli.core.config import RunConfig
+from sdseg_cli.core.errors import SdsegError
+from sdseg_cli.core.networks import SDSEG
+from sdseg_cli.core.presets import preset
+from sdseg_cli.demo.bench import GPU_BATCHES, bench
+from sdseg_cli.demo.phantom import make_phantom
 from sdseg_cli.imaging.intensity import CT_WINDOW_HU, Normalisation
-from sdseg_cli.imaging.phantom import make_phantom
+from sdseg_cli.inference.decoders import stored_decoder
 from sdseg_cli.model.mask_decoder import autoencoder_hash, build_mask_decoder
+from sdseg_cli.model.runtime import choose_device
 from sdseg_cli.model.sdseg import build_sdseg
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import write_tensors
-from sdseg_cli.networks import SDSEG
-from sdseg_cli.presets import preset
-from sdseg_cli.training.checkpoint import Checkpoint
-from sdseg_cli.training.chosen_decoder import stored_decoder
-from sdseg_cli.training.package import write_package
-from sdseg_cli.training.runtime import choose_device
+from sdseg_cli.runs.checkpoint import Checkpoint
+from sdseg_cli.runs.package import write_package
 
 MIDDLE = (
     "train.batch_size=16",
@@ -110,8 +110,8 @@ def file_to_file(config: RunConfig, decoder: str, device: torch.device) -> Row:
     """A scan of 128 slices of 512x512, from a NIfTI file to its mask's, by an untrained model."""
     import nibabel as nib
 
-    from sdseg_cli.predict import Predictor
-    from sdseg_cli.predict_file import predict_file
+    from sdseg_cli.inference.predict import predict_file
+    from sdseg_cli.inference.predictor import Predictor
 
     torch.manual_seed(0)
     data = {

@@ -28,9 +28,9 @@ from typing import Any
 
 import torch
 
-from sdseg_cli.imaging.phantom import write_phantom_set
-from sdseg_cli.training.checkpoint import Checkpoint
-from sdseg_cli.training.run_folder import RunDir
+from sdseg_cli.demo.phantom import write_phantom_set
+from sdseg_cli.runs.checkpoint import Checkpoint
+from sdseg_cli.runs.run_folder import RunDir
 
 SHAPE, SPACING_MM = (44, 44, 10), (8.0, 8.0, 16.0)
 TRAIN = {

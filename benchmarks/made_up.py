@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sdseg_cli.config import RunConfig
+from sdseg_cli.core.config import RunConfig
 from sdseg_cli.model.baselines import SliceModel, build_model
 from sdseg_cli.model.sdseg import SDSeg
+from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.training.batches import FLIPS, PreparedSlices, flipped
-from sdseg_cli.training.checkpoint import Checkpoint
 from sdseg_cli.training.latents import MaskLatents, encode_masks, open_latents
+from sdseg_cli.training.step import StepResult, Trainer
 from sdseg_cli.training.steps import StepSource
-from sdseg_cli.training.trainer import StepResult, Trainer
 
 SIZE = 256
 

@@ -25,12 +25,12 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.made_up import made_up_slices, step_zero, stepper
+from sdseg_cli.core.presets import preset
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.pretrained import load_official
 from sdseg_cli.model.store import WeightStore
-from sdseg_cli.presets import preset
 from sdseg_cli.training.initialise import initial_model
-from sdseg_cli.weights import add_weights
+from sdseg_cli.training.weights import add_weights
 from tests.parity.fill import manifest, state_dict
 from tests.parity.reference import Reference
 

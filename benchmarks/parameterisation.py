@@ -25,16 +25,16 @@ import torch
 
 from benchmarks.made_up import keep_all_latents
 from benchmarks.results import Results, Row
-from sdseg_cli.config_file import from_dict
-from sdseg_cli.datasets.manifest import Manifest
+from sdseg_cli.core.config_file import from_dict
+from sdseg_cli.core.presets import preset
+from sdseg_cli.core.progress import TrainProgress
+from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.model.store import WeightStore
-from sdseg_cli.presets import preset
-from sdseg_cli.progress import TrainProgress
-from sdseg_cli.train import train
+from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training.batches import PreparedSlices
 from sdseg_cli.training.initialise import initial_model
 from sdseg_cli.training.latents import open_latents
-from sdseg_cli.training.run_folder import RunDir
+from sdseg_cli.training.train import train
 
 EPS: dict[str, Any] = {"model": {"parameterisation": "eps"}}
 V: dict[str, Any] = {"model": {"parameterisation": "v"}}

@@ -29,18 +29,18 @@ from torch import Tensor
 
 from benchmarks.lowering import FLOAT32, Lowering, lowerings, with_float16_weights
 from benchmarks.results import Results, Row, machine, seconds
-from sdseg_cli.config import THRESHOLD
-from sdseg_cli.datasets.manifest import Manifest
-from sdseg_cli.errors import ConfigError
-from sdseg_cli.metrics.segmentation import dice
+from sdseg_cli.core.config import THRESHOLD
+from sdseg_cli.core.errors import ConfigError
+from sdseg_cli.data.manifest import Manifest
+from sdseg_cli.inference.sampling import shifted
+from sdseg_cli.metrics.overlap import dice
 from sdseg_cli.model import diffusion
+from sdseg_cli.model.runtime import choose_device
 from sdseg_cli.model.sdseg import SDSeg, as_three_channels
+from sdseg_cli.runs.checkpoint import Checkpoint
+from sdseg_cli.runs.package import sdseg_of
+from sdseg_cli.runs.run_folder import RunDir, find_run
 from sdseg_cli.training.batches import PreparedSlices
-from sdseg_cli.training.checkpoint import Checkpoint
-from sdseg_cli.training.package import sdseg_of
-from sdseg_cli.training.run_folder import RunDir, find_run
-from sdseg_cli.training.runtime import choose_device
-from sdseg_cli.training.sampling import shifted
 
 SAFE = 0.001
 """A precision whose Dice differs from float32's by less is as good."""

@@ -129,12 +129,12 @@ def write_run(folder: Path) -> None:
     """A run of the `tiny` preset with random weights that was never trained."""
     import torch
 
-    from sdseg_cli.config_file import to_toml
+    from sdseg_cli.core.config_file import to_toml
+    from sdseg_cli.core.presets import PRESETS
     from sdseg_cli.imaging.intensity import Normalisation
     from sdseg_cli.model.sdseg import build_sdseg
-    from sdseg_cli.presets import PRESETS
-    from sdseg_cli.training.checkpoint import Checkpoint
-    from sdseg_cli.training.run_folder import RunDir
+    from sdseg_cli.runs.checkpoint import Checkpoint
+    from sdseg_cli.runs.run_folder import RunDir
 
     torch.manual_seed(0)
     config, run = PRESETS["tiny"], RunDir(folder)
@@ -159,9 +159,9 @@ def high_water(*, back: bool = False) -> int:
 def predict(folder: Path, case: Case) -> dict[str, Any]:
     """Predict one batch, then the case; in a process that has done nothing else."""
     from sdseg_cli.imaging.postprocess import PostProcess
-    from sdseg_cli.predict import Predictor
-    from sdseg_cli.predict_file import predict_file
-    from sdseg_cli.training.inference import DEFAULT_BATCH
+    from sdseg_cli.inference.engine import DEFAULT_BATCH
+    from sdseg_cli.inference.predict import predict_file
+    from sdseg_cli.inference.predictor import Predictor
 
     options: dict[str, Any] = {**case.options, "post": PostProcess(**case.options.get("post", {}))}
     for name, suffix in (("probability", case.suffix), ("preview", ".png")):

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from sdseg_cli.errors import RunError, SdsegError
-from sdseg_cli.training.runtime import ran_out_of_memory
+from sdseg_cli.core.errors import RunError, SdsegError
+from sdseg_cli.model.runtime import ran_out_of_memory
 
 Row = dict[str, Any]
 
@@ -54,7 +54,7 @@ def told() -> Iterator[None]:
     try:
         yield
     except SdsegError as failure:
-        from sdseg_cli.console import show_error  # which a bare machine with torch may not have
+        from sdseg_cli.cli.console import show_error  # which a bare machine with torch may not have
 
         show_error(failure)
         raise SystemExit(failure.exit_code) from failure

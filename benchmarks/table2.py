@@ -35,31 +35,31 @@ import torch
 from benchmarks.comparison_table import table
 from benchmarks.gpu_steps import seconds_in_a_row
 from benchmarks.results import Results, Row, clock, machine, seconds_per_call, told
-from sdseg_cli.config import RunConfig
-from sdseg_cli.config_file import from_dict, parse_assignment
-from sdseg_cli.datasets.manifest import Manifest
-from sdseg_cli.errors import ConfigError
-from sdseg_cli.evaluate import evaluate
+from sdseg_cli.core.config import RunConfig
+from sdseg_cli.core.config_file import from_dict, parse_assignment
+from sdseg_cli.core.errors import ConfigError
+from sdseg_cli.core.networks import models
+from sdseg_cli.core.presets import for_network, preset
+from sdseg_cli.data.manifest import Manifest
+from sdseg_cli.evaluation.evaluate import evaluate
+from sdseg_cli.inference.engine import Inference
+from sdseg_cli.inference.predictor import Predictor
+from sdseg_cli.inference.sampling import predict_planes
 from sdseg_cli.model.arithmetic import gflop
+from sdseg_cli.model.runtime import choose_device
 from sdseg_cli.model.store import WeightStore
-from sdseg_cli.networks import models
-from sdseg_cli.predict import Predictor
-from sdseg_cli.presets import for_network, preset
-from sdseg_cli.splits import open_split
-from sdseg_cli.train import train
+from sdseg_cli.runs.checkpoint import Checkpoint
+from sdseg_cli.runs.package import networks_of
+from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training.batches import spread
 from sdseg_cli.training.calibration import calibrate
-from sdseg_cli.training.checkpoint import Checkpoint
-from sdseg_cli.training.inference import Inference
 from sdseg_cli.training.initialise import step_zero
 from sdseg_cli.training.latents import open_latents
 from sdseg_cli.training.mask_loss import decoder_to_train_through
-from sdseg_cli.training.package import networks_of
-from sdseg_cli.training.run_folder import RunDir
-from sdseg_cli.training.runtime import choose_device
-from sdseg_cli.training.sampling import predict_planes
+from sdseg_cli.training.splits import open_split
+from sdseg_cli.training.step import Trainer
 from sdseg_cli.training.steps import StepSource
-from sdseg_cli.training.trainer import Trainer
+from sdseg_cli.training.train import train
 
 WARM, MEASURED = 3, 12
 """Steps before the clock counts, and steps whose median is a step's time."""

@@ -21,18 +21,18 @@ import torch
 from benchmarks.ablations import case_mean, found_share
 from benchmarks.comparison_table import by_case, paired_difference, with_interval
 from benchmarks.results import Results, Row, machine, told
-from sdseg_cli.config import THRESHOLD
-from sdseg_cli.datasets.manifest import Manifest
-from sdseg_cli.evaluate import evaluate
+from sdseg_cli.core.config import THRESHOLD
+from sdseg_cli.data.manifest import Manifest
+from sdseg_cli.evaluation.evaluate import evaluate
+from sdseg_cli.inference.decoders import choose_decoder
+from sdseg_cli.inference.sampling import decoded_by
+from sdseg_cli.model.distributed import Ranks
 from sdseg_cli.model.store import WeightStore
-from sdseg_cli.splits import open_split
+from sdseg_cli.runs.checkpoint import Checkpoint
+from sdseg_cli.runs.package import networks_of
+from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training.batches import spread
-from sdseg_cli.training.checkpoint import Checkpoint
-from sdseg_cli.training.chosen_decoder import choose_decoder
-from sdseg_cli.training.distributed import Ranks
-from sdseg_cli.training.package import networks_of
-from sdseg_cli.training.run_folder import RunDir
-from sdseg_cli.training.sampling import decoded_by
+from sdseg_cli.training.splits import open_split
 from sdseg_cli.training.validation import THRESHOLDS, Validation, validation
 
 CPU = torch.device("cpu")

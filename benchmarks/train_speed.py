@@ -26,13 +26,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.made_up import made_up_slices, step_zero, stepper
 from benchmarks.results import Results, Row, machine, seconds
-from sdseg_cli.config import RunConfig
-from sdseg_cli.datasets.manifest import Manifest
+from sdseg_cli.core.config import RunConfig
+from sdseg_cli.core.presets import preset
+from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.model import diffusion
+from sdseg_cli.model.runtime import choose_device
 from sdseg_cli.model.sdseg import as_three_channels, build_sdseg, foreground_weight, full_precision
-from sdseg_cli.presets import preset
 from sdseg_cli.training.batches import PreparedSlices
-from sdseg_cli.training.runtime import choose_device
 
 
 class _Slices(Dataset[tuple[Tensor, Tensor]]):

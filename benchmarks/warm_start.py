@@ -22,19 +22,19 @@ from pathlib import Path
 from unittest.mock import patch
 
 from benchmarks.results import Results, Row
-from sdseg_cli.config import RunConfig
-from sdseg_cli.config_file import from_dict
-from sdseg_cli.datasets.manifest import Manifest
+from sdseg_cli.core.config import RunConfig
+from sdseg_cli.core.config_file import from_dict
+from sdseg_cli.core.presets import preset
+from sdseg_cli.core.progress import TrainProgress
+from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.model.sdseg import SDSeg
 from sdseg_cli.model.shipped import WARM_PARTS, fill_warm
 from sdseg_cli.model.starts import Origin, start_vision_encoder
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import read_tensors
-from sdseg_cli.presets import preset
-from sdseg_cli.progress import TrainProgress
-from sdseg_cli.train import train
+from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training import initialise
-from sdseg_cli.training.run_folder import RunDir
+from sdseg_cli.training.train import train
 
 STARTS: dict[str, tuple[str, ...]] = {
     "autoencoder": (),

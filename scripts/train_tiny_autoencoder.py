@@ -1,6 +1,6 @@
 """Train the autoencoder of the `tiny` preset on procedural masks and textures.
 
-    python scripts/train_tiny_autoencoder.py --out sdseg_cli/shipped/tiny_autoencoder.safetensors
+    python scripts/train_tiny_autoencoder.py --out sdseg_cli/model/shipped_files/tiny_autoencoder.safetensors
 
 The same command resumes from the state file beside the output. Loss on masks: binary cross-entropy
 + soft Dice of the decoded map and a little L1 to keep it at -1 and +1; on textures: L1; on both: KL
@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sdseg_cli.core.presets import PRESETS
 from sdseg_cli.model.autoencoder import Autoencoder, sample_posterior
-from sdseg_cli.presets import PRESETS
 from sdseg_cli.training.shapes import random_masks, random_textures
 
 SHARPNESS = 4.0  # the decoded map times this is the logit of the cross-entropy

@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sdseg_cli.core.presets import PRESETS
+from sdseg_cli.inference.decoders import find_mask_decoder
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.sdseg import SDSeg, as_three_channels, build_sdseg, foreground_weight
 from sdseg_cli.model.shipped import load_tiny_autoencoder
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import write_tensors
-from sdseg_cli.presets import PRESETS
-from sdseg_cli.training.chosen_decoder import find_mask_decoder
 from sdseg_cli.training.mask_loss import DecodedMaskLoss
 from sdseg_cli.training.scenes import RULES, random_scene
 

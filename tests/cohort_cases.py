@@ -10,10 +10,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from sdseg_cli.cohort_scan import Task
-from sdseg_cli.config import SampleConfig
-from sdseg_cli.imaging.files import read_image, write_mask
-from sdseg_cli.predict_file import PredictReport
+from sdseg_cli.core.config import SampleConfig
+from sdseg_cli.imaging.io.files import read_image, write_mask
+from sdseg_cli.inference.cohort_scan import Task
+from sdseg_cli.inference.predict import PredictReport
 
 AFFINE = np.diag([-2.0, -2.0, 5.0, 1.0])
 GOOD, BAD = ["pt_1", "pt_2", "pt_10"], "pt_3"
@@ -48,8 +48,8 @@ class StandIn:
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     made = StandIn()
-    monkeypatch.setattr("sdseg_cli.cohort_scan.Predictor", made.load)
-    monkeypatch.setattr("sdseg_cli.cohort_scan.predict_file", made.predict)
+    monkeypatch.setattr("sdseg_cli.inference.cohort_scan.Predictor", made.load)
+    monkeypatch.setattr("sdseg_cli.inference.cohort_scan.predict_file", made.predict)
     return made
 
 

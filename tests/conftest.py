@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from sdseg_cli.config import RunConfig
-from sdseg_cli.config_file import from_dict
-from sdseg_cli.datasets.manifest import Manifest
-from sdseg_cli.imaging.phantom import Phantom, make_phantom, write_phantom_set
-from sdseg_cli.prepare import prepare
-from sdseg_cli.presets import PRESETS
-from sdseg_cli.train import train
-from sdseg_cli.training.checkpoint import Checkpoint
-from sdseg_cli.training.run_folder import RunDir
+from sdseg_cli.core.config import RunConfig
+from sdseg_cli.core.config_file import from_dict
+from sdseg_cli.core.presets import PRESETS
+from sdseg_cli.data.manifest import Manifest
+from sdseg_cli.data.prepare import prepare
+from sdseg_cli.demo.phantom import Phantom, make_phantom, write_phantom_set
+from sdseg_cli.runs.checkpoint import Checkpoint
+from sdseg_cli.runs.run_folder import RunDir
+from sdseg_cli.training.train import train
 from tests.raw_cases import write_cases
 
 torch.set_num_threads(1)  # on tensors this small, threads mostly wait for each other

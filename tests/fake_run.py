@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 
-from sdseg_cli.config import RunConfig, SampleConfig
-from sdseg_cli.config_file import to_toml
-from sdseg_cli.datasets.manifest import Manifest, PreparedCase
+from sdseg_cli.core.config import RunConfig, SampleConfig
+from sdseg_cli.core.config_file import to_toml
+from sdseg_cli.data.manifest import Manifest, PreparedCase
 from sdseg_cli.imaging.slices import Restore
 from sdseg_cli.imaging.volume import Geometry, Volume
 
@@ -43,7 +43,7 @@ class FakePredictor:
     """Those that were asked for alone."""
 
     def predict(self, volume, *, case_id, seed=0, sample=None, progress=None):
-        from sdseg_cli.predict import Prediction
+        from sdseg_cli.inference.predictor import Prediction
 
         self.calls.append((case_id, seed, sample))
         answer = self.answers[case_id]

@@ -173,7 +173,7 @@ def _loaded(statement: str) -> set[str]:
 
 
 def test_help_loads_nothing_heavy() -> None:
-    assert not _loaded("import sdseg_cli.cli") & set(HEAVY)
+    assert not _loaded("import sdseg_cli.cli.app") & set(HEAVY)
 
 
 @pytest.mark.parametrize("name", ["config", "presets"])
@@ -188,4 +188,4 @@ def test_what_a_gpu_is_wanted_for_loads_on_a_bare_torch_machine(verb: str) -> No
 
 
 def test_preparing_loads_no_torch() -> None:
-    assert "torch" not in _loaded("import sdseg_cli.prepare")
+    assert "torch" not in _loaded("import sdseg_cli.data.prepare")

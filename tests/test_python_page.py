@@ -11,8 +11,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from sdseg_cli.predict import Predictor
-from sdseg_cli.predict_file import predict_file
+from sdseg_cli.inference.predict import predict_file
+from sdseg_cli.inference.predictor import Predictor
 from tests.conftest import Workspace
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/PYTHON.md"

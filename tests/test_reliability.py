@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sdseg_cli.cli import run_command
+from sdseg_cli.cli.app import run_command
 from tests.conftest import Workspace
 from tests.reliability_cases import ROWS, Row
 

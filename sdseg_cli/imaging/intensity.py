@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdseg_cli.errors import ConfigError
+from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.imaging.planes import Planes
 from sdseg_cli.imaging.volume import Volume
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdseg_cli.errors import DataError
-from sdseg_cli.facts import CaseFacts, Fault, GridFacts, LabelFacts, ScanFacts
-from sdseg_cli.imaging.files import read_image, read_labels
+from sdseg_cli.core.errors import DataError
+from sdseg_cli.imaging.io.files import read_image, read_labels
 from sdseg_cli.imaging.planes import Planes
 from sdseg_cli.imaging.reorient import stored_like
+from sdseg_cli.imaging.statistics import CaseFacts, Fault, GridFacts, LabelFacts, ScanFacts
 from sdseg_cli.imaging.volume import Geometry, Volume, require_same_grid
 
 if TYPE_CHECKING:

@@ -6,10 +6,8 @@ import hashlib
 
 import numpy as np
 
-from sdseg_cli.errors import DataError, GeometryError
-from sdseg_cli.facts import CaseFacts, Fault, GridFacts, LabelFacts
-from sdseg_cli.imaging.measure import Pair, fault_of
-from sdseg_cli.imaging.picture import (
+from sdseg_cli.core.errors import DataError, GeometryError
+from sdseg_cli.imaging.io.picture import (
     MaskLevels,
     Picture,
     labels_of,
@@ -17,6 +15,8 @@ from sdseg_cli.imaging.picture import (
     read_picture,
     read_picture_greys,
 )
+from sdseg_cli.imaging.measure import Pair, fault_of
+from sdseg_cli.imaging.statistics import CaseFacts, Fault, GridFacts, LabelFacts
 
 MANY_GREYS = 16
 """A mask of more values than these, white among them, is a soft edge and no list of classes."""

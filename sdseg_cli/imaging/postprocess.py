@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sdseg_cli.config import THRESHOLD
-from sdseg_cli.errors import ConfigError
-from sdseg_cli.filenames import is_picture
+from sdseg_cli.core.config import THRESHOLD
+from sdseg_cli.core.errors import ConfigError
+from sdseg_cli.core.filenames import is_picture
+from sdseg_cli.imaging.io.picture import Picture
 from sdseg_cli.imaging.parts import Parts, Stack, bounding_box, find_parts, labelled_planes
-from sdseg_cli.imaging.picture import Picture
 from sdseg_cli.imaging.volume import Volume
 
 _ROUNDING = 1e-6

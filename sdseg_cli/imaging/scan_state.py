@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from sdseg_cli.errors import DataError
-from sdseg_cli.filenames import (
+from sdseg_cli.core.errors import DataError
+from sdseg_cli.core.filenames import (
     METAIMAGE_SUFFIXES,
     is_dicom_file,
     is_picture,
@@ -14,7 +14,7 @@ from sdseg_cli.filenames import (
     suffix_of,
     walked,
 )
-from sdseg_cli.imaging.metaimage import voxel_file
+from sdseg_cli.imaging.io.metaimage import voxel_file
 
 
 def size_and_time(path: Path) -> tuple[int, int]:

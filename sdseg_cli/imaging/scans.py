@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sdseg_cli.errors import ConfigError, DataError
-from sdseg_cli.filenames import (
+from sdseg_cli.core.errors import ConfigError, DataError
+from sdseg_cli.core.filenames import (
     DICOM_SUFFIX,
     DICOM_SUFFIXES,
     LEDGER_FOLDER,
@@ -31,8 +31,8 @@ from sdseg_cli.filenames import (
     suffix_of,
     walked,
 )
-from sdseg_cli.imaging.dicom_series import read_header
-from sdseg_cli.imaging.metaimage import WRITABLE
+from sdseg_cli.imaging.io.dicom_series import read_header
+from sdseg_cli.imaging.io.metaimage import WRITABLE
 
 LIST_SUFFIXES = (".txt", ".lst", ".csv")
 """A file that names scans, one path per line."""

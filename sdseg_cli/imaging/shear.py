@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sdseg_cli.errors import DataError
+from sdseg_cli.core.errors import DataError
 from sdseg_cli.imaging.volume import Geometry
 
 ROUNDING_DEGREES = 0.01

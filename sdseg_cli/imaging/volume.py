@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdseg_cli.errors import GeometryError
+from sdseg_cli.core.errors import GeometryError
 
 Array = NDArray[Any]
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sdseg_cli.errors import ConfigError
+from sdseg_cli.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from sdseg_cli.metrics.pair import MaskPair
@@ -168,7 +168,7 @@ class Metric:
 METRICS: dict[str, Metric] = {}
 """The registry that `@metric` fills. Read it through `mask_metrics()`."""
 
-_MODULES = ("segmentation", "surfaces", "volume", "detection")  # that define mask metrics, in order
+_MODULES = ("overlap", "surfaces", "volume", "lesions")  # that define mask metrics, in order
 _INGREDIENTS = {"pred", "label", "spacing_mm", "surfaces", "lesions", "tolerance"}
 _NEED_A_LENGTH = {"spacing_mm", "surfaces", "lesions", "tolerance"}
 """Lesions too: what touches what, and how large it is, is the scan's own matter."""

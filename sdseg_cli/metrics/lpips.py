@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sdseg_cli.lpips_shapes import STAGES, backbone_shapes, linear_shapes
+from sdseg_cli.metrics.lpips_shapes import STAGES, backbone_shapes, linear_shapes
 from sdseg_cli.metrics.similarity import per_plane
 
 if TYPE_CHECKING:

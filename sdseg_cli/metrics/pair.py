@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from sdseg_cli.metrics import DETECTION_IOU, Length, Mask, Spacing, Terms
-from sdseg_cli.metrics.detection import Lesions, match_lesions
+from sdseg_cli.metrics.lesions import Lesions, match_lesions
 from sdseg_cli.metrics.surfaces import SurfaceDistances, surface_distances
 
 

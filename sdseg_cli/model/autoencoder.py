@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdseg_cli.config import AutoencoderConfig
+from sdseg_cli.core.config import AutoencoderConfig
 
 NORM_EPS = 1e-6
 LOGVAR_RANGE = (-30.0, 20.0)

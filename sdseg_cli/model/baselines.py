@@ -9,11 +9,11 @@ from importlib.util import find_spec
 
 from torch import Tensor, nn
 
-from sdseg_cli.config import THRESHOLD, ModelConfig
-from sdseg_cli.errors import ConfigError
+from sdseg_cli.core.config import THRESHOLD, ModelConfig
+from sdseg_cli.core.errors import ConfigError
+from sdseg_cli.core.networks import BASELINES, SDSEG
 from sdseg_cli.model.mask_decoder import MaskDecoder
 from sdseg_cli.model.sdseg import SDSeg, build_sdseg, unfilled_sdseg
-from sdseg_cli.networks import BASELINES, SDSEG
 
 
 class Baseline(nn.Module):

@@ -12,9 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sdseg_cli.errors import WeightsError
+from sdseg_cli.core.errors import WeightsError
+from sdseg_cli.core.progress import Progress
 from sdseg_cli.model.known_weights import KnownWeights
-from sdseg_cli.progress import Progress
 
 
 def download(known: KnownWeights, folder: Path, progress: Progress) -> Path:

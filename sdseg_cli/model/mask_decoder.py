@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdseg_cli.config import AutoencoderConfig
+from sdseg_cli.core.config import AutoencoderConfig
 from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.tensor_files import load_strictly
 

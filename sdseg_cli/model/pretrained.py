@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 
-from sdseg_cli.config import ModelConfig
-from sdseg_cli.errors import WeightsError
+from sdseg_cli.core.config import ModelConfig
+from sdseg_cli.core.errors import WeightsError
 from sdseg_cli.model.diffusion import ALPHA_BAR, TIMESTEPS
 from sdseg_cli.model.naming import (
     OFFICIAL_PREFIX,

@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from sdseg_cli.config import THRESHOLD, AutoencoderConfig, ModelConfig
+from sdseg_cli.core.config import THRESHOLD, AutoencoderConfig, ModelConfig
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.autoencoder import Autoencoder, Encoder, sample_posterior
 from sdseg_cli.model.diffusion import Estimate

@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sdseg_cli.config import ModelConfig
+from sdseg_cli.core.config import ModelConfig
+from sdseg_cli.core.presets import PRESETS
 from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.naming import below
 from sdseg_cli.model.sdseg import SDSeg
 from sdseg_cli.model.tensor_files import load_strictly, read_tensors
-from sdseg_cli.presets import PRESETS
 
 TINY = PRESETS["tiny"].model
 ORIGIN = "shipped with sdseg"
@@ -86,7 +86,7 @@ def fill_warm(
 
 def shipped_file(name: str) -> AbstractContextManager[Path]:
     """A file of weights that comes with the package, within a block."""
-    return resources.as_file(resources.files("sdseg_cli") / "shipped" / name)
+    return resources.as_file(resources.files("sdseg_cli.model") / "shipped_files" / name)
 
 
 def _read(name: str) -> Mapping[str, Tensor]:

@@ -12,8 +12,8 @@ from statistics import mode
 
 from torch import Tensor
 
-from sdseg_cli.config import AutoencoderConfig, UNetConfig
-from sdseg_cli.errors import ConfigError, WeightsError
+from sdseg_cli.core.config import AutoencoderConfig, UNetConfig
+from sdseg_cli.core.errors import ConfigError, WeightsError
 
 Tensors = Mapping[str, Tensor]
 

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sdseg_cli.errors import ConfigError, WeightsError
+from sdseg_cli.core.errors import ConfigError, WeightsError
+from sdseg_cli.core.networks import BASELINES
+from sdseg_cli.core.presets import PRESETS
 from sdseg_cli.model.naming import below
 from sdseg_cli.model.sdseg import SDSeg
 from sdseg_cli.model.shipped import (
@@ -26,8 +28,6 @@ from sdseg_cli.model.sources import FIRST_CONVOLUTION
 from sdseg_cli.model.store import Entry, WeightStore
 from sdseg_cli.model.tensor_files import load_strictly
 from sdseg_cli.model.unet import UNet
-from sdseg_cli.networks import BASELINES
-from sdseg_cli.presets import PRESETS
 
 THE_PAPERS = {"autoencoder": "kl-f8", "unet": "ldm-8"}
 """Taken where several entries of the store fit."""

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sdseg_cli.errors import WeightsError
-from sdseg_cli.json_files import parse_json
+from sdseg_cli.core.errors import WeightsError
+from sdseg_cli.core.json_files import parse_json
 
 NAMED_AT_MOST = 3
 """So many offending keys are spelled out in a message."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdseg_cli.config import UNET_NORM_GROUPS
+from sdseg_cli.core.config import UNET_NORM_GROUPS
 
 NORM_EPS = 1e-6
 EXPANSION = 4

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdseg_cli.config import UNET_NORM_GROUPS, UNetConfig
+from sdseg_cli.core.config import UNET_NORM_GROUPS, UNetConfig
 from sdseg_cli.model.transformer import SpatialTransformer
 
 NORM_EPS = 1e-5

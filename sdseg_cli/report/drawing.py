@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdseg_cli.atomic import replacing
-from sdseg_cli.filenames import printable
+from sdseg_cli.core.filenames import printable
+from sdseg_cli.core.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

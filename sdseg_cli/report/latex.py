@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sdseg_cli.atomic import replacing
+from sdseg_cli.core.files import replacing
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdseg_cli.errors import DataError
-from sdseg_cli.json_files import read_object
+from sdseg_cli.core.errors import DataError
+from sdseg_cli.core.json_files import read_object
+from sdseg_cli.core.tables import write_json
 from sdseg_cli.report.drawing import MaskPlane, PixelMm, not_black, view_mm
-from sdseg_cli.report.tables import write_json
 
 FILE = "panels.json"
 FORMAT_VERSION = 1

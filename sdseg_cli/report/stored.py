@@ -9,8 +9,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from sdseg_cli.errors import DataError
-from sdseg_cli.json_files import read_object
+from sdseg_cli.core.errors import DataError
+from sdseg_cli.core.json_files import read_object
 
 
 class Unreadable(ValueError):  # noqa: N818 - never leaves the shelf

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdseg_cli.atomic import replacing
-from sdseg_cli.config import THRESHOLD
+from sdseg_cli.core.config import THRESHOLD
+from sdseg_cli.core.files import replacing
 from sdseg_cli.report.drawing import (
     DPI,
     INK,

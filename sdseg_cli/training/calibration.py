@@ -12,32 +12,32 @@ from dataclasses import replace
 
 import torch
 
-from sdseg_cli.config import RunConfig
-from sdseg_cli.datasets.manifest import Manifest
-from sdseg_cli.errors import SdsegError
-from sdseg_cli.findings import WARNING, Finding
-from sdseg_cli.model.mask_decoder import MaskDecoder
-from sdseg_cli.model.sdseg import SDSeg
-from sdseg_cli.model.store import WeightStore
-from sdseg_cli.networks import SDSEG
-from sdseg_cli.progress import Progress, silent, unasked
-from sdseg_cli.splits import open_split
-from sdseg_cli.training.batches import PreparedSlices, spread
-from sdseg_cli.training.checkpoint import Checkpoint
-from sdseg_cli.training.chosen_decoder import (
+from sdseg_cli.core.config import RunConfig
+from sdseg_cli.core.errors import SdsegError
+from sdseg_cli.core.findings import WARNING, Finding
+from sdseg_cli.core.locks import locked
+from sdseg_cli.core.networks import SDSEG
+from sdseg_cli.core.progress import Progress, silent, unasked
+from sdseg_cli.data.manifest import Manifest
+from sdseg_cli.inference.decoders import (
     DecoderCheck,
     find_mask_decoder,
     keep_with_run,
     kept_for_training,
     read_check,
 )
+from sdseg_cli.inference.sampling import decoded_by
+from sdseg_cli.model.distributed import Ranks
+from sdseg_cli.model.mask_decoder import MaskDecoder
+from sdseg_cli.model.runtime import choose_device, ran_out_of_memory, stop_signals
+from sdseg_cli.model.sdseg import SDSeg
+from sdseg_cli.model.store import WeightStore
+from sdseg_cli.runs.checkpoint import Checkpoint
+from sdseg_cli.runs.package import networks_of
+from sdseg_cli.runs.run_folder import RunDir
+from sdseg_cli.training.batches import PreparedSlices, spread
 from sdseg_cli.training.distillation import ADAPT_STEPS, adapted, own_latents
-from sdseg_cli.training.distributed import Ranks
-from sdseg_cli.training.package import networks_of
-from sdseg_cli.training.run_folder import RunDir
-from sdseg_cli.training.run_lock import locked
-from sdseg_cli.training.runtime import choose_device, ran_out_of_memory, stop_signals
-from sdseg_cli.training.sampling import decoded_by
+from sdseg_cli.training.splits import open_split
 from sdseg_cli.training.validation import validation
 
 ADAPT_SLICES = 96

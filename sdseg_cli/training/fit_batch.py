@@ -9,19 +9,19 @@ from pathlib import Path
 
 import torch
 
-from sdseg_cli.config import RunConfig
-from sdseg_cli.errors import RunError
-from sdseg_cli.memory import require_batch_fits
+from sdseg_cli.core.config import RunConfig
+from sdseg_cli.core.errors import RunError
+from sdseg_cli.core.memory import require_batch_fits
+from sdseg_cli.core.networks import SDSEG
 from sdseg_cli.model.baselines import build_model
+from sdseg_cli.model.distributed import Ranks
 from sdseg_cli.model.mask_decoder import build_mask_decoder
-from sdseg_cli.networks import SDSEG
+from sdseg_cli.model.runtime import ran_out_of_memory
+from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.training.batches import PreparedSlices
-from sdseg_cli.training.checkpoint import Checkpoint
-from sdseg_cli.training.distributed import Ranks
 from sdseg_cli.training.latents import open_latents
-from sdseg_cli.training.runtime import ran_out_of_memory
+from sdseg_cli.training.step import Trainer
 from sdseg_cli.training.steps import StepSource
-from sdseg_cli.training.trainer import Trainer
 
 LARGEST = 256
 WORTH_IT = 1.05

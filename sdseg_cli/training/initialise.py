@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from sdseg_cli.config import RunConfig
-from sdseg_cli.config_file import differing_keys, from_dict
-from sdseg_cli.errors import ConfigError
+from sdseg_cli.core.config import RunConfig
+from sdseg_cli.core.config_file import differing_keys, from_dict
+from sdseg_cli.core.errors import ConfigError
+from sdseg_cli.core.presets import PRESETS
 from sdseg_cli.model.baselines import SliceModel, build_model
 from sdseg_cli.model.pretrained import official_config
 from sdseg_cli.model.sdseg import SDSeg, as_three_channels
@@ -26,11 +27,10 @@ from sdseg_cli.model.starts import (
 )
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import load_strictly
-from sdseg_cli.presets import PRESETS
+from sdseg_cli.runs.checkpoint import Checkpoint
+from sdseg_cli.runs.package import is_package, read_trained
+from sdseg_cli.runs.run_folder import RunDir, run_folder
 from sdseg_cli.training.batches import PreparedSlices, draw_positions
-from sdseg_cli.training.checkpoint import Checkpoint
-from sdseg_cli.training.package import is_package, read_trained
-from sdseg_cli.training.run_folder import RunDir, run_folder
 
 KEYWORDS = ("pretrained", "autoencoder", "scratch")
 MAY_DIFFER = {

@@ -23,12 +23,12 @@ import torch
 from numpy.lib.format import write_array_header_1_0
 from torch import Tensor
 
-from sdseg_cli.atomic import replacing
-from sdseg_cli.errors import RunError
+from sdseg_cli.core.errors import RunError
+from sdseg_cli.core.files import replacing
 from sdseg_cli.model.baselines import SliceModel
+from sdseg_cli.model.distributed import Ranks
 from sdseg_cli.model.sdseg import SDSeg, as_three_channels, full_precision
 from sdseg_cli.training.batches import PreparedSlices
-from sdseg_cli.training.distributed import Ranks
 
 FLIP_CODES = 4
 """0 as it is, 1 left-right, 2 up-down, 3 both: `batches.flip_codes`."""

@@ -12,21 +12,21 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from sdseg_cli.config import RunConfig
-from sdseg_cli.errors import ConfigError
-from sdseg_cli.model.autoencoder import Autoencoder
-from sdseg_cli.model.mask_decoder import MaskDecoder
-from sdseg_cli.model.naming import below
-from sdseg_cli.model.store import WeightStore
-from sdseg_cli.model.tensor_files import load_strictly
-from sdseg_cli.training.chosen_decoder import (
+from sdseg_cli.core.config import RunConfig
+from sdseg_cli.core.errors import ConfigError
+from sdseg_cli.inference.decoders import (
     DecoderCheck,
     find_mask_decoder,
     keep_with_run,
     kept_for_training,
     read_check,
 )
-from sdseg_cli.training.run_folder import RunDir
+from sdseg_cli.model.autoencoder import Autoencoder
+from sdseg_cli.model.mask_decoder import MaskDecoder
+from sdseg_cli.model.naming import below
+from sdseg_cli.model.store import WeightStore
+from sdseg_cli.model.tensor_files import load_strictly
+from sdseg_cli.runs.run_folder import RunDir
 
 
 class MaskLoss(nn.Module):

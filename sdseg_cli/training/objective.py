@@ -14,14 +14,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from sdseg_cli.config import TrainConfig
+from sdseg_cli.core.config import TrainConfig
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.baselines import Baseline, SliceModel
 from sdseg_cli.model.mask_decoder import MaskDecoder
+from sdseg_cli.model.runtime import memory_format, reduced_precision
 from sdseg_cli.model.sdseg import SDSeg, as_three_channels, foreground_weight
 from sdseg_cli.training.latents import MaskLatents, encode_masks
 from sdseg_cli.training.mask_loss import DecodedMaskLoss, MaskLoss
-from sdseg_cli.training.runtime import memory_format, reduced_precision
 from sdseg_cli.training.steps import StepInputs
 
 

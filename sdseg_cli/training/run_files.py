@@ -7,15 +7,15 @@ import math
 from contextlib import suppress
 from typing import Any
 
-from sdseg_cli.atomic import remove_leftovers, replacing
-from sdseg_cli.config_file import to_toml
-from sdseg_cli.errors import RunError
-from sdseg_cli.findings import WARNING, Finding
+from sdseg_cli.core.config_file import to_toml
+from sdseg_cli.core.errors import RunError
+from sdseg_cli.core.files import remove_leftovers, replacing
+from sdseg_cli.core.findings import WARNING, Finding
+from sdseg_cli.runs.log import RunLog, truncate_log
+from sdseg_cli.runs.resume import Resumed, keep, set_aside
+from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training.batches import PreparedSlices
-from sdseg_cli.training.resume import Resumed, keep, set_aside
-from sdseg_cli.training.run_folder import RunDir
-from sdseg_cli.training.run_log import RunLog, truncate_log
-from sdseg_cli.training.trainer import StepResult, Trainer
+from sdseg_cli.training.step import StepResult, Trainer
 from sdseg_cli.training.validation import Validation
 
 

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdseg_cli.config import RunConfig
+from sdseg_cli.core.config import RunConfig
 from sdseg_cli.model import diffusion
+from sdseg_cli.model.distributed import Ranks
 from sdseg_cli.model.seeds import seeded_generator
 from sdseg_cli.training.batches import PreparedSlices, draw_positions, flip_codes, flipped
-from sdseg_cli.training.distributed import Ranks
 from sdseg_cli.training.latents import MaskLatents
 
 

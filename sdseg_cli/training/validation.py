@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sdseg_cli.config import THRESHOLD, SampleConfig
+from sdseg_cli.core.config import THRESHOLD, SampleConfig
+from sdseg_cli.inference.sampling import predict_planes, shifted
 from sdseg_cli.model.baselines import SliceModel
+from sdseg_cli.model.distributed import Ranks
 from sdseg_cli.training.batches import PreparedSlices
-from sdseg_cli.training.distributed import Ranks
-from sdseg_cli.training.sampling import predict_planes, shifted
 
 SEED = 0
 THRESHOLDS = tuple(percent / 100 for percent in range(10, 95, 5))

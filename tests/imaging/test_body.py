@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sdseg_cli.demo.phantom import Phantom
 from sdseg_cli.imaging.body import body_boxes, shows_body
-from sdseg_cli.imaging.files import read_image, read_labels
 from sdseg_cli.imaging.intensity import Normalisation
-from sdseg_cli.imaging.phantom import Phantom
+from sdseg_cli.imaging.io.files import read_image, read_labels
 from sdseg_cli.imaging.slices import Restore
 from sdseg_cli.imaging.volume import Geometry, Volume
 

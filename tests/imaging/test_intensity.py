@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sdseg_cli.errors import ConfigError
+from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.imaging.intensity import (
     Extent,
     Limits,

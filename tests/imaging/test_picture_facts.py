@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdseg_cli.errors import DataError
+from sdseg_cli.core.errors import DataError
+from sdseg_cli.imaging.io.picture import Picture, read_picture_labels
 from sdseg_cli.imaging.measure import Pair
-from sdseg_cli.imaging.picture import Picture, read_picture_labels
 from sdseg_cli.imaging.picture_facts import measure_mask, measure_pictures
 
 

@@ -5,8 +5,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from sdseg_cli.errors import ConfigError
-from sdseg_cli.imaging.picture import Picture
+from sdseg_cli.core.errors import ConfigError
+from sdseg_cli.imaging.io.picture import Picture
 from sdseg_cli.imaging.postprocess import PostProcess, drop_small, fill_holes, keep_largest
 from tests.fake_run import volume
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sdseg_cli.errors import ConfigError, DataError
-from sdseg_cli.imaging.files import read_image
+from sdseg_cli.core.errors import ConfigError, DataError
+from sdseg_cli.imaging.io.files import read_image
 from sdseg_cli.imaging.scans import find_scans, is_many
 from tests.dicom_files import write_contours, write_series
 

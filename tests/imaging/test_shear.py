@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from sdseg_cli.errors import DataError
-from sdseg_cli.imaging.files import read_geometry, read_image, write_mask
+from sdseg_cli.core.errors import DataError
+from sdseg_cli.imaging.io.files import read_geometry, read_image, write_mask
 from sdseg_cli.imaging.shear import geometry_of, shear_degrees, straightened
 
 SHAPE = (9, 7, 5)

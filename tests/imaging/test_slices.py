@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from sdseg_cli.demo.phantom import Phantom
 from sdseg_cli.imaging.intensity import Normalisation
-from sdseg_cli.imaging.phantom import Phantom
 from sdseg_cli.imaging.slices import Restore, to_stack
 from sdseg_cli.imaging.volume import Geometry, Volume
 

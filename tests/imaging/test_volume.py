@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from sdseg_cli.errors import GeometryError
+from sdseg_cli.core.errors import GeometryError
 from sdseg_cli.imaging.volume import Geometry, Volume, require_same_grid
 
 SIGNED_PERMUTATIONS = [

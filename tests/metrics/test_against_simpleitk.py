@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from sdseg_cli.metrics.overlap import dice, iou, precision, recall
 from sdseg_cli.metrics.pair import MaskPair
-from sdseg_cli.metrics.segmentation import dice, iou, precision, recall
 from sdseg_cli.metrics.surfaces import assd
 from sdseg_cli.metrics.volume import volume_difference
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sdseg_cli.config import AutoencoderConfig
+from sdseg_cli.core.config import AutoencoderConfig
 from sdseg_cli.model.autoencoder import Autoencoder, Downsample, sample_posterior
 from sdseg_cli.model.sdseg import VisionEncoder
 

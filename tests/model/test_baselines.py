@@ -6,13 +6,13 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from sdseg_cli.config import ModelConfig
-from sdseg_cli.errors import ConfigError
+from sdseg_cli.core.config import ModelConfig
+from sdseg_cli.core.errors import ConfigError
+from sdseg_cli.core.networks import BASELINES
+from sdseg_cli.core.presets import PRESETS, for_network
 from sdseg_cli.model import baselines
 from sdseg_cli.model.baselines import Baseline, build_baseline, build_model
 from sdseg_cli.model.sdseg import SDSeg
-from sdseg_cli.networks import BASELINES
-from sdseg_cli.presets import PRESETS, for_network
 
 SIDE = 64
 WEIGHTS = {

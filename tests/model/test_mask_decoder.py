@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sdseg_cli.errors import WeightsError
+from sdseg_cli.core.errors import WeightsError
+from sdseg_cli.core.presets import PRESETS
 from sdseg_cli.model.arithmetic import gflop
 from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.mask_decoder import (
@@ -13,7 +14,6 @@ from sdseg_cli.model.mask_decoder import (
     build_mask_decoder,
     read_mask_decoder,
 )
-from sdseg_cli.presets import PRESETS
 
 TINY = PRESETS["tiny"].model.autoencoder
 

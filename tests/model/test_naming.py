@@ -3,13 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sdseg_cli.model.naming import (
-    below,
-    from_diffusers,
-    official_ema_name,
-    official_name,
-    our_name,
-)
+from sdseg_cli.model.naming import below, from_diffusers, official_ema_name, official_name, our_name
 
 
 def test_official_names_differ_by_their_prefix_and_averaged_ones_lose_their_dots() -> None:

@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sdseg_cli.errors import WeightsError
-from sdseg_cli.imaging.files import read_labels
+from sdseg_cli.core.errors import WeightsError
+from sdseg_cli.core.presets import PRESETS
+from sdseg_cli.imaging.io.files import read_labels
 from sdseg_cli.imaging.slices import Restore
 from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.pretrained import load_official
 from sdseg_cli.model.shipped import load_tiny_autoencoder
-from sdseg_cli.presets import PRESETS
 from tests.parity.fill import tiny_checkpoint
 
 TINY = PRESETS["tiny"].model

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sdseg_cli.config import ModelConfig, UNetConfig
+from sdseg_cli.core.config import ModelConfig, UNetConfig
+from sdseg_cli.core.presets import PRESETS
 from sdseg_cli.model.diffusion import ALPHA_BAR, LAST
 from sdseg_cli.model.sdseg import SDSeg, as_three_channels, build_sdseg, foreground_weight
-from sdseg_cli.presets import PRESETS
 
 TINY = PRESETS["tiny"].model
 

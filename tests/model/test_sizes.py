@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sdseg_cli.config import AutoencoderConfig, UNetConfig
-from sdseg_cli.errors import WeightsError
+from sdseg_cli.core.config import AutoencoderConfig, UNetConfig
+from sdseg_cli.core.errors import WeightsError
 from sdseg_cli.model.naming import below
 from sdseg_cli.model.sizes import autoencoder_sizes, unet_sizes
 from tests.parity.fill import manifest

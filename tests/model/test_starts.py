@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdseg_cli.config import AutoencoderConfig, ModelConfig, UNetConfig
-from sdseg_cli.errors import WeightsError
+from sdseg_cli.core.config import AutoencoderConfig, ModelConfig, UNetConfig
+from sdseg_cli.core.errors import WeightsError
+from sdseg_cli.core.presets import PRESETS
 from sdseg_cli.model.naming import below
 from sdseg_cli.model.sdseg import SDSeg, build_sdseg
 from sdseg_cli.model.shipped import WARM_ORIGIN
@@ -21,7 +22,6 @@ from sdseg_cli.model.starts import (
     start_vision_encoder,
 )
 from sdseg_cli.model.store import WeightStore
-from sdseg_cli.presets import PRESETS
 from tests.parity.fill import tiny_autoencoder, tiny_checkpoint, tiny_ldm
 
 SIZES = ModelConfig(autoencoder=AutoencoderConfig(channels=32), unet=UNetConfig(model_channels=32))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdseg_cli.errors import WeightsError
+from sdseg_cli.core.errors import WeightsError
 from sdseg_cli.model.sources import Source
 from sdseg_cli.model.store import WeightStore
 from tests.json_cases import DAMAGED, OF_ANOTHER_KIND

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sdseg_cli.errors import WeightsError
+from sdseg_cli.core.errors import WeightsError
 from sdseg_cli.model.tensor_files import (
     check_tensors,
     file_sha256,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sdseg_cli.config import UNetConfig
+from sdseg_cli.core.config import UNetConfig
 from sdseg_cli.model.transformer import SpatialTransformer
 from sdseg_cli.model.unet import AttentionBlock, ResBlock, UNet, timestep_embedding
 

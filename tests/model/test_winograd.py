@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from sdseg_cli.core.presets import PRESETS
 from sdseg_cli.model import winograd
 from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.winograd import WinogradConv, use_winograd
-from sdseg_cli.presets import PRESETS
 
 
 def convolution(deep: int, wide: int, *, bias: bool = True) -> nn.Conv2d:

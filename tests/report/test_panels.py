@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdseg_cli.errors import DataError
+from sdseg_cli.core.errors import DataError
 from sdseg_cli.report.panels import FILE, LONGEST_SIDE, case_panel, load_panels, save_panels
 
 EMPTY = np.zeros((20, 20), bool)

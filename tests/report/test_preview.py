@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from sdseg_cli.imaging.intensity import Limits
-from sdseg_cli.imaging.picture import Picture
+from sdseg_cli.imaging.io.picture import Picture
 from sdseg_cli.report import preview as preview_module
 from sdseg_cli.report.drawing import PREDICTION_COLOUR
 from sdseg_cli.report.preview import preview_slices, save_preview

@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from sdseg_cli.config import RunConfig
-from sdseg_cli.config_file import from_dict
+from sdseg_cli.core.config import RunConfig
+from sdseg_cli.core.config_file import from_dict
+from sdseg_cli.core.presets import PRESETS
+from sdseg_cli.inference import sampling
+from sdseg_cli.model.distributed import Ranks
 from sdseg_cli.model.sdseg import SDSeg, build_sdseg
-from sdseg_cli.presets import PRESETS
-from sdseg_cli.training import objective, sampling
+from sdseg_cli.runs.checkpoint import Checkpoint
+from sdseg_cli.training import objective
 from sdseg_cli.training.batches import PreparedSlices
-from sdseg_cli.training.checkpoint import Checkpoint
-from sdseg_cli.training.distributed import Ranks
 from sdseg_cli.training.latents import MaskLatents
+from sdseg_cli.training.step import Trainer
 from sdseg_cli.training.steps import StepInputs, StepSource
-from sdseg_cli.training.trainer import Trainer
 
 SIZE = 32
 ROW = (8, SIZE // 8, SIZE // 8)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdseg_cli.errors import DataError
+from sdseg_cli.core.errors import DataError
 from sdseg_cli.model.seeds import seeded_generator
 from sdseg_cli.training.batches import (
     Batch,

@@ -10,18 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdseg_cli.errors import ConfigError, RunError, WeightsError
-from sdseg_cli.findings import Finding
-from sdseg_cli.model.autoencoder import Autoencoder
-from sdseg_cli.model.mask_decoder import MaskDecoder, autoencoder_hash, build_mask_decoder
-from sdseg_cli.model.store import WeightStore
-from sdseg_cli.model.tensor_files import read_tensors, write_tensors
-from sdseg_cli.presets import PRESETS, for_network
-from sdseg_cli.splits import open_split
-from sdseg_cli.training import calibration
-from sdseg_cli.training.calibration import calibrate, measure, measure_run, work_in_validations
-from sdseg_cli.training.checkpoint import Checkpoint
-from sdseg_cli.training.chosen_decoder import (
+from sdseg_cli.core.errors import ConfigError, RunError, WeightsError
+from sdseg_cli.core.findings import Finding
+from sdseg_cli.core.presets import PRESETS, for_network
+from sdseg_cli.inference.decoders import (
     DecoderCheck,
     choose_decoder,
     decoder_file,
@@ -31,9 +23,17 @@ from sdseg_cli.training.chosen_decoder import (
     read_check,
     stored_decoder,
 )
+from sdseg_cli.model.autoencoder import Autoencoder
+from sdseg_cli.model.mask_decoder import MaskDecoder, autoencoder_hash, build_mask_decoder
+from sdseg_cli.model.store import WeightStore
+from sdseg_cli.model.tensor_files import read_tensors, write_tensors
+from sdseg_cli.runs.checkpoint import Checkpoint
+from sdseg_cli.runs.package import networks_of, write_package
+from sdseg_cli.runs.run_folder import RunDir
+from sdseg_cli.training import calibration
+from sdseg_cli.training.calibration import calibrate, measure, measure_run, work_in_validations
 from sdseg_cli.training.distillation import adapted
-from sdseg_cli.training.package import networks_of, write_package
-from sdseg_cli.training.run_folder import RunDir
+from sdseg_cli.training.splits import open_split
 from tests.conftest import Workspace, rated
 
 SIZES = PRESETS["tiny"].model.autoencoder

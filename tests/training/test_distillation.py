@@ -6,11 +6,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from sdseg_cli.core.presets import PRESETS
 from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.mask_decoder import build_mask_decoder
 from sdseg_cli.model.seeds import seeded_generator
 from sdseg_cli.model.shipped import load_tiny_autoencoder
-from sdseg_cli.presets import PRESETS
 from sdseg_cli.training import distillation
 from sdseg_cli.training.distillation import (
     Distiller,

@@ -8,14 +8,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import sdseg_cli.train as train_module
-from sdseg_cli.config import RunConfig
-from sdseg_cli.config_file import to_toml
-from sdseg_cli.errors import ConfigError, RunError
-from sdseg_cli.train import fitted, train
+import sdseg_cli.training.train as train_module
+from sdseg_cli.core.config import RunConfig
+from sdseg_cli.core.config_file import to_toml
+from sdseg_cli.core.errors import ConfigError, RunError
+from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training.fit_batch import fastest_batch_size, fitting_batch_size
 from sdseg_cli.training.objective import Objective
-from sdseg_cli.training.run_folder import RunDir
+from sdseg_cli.training.train import fitted, train
 from tests.conftest import Workspace, tiny_settings
 from tests.training.small import small_config, small_slices
 
@@ -132,7 +132,7 @@ def test_several_processes_are_told_to_find_the_batch_with_one(
 def test_a_batch_that_memory_cannot_hold_is_refused_before_anything_is_written(
     tiny_set: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sdseg_cli.memory.available_bytes", lambda: 2_000_000_000)
+    monkeypatch.setattr("sdseg_cli.core.memory.available_bytes", lambda: 2_000_000_000)
     settings = tiny_settings(steps=4, batch_size=100_000)
     with pytest.raises(RunError) as refused:
         train(settings, tiny_set.manifest, RunDir(tmp_path / "run"), device="cpu", workers=1)

@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdseg_cli.config import RunConfig
-from sdseg_cli.config_file import from_dict
-from sdseg_cli.errors import ConfigError
+from sdseg_cli.core.config import RunConfig
+from sdseg_cli.core.config_file import from_dict
+from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.model.sources import recognise
 from sdseg_cli.model.store import WeightStore
-from sdseg_cli.train import train
+from sdseg_cli.runs.checkpoint import Checkpoint
+from sdseg_cli.runs.package import write_package
+from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training.batches import PreparedSlices, draw_positions
-from sdseg_cli.training.checkpoint import Checkpoint
 from sdseg_cli.training.initialise import initial_model, resolved_start
-from sdseg_cli.training.package import write_package
-from sdseg_cli.training.run_folder import RunDir
+from sdseg_cli.training.train import train
 from tests.conftest import Workspace, tiny_settings
 from tests.parity.fill import tiny_autoencoder, tiny_checkpoint
 

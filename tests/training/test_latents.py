@@ -7,16 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from sdseg_cli.errors import RunError
+from sdseg_cli.core.errors import RunError
+from sdseg_cli.core.presets import PRESETS
+from sdseg_cli.model.distributed import Ranks
 from sdseg_cli.model.sdseg import build_sdseg
-from sdseg_cli.presets import PRESETS
-from sdseg_cli.training.distributed import Ranks
-from sdseg_cli.training.latents import (
-    MaskLatents,
-    encode_masks,
-    latents_key,
-    open_latents,
-)
+from sdseg_cli.training.latents import MaskLatents, encode_masks, latents_key, open_latents
 from tests.training.small import ROW, small_latents, small_slices
 
 CPU = torch.device("cpu")

@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdseg_cli.errors import ConfigError
+from sdseg_cli.core.errors import ConfigError
+from sdseg_cli.inference.decoders import choose_decoder, find_mask_decoder, stored_decoder
 from sdseg_cli.model.mask_decoder import MaskDecoder, autoencoder_hash, build_mask_decoder
 from sdseg_cli.model.sdseg import SDSeg, build_sdseg
 from sdseg_cli.model.shipped import load_tiny_autoencoder
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import write_tensors
-from sdseg_cli.training.checkpoint import Checkpoint
-from sdseg_cli.training.chosen_decoder import choose_decoder, find_mask_decoder, stored_decoder
+from sdseg_cli.runs.checkpoint import Checkpoint
+from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training.latents import encode_masks
 from sdseg_cli.training.mask_loss import (
     DecodedMaskLoss,
@@ -23,8 +24,7 @@ from sdseg_cli.training.mask_loss import (
     keep_for_training,
 )
 from sdseg_cli.training.objective import Objective
-from sdseg_cli.training.run_folder import RunDir
-from sdseg_cli.training.trainer import Trainer
+from sdseg_cli.training.step import Trainer
 from tests.training.small import small_config, small_inputs, small_slices
 
 NO_STORE = WeightStore(Path("no-such-store"))
@@ -165,7 +165,7 @@ def test_validations_decode_as_the_training_does_and_the_checkpoint_holds_no_dec
         decoders.append(model.mask_decoder)
         return "validated"
 
-    monkeypatch.setattr("sdseg_cli.training.trainer.validation", found)
+    monkeypatch.setattr("sdseg_cli.training.step.validation", found)
     loop = trainer()
     loop.validate(small_slices(tmp_path))
     assert decoders == [loop.objective.decoder] and decoders[0] is not None

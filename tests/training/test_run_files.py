@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import sdseg_cli.training.run_files as run_files_module
-from sdseg_cli.errors import RunError
-from sdseg_cli.training.distributed import Ranks
+from sdseg_cli.core.errors import RunError
+from sdseg_cli.model.distributed import Ranks
+from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training.run_files import RunFiles
-from sdseg_cli.training.run_folder import RunDir
-from sdseg_cli.training.trainer import StepResult
+from sdseg_cli.training.step import StepResult
 from sdseg_cli.training.validation import Validation
 from tests.training.small import small_config, small_slices, small_trainer
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sdseg_cli.model import diffusion
+from sdseg_cli.model.distributed import Ranks
 from sdseg_cli.model.seeds import seeded_generator
-from sdseg_cli.training.distributed import Ranks
 from sdseg_cli.training.steps import StepInputs, StepSource, draw_timesteps
 from tests.training.small import small_config, small_inputs, small_latents, small_slices
 

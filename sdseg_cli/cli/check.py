@@ -1,0 +1,88 @@
+"""`sdseg check`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdseg_cli.cli.console import Output
+from sdseg_cli.cli.options import Debug, Input, Json, Quiet, one_input, whole_numbers
+from sdseg_cli.core.findings import EVERY_CASE, Finding
+from sdseg_cli.core.processes import warm_up
+from sdseg_cli.data.layouts import DATASETS
+
+SHOWN_CASES = 3
+"""More cases than this with one finding share a row; --json names them all."""
+
+
+def check(
+    src: Annotated[Path | None, typer.Argument(help="Folder of a data set, or one scan.")] = None,
+    input_path: Input = None,
+    dataset: Annotated[
+        str | None, typer.Option(help=f"Layout: {', '.join(DATASETS)}; default: recognised.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Labels that count as foreground, e.g. 1,2,5.")
+    ] = None,
+    split_file: Annotated[
+        Path | None, typer.Option(help="JSON or folder of train/val/test.txt, to find leaks.")
+    ] = None,
+    image_glob: Annotated[
+        str | None, typer.Option(help="Images, e.g. '*/CT_image.nii.gz'.")
+    ] = None,
+    label_glob: Annotated[str | None, typer.Option(help="Masks, e.g. '*/CT_mask.nii.gz'.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Look for what is wrong or odd in a data set or a scan, and say what mends it."""
+    source = one_input(src, input_path, "SRC")
+    if workers != 1 and source.is_dir():
+        warm_up("sdseg_cli.data.check")
+    from sdseg_cli.data.check import check as run_check
+
+    output = Output(as_json=as_json, quiet=quiet)
+    with output.progress() as progress:
+        report = run_check(
+            source,
+            dataset=dataset,
+            image_glob=image_glob,
+            label_glob=label_glob,
+            target=whole_numbers("--target", target),
+            split_file=split_file,
+            workers=workers,
+            progress=progress,
+        )
+    warnings = len(report.findings) - report.errors
+    cases = _count(report.cases, "case")
+    found = f"{_count(report.errors, 'error')}, {_count(warnings, 'warning')} in {cases}"
+    output.findings(
+        report.to_json(),
+        title=found if report.findings else f"nothing found in {cases}",
+        rows=list(_rows(report.findings)),
+    )
+    if report.errors:
+        raise typer.Exit(2)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _rows(findings: Sequence[Finding]) -> Iterator[tuple[str, str, str, str, str]]:
+    """Level, code, cases, what was measured, what mends it."""
+    for _, group in groupby(findings, lambda one: (one.level, one.code)):
+        alike = list(group)
+        if len(alike) <= SHOWN_CASES:
+            shown = [(one.case, one) for one in alike]
+        else:
+            names = ", ".join(one.case for one in alike[:SHOWN_CASES])
+            shown = [(f"{names} and {len(alike) - SHOWN_CASES} more", alike[0])]
+        for cases, one in shown:
+            cases = "all" if cases == EVERY_CASE else cases
+            yield one.level, one.code, cases, one.measured, one.fix

@@ -1,0 +1,154 @@
+"""`sdseg compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sdseg_cli.cli.console import Output
+from sdseg_cli.cli.options import (
+    Adapter,
+    BatchSize,
+    Classes,
+    Debug,
+    Decoder,
+    DetectionIou,
+    Device,
+    GridName,
+    Json,
+    Lesions,
+    ProtocolName,
+    Quiet,
+    Resample,
+    Seed,
+    Split,
+    Target,
+    Tolerance,
+    Workers,
+    judged_by,
+    open_run,
+    typed,
+    whole_numbers,
+    workspace,
+)
+from sdseg_cli.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sdseg_cli.evaluation.comparison import Comparison
+
+
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="A run, or with --ref a folder of masks.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another, of the same cases.")],
+    ref: Annotated[Path | None, typer.Option(help="References of two folders of masks.")] = None,
+    target: Target = None,
+    classes: Classes = None,
+    dataset: Adapter = None,
+    split: Split = "test",
+    grid: GridName = "native",
+    protocol: ProtocolName = "standard",
+    tolerance: Tolerance = 2.0,
+    lesions: Lesions = False,
+    detection_iou: DetectionIou = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Compare the cases that both have.")
+    ] = False,
+    resample: Resample = False,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for the files; of runs: in run B.")
+    ] = None,
+    workers: Workers = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = None,
+    decoder: Decoder = "auto",
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Compare two runs, or two folders of masks, case by case: differences, interval, p."""
+    from sdseg_cli.evaluation.compare import Rules, compare_folders, compare_runs
+
+    of_folders: dict[str, object] = {
+        "--target": target,
+        "--classes": classes,
+        "--dataset": dataset,
+        "--resample": resample or None,
+        "--workers": workers,
+    }
+    _check(a, b, ref, of_folders)
+    output = Output(as_json=as_json, quiet=quiet)
+    rules = Rules(
+        grid, protocol, judged_by(tolerance, detection_iou, lesions=lesions), allow_missing
+    )
+    if ref is not None:
+        with output.progress() as progress:
+            found = compare_folders(
+                Path(a),
+                Path(b),
+                ref,
+                rules=rules,
+                report=report,
+                target=whole_numbers("--target", target),
+                classes=whole_numbers("--classes", classes),
+                dataset=dataset,
+                resample=resample,
+                workers=workers,
+                command=typed(),
+                progress=progress,
+            )
+    else:
+        runs = open_run(a, output), open_run(b, output)
+        with output.progress() as progress:
+            found = compare_runs(
+                *runs,
+                workspace(),
+                split=split,
+                rules=rules,
+                seed=seed,
+                device=device,
+                batch_size=batch_size,
+                decoder=decoder,
+                report=report,
+                command=typed(),
+                progress=progress,
+            )
+    _show(found, output)
+
+
+def _show(found: Comparison, output: Output) -> None:
+    from sdseg_cli.evaluation.comparison import TABLE
+
+    values = found.to_json()
+    output.result(
+        values,
+        title=f"A: {values['a']}   B: {values['b']}   ({values['protocol']} protocol, "
+        f"{values['grid']} grid)",
+        columns=TABLE,
+        rows=found.rows(),
+        files=found.files,
+        unbroken=True,
+    )
+    for note in values["notes"]:
+        output.say(note)
+    output.say(values["verdict"])
+    if not found.files:
+        output.say("no file was written: --report FOLDER writes CSV, JSON, LaTeX and a picture")
+
+
+def _check(a: str, b: str, ref: Path | None, of_folders: dict[str, object]) -> None:
+    """Refuse options that would be ignored, and folders of masks without references."""
+    if ref is not None:
+        return
+    for option, value in of_folders.items():
+        if value is not None:
+            raise ConfigError(f"{option} goes with --ref.", "Runs know what counts in their data.")
+    for name in (a, b):
+        folder = Path(name)
+        if folder.is_dir() and not (folder / "config.toml").is_file():
+            raise ConfigError(
+                f"{name}: a folder, but no run.",
+                "Two folders of masks need their references: add --ref FOLDER.",
+            )

@@ -1,0 +1,292 @@
+"""`sdseg evaluate`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sdseg_cli.cli.console import Output
+from sdseg_cli.cli.options import (
+    Adapter,
+    BatchSize,
+    Classes,
+    Debug,
+    Decoder,
+    DetectionIou,
+    Device,
+    Eta,
+    GridName,
+    Json,
+    Lesions,
+    ProtocolName,
+    Quiet,
+    Resample,
+    Run,
+    Samples,
+    Seed,
+    Split,
+    Steps,
+    Target,
+    Tolerance,
+    Workers,
+    judged_by,
+    number,
+    open_run,
+    sampling,
+    typed,
+    whole_numbers,
+    workspace,
+)
+from sdseg_cli.core.errors import ConfigError
+from sdseg_cli.core.processes import warm_up
+
+if TYPE_CHECKING:
+    from sdseg_cli.evaluation.results import EvaluateReport
+
+_HEADS = {
+    "dice": "Dice",
+    "iou": "IoU",
+    "precision": "preci-\nsion",
+    "hd95": "HD95",
+    "assd": "ASSD",
+    "surface_dice": "surf.\nDice",
+    "volume_difference": "vol.\ndiff.",
+    "detection_f1": "lesion\nF1",
+}
+"""What some metrics are called at the head of a narrow column."""
+_NAME_WIDTH, _SHORTEST_NAME = 27, 14
+"""Where there is no more room, a case's name is folded to this, borders included; further, down to
+the second, where all columns then fit into one table."""
+
+
+def evaluate(
+    run: Run = None,
+    pred: Annotated[Path | None, typer.Option(help="Folder of masks to score instead.")] = None,
+    ref: Annotated[Path | None, typer.Option(help="Folder of reference masks, same names.")] = None,
+    target: Target = None,
+    classes: Classes = None,
+    dataset: Adapter = None,
+    resample: Resample = False,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="With --ref: score the rest without them.")
+    ] = False,
+    workers: Workers = None,
+    report_folder: Annotated[
+        Path | None, typer.Option("--report", help="With --ref: folder for CSV and JSON.")
+    ] = None,
+    split: Split = "test",
+    grid: GridName = "native",
+    protocol: ProtocolName = "standard",
+    tolerance: Tolerance = 2.0,
+    lesions: Lesions = False,
+    detection_iou: DetectionIou = None,
+    seed: Seed = 0,
+    steps: Steps = None,
+    eta: Eta = None,
+    samples: Samples = None,
+    batch_size: BatchSize = None,
+    decoder: Decoder = "auto",
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Score predictions against references: overlap, distances and volume per case."""
+    of_run: dict[str, object] = {"--run": run, "--steps": steps, "--eta": eta, "--samples": samples}
+    of_folders = {
+        "--target": target,
+        "--classes": classes,
+        "--dataset": dataset,
+        "--resample": resample or None,
+        "--allow-missing": allow_missing or None,
+        "--workers": workers,
+        "--report": report_folder,
+    }
+    _check_pairing(pred, ref, of_run, of_folders)
+    output = Output(as_json=as_json, quiet=quiet)
+    how: dict[str, Any] = {"grid": grid, "protocol": protocol, "command": typed()}
+    if pred is not None and ref is not None:
+        if workers != 1:
+            warm_up("sdseg_cli.evaluation.pair_scoring")
+        from sdseg_cli.evaluation.folders import evaluate_folders
+
+        with output.progress() as progress:
+            report = evaluate_folders(
+                pred,
+                ref,
+                target=whole_numbers("--target", target),
+                classes=whole_numbers("--classes", classes),
+                dataset=dataset,
+                terms=judged_by(tolerance, detection_iou, lesions=lesions),
+                resample=resample,
+                allow_missing=allow_missing,
+                workers=workers,
+                report=report_folder,
+                progress=progress,
+                **how,
+            )
+    else:
+        from sdseg_cli.evaluation.evaluate import evaluate as run_evaluate
+
+        folder = open_run(run, output)
+        sample = sampling(folder.config().sample, steps, eta, samples)
+        with output.progress() as progress:
+            report = run_evaluate(
+                folder.path,
+                workspace(),
+                split=split,
+                terms=judged_by(tolerance, detection_iou, lesions=lesions),
+                seed=seed,
+                sample=sample,
+                device=device,
+                batch_size=batch_size,
+                decoder=decoder,
+                progress=progress,
+                **how,
+            )
+    _show(report, output)
+    if not report.files:
+        output.say("no file was written: --report FOLDER writes report.html, CSV, JSON and LaTeX")
+
+
+def _show(report: EvaluateReport, output: Output) -> None:
+    """The table: cases, then what they come to; what is not in it is said before."""
+    values = report.to_json()
+    units, metrics = values["units"], values["metrics"]
+    of_class = () if values["classes"] is None else ("class",)
+    rows = [
+        (case["id"], *(str(case[one]) for one in of_class), *_cells(units, case))
+        for case in values["cases"]
+    ]
+    blank = ("",) * len(of_class)
+    for label, summaries in (values["classes"] or {}).items():
+        rows.append(("mean", label, *_statistic(units, summaries, "mean")))
+    for what in ("mean", "sd", "median"):
+        rows.append((what, *blank, *_statistic(units, metrics, what)))
+    for end, what in enumerate(("95% low", "95% high")):
+        bounds = {name: metrics[name]["ci95"][end] for name in units}
+        rows.append((what, *blank, *_cells(units, bounds)))
+    rows.append(("cases", *blank, *(str(metrics[name]["n"]) for name in units)))
+    for case in values["excluded"]:
+        output.say(f"excluded {case}: reference and prediction are both empty")
+    for note in values["notes"]:
+        output.say(note)
+    if values["protocols"]:
+        output.say(f"Dice of the same predictions: {_by_protocol(values['protocols'])}")
+    first = 1 + len(of_class)
+    columns = ["case", *of_class, *_heads(units)]
+    *others, last = _fitting(columns, rows, first, shutil.get_terminal_size().columns)
+    title = _title(values)
+    for shown in others:
+        output.table(
+            title=title,
+            columns=_picked(columns, shown),
+            rows=[_picked(row, shown) for row in rows],
+            unbroken=True,
+        )
+    output.result(
+        values,
+        title=title,
+        columns=_picked(columns, last),
+        rows=[_picked(row, last) for row in rows],
+        files=report.files,
+        unbroken=True,
+    )
+
+
+def _by_protocol(rows: Sequence[Mapping[str, Any]]) -> str:
+    """`standard on the native grid 0.812, ...`: the mean under each protocol."""
+    return ", ".join(
+        f"{row['protocol']} on the {row['grid']} grid {number(row['dice']['mean'])}" for row in rows
+    )
+
+
+def _fitting(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], first: int, width: int
+) -> list[list[int]]:
+    """Numbers of the columns of each table: several where a terminal is too narrow for one.
+
+    Args:
+        columns: Heads, of one line or more.
+        rows: Cells.
+        first: So many columns at the left stand in each table.
+        width: Of the terminal, in characters.
+    """
+    lines = [[head, *(row[n] for row in rows)] for n, head in enumerate(columns)]
+    wide = [max(len(line) for cell in cells for line in cell.split("\n")) + 2 for cells in lines]
+    room = width - 1 - sum(wide[1:])
+    wide[0] = min(wide[0], room if room >= _SHORTEST_NAME else _NAME_WIDTH)
+    tables: list[list[int]] = []
+    used = width
+    for n in range(first, len(columns)):
+        if used + wide[n] > width:
+            tables.append(list(range(first)))
+            used = 1 + sum(wide[:first])
+        tables[-1].append(n)
+        used += wide[n]
+    return tables
+
+
+def _picked(values: Sequence[str], numbers: Sequence[int]) -> list[str]:
+    return [values[n] for n in numbers]
+
+
+def _title(values: Mapping[str, Any]) -> str:
+    title = f"{values['protocol']} protocol, {values['grid']} grid"
+    if tolerance := values["tolerance"]:
+        title += f", surface Dice within {tolerance['value']:g} {tolerance['unit']}"
+    if values["detection_iou"] is not None:
+        title += f", lesions from IoU {values['detection_iou']:g}"
+    return title
+
+
+def _heads(units: Mapping[str, str]) -> list[str]:
+    """Each column's head, with its unit on a line of its own."""
+    heads = []
+    for column, unit in units.items():
+        name = column.removesuffix(f"_{unit}")
+        heads.append(
+            _HEADS.get(name, name.replace("_", "\n")) + ("" if unit == "1" else f"\n{unit}")
+        )
+    return heads
+
+
+def _cells(units: Mapping[str, str], values: Mapping[str, float | None]) -> list[str]:
+    """Shares with three decimals, mm, px and ml with as many as fit five digits."""
+    return [
+        number(values[column]) if unit == "1" else _length(values[column])
+        for column, unit in units.items()
+    ]
+
+
+def _length(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if abs(value) < 100 else f"{value:.1f}"
+
+
+def _statistic(
+    units: Mapping[str, str], summaries: Mapping[str, Mapping[str, Any]], what: str
+) -> list[str]:
+    return _cells(units, {name: summaries[name][what] for name in units})
+
+
+def _check_pairing(
+    pred: Path | None,
+    ref: Path | None,
+    of_run: Mapping[str, object],
+    of_folders: Mapping[str, object],
+) -> None:
+    """Refuse options that would be ignored."""
+    if (pred is None) != (ref is None):
+        raise ConfigError("--pred and --ref belong together.", "Give both folders, or neither.")
+    for option, value in (of_run if pred else of_folders).items():
+        if value is not None:
+            raise ConfigError(
+                f"{option} does not go with {'--pred and --ref' if pred else 'a run'}.",
+                "Score either a run, or two folders of masks.",
+            )

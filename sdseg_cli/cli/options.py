@@ -1,0 +1,270 @@
+"""Options that several commands share, and how their text becomes values."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sdseg_cli.cli.console import Output
+from sdseg_cli.core.config import SampleConfig
+from sdseg_cli.core.errors import ConfigError, DataError
+from sdseg_cli.core.filenames import PACKAGE_FILE, is_folder, is_there
+from sdseg_cli.core.findings import WARNING, Finding
+
+if TYPE_CHECKING:
+    from sdseg_cli.metrics import Terms
+    from sdseg_cli.runs.run_folder import RunDir
+
+WEAK_DICE = 0.3
+"""A validation Dice below which a run is not used without a warning."""
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 (the second GPU) or mps.")]
+Input = Annotated[Path | None, typer.Option("--input", "-i", help="The same as the argument.")]
+"""For those who write it so; see `one_input`."""
+BatchSize = Annotated[int | None, typer.Option(help="Slices at a time; the mask stays the same.")]
+Compiled = Annotated[
+    bool, typer.Option("--compile", help="Compile the networks: a slow start, then faster.")
+]
+Decoder = Annotated[
+    str, typer.Option(help="exact, fast, or auto: fast where it was measured as good, or meant.")
+]
+Run = Annotated[
+    str | None,
+    typer.Option(metavar="PATH", help="Run folder, or its name; default: the newest finished run."),
+]
+"""As typed: only the text tells the path `./x` from the name `x`."""
+Seed = Annotated[int, typer.Option(help="Seed of all noise.")]
+Steps = Annotated[
+    int | None, typer.Option(min=1, max=1000, help="Reverse steps: 1 = the paper, more = DDIM.")
+]
+Eta = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Fresh noise between steps: 0 = none, 1 = ancestral."),
+]
+Samples = Annotated[int | None, typer.Option(min=1, max=1000, help="Noise draws to average.")]
+Threads = Annotated[
+    int | None, typer.Option(help="CPU threads of one operation; default: as torch chooses.")
+]
+Split = Annotated[str, typer.Option(help="train, val or test.")]
+GridName = Annotated[str, typer.Option(help="native: the scan's own; model: 256x256.")]
+ProtocolName = Annotated[str, typer.Option(help="standard, or official (the paper's code).")]
+Tolerance = Annotated[
+    float, typer.Option(metavar="MM", help="Of surface Dice; in pictures pixels.")
+]
+Lesions = Annotated[
+    bool, typer.Option("--lesions", help="Connected parts too: how many were found, lesion F1.")
+]
+DetectionIou = Annotated[
+    float | None,
+    typer.Option(metavar="SHARE", help="IoU from which a lesion counts as found (0.1); --lesions."),
+]
+Target = Annotated[
+    str | None, typer.Option(help="With --ref: labels that count, e.g. 1,2; default: all.")
+]
+Classes = Annotated[
+    str | None, typer.Option(help="With --ref: labels to score each on its own, e.g. 1,2,5.")
+]
+Adapter = Annotated[
+    str | None, typer.Option(help="With --ref: adapter whose rules read the references.")
+]
+Resample = Annotated[
+    bool, typer.Option("--resample", help="With --ref: masks may lie on other grids.")
+]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="With --ref: processes; default: one per core.")
+]
+
+
+def typed() -> str:
+    """The command as it was typed, for reports; a shell would read it back."""
+    program = Path(sys.argv[0]).name
+    return shlex.join(["sdseg" if program in ("sdseg", "__main__.py") else program, *sys.argv[1:]])
+
+
+def workspace() -> Path:
+    """Where `prepared/` and `runs/` live: SDSEG_HOME, or the current folder."""
+    return Path(os.environ.get("SDSEG_HOME") or ".")
+
+
+def one_input(argument: Path | None, option: Path | None, name: str) -> Path:
+    """What a command reads: its argument, or the same by `-i`.
+
+    Args:
+        argument: As typed in its place.
+        option: As typed after `-i` or `--input`.
+        name: Of the argument, as help calls it.
+
+    Raises:
+        ConfigError: Both are given, or none.
+    """
+    if argument is not None and option is not None:
+        raise ConfigError(
+            f"{argument} and --input {option} are both given.", f"Give {name} once, either way."
+        )
+    if (given := argument or option) is None:
+        raise ConfigError(f"Missing argument '{name}'.", f"Give {name}, or --input {name}.")
+    return given
+
+
+def say_next(output: Output, command: str) -> None:
+    """The command that comes next, so that it can be copied as it is.
+
+    Args:
+        output: Says it, unless it is to be quiet.
+        command: As a shell reads it, with `sdseg`.
+    """
+    home = os.environ.get("SDSEG_HOME")
+    output.say(f"next: {f'SDSEG_HOME={shlex.quote(home)} ' if home else ''}{command}")
+
+
+def open_run(run: str | None, output: Output) -> RunDir:
+    """The run to predict with; where nobody named one says which, why, and how good it was.
+
+    Raises:
+        ConfigError: There is no such run, or none yet.
+    """
+    from sdseg_cli.runs.run_folder import default_runs, find_run
+
+    found = find_run(workspace(), run)
+    dice, step = found.best_validation()
+    if run is None:
+        why = _why_taken(found, default_runs(workspace()))
+        output.say(f"using run {found.path}{why}: validation Dice {number(dice)} at step {step}")
+        output.warn(weak_run(found))
+    if dice == 0:
+        output.say("this run found nothing on its validation cases: expect nothing of it")
+    return found
+
+
+def _why_taken(taken: RunDir, runs: Sequence[RunDir]) -> str:
+    """Why this one of several data sets' runs; nothing where there is one data set."""
+    sets = sorted({run.path.parent.name for run in runs})
+    if len(sets) < 2:
+        return ""
+    what = "newest finished" if taken.is_finished else "newest, for none is finished,"
+    return f", the {what} of {len(runs)} runs of {len(sets)} data sets ({', '.join(sets)}; --run)"
+
+
+def weak_run(run: RunDir) -> tuple[Finding, ...]:
+    """A warning about a run that nobody named, where its masks are hardly worth having."""
+    dice, _ = run.best_validation()
+    if dice is None or dice >= WEAK_DICE:
+        return ()
+    name = f"{run.path.parent.name}/{run.path.name}"
+    measured = f"validation Dice {number(dice)}, below {WEAK_DICE:g}, and it is taken by default"
+    fix = "Name a better one with --run (sdseg runs lists them), or train longer."
+    return (Finding("run-weak", WARNING, name, measured, fix),)
+
+
+def refuse_pipes(*paths: Path | None) -> None:
+    """Refuse what would be waited for without end. Raises DataError."""
+    for path in paths:
+        if path is not None and is_there(path) and not (path.is_file() or is_folder(path)):
+            raise DataError(
+                f"{path}: is a pipe or a device, not a file.",
+                "Write what it gives to a file, and give that.",
+            )
+
+
+def check_model(run: str | None, model: Path | None) -> None:
+    """Refuse --run with --model, and a --model that is no package. Raises ConfigError."""
+    if run is not None and model is not None:
+        raise ConfigError("--run and --model are both given.", "Give one of them.")
+    if model is not None and not (model / PACKAGE_FILE).is_file():
+        raise ConfigError(
+            f"{model}: no package there.",
+            "Make one: sdseg weights export RUN; a run goes to --run.",
+        )
+
+
+def sampling(
+    settings: SampleConfig,
+    steps: int | None,
+    eta: float | None,
+    samples: int | None,
+    *,
+    deterministic: bool = False,
+    flips: str | None = None,
+) -> SampleConfig:
+    """A run's `[sample]` settings with the options that were given laid over them.
+
+    Args:
+        settings: Of the run.
+        steps: `--steps`.
+        eta: `--eta`.
+        samples: `--samples`.
+        deterministic: `--deterministic`: no noise, so what a run says of samples and eta lapses.
+        flips: Those of the run's training, with `--tta`; None leaves the run's setting.
+
+    Raises:
+        ConfigError: --eta would be ignored, for there is nothing between the steps of one step; or
+            an option needs the noise that --deterministic takes away.
+    """
+    given: dict[str, Any] = {"steps": steps, "eta": eta, "samples": samples, "flips": flips}
+    if deterministic:
+        noise = {"--eta": bool(eta), "--samples": (samples or 1) > 1}
+        for option, wants_noise in noise.items():
+            if wants_noise:
+                raise ConfigError(
+                    f"{option} has no effect without noise.", f"Give {option} or --deterministic."
+                )
+        given |= {"noise": "zero", "eta": 0.0, "samples": 1}
+    if flips == "":
+        raise ConfigError(
+            "--tta: this run was trained without flips, so it knows no flipped slices.",
+            "Leave --tta out; --samples averages noise draws instead.",
+        )
+    sample = replace(settings, **{key: value for key, value in given.items() if value is not None})
+    if eta and sample.steps == 1:
+        raise ConfigError(
+            "--eta has no effect with one reverse step.", "Give --steps 2 or more, or no --eta."
+        )
+    return sample
+
+
+def judged_by(tolerance: float, detection_iou: float | None, *, lesions: bool) -> Terms:
+    """How cases are judged: lesions where one of their two options is given."""
+    from sdseg_cli.metrics import DETECTION_IOU, Terms
+
+    if lesions and detection_iou is None:
+        detection_iou = DETECTION_IOU
+    return Terms(tolerance, detection_iou)
+
+
+def number(value: float | None) -> str:
+    """Three decimals, or a dash."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def whole_numbers(option: str, text: str | None) -> tuple[int, ...] | None:
+    """`1,2,5` as numbers; None stays None. Raises ConfigError."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as wrong:
+        raise ConfigError(
+            f'{option} "{text}" is no list of whole numbers.', f"Write {option} 1,2,5."
+        ) from wrong
+
+
+def pair(option: str, text: str | None) -> tuple[float, float] | None:
+    """`-175,250` as numbers; None stays None. Raises ConfigError."""
+    if text is None:
+        return None
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError as wrong:
+        raise ConfigError(
+            f'{option} "{text}" is no pair of numbers.', f"Write {option} -175,250."
+        ) from wrong
+    return low, high

@@ -1,0 +1,119 @@
+"""`sdseg prepare`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from shlex import quote
+from typing import Annotated
+
+import typer
+
+from sdseg_cli.cli.console import Output
+from sdseg_cli.cli.options import (
+    Debug,
+    Input,
+    Json,
+    Quiet,
+    one_input,
+    pair,
+    refuse_pipes,
+    say_next,
+    whole_numbers,
+    workspace,
+)
+from sdseg_cli.core.processes import warm_up
+from sdseg_cli.data.layouts import DATASETS
+from sdseg_cli.data.manifest import Manifest
+
+
+def prepare(
+    src: Annotated[Path | None, typer.Argument(help="Folder of scans and masks.")] = None,
+    input_path: Input = None,
+    dataset: Annotated[
+        str | None, typer.Option(help=f"Layout: {', '.join(DATASETS)}; default: recognised.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the prepared set.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Labels that count as foreground, e.g. 1,2,5; default: all.")
+    ] = None,
+    split_file: Annotated[
+        Path | None, typer.Option(help="JSON or folder of train/val/test.txt.")
+    ] = None,
+    window: Annotated[str | None, typer.Option(help="HU window LO,HI, e.g. -175,250.")] = None,
+    image_glob: Annotated[
+        str | None, typer.Option(help="Images, e.g. '*/CT_image.nii.gz'.")
+    ] = None,
+    label_glob: Annotated[str | None, typer.Option(help="Masks, e.g. '*/CT_mask.nii.gz'.")] = None,
+    crop: Annotated[
+        str, typer.Option(help="none, or body: a square around the body per slice.")
+    ] = "none",
+    workers: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave bad cases out and list them.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Slice scans and masks to 256x256 and freeze the split by case."""
+    source = one_input(src, input_path, "SRC")
+    refuse_pipes(split_file)
+    if workers != 1:
+        warm_up("sdseg_cli.data.prepared")
+    from sdseg_cli.data.prepare import prepare as run_prepare
+
+    output = Output(as_json=as_json, quiet=quiet)
+    with output.progress() as progress:
+        report = run_prepare(
+            source,
+            workspace(),
+            dataset=dataset,
+            name=name,
+            target=whole_numbers("--target", target),
+            split_file=split_file,
+            window=pair("--window", window),
+            image_glob=image_glob,
+            label_glob=label_glob,
+            crop=crop,
+            workers=workers,
+            skip_bad=skip_bad,
+            seed=seed,
+            progress=progress,
+        )
+    made = Manifest.load(report.manifest)
+    output.say(f"scans below {_common_folder(made)}")
+    output.say(_what_was_made(made))
+    output.say(f"split: {made.split['rule']}")
+    for skip in report.skipped:
+        output.say(f"skipped {skip['case']}: {skip['why']}")
+    output.warn(report.warnings)
+    output.result(
+        report.to_json(),
+        title=f"prepared {report.manifest.parent.name}",
+        columns=("split", "cases"),
+        rows=[*((k, str(v)) for k, v in report.cases.items()), ("slices", str(report.slices))],
+        files=[report.manifest],
+    )
+    say_next(output, f"sdseg train --dataset {quote(made.name)}")
+
+
+def _common_folder(manifest: Manifest) -> str:
+    """Where all scans lie: a surprise, where a parent of several sets was given."""
+    return os.path.commonpath([case.image.parent for case in manifest.entries])
+
+
+def _what_was_made(manifest: Manifest) -> str:
+    labels = ", ".join(map(str, manifest.labels))
+    if manifest.target is not None:
+        counted = f"{', '.join(map(str, manifest.target))} count as foreground"
+    elif len(manifest.labels) > 1:
+        counted = "all count as one foreground (choose with --target)"
+    else:
+        counted = "it is the foreground"
+    window = manifest.normalisation
+    return (
+        f"{manifest.modality}, {window['kind']} {window['low']:g} to {window['high']:g}, "
+        f"crop {manifest.crop}; labels {labels}: {counted}"
+    )

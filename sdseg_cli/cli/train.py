@@ -1,0 +1,302 @@
+"""`sdseg train`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sdseg_cli.cli.console import Output
+from sdseg_cli.cli.options import (
+    Compiled,
+    Debug,
+    Device,
+    Json,
+    Quiet,
+    number,
+    refuse_pipes,
+    say_next,
+    typed,
+    workspace,
+)
+from sdseg_cli.core.config import RunConfig
+from sdseg_cli.core.errors import ConfigError
+from sdseg_cli.core.networks import SDSEG, models
+from sdseg_cli.core.presets import PRESETS, for_network, preset
+
+STOPPING = (
+    "stopping after this step, then saving; Ctrl-C again ends at once and loses what is not saved"
+)
+
+SKIPPING = (
+    "skipped: the run is finished and predicts with the exact decoder; "
+    "the same command calibrates the fast one later"
+)
+
+if TYPE_CHECKING:
+    from sdseg_cli.core.progress import TrainProgress, Watch
+    from sdseg_cli.data.manifest import Manifest
+    from sdseg_cli.inference.decoders import DecoderCheck
+    from sdseg_cli.runs.run_folder import RunDir
+    from sdseg_cli.training.train import TrainReport
+
+
+def train(
+    dataset: Annotated[
+        str | None, typer.Option(help="Name of a prepared set, or path to its folder.")
+    ] = None,
+    preset_name: Annotated[
+        str | None, typer.Option("--preset", help=f"{', '.join(PRESETS)}; default: tiny.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help=f"{', '.join(models())}; default: {SDSEG}.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
+    assign: Annotated[
+        list[str] | None, typer.Option("--set", help="One setting, e.g. train.batch_size=4.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the run.")] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Run folder; a bare word is a name below runs/DATASET/."),
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(help="pretrained (default), autoencoder, scratch; a run, package or model."),
+    ] = None,
+    batch_size: Annotated[
+        str | None,
+        typer.Option(help="Slices per step over all processes, or auto: what a GPU holds."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads that read slices ahead; default: by the cores."),
+    ] = None,
+    compiled: Compiled = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write RUN/tensorboard too.")
+    ] = False,
+    show_config: Annotated[
+        bool,
+        typer.Option("--show-config", help="Only show every setting and what it is, as TOML."),
+    ] = False,
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Train SDSeg, or a network to compare it with. To resume, run the same command again."""
+    from sdseg_cli.data.manifest import Manifest
+
+    refuse_pipes(config)
+    own_options = {"steps": steps, "init": init, "batch_size": _batch_size(batch_size)}
+    settings = _settings(preset_name, model, config, assign or [], dataset, seed, own_options)
+    if show_config:
+        _show_config(settings, Output(as_json=as_json))
+        return
+    if not settings.dataset:
+        raise ConfigError("Missing option '--dataset'.", "See sdseg train --help.")
+    manifest = Manifest.find(workspace(), settings.dataset)
+    # The name where it will do, so that "scans" and "scans/" are one data set.
+    own = manifest.root == (workspace() / "prepared" / manifest.name).absolute()
+    settings = replace(settings, dataset=manifest.name if own else str(manifest.root))
+
+    from sdseg_cli.model.distributed import ranks_of
+    from sdseg_cli.model.store import WeightStore
+    from sdseg_cli.runs.run_folder import RunDir
+    from sdseg_cli.training.calibration import work_in_validations
+    from sdseg_cli.training.initialise import resolved_start
+    from sdseg_cli.training.train import fitted
+    from sdseg_cli.training.train import train as run_train
+
+    start = resolved_start(settings.train.init, workspace(), WeightStore.default())
+    settings = replace(settings, train=replace(settings.train, init=start))
+
+    folder = RunDir(_run_folder(run, manifest.name, settings))
+    first = ranks_of(os.environ).writes  # of several processes, one talks
+    output = Output(as_json=as_json and first, quiet=quiet or not first)
+    adapts = batch_size == "auto"
+    if adapts:
+        settings = fitted(settings, manifest, folder, device)
+        output.say(f"batch size {settings.train.batch_size}; the learning rate stays as it is.")
+    what = f"{settings.model.network}, preset {settings.preset}"
+    output.say(f"run {folder.path}: {what}, {settings.train.steps} steps")
+    with (
+        output.training(f"{folder.path}, {what}", work_in_validations(settings)) as watch,
+        output.at_once(STOPPING) as asked,
+    ):
+        report = run_train(
+            settings,
+            manifest,
+            folder,
+            device=device,
+            workers=workers,
+            compiled=compiled,
+            adapts=adapts,
+            tensorboard=tensorboard,
+            watch=_saying_where_it_begins(output, watch),
+            warn=lambda finding: output.warn([finding]),
+            asked=asked,
+        )
+    check = _calibrated(output, report, folder, manifest, device) if first else None
+    _show(output, report, check, folder)
+    say_next(output, _next_command(report, manifest))
+
+
+def _calibrated(
+    output: Output, report: TrainReport, folder: RunDir, manifest: Manifest, device: str
+) -> DecoderCheck | None:
+    """The stage after the training, of a finished run."""
+    from sdseg_cli.training.calibration import calibrate
+
+    if report.state != "finished":
+        return None
+    with output.progress() as progress, output.at_once(SKIPPING) as asked:
+        return calibrate(
+            folder,
+            manifest,
+            device=device,
+            anew=report.step > report.begun,
+            progress=progress,
+            warn=lambda finding: output.warn([finding]),
+            asked=asked,
+        )
+
+
+def _show_config(settings: RunConfig, output: Output) -> None:
+    from sdseg_cli.core.config_file import settings_of, to_toml
+
+    if output.as_json:
+        output.object({"settings": [asdict(setting) for setting in settings_of(settings)]})
+    else:
+        output.document(to_toml(settings, explained=True))
+
+
+def _next_command(report: TrainReport, manifest: Manifest) -> str:
+    """A stopped run goes on; of a finished one the test cases say how good it is, if there are
+    any.
+    """
+    if report.state == "stopped":
+        return typed()
+    below, runs = report.run.absolute(), (workspace() / "runs").absolute()
+    name = quote(str(below.relative_to(runs) if below.is_relative_to(runs) else report.run))
+    if manifest.cases("test"):
+        return f"sdseg evaluate --run {name}"
+    return f"sdseg predict SCAN -o mask.nii.gz --run {name}"
+
+
+def _saying_where_it_begins(output: Output, watch: Watch) -> Watch:
+    """Once it is known: after all that may refuse to go on."""
+    told = False
+
+    def tell(now: TrainProgress) -> None:
+        nonlocal told
+        if not told and now.step > 0:
+            output.say(f"going on from step {now.step}")
+        told = True
+        watch(now)
+
+    return tell
+
+
+def _show(output: Output, report: TrainReport, check: DecoderCheck | None, folder: RunDir) -> None:
+    if report.begun == report.step and report.state == "finished":
+        output.say("it was finished already; to train on, give more --steps.")
+    if report.state == "stopped":
+        output.say(f"stopped at step {report.step}; to go on, run the same command again.")
+    values = report.to_json() | {"fast_decoder": check and check.to_json()}
+    best = values["best"]
+    output.result(
+        values,
+        title=f"{report.state} {report.run}",
+        columns=("", "value"),
+        rows=[
+            ("step", str(report.step)),
+            ("seconds", f"{report.seconds:.0f}"),
+            ("best validation Dice", number(best["val_dice"])),
+            ("at step", "-" if best["step"] is None else str(best["step"])),
+            *_threshold(best),
+            *_decoders(check),
+            *((f"{part} started from", where) for part, where in _starts(report.origin)),
+        ],
+        files=[path for path in _written(folder) if path.exists()],
+    )
+
+
+def _threshold(best: dict[str, Any]) -> list[tuple[str, str]]:
+    """Where validations choose it."""
+    if "threshold" not in best:
+        return []
+    return [("threshold", f"{best['threshold']:.2f}; predictions are shifted so that it is 0.5")]
+
+
+def _decoders(check: DecoderCheck | None) -> list[tuple[str, str]]:
+    """What predictions will draw masks with, where there is a choice."""
+    if check is None:
+        return []
+    return [("decoder of predictions", check.choice)]
+
+
+def _written(folder: RunDir) -> tuple[Path, ...]:
+    pictures = (folder.curve, folder.validation_picture)
+    return (folder.best, folder.last, folder.log_file, *pictures)
+
+
+def _starts(origin: dict[str, str]) -> list[tuple[str, str]]:
+    """A whole model says where its parts come from."""
+    return [("model", origin["model"])] if "model" in origin else sorted(origin.items())
+
+
+def _settings(
+    preset_name: str | None,
+    model: str | None,
+    config: Path | None,
+    assign: list[str],
+    dataset: str | None,
+    seed: int | None,
+    recipe: dict[str, Any],
+) -> RunConfig:
+    """Defaults < preset, for the model < file < --set < the options of their own."""
+    from sdseg_cli.core.config_file import from_dict, parse_assignment, read_toml
+
+    values = read_toml(config) if config else {}
+    chosen = preset(preset_name or str(values.get("preset", "tiny")))
+    said = values.get("model")
+    network = model or (said.get("network") if isinstance(said, dict) else None) or SDSEG
+    if isinstance(said, dict):
+        values = {**values, "model": {**said, "network": network}}
+    chosen = for_network(chosen, str(network))
+    settings = from_dict({**values, "preset": chosen.preset}, chosen, source=str(config))
+    for text in assign:
+        settings = from_dict(parse_assignment(text), settings, source="--set")
+    own: dict[str, Any] = {} if dataset is None else {"dataset": dataset}
+    own["train"] = {key: value for key, value in recipe.items() if value is not None}
+    if seed is not None:
+        own["seed"] = seed
+    return from_dict(own, settings, source="options")
+
+
+def _batch_size(text: str | None) -> int | None:
+    """The number given; None for "auto" or nothing."""
+    if text is None or text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f'--batch-size is "{text}".', "Give a number from 1 up, or auto.")
+    return int(text)
+
+
+def _run_folder(run: str | None, dataset: str, settings: RunConfig) -> Path:
+    from sdseg_cli.runs.run_folder import words_of
+
+    network = settings.model.network
+    default = settings.preset if network == SDSEG else f"{network}-{settings.preset}"
+    default += f"-seed{settings.seed}" if settings.seed else ""
+    name = default if run is None else run
+    if len(words_of(name)) == 1:
+        return workspace() / "runs" / dataset / name
+    return Path(name)

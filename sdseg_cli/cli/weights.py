@@ -1,0 +1,187 @@
+"""`sdseg weights list|add|fetch|export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sdseg_cli.cli.console import Output, show_help
+from sdseg_cli.cli.options import Debug, Json, Quiet, pair, refuse_pipes, workspace
+from sdseg_cli.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sdseg_cli.model.store import Entry, WeightStore
+    from sdseg_cli.runs.package import Package
+
+weights = typer.Typer(
+    name="weights",
+    help="Pretrained weights in, packages of trained models out.",
+    rich_markup_mode=None,
+    invoke_without_command=True,
+    callback=show_help,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@weights.command("list")
+def list_stored(as_json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
+    """Show what is in the store, and what can be fetched."""
+    from sdseg_cli.model.known_weights import KNOWN
+
+    store = _store()
+    entries, damaged = store.entries(), store.damaged()
+    here = {entry.name for entry in entries} | damaged.keys()
+    absent = [known for known in KNOWN.values() if known.name not in here]
+    output = Output(as_json=as_json, quiet=quiet)
+    output.result(
+        {
+            "store": str(store.folder),
+            "weights": [entry.to_json() for entry in entries],
+            "damaged": [{"name": name, "why": why.message} for name, why in damaged.items()],
+            "known": [
+                {"name": known.name, "what": known.what, "from": known.place} for known in absent
+            ],
+        },
+        title=f"weight store {store.folder}",
+        columns=("name", "kind", "widths", "MB", "from", "sha256"),
+        rows=[
+            (
+                entry.name,
+                entry.kind,
+                _widths(entry),
+                f"{entry.bytes / 1e6:.1f}",
+                entry.source,
+                entry.source_sha256[:12],
+            )
+            for entry in entries
+        ]
+        + [(name, "damaged", *"----") for name in damaged],
+    )
+    for why in damaged.values():
+        output.say(f"{why.message} {why.hint}")
+    for known in absent:
+        output.say(f"not here: {known.name}, {known.what}; sdseg weights fetch {known.name}")
+
+
+@weights.command()
+def add(
+    path: Annotated[
+        Path, typer.Argument(help="kl-f8, LDM-8, SD VAE, official SDSeg or LPIPS weights.")
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="Name in the store; default: the file's.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Recognise and check a file of weights and keep it; nothing in it is ever run."""
+    from sdseg_cli.training.weights import add_weights
+
+    refuse_pipes(path)
+    store = _store()
+    _show_entry(add_weights(path, store, name=name), store, Output(as_json=as_json, quiet=quiet))
+
+
+@weights.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="As `sdseg weights list` names it.")],
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Download public weights into the store; a stopped download goes on."""
+    from sdseg_cli.training.weights import fetch_weights
+
+    output, store = Output(as_json=as_json, quiet=quiet), _store()
+    with output.progress() as progress:
+        entry = fetch_weights(name, store, progress=progress)
+    _show_entry(entry, store, output)
+
+
+@weights.command()
+def export(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run, or a stored official SDSeg model.")
+    ],
+    package: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to make; default: NAME.sdseg.")
+    ] = None,
+    window: Annotated[
+        str | None,
+        typer.Option(help="Of an official model: LO,HI in HU, or pictures."),
+    ] = None,
+    float32: Annotated[
+        bool, typer.Option("--float32", help="Of an official model: keep every bit of its weights.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write a small package for `predict --model`: float16 weights, settings, sha256, terms."""
+    stored = _store().find(run) if Path(run).name == run else None
+    if stored is not None:
+        folder = package or Path(f"{stored.name}.sdseg")
+        made = _export_stored(stored, folder, window, half=not float32)
+    else:
+        from sdseg_cli.runs.run_folder import find_run
+        from sdseg_cli.training.weights import export_run
+
+        if window is not None or float32:
+            raise ConfigError(
+                "--window and --float32 are for official models; a run has its own.",
+                "Leave them away: a run's best weights are float16 already.",
+            )
+        found = find_run(workspace(), run).path.resolve()
+        made = export_run(found, package or Path(f"{found.parent.name}-{found.name}.sdseg"))
+    Output(as_json=as_json, quiet=quiet).result(
+        made.to_json(),
+        title=f"exported {run}",
+        columns=("", "value"),
+        rows=[("MB", f"{made.bytes / 1e6:.1f}"), ("sha256", made.sha256[:12])],
+        files=[made.folder],
+    )
+
+
+def _export_stored(stored: Entry, folder: Path, window: str | None, *, half: bool) -> Package:
+    from sdseg_cli.imaging.intensity import PICTURE_WINDOW, Normalisation
+    from sdseg_cli.training.weights import export_stored
+
+    pictures = window == "pictures"
+    limits = PICTURE_WINDOW if pictures else pair("--window", window)
+    if limits is None:
+        raise ConfigError(
+            f"{stored.name} does not say which window its scans were given in.",
+            "Give --window LO,HI (the official code tests BTCV with -125,275) or pictures.",
+        )
+    normalisation = Normalisation("window", *limits)
+    return export_stored(
+        stored, _store(), folder, normalisation=normalisation, pictures=pictures, half=half
+    )
+
+
+def _store() -> WeightStore:
+    from sdseg_cli.model.store import WeightStore
+
+    return WeightStore.default()
+
+
+def _widths(entry: Entry) -> str:
+    return ", ".join(f"{part} {width}" for part, width in sorted(entry.widths.items())) or "-"
+
+
+def _show_entry(entry: Entry, store: WeightStore, output: Output) -> None:
+    output.result(
+        {**entry.to_json(), "file": str(store.file(entry))},
+        title=f"{entry.name}: {entry.kind}",
+        columns=("", "value"),
+        rows=[
+            ("widths", _widths(entry)),
+            ("from", entry.source),
+            ("sha256", entry.source_sha256),
+            ("MB", f"{entry.bytes / 1e6:.1f}"),
+        ],
+        files=[store.file(entry)],
+    )

@@ -1,0 +1,326 @@
+"""Every setting of a run: frozen dataclasses. `presets.py` names whole sets of values,
+`config_file.py` reads and writes them.
+
+This module needs the standard library only, so that the command line knows the settings for free.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sdseg_cli.core.errors import ConfigError
+from sdseg_cli.core.networks import SCALES, SDSEG, models
+
+
+def _choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        names = ", ".join(repr(a) for a in allowed)
+        raise ConfigError(f'{key} is "{value}".', f"Choose one of {names}.")
+
+
+ENDLESS = 1e18
+"""In place of an upper bound; infinity itself is refused."""
+MOST_LEVELS, WIDEST = 8, 2**16
+"""Of a network; more would only be a slip of the hand."""
+LEAST_SEED, SEEDS_END = -(2**63), 2**64
+"""What torch takes for a seed."""
+
+
+def _within(key: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:  # so put, NaN is refused too
+        wanted = f"{low:g} to {high:g}" if high < ENDLESS else f"{low:g} or more"
+        raise ConfigError(f"{key} is {value:g}.", f"Give {wanted}.")
+
+
+def _divisible(section: str, widths: list[int], by: int) -> None:
+    if len(widths) > MOST_LEVELS or max(widths, default=0) > WIDEST:
+        raise ConfigError(
+            f"{section}: {len(widths)} widths, the largest {max(widths)}.",
+            f"Give at most {MOST_LEVELS} levels, none wider than {WIDEST} channels.",
+        )
+    if not widths or by < 1 or any(width < 1 or width % by for width in widths):
+        raise ConfigError(
+            f"{section}: the widths {widths} are not all multiples of {by}.",
+            f"Choose channels and channel_mult so that every product is a multiple of {by}.",
+        )
+
+
+UNET_NORM_GROUPS = 32
+"""Groups of the U-Net's norms, in every size of it."""
+ABOVE_128 = ((0, 0), (129, 1))
+"""How grey masks are read that hold no exact values: (lowest grey, label), ascending."""
+THRESHOLD = 0.5
+"""A voxel whose probability is above this is foreground."""
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Sizes of the KL autoencoder; the defaults are kl-f8's."""
+
+    channels: int = 128
+    """Width of the highest resolution."""
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    """Width of each level over `channels`; one halving of the plane between levels."""
+    blocks_per_level: int = 2
+    """Residual blocks per level on the way down; one more on the way up."""
+    latent_channels: int = 4
+    """Channels of the latent."""
+    norm_groups: int = 32
+    """Groups of its norms."""
+
+    def __post_init__(self) -> None:
+        _within("model.autoencoder.blocks_per_level", self.blocks_per_level, 1, 16)
+        _within("model.autoencoder.latent_channels", self.latent_channels, 1, 64)
+        widths = [self.channels * m for m in self.channel_mult]
+        _divisible("model.autoencoder", [self.channels, *widths], self.norm_groups)
+
+    @property
+    def factor(self) -> int:
+        """Side of the plane over the side of the latent."""
+        return int(2 ** (len(self.channel_mult) - 1))
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Sizes of the denoiser; the defaults are the paper's (LDM-8)."""
+
+    model_channels: int = 192
+    """Width of the highest resolution."""
+    channel_mult: tuple[int, ...] = (1, 2, 2, 4, 4)
+    """Width of each level over `model_channels`."""
+    blocks_per_level: int = 2
+    """Residual blocks per level on the way down; one more on the way up."""
+    attention_levels: tuple[int, ...] = (0, 1, 2, 3)
+    """Levels with attention, 0 being the latent's own size."""
+    heads: int = 8
+    """Heads of each attention."""
+    dropout: float = 0.2
+    """Dropout of its residual blocks in training."""
+
+    def __post_init__(self) -> None:
+        _within("model.unet.blocks_per_level", self.blocks_per_level, 1, 16)
+        _within("model.unet.dropout", self.dropout, 0, 0.99)
+        widths = [self.model_channels * m for m in self.channel_mult]
+        _divisible("model.unet", [self.model_channels, *widths], UNET_NORM_GROUPS)
+        _divisible("model.unet", widths, self.heads)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The three networks, how the image reaches the denoiser, and what that predicts."""
+
+    network: str = SDSEG
+    """"sdseg", or a network it is compared with, as `--model` names them."""
+    scale: str = "own"
+    """Size of such a network: "tiny" or "sd"; SDSeg has its own, in the sections below."""
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    fusion: str = "concat"
+    """How the U-Net sees the image's latent: "concat" (the paper) or "cross-attention"."""
+    parameterisation: str = "eps"
+    """What the U-Net's output means: "eps" (the paper), "v" or "z0"."""
+    encoder_dropout: float = 0.2
+    """Dropout of the vision encoder."""
+    precision: str = "mixed"
+    """On a GPU, of the vision encoder and the autoencoder: "mixed", bfloat16; "mixed-float16",
+    with a loss scale in training; or "float32" (the paper). The U-Net and Eq. 2 are always
+    float32."""
+    tf32: bool = False
+    """On a GPU all float32 products round their operands to TF32's 11 bits; Eq. 2 has none."""
+    train_encoder: bool = True
+    """False: the vision encoder stays as it starts, without dropout."""
+
+    def __post_init__(self) -> None:
+        _choice("model.network", self.network, models())
+        if (self.network == SDSEG) != (self.scale == "own"):
+            raise ConfigError(
+                f"model.network is {self.network} with model.scale {self.scale}.",
+                f"Take --model {self.network}, which sets all that goes with it.",
+            )
+        _choice("model.scale", self.scale, ("own", *SCALES))
+        _choice("model.fusion", self.fusion, ("concat", "cross-attention"))
+        _choice("model.precision", self.precision, ("mixed", "mixed-float16", "float32"))
+        _choice("model.parameterisation", self.parameterisation, ("eps", "v", "z0"))
+        _within("model.encoder_dropout", self.encoder_dropout, 0, 0.99)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The recipe; the defaults are the paper's."""
+
+    init: str = "pretrained"
+    """Where the weights start: "pretrained" (the paper; `tiny` has its own), "autoencoder",
+    "scratch", a run, a package, or a name in the weight store."""
+    steps: int = 100_000
+    """Optimiser steps."""
+    batch_size: int = 4
+    """Slices per optimiser step, over all processes."""
+    accumulate: int = 1
+    """Parts a batch is computed in, one after the other: less memory, the same step."""
+    learning_rate: float = 4e-5
+    """Effective: the paper's base rate 1e-5 times batch 4 on one GPU."""
+    warmup_steps: int = 10_000
+    """Steps in which the learning rate rises from 0."""
+    schedule: str = "constant"
+    """After the warm-up: "constant" (the paper) or "cosine", down to a hundredth at the end."""
+    weight_decay: float = 0.01
+    """Of AdamW."""
+    clip_norm: float = 0.0
+    """Largest gradient norm; 0 = no clipping (the paper)."""
+    ema_decay: float = 0.9999
+    """Decay of the averaged U-Net, which predicts."""
+    noise_loss_weight: float = 1.0
+    """Weight of L_noise in Eq. 3."""
+    latent_loss_weight: float = 1.0
+    """Lambda, the weight of L_latent in Eq. 3; 0 = branch off."""
+    latent_loss: str = "l1"
+    """L_latent: "l1", mean absolute (the paper), or "l2", mean squared error."""
+    foreground_weight: float = 0.0
+    """Latent loss: latent pixels on or beside the foreground weigh 1 + this; 0 = the paper."""
+    mask_loss_weight: float = 0.0
+    """Weight of Dice and cross-entropy, in pixels, of the mask that the fast decoder makes of the
+    estimate; 0 = the paper."""
+    foreground_fraction: float = 0.0
+    """Share of each batch drawn from slices with foreground; 0 = every slice once per epoch."""
+    timesteps: str = "uniform"
+    """How t is drawn: "uniform" on 0..999 (the paper); "latent-weighted", as often as Eq. 3 weighs
+    it, and that weight divided out: the same mean loss with less noise; or "last", always 999."""
+    flips: str = "hv"
+    """Random flips: any of the letters h (left-right) and v (up-down)."""
+    validate_every: int = 2_500
+    """Steps from one validation to the next."""
+    validation_slices: int = 256
+    """At most so many slices, spread evenly over the validation cases."""
+    checkpoint_every: int = 1_000
+    """Steps from one checkpoint to the next."""
+    threshold: str = "half"
+    """Above which probability a pixel is foreground: "half", 0.5 (the paper), or "validation":
+    the one with the highest Dice in each validation; predictions are shifted so that it is 0.5."""
+    patience: int = 0
+    """Stop after so many validations without a better Dice; 0 = never."""
+
+    def __post_init__(self) -> None:
+        _choice("train.timesteps", self.timesteps, ("uniform", "latent-weighted", "last"))
+        _choice("train.latent_loss", self.latent_loss, ("l1", "l2"))
+        _choice("train.threshold", self.threshold, ("half", "validation"))
+        _choice("train.schedule", self.schedule, ("constant", "cosine"))
+        _choice("train.flips", self.flips, ("", "h", "v", "hv"))
+        counts = ("steps", "batch_size", "validate_every", "validation_slices", "checkpoint_every")
+        for name in counts:
+            _within(f"train.{name}", getattr(self, name), 1, ENDLESS)
+        _within("train.accumulate", self.accumulate, 1, self.batch_size)
+        if self.batch_size % self.accumulate:
+            raise ConfigError(
+                f"train.batch_size {self.batch_size} does not split into {self.accumulate} parts.",
+                "Choose train.accumulate so that it divides the batch.",
+            )
+        losses = ("noise_loss_weight", "latent_loss_weight", "mask_loss_weight")
+        others = ("foreground_weight", "weight_decay", "warmup_steps", "clip_norm", "patience")
+        for name in (*losses, *others):
+            _within(f"train.{name}", getattr(self, name), 0, ENDLESS)
+        for name in ("foreground_fraction", "ema_decay"):
+            _within(f"train.{name}", getattr(self, name), 0, 1)
+        _within("train.learning_rate", self.learning_rate, 1e-12, 10)
+        if not any(getattr(self, name) for name in losses):
+            raise ConfigError("all loss weights are 0.", "Give one a weight.")
+        if self.mask_loss_weight and self.timesteps == "latent-weighted":
+            raise ConfigError(
+                "train.mask_loss_weight does not go with train.timesteps=latent-weighted.",
+                "That draw is of the other two terms: take last or uniform.",
+            )
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Prediction; the defaults are the paper's."""
+
+    steps: int = 1
+    """Reverse steps: 1 = Eq. 2 from t = 999; more = DDIM."""
+    eta: float = 0.0
+    """Fresh noise between steps: 0 = none (deterministic), 1 = as much as ancestral sampling."""
+    samples: int = 1
+    """Noise draws per slice, whose probabilities are averaged."""
+    noise: str = "slice"
+    """"slice": each slice has its own noise; "shared": all have the same (the official code);
+    "zero": none at all, which no training of SDSeg has seen, and all that a baseline has."""
+    flips: str = ""
+    """Flips whose probabilities are averaged with the plain slice's: any of the letters h
+    (left-right) and v (up-down); with both, the two at once count as well."""
+
+    def __post_init__(self) -> None:
+        _within("sample.steps", self.steps, 1, 1000)
+        _within("sample.eta", self.eta, 0, 1)
+        _within("sample.samples", self.samples, 1, 1000)
+        _choice("sample.noise", self.noise, ("slice", "shared", "zero"))
+        _choice("sample.flips", self.flips, ("", "h", "v", "hv"))
+        if self.noise == "zero" and (self.samples > 1 or self.eta > 0):
+            raise ConfigError(
+                f"without noise (sample.noise is zero), samples {self.samples} and eta "
+                f"{self.eta:g} would change nothing.",
+                "Leave them at 1 and 0, or let the noise be drawn.",
+            )
+
+
+SDSEG_RECIPE = (
+    "noise_loss_weight",
+    "latent_loss_weight",
+    "latent_loss",
+    "foreground_weight",
+    "mask_loss_weight",
+    "timesteps",
+)
+"""Settings of `[train]` that mean nothing to another network."""
+SDSEG_ALONE = {
+    "model": (
+        "autoencoder",
+        "unet",
+        "fusion",
+        "parameterisation",
+        "encoder_dropout",
+        "train_encoder",
+    ),
+    "train": SDSEG_RECIPE,
+    "sample": ("steps", "eta", "samples", "noise"),
+}
+"""Section -> such settings; for another network they stay at their defaults, and no noise is
+drawn.
+"""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All settings of one training run."""
+
+    dataset: str = ""
+    """Prepared name, or path to a prepared folder."""
+    preset: str = "tiny"
+    """The named set of values that these began as."""
+    seed: int = 0
+    """Of all that is drawn: weights, slices, flips, t, noise, dropout."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+
+    def __post_init__(self) -> None:
+        for key, text in (("dataset", self.dataset), ("train.init", self.train.init)):
+            if any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise ConfigError(
+                    f"{key} {text!r} is not UTF-8, which files of settings have to be.",
+                    "Rename the folder, or give a link to it that has another name.",
+                )
+        if not LEAST_SEED <= self.seed < SEEDS_END:
+            raise ConfigError(f"seed is {self.seed}.", "Give a number of at most 63 bits.")
+        if self.model.network == SDSEG:
+            return
+        plain = RunConfig(sample=SampleConfig(noise="zero"))
+        unused = [
+            f"{section}.{name}"
+            for section, names in SDSEG_ALONE.items()
+            for name in names
+            if getattr(getattr(self, section), name) != getattr(getattr(plain, section), name)
+        ]
+        if unused:
+            raise ConfigError(
+                f"{self.model.network} does not use {', '.join(unused)}: SDSeg alone does.",
+                f"Leave it out; --model {self.model.network} sets all that the network needs.",
+            )

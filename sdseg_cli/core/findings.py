@@ -1,0 +1,43 @@
+"""Finding: one thing that is wrong or odd about a data set, and what mends it. Standard library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+from sdseg_cli.core.filenames import natural_key
+
+ERROR, WARNING = "error", "warning"
+
+EVERY_CASE = "*"
+"""The case of a finding about the whole set."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found.
+
+    Attributes:
+        code: What it is, in words that stay: "grid-shape", "hu-offset", ...
+        level: "error" stops `prepare`; "warning" does not.
+        case: Case id, or `EVERY_CASE`.
+        measured: What was measured, with numbers.
+        fix: The command or option that mends it.
+    """
+
+    code: str
+    level: str
+    case: str
+    measured: str
+    fix: str
+
+    def to_json(self) -> dict[str, str]:
+        """For `--json`."""
+        return asdict(self)
+
+
+def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Errors first, then by code and case."""
+    return tuple(
+        sorted(findings, key=lambda one: (one.level != ERROR, one.code, natural_key(one.case)))
+    )

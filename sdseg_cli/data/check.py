@@ -1,0 +1,224 @@
+"""`sdseg check`: what is wrong or odd about a data set or a file, and what mends it.
+
+Files are measured by `imaging`, one scan at a time in each process; `datasets` judges the numbers.
+Nothing is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sdseg_cli.core.errors import ConfigError, DataError
+from sdseg_cli.core.filenames import is_picture
+from sdseg_cli.core.findings import ERROR, Finding, in_order
+from sdseg_cli.core.processes import available_cores, in_processes
+from sdseg_cli.core.progress import Progress, silent
+from sdseg_cli.data.checks import Expected, check_case, check_grid, check_scan
+from sdseg_cli.data.cohort_checks import check_cohort
+from sdseg_cli.data.layouts.folder import FOLDER
+from sdseg_cli.data.manifest import checked_target
+from sdseg_cli.data.recognise import find_cases, fitting
+from sdseg_cli.data.spec import Case, DatasetSpec
+from sdseg_cli.data.split import FEWEST_CASES, read_split, split_of
+from sdseg_cli.data.unexpected_files import (
+    check_set,
+    dicom_folders,
+    is_dicom,
+    sets_in,
+    unchecked_dicom,
+)
+from sdseg_cli.imaging.measure import Pair, measure_case
+from sdseg_cli.imaging.picture_facts import measure_pictures
+from sdseg_cli.imaging.statistics import CaseFacts
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What was found.
+
+    Attributes:
+        findings: Errors first.
+        cases: Number of cases looked at.
+    """
+
+    findings: tuple[Finding, ...]
+    cases: int
+
+    @property
+    def errors(self) -> int:
+        """Number of findings that would stop `prepare`."""
+        return sum(finding.level == ERROR for finding in self.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {"findings": [one.to_json() for one in self.findings], "cases": self.cases}
+
+
+def check(
+    src: Path,
+    *,
+    dataset: str | None = None,
+    image_glob: str | None = None,
+    label_glob: str | None = None,
+    target: tuple[int, ...] | None = None,
+    split_file: Path | None = None,
+    workers: int | None = None,
+    progress: Progress = silent,
+) -> CheckReport:
+    """Check a data set's folder, or one file.
+
+    Args:
+        src: Folder of the data set, found as `prepare` does; a folder of several, checked one by
+            one; or a scan, checked alone.
+        dataset: Adapter; recognised by the layout when absent.
+        image_glob: Pattern of the scans relative to `src`; with `label_glob`.
+        label_glob: Pattern of the label maps.
+        target: Labels that count as foreground; default the adapter's.
+        split_file: Who trains, validates and tests; when absent, as `prepare` would draw it.
+        workers: Processes; default one per core.
+        progress: Told of each case.
+
+    Raises:
+        ConfigError: An option makes no sense.
+        DataError: There is nothing to check.
+    """
+    if src.is_file():
+        return _check_file(src)
+    plain = dataset is image_glob is label_glob is None
+    known = src.is_dir() and any(spec is not FOLDER for spec in fitting(src))
+    if src.is_dir() and plain and not known and (sets := sets_in(src)):
+        return _check_sets(sets, target, split_file, workers, progress)
+    spec, cases = _find(src, dataset, image_glob, label_glob)
+    if not cases:
+        series = len(list(dicom_folders(src)))
+        return CheckReport(in_order(_check_dicom(src, ())), series)
+    split = _split(spec, cases, split_file)
+    levels = spec.mask_levels if spec else None
+    pairs = [Pair(case.id, case.image, case.label, levels) for case in cases]
+    measured: list[CaseFacts] = []
+    cores = available_cores() if workers is None else max(1, workers)
+    with closing(in_processes(measure, pairs, cores)) as results:
+        for case in results:
+            measured.append(case)
+            progress(len(measured), len(pairs), f"case {case.id}")
+    expected = Expected(
+        ct=_is_ct(spec, measured),
+        target=_target(spec, target),
+        declared=spec.labels if spec else None,
+    )
+    findings = [
+        *(finding for case in measured for finding in check_case(case, expected)),
+        *check_cohort(measured, split, expected),
+        *(check_set(src, spec, cases, image_glob, label_glob) if spec else ()),
+        *_check_dicom(src, cases),
+    ]
+    return CheckReport(in_order(findings), len(cases))
+
+
+def _check_sets(
+    sets: Sequence[Path],
+    target: tuple[int, ...] | None,
+    split_file: Path | None,
+    workers: int | None,
+    progress: Progress,
+) -> CheckReport:
+    """Several data sets, each for itself; cases are named with their set's folder."""
+    findings: list[Finding] = []
+    cases = 0
+    for folder in sets:
+        if not fitting(folder) and next(dicom_folders(folder), None) is None:
+            continue  # No data set.
+        report = check(
+            folder, target=target, split_file=split_file, workers=workers, progress=progress
+        )
+        cases += report.cases
+        findings += [replace(one, case=f"{folder.name}/{one.case}") for one in report.findings]
+    return CheckReport(in_order(findings), cases)
+
+
+def measure(pair: Pair) -> CaseFacts:
+    """Measure a case of volumes or of pictures."""
+    return measure_pictures(pair) if is_picture(pair.image) else measure_case(pair)
+
+
+def _check_file(path: Path) -> CheckReport:
+    """A file alone: no mask to compare it with, and it may be a mask itself."""
+    case = measure(Pair(path.name, path, None))
+    alone = _as_dicom(case) if is_dicom(path) else _alone(case)
+    return CheckReport(in_order(alone), 1)
+
+
+def _check_dicom(src: Path, cases: Sequence[Case]) -> Iterator[Finding]:
+    """Series that are no case of the set, each alone."""
+    used = {case.image for case in cases}
+    for folder in dicom_folders(src):
+        if folder not in used:
+            name = src.name if folder == src else str(folder.relative_to(src))
+            try:
+                yield from _as_dicom(measure_case(Pair(name, folder, None)))
+            except ConfigError as several:  # which of them is meant is for `predict` to ask
+                yield unchecked_dicom(name, several.message, several.hint)
+
+
+def _as_dicom(case: CaseFacts) -> Iterator[Finding]:
+    """DICOM holds more than scans (plans, contours): what holds no image is no error."""
+    if any(fault.code == "image-no-image" for fault in case.faults):
+        yield unchecked_dicom(case.id, case.faults[0].message)
+        return
+    codes = {"image": "image-series"}
+    named = (replace(fault, code=codes.get(fault.code, fault.code)) for fault in case.faults)
+    yield from _alone(replace(case, faults=tuple(named)))
+
+
+def _alone(case: CaseFacts) -> Iterator[Finding]:
+    for fault in case.faults:
+        yield Finding(fault.code, ERROR, case.id, fault.message, fault.hint)
+    if case.grid is not None:
+        yield from check_grid(case.id, case.grid)
+    if case.scan is not None:
+        yield from check_scan(case.id, case.scan, ct=None)
+
+
+def _find(
+    src: Path, dataset: str | None, image_glob: str | None, label_glob: str | None
+) -> tuple[DatasetSpec | None, list[Case]]:
+    """The cases of a folder; DICOM is looked for where no adapter finds anything."""
+    try:
+        return find_cases(src, dataset, image_glob, label_glob)
+    except DataError:
+        if src.is_dir() and next(dicom_folders(src), None) is not None:
+            return None, []
+        raise
+
+
+def _split(
+    spec: DatasetSpec | None, cases: Sequence[Case], split_file: Path | None
+) -> dict[str, str]:
+    """Who trains and who tests; nobody, where there are too few to split."""
+    ids = [case.id for case in cases]
+    if split_file is not None:
+        return read_split(split_file, ids, seed=0).of
+    if spec is None or len(ids) < FEWEST_CASES:
+        return {}
+    try:
+        return split_of(cases, spec, seed=0).of
+    except DataError:  # too few to train on: `prepare` will say so
+        return {}
+
+
+def _target(spec: DatasetSpec | None, target: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    if target is not None:
+        return checked_target(target)
+    return spec.target if spec else None
+
+
+def _is_ct(spec: DatasetSpec | None, measured: Sequence[CaseFacts]) -> bool | None:
+    """What the adapter says, else whether most scans have air in them."""
+    if spec is not None and spec.modality is not None:
+        return spec.modality == "CT"
+    scans = [case.scan for case in measured if case.scan is not None]
+    return 2 * sum(scan.air_share > 0 for scan in scans) > len(scans)

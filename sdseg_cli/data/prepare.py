@@ -1,0 +1,324 @@
+"""`sdseg prepare`: a data set of scans and label maps -> slices, a split and a manifest.
+
+The set is built beside its place and moved there whole: a killed run leaves its finished cases to
+the next one, wrong input leaves nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from sdseg_cli.core.errors import ConfigError, DataError
+from sdseg_cli.core.filenames import is_picture, safe_id
+from sdseg_cli.core.findings import ERROR, WARNING, Finding, in_order
+from sdseg_cli.core.locks import locked
+from sdseg_cli.core.processes import available_cores, in_processes
+from sdseg_cli.core.progress import Progress, silent
+from sdseg_cli.data.checks import Expected, check_case
+from sdseg_cli.data.cohort_checks import check_duplicates
+from sdseg_cli.data.manifest import Manifest, checked_name, checked_target
+from sdseg_cli.data.prepare_report import (
+    PrepareReport,
+    Records,
+    check_foreground,
+    entry_of,
+    labels_of,
+)
+from sdseg_cli.data.prepared import (
+    BadCase,
+    CaseJob,
+    check_headers,
+    finished,
+    modality_of,
+    prepare_case,
+)
+from sdseg_cli.data.recognise import find_cases
+from sdseg_cli.data.spec import Case, DatasetSpec
+from sdseg_cli.data.split import Split, read_split, split_of
+from sdseg_cli.data.staging import Staging, lock_of
+from sdseg_cli.data.unexpected_files import check_set
+from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation
+from sdseg_cli.imaging.measure import Pair, facts_in
+from sdseg_cli.imaging.slices import CROPS
+from sdseg_cli.runs.replacing_sets import replaced
+
+SIZE = 256
+"""Side of the model's squares in pixels."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The checked options of one call."""
+
+    spec: DatasetSpec
+    source: Path
+    name: str
+    target: tuple[int, ...] | None
+    split_file: Path | None
+    seed: int
+    window: tuple[float, float] | None
+    crop: str
+    workers: int
+    skip_bad: bool
+    found: tuple[Finding, ...]
+    """What `check_set` says of the files as a whole."""
+
+
+def prepare(
+    src: Path,
+    workspace: Path,
+    *,
+    dataset: str | None = None,
+    name: str | None = None,
+    target: tuple[int, ...] | None = None,
+    split_file: Path | None = None,
+    window: tuple[float, float] | None = None,
+    image_glob: str | None = None,
+    label_glob: str | None = None,
+    crop: str = "none",
+    workers: int | None = None,
+    skip_bad: bool = False,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> PrepareReport:
+    """Prepare a data set, or finish what a killed run left.
+
+    Args:
+        src: Folder of the data set.
+        workspace: `prepared/<name>/` is made in it.
+        dataset: Adapter; recognised by the layout when absent.
+        name: Name of the prepared set; default the adapter's, or for "folder" and for a part of
+            a published set of pictures the folder's.
+        target: Labels that count as foreground; default the adapter's.
+        split_file: Who trains, validates and tests; drawn when absent.
+        window: Values (HU) that become -1 and +1; default the adapter's, else by modality.
+        image_glob: Pattern of the scans relative to `src`; with `label_glob`.
+        label_glob: Pattern of the label maps.
+        crop: "none", or "body" for a square around the body in each slice.
+        workers: Processes; default one per core. The result does not depend on it.
+        skip_bad: Leave faulty cases out instead of stopping.
+        seed: Of the split.
+        progress: Told of each case.
+
+    Raises:
+        ConfigError: An option makes no sense; or the set in place would get other settings while
+            a run is being trained on it.
+        DataError: No cases, too few, or a faulty one; then nothing is left behind.
+        RunError: The disk refused, or another process prepares a set of this name.
+    """
+    if crop not in CROPS:
+        raise ConfigError(f"--crop {crop} is unknown.", f"Use one of {', '.join(CROPS)}.")
+    spec, cases = find_cases(src, dataset, image_glob, label_glob)
+    name = checked_name(name or own_name(src, spec, len(cases), named=dataset is not None))
+    target = spec.target if target is None else checked_target(target)
+    cores = available_cores() if workers is None else max(1, workers)
+    found = tuple(check_set(src, spec, cases, image_glob, label_glob))
+    plan = _Plan(
+        spec, src.resolve(), name, target, split_file, seed, window, crop, cores, skip_bad, found
+    )
+    staging = Staging(workspace.absolute() / "prepared" / name)
+    # Two at once would build in one folder, and mix their settings in one set.
+    with locked(
+        lock_of(staging.final),
+        subject=str(staging.final),
+        busy="is preparing this set",
+        hint="Wait for it or stop it, or prepare under another --name.",
+    ):
+        return _carry_out(plan, cases, staging, progress)
+
+
+def _carry_out(
+    plan: _Plan, cases: list[Case], staging: Staging, progress: Progress
+) -> PrepareReport:
+    ids = [case.id for case in cases]
+    split = _split(plan, cases, cases)
+    listed = [case for case in cases if case.id in split.of]
+    # Headers first: a mask of another shape is found before minutes of work.
+    bad = _faults(plan, listed)
+    usable = _without(listed, bad, plan.skip_bad)
+    modality, normalisation = _normalisation(plan, usable)
+    target = None if plan.target is None else list(plan.target)
+    known = {"normalisation": normalisation.to_dict(), "crop": plan.crop, "target": target}
+    replaced(staging.final, known)  # before minutes of work, too
+    try:
+        records, kept, late = _records(_jobs(plan, usable, normalisation), staging, plan, progress)
+        usable = _without(usable, late, plan.skip_bad)
+        split = _split(plan, cases, usable)
+        while leaks := _leaks(usable, records, split):  # each turn leaves a case out
+            late += leaks
+            usable = _without(usable, leaks, plan.skip_bad)
+            split = _split(plan, cases, usable)
+        records = {case.id: records[case.id] for case in usable}
+        kept &= set(records)
+        entries = tuple(entry_of(case, records[case.id], split, plan.target) for case in usable)
+        manifest = Manifest(
+            root=staging.final,
+            name=plan.name,
+            adapter=plan.spec.name,
+            modality=modality,
+            source=plan.source,
+            target=plan.target,
+            labels=labels_of(records),
+            normalisation=normalisation.to_dict(),
+            crop=plan.crop,
+            size=SIZE,
+            split=split.to_dict(),
+            entries=entries,
+            cleaning=plan.spec.cleaning,
+            mask_levels=plan.spec.mask_levels,
+        )
+        check_foreground(manifest)
+        replaces = replaced(staging.final, manifest.inference_settings())
+        if len(kept) < len(entries) or not staging.is_current(manifest.to_text()):
+            staging.publish(manifest.to_text(), set(records) - kept, kept)
+    except (ConfigError, DataError):
+        # After an interrupt or a full disk, finished cases wait for the next run instead.
+        staging.discard()
+        raise
+    skipped = [one.to_json() for one in (*bad, *late)]
+    unlisted = [id for id in ids if id not in split.of]
+    warnings = _warnings(plan, modality == "CT", usable, records, split)
+    if replaces is not None:
+        warnings = (replaces, *warnings)
+    return PrepareReport.of(manifest, skipped, unlisted, warnings)
+
+
+def own_name(src: Path, spec: DatasetSpec, cases: int, *, named: bool) -> str:
+    """What a set is called that was given no name: as its adapter, or as its folder."""
+    published = spec.name != "folder" and (named or spec.whole is None or cases in spec.whole)
+    return spec.name if published else safe_id(src.resolve().name)
+
+
+def _faults(plan: _Plan, cases: Sequence[Case]) -> list[BadCase]:
+    """Cases that are wrong as a whole, or by their headers, each once."""
+    ids = {case.id for case in cases}
+    bad = {
+        one.case: BadCase.of(one.case, "", DataError(f"{one.measured}.", one.fix, one.code))
+        for one in plan.found
+        if one.level == ERROR and one.case in ids
+    }
+    for case in cases:
+        if case.id not in bad and (fault := check_headers(case.id, case.image, case.label)):
+            bad[case.id] = fault
+    return list(bad.values())
+
+
+def _jobs(plan: _Plan, cases: Sequence[Case], normalisation: Normalisation) -> list[CaseJob]:
+    """What is to be done for each case."""
+    return [
+        CaseJob(
+            case.id,
+            case.image,
+            case.label,
+            normalisation,
+            plan.crop,
+            SIZE,
+            plan.spec.cleaning,
+            plan.spec.mask_levels,
+        )
+        for case in cases
+        if case.label
+    ]
+
+
+def _records(
+    jobs: Sequence[CaseJob], staging: Staging, plan: _Plan, progress: Progress
+) -> tuple[Records, set[str], list[BadCase]]:
+    """Prepare what is not done yet.
+
+    Returns:
+        The records; the cases that lie in the set in place; the faulty cases.
+    """
+    building, final = staging.building / "cases", staging.final / "cases"
+    records = _finished(jobs, final, plan.workers)
+    kept = set(records)
+    records |= _finished([job for job in jobs if job.id not in kept], building, plan.workers)
+    todo = [job for job in jobs if job.id not in records]
+    bad: list[BadCase] = []
+    progress(len(records), len(jobs), "done before")
+    work = partial(prepare_case, folder=building)
+    with closing(in_processes(work, todo, plan.workers)) as results:
+        for done, (job, result) in enumerate(zip(todo, results, strict=True), len(records) + 1):
+            if isinstance(result, BadCase):
+                if not plan.skip_bad:
+                    raise result.error
+                bad.append(result)
+            else:
+                records[job.id] = result
+            progress(done, len(jobs), f"case {job.id}")
+    return records, kept, bad
+
+
+def _finished(jobs: Sequence[CaseJob], folder: Path, workers: int) -> Records:
+    """The cases of a folder that need not be prepared again."""
+    with ThreadPoolExecutor(workers) as pool:  # hashing leaves the interpreter to others
+        found = pool.map(partial(finished, folder=folder), jobs)
+        return {job.id: record for job, record in zip(jobs, found, strict=True) if record}
+
+
+def _split(plan: _Plan, cases: Sequence[Case], left: Sequence[Case]) -> Split:
+    """The split of the cases that are left of all."""
+    if plan.split_file is None:
+        return split_of(left, plan.spec, plan.seed)
+    split = read_split(plan.split_file, [case.id for case in cases], plan.seed)
+    split = split.among([case.id for case in left])
+    for name in ("train", "val"):
+        if not split.ids(name):
+            raise DataError(
+                f"No usable {name} case is left of {plan.split_file}.",
+                "Repair the skipped cases, or name others in the split file.",
+            )
+    return split
+
+
+def _normalisation(plan: _Plan, cases: Sequence[Case]) -> tuple[str, Normalisation]:
+    """Modality and normalisation, from the options, the adapter, or the first readable scan."""
+    images = [case.image for case in cases]
+    told = None if any(map(is_picture, images)) else plan.spec.modality
+    modality = told or modality_of(images)
+    if modality == PHOTOGRAPH and plan.crop != "none":
+        raise ConfigError(
+            f"--crop {plan.crop} does not go with pictures.",
+            "Leave it out: pictures are kept whole.",
+        )
+    window = plan.window or plan.spec.window_hu
+    if window:
+        kind = "window" if plan.window else plan.spec.window_kind
+        return modality, Normalisation(kind, *window)
+    return modality, Normalisation.for_modality(modality)
+
+
+def _without(cases: list[Case], bad: Sequence[BadCase], skip_bad: bool) -> list[Case]:
+    if bad and not skip_bad:
+        raise bad[0].error
+    left = [case for case in cases if case.id not in {fault.id for fault in bad}]
+    if not left:
+        raise DataError("No usable case is left.", bad[0].error.message)
+    return left
+
+
+def _leaks(cases: Sequence[Case], records: Records, split: Split) -> list[BadCase]:
+    """Cases whose image another split holds too."""
+    contents = {case.id: records[case.id].get("pixels_sha256", "") for case in cases}
+    return [
+        BadCase.of(one.case, "", DataError(f"{one.measured}.", one.fix, one.code))
+        for one in check_duplicates(contents, split.of)
+        if one.level == ERROR
+    ]
+
+
+def _warnings(
+    plan: _Plan, ct: bool, cases: Sequence[Case], records: Records, split: Split
+) -> tuple[Finding, ...]:
+    """What is odd about the cases, from what was measured while they were read."""
+    expected = Expected(ct, plan.target, plan.spec.labels)
+    facts = [facts_in(Pair(case.id, case.image, case.label), records[case.id]) for case in cases]
+    alone = [finding for case in facts for finding in check_case(case, expected)]
+    alike = check_duplicates({case.id: case.sha256 for case in facts}, split.of)
+    every = (*alone, *alike, *plan.found)
+    return in_order(finding for finding in every if finding.level == WARNING)

@@ -1,0 +1,221 @@
+"""Which cases train, validate and test: drawn once, by case, and frozen in the manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sdseg_cli.core.errors import ConfigError, DataError
+from sdseg_cli.core.filenames import natural_key, stem_of
+from sdseg_cli.data.layouts.dataset_json import read_json, read_text
+from sdseg_cli.data.spec import SPLITS, Case, DatasetSpec
+
+FEWEST_CASES = 3
+_FORM = 'Give JSON {"train": [ids], "val": [ids], "test": [ids]} or a folder of train.txt, ...'
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split by case.
+
+    Attributes:
+        of: Case id -> "train", "val" or "test".
+        seed: What the draw was seeded with.
+        rule: How it was drawn, in words.
+    """
+
+    of: dict[str, str]
+    seed: int
+    rule: str
+
+    def ids(self, split: str) -> list[str]:
+        """The cases of one split in natural order."""
+        return sorted((id for id, name in self.of.items() if name == split), key=natural_key)
+
+    def among(self, ids: Collection[str]) -> Split:
+        """The same split of fewer cases."""
+        return replace(self, of={id: name for id, name in self.of.items() if id in ids})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Seed, rule, and a hash of who is where, for the manifest."""
+        listing = json.dumps({name: self.ids(name) for name in SPLITS}, ensure_ascii=False)
+        digest = hashlib.sha256(listing.encode()).hexdigest()
+        return {"seed": self.seed, "rule": self.rule, "sha256": digest}
+
+
+def split_of(cases: Collection[Case], spec: DatasetSpec, seed: int) -> Split:
+    """The split of a data set's cases: what it publishes, else drawn; see `draw_split`."""
+    return draw_split(
+        [case.id for case in cases],
+        seed,
+        spec.test_ids | {case.id for case in cases if case.split == "test"},
+        groups={case.id: case.group for case in cases if case.group},
+        sizes=spec.split_sizes,
+    )
+
+
+def draw_split(
+    ids: Collection[str],
+    seed: int,
+    test_ids: Collection[str] = (),
+    *,
+    groups: Mapping[str, str] | None = None,
+    sizes: tuple[int, int, int] | None = None,
+) -> Split:
+    """The default split, or the published one as far as its cases are here.
+
+    Args:
+        ids: Case ids.
+        seed: Shuffles the naturally sorted ids.
+        test_ids: Cases that test, if any of them is among `ids`.
+        groups: Case id -> group; the cases of a group come into one split.
+        sizes: Cases that train, validate and test when all published cases are here.
+
+    Raises:
+        DataError: Fewer than three cases, fewer than two beside the test cases, or none to train.
+    """
+    if len(ids) < FEWEST_CASES:
+        raise DataError(
+            f"{len(ids)} case(s) cannot be split into train, val and test.",
+            f"At least {FEWEST_CASES} cases are needed.",
+        )
+    shuffled = sorted(ids, key=natural_key)
+    random.Random(seed).shuffle(shuffled)
+    groups = groups or {}
+    test = [id for id in shuffled if id in test_ids]
+    if test:
+        rest = [id for id in shuffled if id not in test_ids]
+        if len(rest) < 2:
+            raise DataError(
+                f"{len(test)} of {len(ids)} cases are test cases; too few are left to train on.",
+                "Add cases, or give --split-file.",
+            )
+        val_size = _tenth(len(rest))
+        here = f"{len(test)} of {len(test_ids)} here"
+        rule = f"published test cases ({here}), a tenth of the rest for val"
+    else:
+        val_size, test_size, rule = _sizes(len(shuffled), sizes)
+        test, rest = _taken(shuffled, test_size, groups)
+    val, train = _taken(rest, val_size, groups)
+    if not train:
+        raise DataError(
+            f"{len(ids)} cases in {len(set(groups.values()))} groups: none is left to train on.",
+            "Add cases of other groups, or give --split-file.",
+        )
+    return _split([*val, *train], len(val), test, seed, rule + (", groups whole" if groups else ""))
+
+
+def _sizes(count: int, published: tuple[int, int, int] | None) -> tuple[int, int, str]:
+    """How many cases validate and test, and the rule in words."""
+    rule = "80/10/10 by case"
+    if published is None:
+        return _tenth(count), _tenth(count), rule
+    if count == sum(published):
+        return published[1], published[2], f"{'/'.join(map(str, published))} by case"
+    return _tenth(count), _tenth(count), f"{rule} ({count} of {sum(published)} cases are here)"
+
+
+def _taken(
+    ids: Sequence[str], count: int, groups: Mapping[str, str]
+) -> tuple[list[str], list[str]]:
+    """The first ids, each with its whole group, as near to `count` as that comes; the others."""
+    chosen: set[str] = set()
+    for id in ids:
+        group = groups.get(id)
+        more = {id} if group is None else {other for other in ids if groups.get(other) == group}
+        if chosen and abs(len(chosen | more) - count) >= abs(len(chosen) - count):
+            break
+        chosen |= more
+    return [id for id in ids if id in chosen], [id for id in ids if id not in chosen]
+
+
+def read_split(path: Path, ids: Collection[str], seed: int) -> Split:
+    """A split from a file; cases it does not name belong to none.
+
+    Args:
+        path: JSON, or a folder with train.txt, val.txt and test.txt (or one of these files).
+        ids: Case ids of the data set.
+        seed: Draws a tenth of the training cases for validation when the file names none.
+
+    Raises:
+        ConfigError: Missing, malformed, no training case, or one case in two splits.
+        DataError: It names a case the data set does not have.
+    """
+    listed = _read_lists(path)
+    seen: dict[str, str] = {}
+    for name in SPLITS:
+        for id in listed[name]:
+            if id in seen:
+                raise ConfigError(
+                    f"{path}: case {id} is in {seen[id]} and in {name}.", "Name each case once."
+                )
+            seen[id] = name
+    unknown = sorted(set(seen) - set(ids), key=natural_key)
+    if unknown:
+        here = ", ".join(sorted(ids, key=natural_key)[:3])
+        raise DataError(
+            f"{path}: {len(unknown)} case(s) not in the data set, such as {unknown[0]}.",
+            f"Case ids here look like {here}.",
+        )
+    if len(listed["train"]) < (1 if listed["val"] else 2):
+        raise ConfigError(f"{path}: too few training cases.", _FORM)
+    if listed["val"]:
+        return Split(seen, seed, f"file {path.name}")
+    train = sorted(listed["train"], key=natural_key)
+    random.Random(seed).shuffle(train)
+    rule = f"file {path.name}, a tenth of train for val"
+    return _split(train, _tenth(len(train)), listed["test"], seed, rule)
+
+
+def _split(rest: Sequence[str], val: int, test: Sequence[str], seed: int, rule: str) -> Split:
+    """The first `val` of the rest validate, the others train."""
+    of = dict.fromkeys(test, "test") | dict.fromkeys(rest[:val], "val")
+    return Split(of | dict.fromkeys(rest[val:], "train"), seed, rule)
+
+
+def _tenth(count: int) -> int:
+    return max(1, round(0.1 * count))
+
+
+def _read_lists(path: Path) -> dict[str, list[str]]:
+    if not path.exists():
+        raise ConfigError(f"The split file {path} does not exist.", _FORM)
+    if path.suffix == ".txt" and path.stem in SPLITS:
+        path = path.parent
+    try:
+        content = _content(path)
+    except DataError as error:
+        raise ConfigError(error.message, error.hint) from error
+    unknown = sorted(set(content) - set(SPLITS))
+    if unknown:
+        raise ConfigError(f"{path}: unknown split {unknown[0]!r}.", _FORM)
+    lists = {name: content.get(name, []) for name in SPLITS}
+    for name, ids in lists.items():
+        plain = isinstance(ids, list) and not any(isinstance(id, bool) for id in ids)
+        if not plain or not all(isinstance(id, str | int) for id in ids):
+            raise ConfigError(f"{path}: {name} is not a list of case ids.", _FORM)
+    return {name: [_id(str(id)) for id in ids] for name, ids in lists.items()}
+
+
+def _id(text: str) -> str:
+    """A case id as it is written: alone or as a path, with a suffix or not."""
+    return stem_of(Path(text.strip().replace("\\", "/")))
+
+
+def _content(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        files = {name: path / f"{name}.txt" for name in SPLITS}
+        if not files["train"].is_file():
+            raise ConfigError(f"{path}: there is no train.txt.", _FORM)
+        return {name: _lines(file) if file.is_file() else [] for name, file in files.items()}
+    return read_json(path, _FORM)
+
+
+def _lines(file: Path) -> list[str]:
+    lines = (line.strip() for line in read_text(file, _FORM).splitlines())
+    return [line for line in lines if line and not line.startswith("#")]

@@ -1,0 +1,1 @@
+"""A made-up data set, and the commands to run on it."""

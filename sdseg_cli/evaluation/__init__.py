@@ -1,0 +1,1 @@
+"""Predictions against references, run against run, seed against seed."""

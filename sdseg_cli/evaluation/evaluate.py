@@ -1,0 +1,207 @@
+"""Predictions against references: every metric per case, their summary, and a report.
+
+For each case: predict (or reuse the mask a former call kept), score it by every protocol, cut out
+the slice that shows it. Then the report is written, and the best, median and worst case are drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdseg_cli.core.config import THRESHOLD, SampleConfig
+from sdseg_cli.core.errors import DataError
+from sdseg_cli.core.progress import Progress, silent
+from sdseg_cli.data.manifest import PreparedCase
+from sdseg_cli.evaluation.case_panels import panel_of
+from sdseg_cli.evaluation.case_scores import CaseResult, score_case
+from sdseg_cli.evaluation.evaluate_pictures import draw_cases
+from sdseg_cli.evaluation.evaluation_split import CaseProgress, HeldOut, open_held_out
+from sdseg_cli.evaluation.kept_masks import Kept, KeptMasks
+from sdseg_cli.evaluation.page import write_report
+from sdseg_cli.evaluation.protocols import ProtocolSummary, chosen_way
+from sdseg_cli.evaluation.results import EvaluateReport
+from sdseg_cli.imaging.volume import Volume
+from sdseg_cli.inference.decoders import decoder_identity
+from sdseg_cli.metrics import Grid, Protocol, Terms
+from sdseg_cli.report.panels import CasePanel, save_panels
+
+if TYPE_CHECKING:
+    from sdseg_cli.inference.predictor import Predictor
+
+Way = tuple[Protocol, Grid]
+WAYS: tuple[Way, ...] = (("standard", "native"), ("standard", "model"), ("official", "model"))
+"""How the same predictions are scored; the first is the default."""
+OFFICIAL_NOTE = (
+    "official protocol: scored on the 256 x 256 planes, one value per 3D case; an empty reference "
+    "scores 1 against a non-empty prediction and 0 against an empty one"
+)
+MODEL_NOTE = (
+    "model grid: scored on the network's 256 x 256 planes against shrunken references; no "
+    "millimetres there, so distances and volumes are undefined"
+)
+
+
+def evaluate(
+    run: Path | None,
+    workspace: Path,
+    *,
+    split: str = "test",
+    grid: str = "native",
+    protocol: str = "standard",
+    terms: Terms | None = None,
+    seed: int = 0,
+    sample: SampleConfig | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    decoder: str = "auto",
+    predictor: Predictor | None = None,
+    command: str = "",
+    progress: Progress = silent,
+) -> EvaluateReport:
+    """Score a run on one split of the data set it was trained on.
+
+    Args:
+        run: The run folder; None for the newest finished run of the workspace.
+        workspace: Folder that holds `prepared/` and `runs/`.
+        split: "train", "val" or "test".
+        grid: "native" scores on each scan's own voxels, "model" on the 256 x 256 planes.
+        protocol: "standard", or "official": the official code's rules for empty masks, on the
+            model's planes whatever `grid` says.
+        terms: How a case is judged: tolerance and the like.
+        seed: Of all noise.
+        sample: Reverse steps and samples; None is the run's setting.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        batch_size: Slices at a time; None for what suits the device.
+        decoder: As `Predictor`.
+        predictor: The run's model if it is loaded already.
+        command: What was typed, for the report.
+        progress: Told in slices.
+
+    Returns:
+        Scores and files: in report/<split>/ of the run evaluate.csv, .json and .tex, report.html,
+        best.png, median.png, worst.png and cases.png (all three); the masks stay in
+        predictions/<split>/.
+
+    Raises:
+        ConfigError: An option is unknown, or there is no such run or split.
+        DataError: A scan, label or prepared array is missing or damaged.
+        GeometryError: A label does not lie on its scan's grid.
+        WeightsError: The checkpoint is missing or damaged.
+        RunError: The disk refused.
+    """
+    way = chosen_way(protocol, grid)
+    held = open_held_out(
+        run,
+        workspace,
+        split,
+        device=device,
+        batch_size=batch_size,
+        decoder=decoder,
+        predictor=predictor,
+    )
+    sample = sample or held.run.config().sample
+    masks = KeptMasks(
+        held.run.predictions / split,
+        held.checkpoint_sha256,
+        decoder_identity(held.predictor.decoder, held.run.path),
+        held.predictor.device.type,
+        seed,
+        sample,
+    )
+    scoring = _Scoring(held, masks, terms or Terms(), progress)
+    scored = scoring.score_all()
+    report = EvaluateReport(
+        run=held.run.path,
+        split=split,
+        grid=way[1],
+        protocol=way[0],
+        cases=tuple(case.results[way] for case in scored),
+        seed=seed,
+        sample=sample,
+        decoder=held.predictor.decoder,
+        terms=scoring.terms,
+        protocols=tuple(
+            ProtocolSummary.of(*each, tuple(case.results[each] for case in scored)) for each in WAYS
+        ),
+        provenance=held.provenance(command),
+        notes=_notes(way),
+    )
+    folder = held.report_folder("" if way == WAYS[0] else f"-{way[1]}-{way[0]}")
+    files = report.write(folder)
+    save_panels(folder, [case.panel for case in scored])
+    pictures = draw_cases(
+        held, report.cases, folder, scoring.answer, seed=seed, sample=sample, progress=progress
+    )
+    page = write_report(folder, title=held.title, config=held.config_text)
+    return replace(report, files=(*files, *pictures, page))
+
+
+def _notes(way: Way) -> tuple[str, ...]:
+    official = (OFFICIAL_NOTE,) if way[0] == "official" else ()
+    return (*official, MODEL_NOTE) if way[1] == "model" else ()
+
+
+@dataclass(frozen=True, eq=False)
+class _Scored:
+    """One case, by every protocol, and its picture."""
+
+    results: Mapping[Way, CaseResult]
+    panel: CasePanel
+
+
+@dataclass(frozen=True)
+class _Scoring:
+    """One pass over the held-out cases."""
+
+    held: HeldOut
+    masks: KeptMasks
+    terms: Terms
+    progress: Progress
+
+    def score_all(self) -> tuple[_Scored, ...]:
+        """Every case, in the order of the manifest."""
+        count = CaseProgress(self.held.cases, self.progress)
+        scored = []
+        for case in self.held.cases:
+            scored.append(self._score(case, count.of(case)))
+            count.finish(case)
+        return tuple(scored)
+
+    def _score(self, case: PreparedCase, progress: Progress) -> _Scored:
+        scan, reference = self.held.read(case)
+        kept, planes = self.answer(case, scan, progress), self.held.reference_planes(case)
+        if planes.shape != kept.planes.shape:
+            raise DataError(
+                f"case {case.id}: prepared as {planes.shape}, now {kept.planes.shape}.",
+                "The scan was changed: run the same `sdseg prepare` command again.",
+            )
+        results = {
+            (protocol, grid): score_case(
+                case.id,
+                *((kept.mask, reference) if grid == "native" else (kept.planes, planes)),
+                scan.spacing_mm if grid == "native" else None,
+                grid=grid,
+                protocol=protocol,
+                terms=self.terms,
+            )
+            for protocol, grid in WAYS
+        }
+        return _Scored(results, panel_of(self.held, case, scan, reference, kept.mask))
+
+    def answer(self, case: PreparedCase, scan: Volume, progress: Progress) -> Kept:
+        """The case's mask: kept by a former call, or predicted now and kept."""
+        kept = self.masks.find(case.id, scan)
+        if kept is not None:
+            return kept
+        prediction = self.held.predictor.predict(
+            scan,
+            case_id=case.id,
+            seed=self.masks.seed,
+            sample=self.masks.sample,
+            progress=progress,
+        )
+        planes = prediction.probability > THRESHOLD
+        return self.masks.keep(case.id, prediction.mask(), planes, scan)

@@ -1,0 +1,177 @@
+"""Masks a run has already predicted, used again only where predicting would give the same.
+
+    predictions/<split>/<id>.nii.gz        the mask, on the scan's own grid; of a picture <id>.png
+    predictions/<split>/planes/<id>.npz    the same on the model's planes, for the other protocol
+    predictions/<split>/predictions.json   what each was made from
+
+A mask counts if checkpoint, seed, sampling and scan are those of its record and both files are
+those that were recorded, byte for byte; so neither a killed run nor a replaced mask is ever scored
+in another's name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdseg_cli.core.config import SampleConfig
+from sdseg_cli.core.errors import DataError
+from sdseg_cli.core.files import replacing
+from sdseg_cli.core.json_files import read_object
+from sdseg_cli.core.tables import write_json
+from sdseg_cli.imaging.io.files import read_labels, write_mask
+from sdseg_cli.imaging.io.picture import Picture
+from sdseg_cli.imaging.scan_state import size_and_time
+from sdseg_cli.imaging.volume import Volume
+
+FORMAT_VERSION = 3
+
+
+def sha256_of(path: Path) -> str:
+    """The file's sha256, hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """A case's mask, twice."""
+
+    mask: NDArray[np.bool_]
+    """(I,J,K), on the scan's own grid."""
+    planes: NDArray[np.bool_]
+    """(S,256,256), on the model's: thresholded before the way back."""
+
+
+@dataclass(frozen=True)
+class KeptMasks:
+    """The masks of one split, made with one checkpoint, decoder, kind of device, seed and way of
+    sampling.
+
+    Attributes:
+        folder: `predictions/<split>` of the run.
+        checkpoint_sha256: Of the checkpoint file that predicts.
+        decoder: Which draws the masks: `chosen_decoder.decoder_identity`.
+        device: Kind of device: a GPU computes in another precision than a CPU.
+        seed: Of all noise.
+        sample: Reverse steps, samples and their noise.
+    """
+
+    folder: Path
+    checkpoint_sha256: str
+    decoder: str
+    device: str
+    seed: int
+    sample: SampleConfig
+
+    def file(self, case_id: str, scan: Volume) -> Path:
+        """Where the mask of a case lies."""
+        suffix = ".png" if isinstance(scan, Picture) else ".nii.gz"
+        return self.folder / f"{case_id}{suffix}"
+
+    def planes_file(self, case_id: str) -> Path:
+        """Where the model's planes of a case lie."""
+        return self.folder / "planes" / f"{case_id}.npz"
+
+    def find(self, case_id: str, scan: Volume) -> Kept | None:
+        """The kept mask of a case.
+
+        Args:
+            case_id: The case.
+            scan: Its scan, read from a file.
+
+        Returns:
+            The mask; None if predicting might give another.
+        """
+        paths, record = self._files(case_id, scan), self._records().get(case_id)
+        if record is None or not all(path.is_file() for path in paths.values()):
+            return None
+        if record != self._origin(scan) | {key: sha256_of(path) for key, path in paths.items()}:
+            return None
+        try:
+            mask = read_labels(paths["mask_sha256"])
+            planes = _read_planes(paths["planes_sha256"])
+        except (DataError, OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return None
+        return Kept(mask.array != 0, planes) if mask.geometry.shape == scan.geometry.shape else None
+
+    def keep(
+        self, case_id: str, mask: NDArray[np.uint8], planes: NDArray[np.bool_], scan: Volume
+    ) -> Kept:
+        """Write a mask and record what it was made from.
+
+        Args:
+            case_id: The case.
+            mask: (I,J,K) uint8, 0 or 1, on the scan's grid.
+            planes: (S,256,256) bool, on the model's.
+            scan: Its scan, read from a file.
+
+        Returns:
+            What `find` will find.
+
+        Raises:
+            RunError: The disk refused.
+        """
+        paths = self._files(case_id, scan)
+        write_mask(paths["mask_sha256"], mask, scan)
+        _write_planes(paths["planes_sha256"], planes)
+        records = self._records()
+        hashes = {key: sha256_of(path) for key, path in paths.items()}
+        records[case_id] = self._origin(scan) | hashes
+        cases = {name: records[name] for name in sorted(records)}
+        write_json(self._index, {"format_version": FORMAT_VERSION, "cases": cases})
+        return Kept(mask != 0, planes)
+
+    def _files(self, case_id: str, scan: Volume) -> dict[str, Path]:
+        """The files of a case, by the key of their hash in its record."""
+        return {
+            "mask_sha256": self.file(case_id, scan),
+            "planes_sha256": self.planes_file(case_id),
+        }
+
+    @property
+    def _index(self) -> Path:
+        return self.folder / "predictions.json"
+
+    def _records(self) -> dict[str, dict[str, Any]]:
+        """What is recorded; nothing if the index is missing, damaged or of another version."""
+        try:
+            index = read_object(self._index)
+            if index["format_version"] != FORMAT_VERSION:
+                return {}
+            return {str(name): dict(record) for name, record in index["cases"].items()}
+        except (DataError, ValueError, TypeError, KeyError, AttributeError):
+            return {}
+
+    def _origin(self, scan: Volume) -> dict[str, Any]:
+        if scan.source is None:
+            raise ValueError("a scan without a file cannot be recognised again")
+        size, changed = size_and_time(scan.source)
+        return {
+            "checkpoint_sha256": self.checkpoint_sha256,
+            "decoder": self.decoder,
+            "device": self.device,
+            "seed": self.seed,
+            "sample": asdict(self.sample),
+            "scan": str(scan.source.absolute()),
+            "scan_bytes": size,
+            "scan_modified_ns": changed,
+        }
+
+
+def _write_planes(path: Path, planes: NDArray[np.bool_]) -> None:
+    with replacing(path) as temporary:
+        np.savez_compressed(temporary, bits=np.packbits(planes), shape=planes.shape)
+
+
+def _read_planes(path: Path) -> NDArray[np.bool_]:
+    with np.load(path, allow_pickle=False) as stored:
+        shape = tuple(int(n) for n in stored["shape"])
+        bits = np.unpackbits(stored["bits"], count=int(np.prod(shape)))
+    return bits.reshape(shape).astype(bool)

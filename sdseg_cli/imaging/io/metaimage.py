@@ -1,0 +1,320 @@
+"""MetaImage's header by the format's rules; NRRD and MetaImage read, and written by SimpleITK.
+
+Both formats know the world of DICOM, LPS. SimpleITK has no part in reading: it takes damaged packed
+voxels for whole ones, prints what it likes, and its parser and a check beside it would disagree.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdseg_cli.core.errors import DataError
+from sdseg_cli.core.filenames import storable
+from sdseg_cli.core.files import replacing
+from sdseg_cli.imaging.io import nrrd
+from sdseg_cli.imaging.io.native import silenced
+from sdseg_cli.imaging.io.text_header import (
+    HeaderError,
+    TextHeader,
+    Three,
+    file_beside,
+    header_lines,
+    numbers,
+    open_header,
+    quoted,
+    read_voxels,
+    reading,
+    require_claimed,
+    require_millimetres,
+    require_volume,
+    sizes,
+    three,
+    whole,
+)
+from sdseg_cli.imaging.shear import geometry_of
+from sdseg_cli.imaging.volume import LPS_TO_RAS, Array, Claim, Geometry, Volume
+
+WRITABLE = (".nrrd", ".mha")
+"""One file each: an .mhd is two files, which no rename replaces at once."""
+
+_SEPARATOR = re.compile("[=:]")
+_FIELDS = {
+    "ObjectType", "ObjectSubType", "NDims", "Comment", "Name", "ID", "ParentID", "Color",
+    "BinaryData", "BinaryDataByteOrderMSB", "ElementByteOrderMSB", "CompressedData",
+    "CompressedDataSize", "CompressionLevel", "TransformMatrix", "Rotation", "Orientation",
+    "Offset", "Position", "Origin", "CenterOfRotation", "AnatomicalOrientation", "DistanceUnits",
+    "ElementSpacing", "ElementSize", "DimSize", "HeaderSize", "Modality", "SequenceID",
+    "ElementMin", "ElementMax", "ElementNumberOfChannels", "ElementNBits", "ElementType",
+    "ElementToIntensityFunctionSlope", "ElementToIntensityFunctionOffset", "ElementDataFile",
+}  # fmt: skip
+_BY_LOWER_CASE = {name.lower(): name for name in _FIELDS}
+_TYPES = {
+    "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2",
+    "MET_INT": "i4", "MET_UINT": "u4", "MET_LONG": "i4", "MET_ULONG": "u4",
+    "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4", "MET_DOUBLE": "f8",
+}  # fmt: skip
+
+
+@dataclass
+class _Fields:
+    """The fields of a header by their names, and where it ends."""
+
+    values: dict[str, str] = field(default_factory=dict)
+    begin: int = 0
+
+    def need(self, name: str) -> str:
+        if name not in self.values:
+            raise HeaderError(f"its header has no {name}")
+        return self.values[name]
+
+    def first_of(self, *names: str, otherwise: str) -> str:
+        """The format has several names for some fields; ITK takes them in this order."""
+        return next((self.values[name] for name in names if name in self.values), otherwise)
+
+    def yes(self, name: str, otherwise: bool) -> bool:
+        text = self.values.get(name, str(otherwise)).lower()
+        if text not in ("true", "false", "1", "0", "t", "f"):
+            raise HeaderError(f"its {name} is neither True nor False")
+        return text in ("true", "1", "t")
+
+
+def read(path: Path, claim: Claim | None = None) -> Volume:
+    """Read an NRRD or MetaImage file at its stored type.
+
+    Args:
+        path: The file.
+        claim: Told of the header before the voxels are read.
+
+    Raises:
+        DataError: Unreadable, damaged, or not one 3D volume of numbers.
+    """
+    with reading(path):
+        header, geometry = _read_header(path)
+        if claim is not None:
+            claim(geometry, header.dtype.itemsize)
+        array = read_voxels(header)
+    return Volume(array, geometry, header=header, source=path)
+
+
+def read_geometry(path: Path) -> Geometry:
+    """Read where a volume lies, from its header alone.
+
+    Raises:
+        DataError: Unreadable, or not one 3D volume of numbers.
+    """
+    with reading(path):
+        return _read_header(path)[1]
+
+
+def voxel_file(path: Path) -> Path:
+    """The file in which an NRRD or MetaImage header's voxels lie; often the header's own.
+
+    Raises:
+        DataError: The header is no such header, or its voxels lie elsewhere or nowhere.
+    """
+    with reading(path):
+        if _is_nrrd(path):
+            return nrrd.voxel_file(path)
+        return _file_of(path, _fields(path))
+
+
+def _is_nrrd(path: Path) -> bool:
+    return path.suffix.lower() == ".nrrd"
+
+
+def _read_header(path: Path) -> tuple[TextHeader, Geometry]:
+    header = nrrd.read_header(path) if _is_nrrd(path) else _read_metaimage_header(path)
+    geometry = geometry_of(path, header.shape, header.affine)
+    require_claimed(header)
+    return header, geometry
+
+
+def _read_metaimage_header(path: Path) -> TextHeader:
+    fields = _fields(path)
+    if fields.values.get("ObjectType", "Image") != "Image":
+        raise HeaderError(f"it is a {quoted(fields.values['ObjectType'])} and no Image")
+    kind = fields.need("ElementType")
+    axes = whole("NDims", fields.need("NDims"), 1)
+    channels = whole(
+        "ElementNumberOfChannels", fields.values.get("ElementNumberOfChannels", "1"), 1
+    )
+    require_volume(path, axes, channels, kind)
+    if kind not in _TYPES:
+        raise HeaderError(
+            f"its ElementType {quoted(kind)} is none of a number", "Export one number a voxel."
+        )
+    _require_real_values(fields)
+    file = _file_of(path, fields)
+    encoding, begin, skip = _place(fields, local=file == path)
+    packed = fields.values.get("CompressedDataSize") if encoding == "zlib" else None
+    spacing, directions, origin = _grid(fields)
+    return TextHeader(
+        path=path,
+        shape=sizes("DimSize", fields.need("DimSize"), 0),
+        dtype=np.dtype(_TYPES[kind]).newbyteorder(">" if _big_endian(fields) else "<"),
+        spacing_mm=spacing,
+        directions=directions,
+        origin_mm=origin,
+        file=file,
+        encoding=encoding,
+        begin=begin,
+        skip_bytes=skip,
+        packed_bytes=None if packed is None else whole("CompressedDataSize", packed),
+    )
+
+
+def _fields(path: Path) -> _Fields:
+    fields = _Fields()
+    with open_header(path) as file:
+        for number, line in enumerate(header_lines(file), 1):
+            fields.begin = file.tell()
+            if not line.strip():
+                continue
+            separator = _SEPARATOR.search(line)
+            if separator is None:
+                raise HeaderError(f"line {number} of its header is no field")
+            name, value = (
+                line[: separator.start()].strip(" \t"),
+                line[separator.end() :].strip(" \t"),
+            )
+            meant = _BY_LOWER_CASE.get(re.sub(r"[\s_]", "", name).lower())
+            if meant is None:
+                continue  # a field of somebody's own, such as a DICOM tag
+            if name != meant:
+                raise HeaderError(
+                    f"line {number} of its header says {name}, which is written {meant}"
+                )
+            if name in fields.values:
+                raise HeaderError(f"its header says {name} twice")
+            fields.values[name] = value
+            if name == "ElementDataFile":
+                return fields
+    raise HeaderError("its header has no ElementDataFile")
+
+
+def _file_of(path: Path, fields: _Fields) -> Path:
+    name = fields.values["ElementDataFile"]
+    return path if name in ("LOCAL", "Local", "local") else file_beside(path, name)
+
+
+def _place(fields: _Fields, *, local: bool) -> tuple[str, int, int]:
+    """How the voxels are stored, at which byte they begin, and what to skip from there."""
+    packed, binary = fields.yes("CompressedData", False), fields.yes("BinaryData", True)
+    if packed and not binary:
+        raise HeaderError("its header says both CompressedData and voxels written out as text")
+    encoding = "zlib" if packed else "raw" if binary else "ascii"
+    head = whole("HeaderSize", fields.values.get("HeaderSize", "0"), -1)
+    if head == -1 and encoding != "raw":
+        raise HeaderError("its HeaderSize of -1 is for raw voxels only")
+    if local and head > 0 and head != fields.begin:
+        raise HeaderError(f"its HeaderSize is {head}, its header ends at {fields.begin}")
+    return encoding, fields.begin if local else max(head, 0), min(head, 0)
+
+
+def _grid(fields: _Fields) -> tuple[Three, NDArray[np.float64], Three]:
+    """Spacing in mm, directions and origin, LPS; to the last bit as ITK, as masks repeat them."""
+    require_millimetres("DistanceUnits", [fields.values.get("DistanceUnits", "mm")])
+    names = ("TransformMatrix", "Rotation", "Orientation")
+    matrix = numbers(names[0], fields.first_of(*names, otherwise="1 0 0 0 1 0 0 0 1"), 9)
+    names = ("Offset", "Position", "Origin")
+    x, y, z = three(names[0], fields.first_of(*names, otherwise="0 0 0"))
+    steps = three(
+        "ElementSpacing", fields.first_of("ElementSpacing", "ElementSize", otherwise="1 1 1")
+    )
+    # The file's rows are the directions of the axes; adding 0 makes 0 of -0.
+    directions = np.reshape(matrix, (3, 3)).T + 0.0
+    for axis, step in enumerate(steps):
+        if step < 0:  # an axis that runs the other way
+            directions[:, axis] *= -1
+    spacing = (abs(steps[0]), abs(steps[1]), abs(steps[2]))
+    return spacing, directions, (x + 0.0, y + 0.0, z + 0.0)
+
+
+def _big_endian(fields: _Fields) -> bool:
+    names = [n for n in ("BinaryDataByteOrderMSB", "ElementByteOrderMSB") if n in fields.values]
+    orders = {fields.yes(name, False) for name in names}
+    if len(orders) > 1:
+        raise HeaderError("its header says two byte orders")
+    return orders == {True}
+
+
+def _require_real_values(fields: _Fields) -> None:
+    """Refuse a slope and an offset: the format has them, and most of its readers pass them over."""
+    for name, none in (("Slope", 1.0), ("Offset", 0.0)):
+        full = f"ElementToIntensityFunction{name}"
+        if numbers(full, fields.values.get(full, str(none)), 1) != (none,):
+            raise HeaderError(
+                f"its {full} is {fields.values[full]}, which most readers pass over",
+                "Store the real values, with a slope of 1 and an offset of 0.",
+            )
+
+
+def write(path: Path, array: Array, like: Volume, *, shares: bool = False) -> None:
+    """Write a uint8 or float32 array on the grid of `like`, atomically.
+
+    SimpleITK writes what it holds: memory has one copy of the array, with `shares` as float32.
+
+    Args:
+        path: The file to write or replace.
+        array: (I, J, K).
+        like: Says where it lies.
+        shares: uint8 stands for value / 255 in float32: these formats know no slope.
+
+    Raises:
+        DataError: The grid is sheared, which these formats cannot say.
+        RunError: The disk refused.
+    """
+    import SimpleITK
+
+    image: Any
+    if shares:
+        image = SimpleITK.Image(array.shape, SimpleITK.sitkFloat32)
+        for k in range(array.shape[2]):
+            plane = array[:, :, k].T.astype(np.float32) / np.float32(255)
+            image[:, :, k] = SimpleITK.GetImageFromArray(plane)
+    else:
+        image = SimpleITK.GetImageFromArray(array.transpose(2, 1, 0))
+    if isinstance(like.header, TextHeader):  # its grid goes out as it came in
+        image.SetSpacing(like.header.spacing_mm)
+        image.SetDirection(like.header.directions.ravel().tolist())
+        image.SetOrigin(like.header.origin_mm)
+    else:
+        lps = LPS_TO_RAS @ like.geometry.affine
+        directions = lps[:3, :3] / np.asarray(like.geometry.spacing_mm)
+        sheared = not np.allclose(directions.T @ directions, np.eye(3), atol=1e-4)
+        if sheared or like.geometry.shear_degrees:
+            raise DataError(
+                f"{path}: the scan's grid is sheared, which this format cannot hold.",
+                "Write .nii.gz instead.",
+            )
+        image.SetSpacing(like.geometry.spacing_mm)
+        image.SetDirection(directions.ravel().tolist())
+        image.SetOrigin(lps[:3, 3].tolist())
+    with replacing(path) as temporary, _plainly_named(temporary) as named:
+        try:
+            with silenced():
+                SimpleITK.WriteImage(image, str(named), useCompression=True)
+        except RuntimeError as error:
+            raise OSError("SimpleITK could not write it") from error
+
+
+@contextmanager
+def _plainly_named(path: Path) -> Iterator[Path]:
+    """A name for SimpleITK to write to, which a name that is no UTF-8 ends the whole process."""
+    if storable(str(path)) == str(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        named = Path(folder) / f"image{path.suffix}"
+        yield named
+        shutil.copyfile(named, path)

@@ -1,0 +1,230 @@
+"""Slices of any number -> probabilities, as fast as a device allows and free of how it was shared.
+
+On a CPU each slice has one core: the networks' operations are small, and shared among cores they
+mostly wait for each other. Convolution kernels also round a slice differently in different company
+and among different numbers of cores, so that this is the only way to a result free of both.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sdseg_cli.core.config import SampleConfig
+from sdseg_cli.core.errors import ConfigError, RunError
+from sdseg_cli.model.baselines import SliceModel
+from sdseg_cli.model.runtime import ran_out_of_memory
+from sdseg_cli.model.sdseg import SDSeg
+from sdseg_cli.model.winograd import use_winograd
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+"""Of <malloc.h>."""
+DEFAULT_BATCH = {"cpu": 8, "mps": 8, "cuda": 32}
+"""Slices that are read, computed and restored at a time."""
+KEPT_BYTES = 128 * 2**20
+"""More than any tensor between two operations on a slice, and less than most scans."""
+_RUNTIME_BYTES = 50_000_000
+"""What the libraries keep for themselves, whatever the model."""
+_PLANES_PER_CHANNEL = 12
+"""As many planes of the model's size are held at once for each of the autoencoder's channels, all
+networks together: 414 MB a slice of the `sd` preset.
+"""
+NAMED_AT_MOST = 5
+"""So many slices without an answer are spelled out in a message."""
+Compute = Callable[..., torch.Tensor]
+"""`sampling.predict_planes` or `predict_draws`."""
+
+
+def quicken(model: SliceModel) -> None:
+    """On a CPU, the wide convolutions of the encoder and the decoder with fewer multiplications,
+    and those of a baseline.
+
+    SDSeg's U-Net keeps its own: an error of the noise may reach the latent 38.66 times larger.
+    """
+    if next(model.parameters()).device.type != "cpu":
+        return
+    if not isinstance(model, SDSeg):
+        use_winograd(model.unet)
+    else:
+        use_winograd(model.vision_encoder)
+        if model.mask_decoder is None:
+            use_winograd(model.autoencoder.decoder)
+
+
+def compile_networks(model: SliceModel) -> None:
+    """Compile those that predict, when they first compute. Needs a C compiler."""
+    for network in model.predicting_parts():
+        network.compile()
+
+
+class Inference:
+    """A model on its device, asked about slices.
+
+    Args:
+        model: In eval mode, placed.
+        batch_size: Slices at a time; None is what suits the device. A GPU whose memory is too small
+            for it halves it.
+        threads: Cores of the CPU; None is what torch would use for one operation.
+
+    Raises:
+        ConfigError: The batch size or the number of threads is below 1.
+    """
+
+    def __init__(
+        self, model: SliceModel, *, batch_size: int | None = None, threads: int | None = None
+    ) -> None:
+        self.model, self.device = model, next(model.parameters()).device
+        for option, value in (("--batch-size", batch_size), ("--threads", threads)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{option} is {value}.", "Give at least 1.")
+        self.threads = threads or torch.get_num_threads()
+        cpu = self.device.type == "cpu"
+        least = self.threads if cpu else 1  # a core without a slice would have nothing to do
+        self.is_asked_for = batch_size is not None
+        """Whether somebody chose the batch size."""
+        self.batch_size = batch_size or max(DEFAULT_BATCH[self.device.type], least)
+        self._lanes: ThreadPoolExecutor | None = None
+        if cpu:
+            keep_freed_memory(KEPT_BYTES)
+
+    def __call__(
+        self,
+        compute: Compute,
+        pixels: NDArray[np.float32],
+        slices: Sequence[int],
+        *,
+        seed: int,
+        sample: SampleConfig,
+    ) -> NDArray[np.float32]:
+        """What `compute` says of each slice.
+
+        Args:
+            compute: As `sampling.predict_planes`.
+            pixels: (n,H,W) or (n,3,H,W) float32 in [-1,1], n >= 1.
+            slices: Their n numbers.
+            seed: Of all noise.
+            sample: How it is sampled.
+
+        Returns:
+            (n,...) float32.
+
+        Raises:
+            RunError: Not even one slice fits into the GPU's memory.
+        """
+
+        def part(first: int, count: int) -> NDArray[np.float32]:
+            some, names = torch.from_numpy(pixels[first : first + count]), slices[first:][:count]
+            return compute(self.model, some, names, seed=seed, sample=sample).numpy()
+
+        if self.device.type == "cpu":
+            return np.concatenate(self._side_by_side(lambda k: part(k, 1), len(slices)))
+        while True:
+            size = self.batch_size
+            try:
+                return np.concatenate([part(k, size) for k in range(0, len(slices), size)])
+            except RuntimeError as error:
+                if not ran_out_of_memory(error):
+                    raise
+                if size == 1:
+                    raise RunError(
+                        "one slice does not fit into the GPU's memory.",
+                        "Free the GPU, or use --device cpu.",
+                    ) from error
+            # Outside of the handler, which holds on to the tensors of the attempt.
+            self.batch_size = size // 2
+            torch.cuda.empty_cache()
+
+    def batch_bytes(self, plane_px: int, draws: int = 1, batch_size: int | None = None) -> int:
+        """About how much of the machine's memory a batch takes; the GPU's is not counted.
+
+        Args:
+            plane_px: Pixels of the model's plane, all colours.
+            draws: What is given per slice: planes of probabilities.
+            batch_size: In place of its own.
+        """
+        size = batch_size or self.batch_size
+        # Two batches of pixels, for the next one is made ahead; and the answers of each slice, of
+        # all together, in their place among those of air, and those of the batch before.
+        held = size * (2 + 4 * draws) * plane_px
+        channels = self.model.config.autoencoder.channels
+        at_once = {"cpu": min(size, self.threads), "cuda": 0}.get(self.device.type, size)
+        return _RUNTIME_BYTES + 4 * (held + at_once * _PLANES_PER_CHANNEL * channels * plane_px)
+
+    def _side_by_side(
+        self, work: Callable[[int], NDArray[np.float32]], count: int
+    ) -> list[NDArray[np.float32]]:
+        """`[work(0), work(1), ...]`, each on one core; the first error is raised."""
+        if self._lanes is None:
+            self._lanes = ThreadPoolExecutor(
+                self.threads, "lane", initializer=torch.set_num_threads, initargs=(1,)
+            )
+        with cores(1):
+            return list(self._lanes.map(work, range(count)))
+
+
+def require_numbers(found: NDArray[np.float32], start: int, scan: str) -> None:
+    """Refuse probabilities that are NaN: above no threshold, they would pass for background.
+
+    Args:
+        found: (n,...) of the slices from `start` on.
+        start: Number of the first slice, from 0.
+        scan: Where it lies.
+
+    Raises:
+        RunError: Naming the scan and its slices, counted from 1 as a person does.
+    """
+    # A sum with a NaN in it is NaN, and costs less than asking every pixel.
+    sums = found.sum(axis=tuple(range(1, found.ndim)))
+    wrong = [str(start + int(k) + 1) for k in np.flatnonzero(~np.isfinite(sums))]
+    if wrong:
+        more = f" and {len(wrong) - NAMED_AT_MOST} more" if len(wrong) > NAMED_AT_MOST else ""
+        raise RunError(
+            f"{scan}: the model answers NaN on slice {', '.join(wrong[:NAMED_AT_MOST])}{more}.",
+            "Its weights have diverged, or a number overflowed: train again, or try --device cpu.",
+        )
+
+
+@contextmanager
+def cores(count: int | None) -> Iterator[None]:
+    """Within the block one operation has so many cores; None changes nothing."""
+    # What a thread may use is its own setting, but for matrix products, where it is the process's.
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def keep_freed_memory(most: int) -> None:
+    """Let freed memory wait for the next operation.
+
+    By default glibc gives blocks above 32 MiB back at once, and the system clears them before it
+    hands them out again: a quarter of the time of the paper's decoder. All threads share one arena,
+    for others hold no large block. Where the C library is another one, nothing happens.
+
+    Args:
+        most: Size of the largest block that is kept, in bytes; of all together up to 8 times that.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if set_option is not None:
+        for option, value in (
+            (M_ARENA_MAX, 1),
+            (M_MMAP_THRESHOLD, most),
+            (M_TRIM_THRESHOLD, 8 * most),
+        ):
+            set_option(option, value)
+
+
+def give_memory_back() -> None:
+    """Let the system have what was kept for the next operation; with glibc alone."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)

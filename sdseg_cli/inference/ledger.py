@@ -1,0 +1,342 @@
+"""What was done to each scan of a cohort; nothing is lost to a kill, nor among several processes.
+
+    OUT/ledger.csv          every scan with its mask, or with what went wrong
+    OUT/.ledger/*.json      the same, one file per scan, written as soon as the scan is done
+    OUT/.ledger/model       which run or package makes the masks
+
+A process writes the files of its own scans only, each whole or not at all, and reads all of them
+for the table. So there is nothing to merge and nothing that grows with the number of runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import IO, Any
+
+from sdseg_cli.core.errors import ConfigError, RunError
+from sdseg_cli.core.filenames import LEDGER_FOLDER, as_path, is_there, natural_key
+from sdseg_cli.core.files import LEFT_AFTER_S, is_leftover_of, stands_for
+from sdseg_cli.core.findings import Finding
+from sdseg_cli.core.tables import write_csv, write_json
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+COLUMNS = (
+    "case", "input", "output", "status", "seconds", "slices", "foreground_voxels", "sha256",
+    "error",
+)  # fmt: skip
+DONE, FAILED = "done", "failed"
+TABLE_SHARE = 0.02
+"""Of the time may go into the table while the work goes on; at the end it is always written."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One scan.
+
+    Attributes:
+        case: Its name in reports, as `filenames.as_text` writes it.
+        input: The scan, an absolute path, likewise.
+        output: Its mask, an absolute path, likewise.
+        status: `DONE` or `FAILED`.
+        seconds: From opening the scan to the written mask, or to the failure.
+        slices: Of the scan; None where it failed.
+        foreground_voxels: Of the mask; None where it failed.
+        sha256: Of the mask's file; empty where it failed.
+        error: What went wrong and what to do, in one line.
+        made_from: What the mask depends on: model, options, the scan's size and time.
+        beside: Files written with the mask, by option, and their bytes.
+        warnings: What is odd about the scan, as `Finding.to_json`.
+        decoder: Which drew the mask, "exact" or "fast"; empty where it failed.
+    """
+
+    case: str
+    input: str
+    output: str
+    status: str
+    seconds: float = 0.0
+    slices: int | None = None
+    foreground_voxels: int | None = None
+    sha256: str = ""
+    error: str = ""
+    made_from: Mapping[str, Any] = field(default_factory=dict)
+    beside: Mapping[str, int] = field(default_factory=dict)
+    warnings: Sequence[Mapping[str, str]] = field(default_factory=list)
+    decoder: str = ""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the masks of a folder are made with.
+
+    Attributes:
+        model: A run folder or a package, an absolute path as `filenames.as_text` writes it.
+        sha256: Of its weights' file, or of the package's description, which has theirs.
+    """
+
+    model: str
+    sha256: str
+
+
+class Ledger:
+    """The records of one folder of masks.
+
+    Args:
+        output: The folder; made when something is written.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.table = output / "ledger.csv"
+        self._records = output / LEDGER_FOLDER
+        self._model = self._records / "model"
+        self._known: dict[Path, tuple[int, int, Row | None]] = {}
+        self._cost_s, self._written_s = 0.0, float("-inf")
+
+    def find(self, mask: Path) -> Row | None:
+        """What is recorded of a mask, named relative to the folder."""
+        return _read(self._record(mask))
+
+    def write(self, mask: Path, row: Row) -> None:
+        """Record a scan, replacing what was known of it.
+
+        Raises:
+            RunError: The disk refused.
+        """
+        write_json(self._record(mask), asdict(row))
+
+    def model(self) -> Model | None:
+        """What the masks are made with; None where nothing says so.
+
+        Raises:
+            ConfigError: The record is damaged.
+        """
+        if not self._model.exists():
+            return None
+        try:
+            values = json.loads(self._model.read_text(encoding="utf-8"))
+            path, sha256 = values["model"], values["sha256"]
+        except (OSError, ValueError, TypeError, LookupError, RecursionError):
+            path = sha256 = None
+        if not (isinstance(path, str) and isinstance(sha256, str)):
+            raise ConfigError(
+                f"{self._model}: does not say which run the masks in {self.output} are made with.",
+                "Name it with --run or --model; masks of another are then made again.",
+            )
+        return Model(path, sha256)
+
+    def keep_model(self, model: Model, *, named: bool) -> bool:
+        """Record what the masks are made with, for whoever goes on.
+
+        Args:
+            model: This.
+            named: Somebody asked for it; else it gives way to what another process recorded first.
+
+        Returns:
+            Whether nothing was recorded before.
+
+        Raises:
+            ConfigError: It gave way.
+            RunError: The disk refused.
+        """
+        with self._opened("table.lock") as lock:
+            _lock(lock, shared=False)
+            before = self._model_or_none(named)
+            if before is not None and before != model and not named:
+                raise ConfigError(
+                    f"{self.output}: another process began it with {before.model}.",
+                    "The same command goes on with that; --run or --model names another.",
+                )
+            if before != model:
+                write_json(self._model, asdict(model))
+            return before is None
+
+    def _model_or_none(self, named: bool) -> Model | None:
+        try:
+            return self.model()
+        except ConfigError:
+            if not named:
+                raise
+            return None
+
+    def forget_model(self) -> None:
+        """Drop the record of a model that could do nothing."""
+        self._model.unlink(missing_ok=True)
+
+    def rows(self) -> list[Row]:
+        """All that is recorded, in natural order; what did not change is not read again."""
+        names = (path for path in self._records.glob("*.json") if path.name[0] != ".")
+        there = {path: state for path in names if (state := _state(path)) is not None}
+        for path, state in there.items():
+            seen = (state.st_ino, state.st_mtime_ns)
+            if self._known.get(path, (0, 0, None))[:2] != seen:
+                self._known[path] = (*seen, _read(path))
+        found = (self._known[path][2] for path in there)
+        return sorted((row for row in found if row), key=lambda row: natural_key(row.case))
+
+    def forget_lost(self, masks: Collection[Path]) -> None:
+        """Drop failures of scans that are no longer there and no longer asked for.
+
+        Args:
+            masks: Those that are asked for, relative to the folder.
+        """
+        asked = {self._record(mask) for mask in masks}
+        self.rows()
+        for path, (*_, row) in self._known.items():
+            gone = row and row.status == FAILED and not is_there(as_path(row.input))
+            if gone and path not in asked:
+                path.unlink(missing_ok=True)
+
+    def publish(self, *, at_once: bool = True) -> None:
+        """Write the table.
+
+        Args:
+            at_once: False: only if the table has taken no more than `TABLE_SHARE` of the time.
+
+        Raises:
+            RunError: The disk refused.
+        """
+        started = time.monotonic()
+        if not at_once and started - self._written_s < self._cost_s / TABLE_SHARE:
+            return
+        with self._opened("table.lock") as lock:
+            _lock(lock, shared=False)
+            rows = ({name: getattr(row, name) for name in COLUMNS} for row in self.rows())
+            write_csv(self.table, COLUMNS, rows)
+        self._written_s = time.monotonic()
+        self._cost_s = self._written_s - started
+
+    @contextmanager
+    def in_use(self, outputs: Collection[Path]) -> Iterator[None]:
+        """Within the block others can tell that this process works here.
+
+        Before and after, if it is alone, what killed processes left half-written more than an hour
+        ago is removed.
+
+        Args:
+            outputs: All files that anyone of this cohort writes.
+
+        Raises:
+            RunError: The disk refused.
+        """
+        with self._opened("in-use.lock") as lock:
+            self._tidy(lock, outputs)
+            _lock(lock, shared=True)
+            try:
+                yield
+            finally:
+                self._tidy(lock, outputs)
+
+    def _opened(self, name: str) -> IO[str]:
+        try:
+            self._records.mkdir(parents=True, exist_ok=True)
+            return (self._records / name).open("a")
+        except OSError as error:
+            raise RunError(
+                f"{self.output}: cannot be written ({error.strerror or error}).",
+                "Check the folder's permissions and the space left on the disk.",
+            ) from error
+
+    def _tidy(self, lock: IO[str], outputs: Collection[Path]) -> None:
+        if not _alone(lock):
+            return
+        wanted = {self.table, *outputs}
+        os.utime(lock.fileno())  # now, by the clock that dates the files
+        old = os.fstat(lock.fileno()).st_mtime - LEFT_AFTER_S
+        names: dict[Path, set[str]] = {self._records: set()}
+        for path in wanted:
+            names.setdefault(path.parent, set()).add(path.name)
+        for folder, ours in names.items():
+            for path in folder.glob(".*.part.*"):
+                any_is = folder == self._records and stands_for(path.name) is not None
+                if any_is or is_leftover_of(path.name, ours):
+                    state = _state(path)
+                    if state is not None and state.st_mtime < old:
+                        path.unlink(missing_ok=True)
+
+    def _record(self, mask: Path) -> Path:
+        # A path may be longer than a name can be, so its hash names the file.
+        return self._records / f"{hashlib.sha256(os.fsencode(mask)).hexdigest()[:32]}.json"
+
+
+def _read(path: Path) -> Row | None:
+    """A row; None where there is none, or it is damaged or of another version."""
+    if not path.is_file():  # a pipe would be waited for
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Row(**values) if _is_row(values) else None
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError):
+        return None
+
+
+def _is_row(values: object) -> bool:
+    """Whether values are those of a row: what follows relies on it."""
+    if not isinstance(values, dict):
+        return False
+    texts = ("case", "input", "output", "sha256", "error", "decoder")
+    numbers = ("slices", "foreground_voxels")
+    beside, warnings = values.get("beside", {}), values.get("warnings", [])
+    seconds = values.get("seconds", 0.0)
+    return (
+        all(isinstance(values.get(name, ""), str) for name in texts)
+        and values.get("status") in (DONE, FAILED)
+        and isinstance(seconds, int | float)
+        and math.isfinite(seconds)
+        and all(values.get(name) is None or _is_count(values[name]) for name in numbers)
+        and isinstance(values.get("made_from", {}), dict)
+        and isinstance(beside, dict)
+        and all(_is_count(size) for size in beside.values())
+        and isinstance(warnings, list)
+        and all(_is_finding(warning) for warning in warnings)
+    )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finding(value: object) -> bool:
+    names = {one.name for one in fields(Finding)}
+    return (
+        isinstance(value, dict)
+        and set(value) == names
+        and all(isinstance(text, str) for text in value.values())
+    )
+
+
+def _state(path: Path) -> os.stat_result | None:
+    """None where another process has removed the file meanwhile."""
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
+def _lock(file: IO[str], *, shared: bool) -> None:
+    """Wait for a lock, where the file system has locks."""
+    if fcntl is not None:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+
+
+def _alone(file: IO[str]) -> bool:
+    """Whether no other process holds the lock; False where nothing can tell."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

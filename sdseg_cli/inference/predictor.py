@@ -1,0 +1,310 @@
+"""One scan -> probability -> mask on the scan's own grid.
+
+Slices stream through in batches: the scan is held once, at its stored type, and so is the mask;
+nothing else grows with the number of slices. Each slice has its own noise, so the result depends on
+neither batch size nor neighbours.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdseg_cli.core.config import THRESHOLD, RunConfig, SampleConfig
+from sdseg_cli.core.config_file import from_dict
+from sdseg_cli.core.errors import ConfigError, DataError, WeightsError
+from sdseg_cli.core.memory import require_batch_fits
+from sdseg_cli.core.progress import Progress, silent
+from sdseg_cli.imaging.body import shows_body
+from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation
+from sdseg_cli.imaging.io.picture import Picture
+from sdseg_cli.imaging.slices import CROPS, Restore, SliceStack, to_stack
+from sdseg_cli.imaging.volume import Volume
+from sdseg_cli.inference.decoders import choose_decoder
+from sdseg_cli.inference.engine import (
+    Compute,
+    Inference,
+    compile_networks,
+    quicken,
+    require_numbers,
+)
+from sdseg_cli.inference.sampling import predict_draws, predict_planes
+from sdseg_cli.model.runtime import choose_device, placed
+from sdseg_cli.model.store import WeightStore
+from sdseg_cli.runs.package import networks_of, read_trained
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one scan."""
+
+    case_id: str
+    probability: NDArray[np.float32]
+    """(S,256,256) in [0,1], on the model's planes: the Score map."""
+    restore: Restore
+    """The way back to the scan's grid."""
+    seed: int
+    seconds: float
+
+    def mask(self, *, threshold: float = THRESHOLD) -> NDArray[np.uint8]:
+        """(I,J,K), 0 or 1: the probability restored to the scan's own grid, then thresholded
+        there.
+        """
+        mask = np.zeros(self.restore.planes.stored_shape, np.uint8)
+        for k, plane in enumerate(self.probability):
+            place_mask(mask, self.restore, self.restore.to_native(plane, k), k, threshold)
+        return mask
+
+
+LARGEST_PLANE = 4096
+"""Side of the squares a model may say it was trained on, px; ours are 256."""
+
+
+class Predictor:
+    """A trained run, ready to predict.
+
+    Args:
+        run_or_package: A run folder, or a package made by `sdseg weights export`.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        batch_size: Slices at a time; by default what suits the device. It changes speed and memory,
+            not the mask.
+        threads: Cores of a CPU; likewise. By default as torch chooses.
+        decoder: "exact", the autoencoder's own; "fast", the mask decoder; "auto", the fast one
+            where the run measured it to be harmless, or was trained through it.
+        crop: "none" or "body", in place of how the run's slices were cropped.
+        compiled: Compile the networks first, for a GPU: slow to start, then faster.
+        skip_air: CT slices without a body are not computed, for nothing is in them.
+
+    Raises:
+        WeightsError: The checkpoint is missing or damaged.
+        ConfigError: The device, the decoder or the crop is not there, a CPU is to compile, or the
+            batch size or threads are below 1.
+    """
+
+    def __init__(
+        self,
+        run_or_package: Path | str,
+        *,
+        device: str = "auto",
+        batch_size: int | None = None,
+        threads: int | None = None,
+        decoder: str = "auto",
+        crop: str | None = None,
+        compiled: bool = False,
+        skip_air: bool = True,
+    ) -> None:
+        self.run = Path(run_or_package)
+        self.device = choose_device(device)
+        if compiled and self.device.type == "cpu":
+            raise ConfigError(
+                "--compile is for a GPU: on a CPU compiling takes longer than most scans.",
+                "Leave it out; --decoder fast is faster.",
+            )
+        checkpoint = read_trained(self.run)
+        self.config = from_dict(checkpoint.config, RunConfig(), source=str(self.run))
+        self.step, self.data = checkpoint.step, checkpoint.data
+        try:
+            self.normalisation = Normalisation.from_dict(checkpoint.data["normalisation"])
+            self.crop = str(checkpoint.data["crop"])
+            self.size = int(checkpoint.data["size"])
+            if self.crop not in CROPS or not 0 < self.size <= LARGEST_PLANE:
+                raise ValueError(f"crop {self.crop!r}, size {self.size}")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise WeightsError(
+                f"{self.run}: does not say how its slices are made ({error!r}).",
+                "Export it again from its run.",
+            ) from error
+        if crop is not None:
+            self.crop = checked_crop(crop, pictures=self.data.get("modality") == PHOTOGRAPH)
+        self.model = networks_of(checkpoint, self.device, source=str(self.run))
+        fast = choose_decoder(decoder, self.run, checkpoint, self.model, WeightStore.default())
+        self.model.mask_decoder = None if fast is None else placed(fast, self.device)
+        self.decoder = "exact" if fast is None else "fast"
+        """Which draws the mask."""
+        quicken(self.model)
+        if compiled:
+            compile_networks(self.model)
+        ct = self.normalisation.hides_air and self.data.get("modality") != PHOTOGRAPH
+        self.skip_air = skip_air and ct
+        self._inference = Inference(self.model, batch_size=batch_size, threads=threads)
+
+    def stack(self, volume: Volume) -> SliceStack:
+        """The scan's slices, made as those the run was trained on.
+
+        Raises:
+            DataError: It is a picture and the run was trained on volumes, or the other way round.
+        """
+        self.require_kind(volume.name, picture=isinstance(volume, Picture))
+        return to_stack(volume, self.normalisation, size=self.size, crop=self.crop)
+
+    @property
+    def batch_size(self) -> int:
+        """Slices at a time, where a scan has as many."""
+        return self._inference.batch_size
+
+    def require_kind(self, name: str, *, picture: bool) -> None:
+        """Refuse a picture for a run of volumes, or the other way round; its name tells which.
+
+        Raises:
+            DataError: It is of the other kind.
+        """
+        if picture != (self.data.get("modality") == PHOTOGRAPH):
+            kinds = ("a picture", "volumes") if picture else ("a volume", "pictures")
+            raise DataError(
+                f"{name} is {kinds[0]}, and {self.run} was trained on {kinds[1]}.",
+                f"Choose a run of {'pictures' if picture else 'volumes'} with --run.",
+            )
+
+    def batch_bytes(self, draws: int = 1, batch_size: int | None = None) -> int:
+        """About what a batch takes of the machine's memory; see `Inference.batch_bytes`."""
+        colours = 3 if self.data.get("modality") == PHOTOGRAPH else 1
+        return self._inference.batch_bytes(colours * self.size**2, draws, batch_size)
+
+    def planes(
+        self,
+        stack: SliceStack,
+        *,
+        seed: int = 0,
+        sample: SampleConfig | None = None,
+        progress: Progress = silent,
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Probabilities, batch by batch.
+
+        Args:
+            stack: Of `stack`.
+            seed: Of all noise.
+            sample: Reverse steps and samples; None is the run's setting.
+            progress: Told after each batch.
+
+        Yields:
+            Number of the first slice, and (n,256,256) float32 in [0,1].
+
+        Raises:
+            RunError: A probability is no number, a slice does not fit into the GPU's memory, or a
+                batch that was asked for not into the machine's.
+        """
+        yield from self._batches(predict_planes, stack, seed, sample, progress)
+
+    def plane(
+        self, stack: SliceStack, k: int, *, seed: int = 0, sample: SampleConfig | None = None
+    ) -> NDArray[np.float32]:
+        """Slice k alone, (256,256): as among all others, for its noise depends on its number only.
+
+        See `planes` for the arguments.
+        """
+        pixels, sample = stack.pixels(k, k + 1), sample or self.config.sample
+        found: NDArray[np.float32] = self._computed(predict_planes, stack, k, pixels, seed, sample)[
+            0
+        ]
+        return found
+
+    def draws(
+        self,
+        stack: SliceStack,
+        *,
+        seed: int = 0,
+        sample: SampleConfig | None = None,
+        progress: Progress = silent,
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """As `planes`, but each of the K = `sample.samples` draws of the noise by itself.
+
+        Yields:
+            Number of the first slice, and (n,K,256,256) float32 in [0,1].
+        """
+        yield from self._batches(predict_draws, stack, seed, sample, progress)
+
+    def _batches(
+        self,
+        compute: Compute,
+        stack: SliceStack,
+        seed: int,
+        sample: SampleConfig | None,
+        progress: Progress,
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        sample = sample or self.config.sample
+        draws = sample.samples if compute is predict_draws else 1
+        size = min(self.batch_size, len(stack))
+        if self._inference.is_asked_for:
+            require_batch_fits(lambda count: self.batch_bytes(draws, count), size)
+        with closing(self._squares(stack)) as squares:
+            for start, pixels in squares:
+                yield start, self._computed(compute, stack, start, pixels, seed, sample)
+                progress(start + len(pixels), len(stack), "predicting slices")
+
+    def _computed(
+        self,
+        compute: Compute,
+        stack: SliceStack,
+        start: int,
+        pixels: NDArray[np.float32],
+        seed: int,
+        sample: SampleConfig,
+    ) -> NDArray[np.float32]:
+        """What `compute` says of the slices from `start` on; zeros where there is only air."""
+        shape = (sample.samples,) if compute is predict_draws else ()
+        found = np.zeros((len(pixels), *shape, self.size, self.size), np.float32)
+        shown = np.flatnonzero(shows_body(pixels)) if self.skip_air else np.arange(len(pixels))
+        if len(shown):
+            slices = [start + int(k) for k in shown]
+            found[shown] = self._inference(compute, pixels[shown], slices, seed=seed, sample=sample)
+        require_numbers(found, start, str(stack.volume.source or stack.volume.name))
+        return found
+
+    def _squares(self, stack: SliceStack) -> Generator[tuple[int, NDArray[np.float32]]]:
+        """Number of the first slice and pixels, batch by batch, each made during the one before."""
+        size = self._inference.batch_size
+        spans = list(pairwise([*range(0, len(stack), size), len(stack)]))
+        with ThreadPoolExecutor(1) as maker:
+            ahead = deque(maker.submit(stack.pixels, *span) for span in spans[:1])
+            for (start, _), after in zip(spans, [*spans[1:], None], strict=True):
+                if after is not None:
+                    ahead.append(maker.submit(stack.pixels, *after))
+                yield start, ahead.popleft().result()
+
+    def predict(
+        self,
+        volume: Volume,
+        *,
+        case_id: str = "scan",
+        seed: int = 0,
+        sample: SampleConfig | None = None,
+        progress: Progress = silent,
+    ) -> Prediction:
+        """Predict a scan in memory; see `planes` for the arguments."""
+        started = time.monotonic()
+        stack = self.stack(volume)
+        probability = np.empty((len(stack), self.size, self.size), np.float32)
+        for start, planes in self.planes(stack, seed=seed, sample=sample, progress=progress):
+            probability[start : start + len(planes)] = planes
+        return Prediction(case_id, probability, stack.restore, seed, time.monotonic() - started)
+
+
+def checked_crop(crop: str, *, pictures: bool) -> str:
+    """The crop, if there is one of that name. Raises ConfigError."""
+    if crop not in CROPS:
+        raise ConfigError(f"--crop {crop} is unknown.", f"Use one of {', '.join(CROPS)}.")
+    if pictures and crop != "none":
+        raise ConfigError(
+            f"--crop {crop} does not go with pictures.", "Leave it out: it looks for a body."
+        )
+    return crop
+
+
+def place_mask(
+    mask: NDArray[np.uint8],
+    restore: Restore,
+    native: NDArray[np.float32],
+    k: int,
+    threshold: float = THRESHOLD,
+) -> None:
+    """Threshold slice k on the scan's own grid."""
+    restore.place(mask, (native > threshold).astype(np.uint8), k)

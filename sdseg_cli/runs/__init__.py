@@ -1,0 +1,1 @@
+"""Run folders, their logs and checkpoints, and packages of trained models."""

@@ -1,0 +1,296 @@
+"""One checkpoint: everything a run is at one step, in a file whose sha256 stands beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from sdseg_cli.core.config import RunConfig
+from sdseg_cli.core.errors import WeightsError
+from sdseg_cli.core.files import replacing
+from sdseg_cli.model.baselines import SliceModel
+from sdseg_cli.model.tensor_files import file_sha256, plain, positive_scale, unpickled
+
+FORMAT_VERSION = 2
+READABLE = (1, FORMAT_VERSION)
+"""Version 1 had no `scaler`."""
+
+
+class DamagedError(WeightsError):
+    """The file is not as it was written; another one may do."""
+
+
+class UnfitError(WeightsError):
+    """It is a checkpoint, and holds what can be nobody's weights."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything a run is, at one step.
+
+    There is no state of random generators and no position in the data, and none is missing: all
+    that is drawn in a step (slices, flips, t, noise, dropout) is a function of (seed, step), and
+    both are here. So a resumed run draws what it would have drawn.
+
+    In `best.pt` there is no optimiser, and the U-Net is the averaged one, all in float16: the very
+    numbers of an exported package, so that both predict the same masks.
+    """
+
+    step: int
+    config: dict[str, Any]
+    """`dataclasses.asdict` of the RunConfig, with the seed."""
+    data: dict[str, Any]
+    """`Manifest.inference_settings`: how the slices were made, and hashes of split and arrays."""
+    latent_scale: float
+    weights: dict[str, torch.Tensor]
+    """The model, with the U-Net as trained."""
+    ema: dict[str, torch.Tensor]
+    """The averaged U-Net, where it is not in `weights`."""
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
+    """State of the gradient scaler; empty where none is used."""
+    best: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, str] = field(default_factory=dict)
+    """Part of the model -> the weights it started from, with their sha256."""
+    format_version: int = FORMAT_VERSION
+
+    @classmethod
+    def begin(
+        cls,
+        config: RunConfig,
+        model: SliceModel,
+        data: Mapping[str, Any] | None = None,
+        origin: Mapping[str, str] | None = None,
+    ) -> Checkpoint:
+        """Step 0 of a model.
+
+        Args:
+            config: Every setting.
+            model: With its latent scale; the average begins as its U-Net.
+            data: `Manifest.inference_settings`.
+            origin: Part of the model -> the weights it started from.
+        """
+        return cls(
+            step=0,
+            config=config_values(config),
+            data=dict(data or {}),
+            latent_scale=model.latent_scale,
+            weights=model.state_dict(),
+            ema=model.unet.state_dict(),
+            origin=dict(origin or {}),
+        )
+
+    def prediction_weights(self) -> dict[str, torch.Tensor]:
+        """The weights of the model as it predicts, with the averaged U-Net."""
+        return {**self.weights, **{f"unet.{name}": value for name, value in self.ema.items()}}
+
+    def save(self, path: Path) -> None:
+        """Write the file and its `.sha256`; whenever this ends, `path` is a whole checkpoint.
+
+        Raises:
+            RunError: The disk refused; what was there before is still there.
+        """
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        replaces = path.exists()
+        with replacing(path) as temporary:
+            with temporary.open("wb") as file:
+                sha256 = _write(values, file)
+            if replaces:
+                # A moment without a hash: the new one would condemn the old file, and the reverse.
+                hash_file(path).unlink(missing_ok=True)
+            else:
+                _write_hash(path, sha256)
+        if replaces:
+            _write_hash(path, sha256)
+
+    @classmethod
+    def load(cls, path: Path) -> Checkpoint:
+        """Read a checkpoint; no code in it is ever run.
+
+        Raises:
+            DamagedError: It is not the file that was written, as its sha256 says, or none at all.
+            WeightsError: Missing, or of another format.
+        """
+        if not path.is_file():
+            raise WeightsError(f"{path}: no such checkpoint.", "Train first, or check --run.")
+        proved = None
+        try:
+            proved = _is_as_written(path)
+            values = {} if proved is False else unpickled(path)
+            version = values.get("format_version")
+            if isinstance(version, int) and version in READABLE:
+                return _checked(cls(**values), path)
+        except PermissionError as error:
+            raise WeightsError(f"{path}: may not be read.", "Check its permissions.") from error
+        except UnfitError:
+            raise
+        except (OSError, TypeError, AttributeError, WeightsError) as error:
+            raise _unreadable(path, proved) from error
+        if not isinstance(version, int):
+            raise _unreadable(path, proved)
+        raise WeightsError(
+            f"{path}: checkpoint format {version}, not {FORMAT_VERSION}.",
+            "Use the sdseg version that wrote it.",
+        )
+
+
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "step": int,
+    "latent_scale": (float, int),
+    **dict.fromkeys(("config", "data", "weights", "ema"), dict),
+    **dict.fromkeys(("optimizer", "scaler", "best", "origin"), dict),
+}
+
+
+def _checked(found: Checkpoint, path: Path) -> Checkpoint:
+    """The checkpoint, of known types throughout, but for what its optimiser was.
+
+    Raises:
+        TypeError: A field is of another type.
+        UnfitError: A tensor is none of weights, or the scale is none.
+    """
+    for name, kind in _TYPES.items():
+        if not isinstance(getattr(found, name), kind) or isinstance(getattr(found, name), bool):
+            raise TypeError(name)
+    numbers, texts = found.best.values(), (*found.best, *found.origin, *found.origin.values())
+    tensors = (*found.weights.items(), *found.ema.items())
+    if not (
+        all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+        and all(isinstance(text, str) for text in (*texts, *dict(tensors)))
+        and all(isinstance(value, torch.Tensor) for _, value in tensors)
+    ):
+        raise TypeError("best, origin, weights or ema")
+    try:
+        positive_scale(found.latent_scale, source=str(path))
+        for key, value in tensors:
+            plain(value, key, source=str(path))
+    except WeightsError as error:
+        raise UnfitError(error.message, error.hint) from error
+    return found
+
+
+UNFITTING = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What torch raises of a state of another kind."""
+
+
+def restore_optimizer(
+    optimizer: torch.optim.AdamW, state: Mapping[str, Any], *, source: str
+) -> None:
+    """Go on with the moments of a checkpoint; rate, decay and the rest stay the optimiser's own.
+
+    Raises:
+        WeightsError: They are not those of these parameters.
+    """
+    own = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    try:
+        optimizer.load_state_dict(dict(state))
+        for weight, kept in optimizer.state.items():
+            for key in ("exp_avg", "exp_avg_sq"):
+                plain(kept[key], key, source=source)
+                if kept[key].shape != weight.shape or not kept[key].is_floating_point():
+                    raise ValueError(f"{key} is {tuple(kept[key].shape)}")
+            if kept["step"].numel() != 1 or not kept["step"].is_floating_point():
+                raise ValueError("step")
+    except (*UNFITTING, WeightsError) as error:
+        optimizer.state.clear()
+        raise WeightsError(
+            f"{source}: its optimiser is not that of this model ({error}).",
+            "Train anew, in another folder; --init takes the weights over.",
+        ) from error
+    finally:
+        for group, options in zip(optimizer.param_groups, own, strict=True):
+            group.update(options)
+
+
+def _unreadable(path: Path, proved: bool | None) -> WeightsError:
+    if proved:
+        # Whole, so never to be set aside: memory is short, or another program wrote it.
+        return WeightsError(
+            f"{path}: is as it was written, and still cannot be read.",
+            "Free some memory, or use the sdseg version that wrote it.",
+        )
+    what = "damaged, or no checkpoint of sdseg"
+    if proved is False:
+        what = f"damaged, its sha256 is not the one in {hash_file(path).name}"
+    return DamagedError(
+        f"{path}: {what}.", "Copy it back if you have a copy; else train anew, in another folder."
+    )
+
+
+def hash_file(path: Path) -> Path:
+    """Where a checkpoint's sha256 stands, in the format of `sha256sum -c`."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _write_hash(path: Path, sha256: str) -> None:
+    with replacing(hash_file(path)) as temporary:
+        temporary.write_text(f"{sha256}  {path.name}\n", encoding="utf-8")
+
+
+def _is_as_written(path: Path) -> bool | None:
+    """Whether the file has the sha256 that stands beside it; None where none does, as in older
+    versions.
+    """
+    try:
+        written = hash_file(path).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+    return written.split(maxsplit=1)[:1] == [file_sha256(path)]
+
+
+class _Hashing:
+    """A file for `torch.save` that hashes what passes, so that nothing is read again."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.failure: BaseException | None = None
+
+    def write(self, content: bytes) -> int:
+        try:
+            self.sha256.update(content)
+            return self._file.write(content)
+        except BaseException as failure:
+            self.failure = failure
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _write(values: dict[str, Any], file: BinaryIO) -> str:
+    """The sha256 of what was written."""
+    hashing = _Hashing(file)
+    try:
+        torch.save(values, hashing)  # type: ignore[arg-type]  # it asks for write and flush
+    except RuntimeError as error:
+        # torch turns whatever stops a write, a full disk or Ctrl-C, into an error of its own.
+        if hashing.failure is not None:
+            raise hashing.failure from error
+        raise
+    return hashing.sha256.hexdigest()
+
+
+def halved(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights as float16; a tensor that float16 cannot hold (beyond 65504, or whole numbers) stays
+    as it is.
+    """
+    smaller = {}
+    for name, value in weights.items():
+        half = value.half().contiguous()
+        fits = value.is_floating_point() and torch.isfinite(half).all()
+        smaller[name] = half if fits else value.contiguous()
+    return smaller
+
+
+def config_values(config: RunConfig) -> dict[str, Any]:
+    """The configuration as nested dictionaries of plain values (tuples as lists)."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return values

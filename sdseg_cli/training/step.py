@@ -1,0 +1,285 @@
+"""One optimiser step and one validation of a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from sdseg_cli.core.config import THRESHOLD, RunConfig, TrainConfig
+from sdseg_cli.core.errors import ConfigError, RunError, WeightsError
+from sdseg_cli.inference.sampling import decoded_by
+from sdseg_cli.model.baselines import build_model
+from sdseg_cli.model.distributed import Ranks
+from sdseg_cli.model.mask_decoder import MaskDecoder
+from sdseg_cli.model.runtime import Ema, needs_loss_scale, placed, ran_out_of_memory
+from sdseg_cli.model.sdseg import full_precision
+from sdseg_cli.model.seeds import seeded_generator
+from sdseg_cli.model.tensor_files import load_strictly
+from sdseg_cli.runs.checkpoint import Checkpoint, config_values, halved, restore_optimizer
+from sdseg_cli.training.batches import PreparedSlices, spread
+from sdseg_cli.training.latents import MaskLatents
+from sdseg_cli.training.objective import Objective, PlaneObjective, objective_of
+from sdseg_cli.training.steps import StepInputs
+from sdseg_cli.training.validation import THRESHOLDS, Validation, validation
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step came to, perhaps still being computed by a GPU."""
+
+    step: int
+    """From 1."""
+    positions: list[int]
+    """The slices of this process."""
+    rate: float
+    values: Tensor
+    """The loss, each of its terms, and how many processes were asked to stop."""
+    terms: tuple[str, ...]
+    """What the terms are called."""
+
+    @property
+    def asked_to_stop(self) -> bool:
+        """Whether any process was; waits for the GPU."""
+        return self.values[-1].item() > 0
+
+    def row(self) -> dict[str, float]:
+        """Its line of the log; waits for the GPU."""
+        loss, *parts = self.values[:-1].tolist()
+        named = dict(zip(self.terms, parts, strict=True))
+        return {"step": self.step, "loss": loss, **named, "lr": self.rate}
+
+
+class Trainer:
+    """What changes from step to step: networks, average, optimiser, step number.
+
+    Args:
+        config: Every setting.
+        state: Where to begin: step 0, or a resumed checkpoint.
+        device: Where to compute.
+        ranks: Who trains together.
+        compiled: Compile the networks that train: slow to start, then faster on a GPU.
+        adapts: Where memory runs out, go on with batches in smaller parts.
+        decoder: To train through, where the mask counts.
+
+    Raises:
+        ConfigError: The batch cannot be shared evenly.
+        WeightsError: The state does not fit the configured networks.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        state: Checkpoint,
+        device: torch.device,
+        *,
+        ranks: Ranks | None = None,
+        compiled: bool = False,
+        adapts: bool = False,
+        decoder: MaskDecoder | None = None,
+    ) -> None:
+        self.config, self.device, self.ranks = config, device, ranks or Ranks()
+        _require_even_shares(config.train, self.ranks)
+        self.step, self.best, self.origin = state.step, dict(state.best), state.origin
+        self.accumulate, self.adapts = config.train.accumulate, adapts
+        self.model = build_model(config.model)
+        load_strictly(self.model, state.weights, source="checkpoint")
+        self.model.latent_scale = state.latent_scale
+        placed(self.model, device).train()
+        self.ema = Ema(self.model.unet, config.train.ema_decay)
+        load_strictly(self.ema.unet, state.ema, source="checkpoint (averaged U-Net)")
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        recipe = config.train
+        self.optimizer = torch.optim.AdamW(
+            self.trained,
+            lr=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            fused=device.type in ("cpu", "cuda"),
+        )
+        self.scaler = torch.amp.GradScaler(
+            device.type, enabled=needs_loss_scale(device, config.model.precision)
+        )
+        if state.optimizer:
+            restore_optimizer(self.optimizer, state.optimizer, source="checkpoint")
+        if state.scaler:
+            _restore_scaler(self.scaler, state.scaler)
+        if compiled:
+            for part in self.model.trained_parts():
+                part.compile()
+        decoder = None if decoder is None else decoder.to(device)
+        self.objective = objective_of(self.model, recipe, decoder)
+        self._shared: Objective | PlaneObjective | DistributedDataParallel = self.objective
+        if self.ranks.world > 1:
+            self._shared = DistributedDataParallel(self.objective, gradient_as_bucket_view=True)
+
+    def train_step(
+        self, inputs: StepInputs, latents: MaskLatents, *, asked_to_stop: bool = False
+    ) -> StepResult:
+        """One optimiser step.
+
+        Args:
+            inputs: Of this step, this process's share; on the CPU.
+            latents: Where the moments of masks are kept; what is not known yet is computed.
+            asked_to_stop: Told to all processes by the result.
+        """
+        recipe = self.config.train
+        generator = seeded_generator("dropout", self.config.seed, self.step, self.ranks.rank)
+        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+        rate = learning_rate(recipe, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        values = torch.zeros(2 + len(self.objective.terms), device=self.device)
+        values[-1] = float(asked_to_stop)
+        values[:-1] = self._gradients(inputs.to(self.device), latents)
+        if recipe.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.trained, recipe.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.step += 1
+        self.ema.update(self.model.unet, self.step)
+        mean, terms = self.ranks.mean(values), self.objective.terms
+        return StepResult(self.step, inputs.positions, rate, mean, terms)
+
+    def _backward(self, inputs: StepInputs) -> Tensor:
+        """Gradients of the whole batch, part by part.
+
+        Returns:
+            (1 + terms,): the loss and its terms, of this process's share.
+        """
+        weight = self.objective.weight(inputs)
+        mean_weight = None if weight is None else self.ranks.mean(weight.mean())
+        parts = inputs.parts(self.accumulate)
+        weights = [None] * len(parts) if weight is None else weight.chunk(len(parts))
+        total = torch.zeros(1 + len(self.objective.terms), device=self.device)
+        for number, (part, here) in enumerate(zip(parts, weights, strict=True), start=1):
+            with self._exchanging(number == len(parts)):
+                terms = self._shared(part, here, mean_weight) / len(parts)
+                self.scaler.scale(terms[0]).backward()
+            total += terms.detach()
+        return total
+
+    def _exchanging(self, last: bool) -> AbstractContextManager[None]:
+        """Processes exchange gradients once per batch, with its last part."""
+        if isinstance(self._shared, DistributedDataParallel) and not last:
+            return self._shared.no_sync()
+        return nullcontext()
+
+    def _gradients(self, inputs: StepInputs, latents: MaskLatents) -> Tensor:
+        """As `_backward`, with the moments of all masks; where memory runs out, in smaller parts if
+        that is allowed.
+
+        Raises:
+            RunError: Out of memory.
+        """
+        while True:
+            try:
+                with full_precision(tf32=self.model.config.tf32):
+                    return self._backward(self.objective.known(inputs, latents))
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out_of_memory(error):
+                    raise
+                self.optimizer.zero_grad(set_to_none=True)
+                size = self.config.train.batch_size
+                pieces = 2 * self.accumulate * self.ranks.world
+                alone = self.ranks.world == 1  # others would wait for this one
+                if not (self.adapts and alone) or size % pieces:
+                    raise RunError(
+                        f"out of memory at step {self.step + 1} with batch size {size}"
+                        + (f" in {self.accumulate} parts." if self.accumulate > 1 else "."),
+                        f"Try --batch-size {max(1, size // 2)} or auto; or the same steps in less "
+                        f"memory: --set train.accumulate={2 * self.accumulate}.",
+                    ) from error
+            self.accumulate *= 2
+            torch.cuda.empty_cache()
+
+    def is_finite(self) -> bool:
+        """Whether all trained weights are numbers."""
+        return bool(torch.stack(torch._foreach_norm(list[Tensor](self.trained))).isfinite().all())
+
+    def validate(self, slices: PreparedSlices, keep: Sequence[int] = ()) -> Validation:
+        """What the averaged model reaches now, on some fixed slices of the validation cases.
+
+        Args:
+            slices: The validation slices.
+            keep: Positions whose probabilities are handed over; of those that are validated.
+        """
+        recipe = self.config.train
+        positions = spread(slices, recipe.validation_slices)
+        at_once = max(1, recipe.batch_size // (self.ranks.world * self.accumulate))
+        # Within the block alone: it is no part of a checkpoint.
+        with self.ema.in_place_of(self.model), decoded_by(self.model, self.objective.decoder):
+            return validation(
+                self.model,
+                slices,
+                positions,
+                keep,
+                self.ranks,
+                batch_size=at_once,
+                thresholds=THRESHOLDS if recipe.threshold == "validation" else (THRESHOLD,),
+            )
+
+    def checkpoint(self, data: dict[str, Any], *, resumable: bool) -> Checkpoint:
+        """The run as it stands: all of it to resume, or only what prediction needs."""
+        state = Checkpoint(
+            step=self.step,
+            config=config_values(self.config),
+            data=data,
+            latent_scale=self.model.latent_scale,
+            weights=self.model.state_dict(),
+            ema=self.ema.unet.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            scaler=self.scaler.state_dict(),
+            best=self.best,
+            origin=self.origin,
+        )
+        if resumable:
+            return state
+        weights = halved(state.prediction_weights())
+        return replace(state, weights=weights, ema={}, optimizer={}, scaler={})
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether Dice has not risen for `train.patience` validations."""
+        recipe = self.config.train
+        if not recipe.patience or not self.best:
+            return False
+        waited: int = self.step - self.best["step"]
+        return waited >= recipe.patience * recipe.validate_every
+
+
+def _restore_scaler(scaler: torch.amp.GradScaler, state: Mapping[str, Any]) -> None:
+    try:
+        if not all(type(value) in (int, float) and value >= 0 for value in state.values()):
+            raise ValueError("a value is no number")
+        scaler.load_state_dict(dict(state))
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise WeightsError(
+            f"checkpoint: its loss scale cannot be read ({error}).", "Train anew in another folder."
+        ) from error
+
+
+def _require_even_shares(recipe: TrainConfig, ranks: Ranks) -> None:
+    pieces = ranks.world * recipe.accumulate
+    if recipe.batch_size % pieces:
+        raise ConfigError(
+            f"train.batch_size {recipe.batch_size} cannot be shared by {ranks.world} processes "
+            f"in {recipe.accumulate} parts each.",
+            f"Choose a batch that is a multiple of {pieces}, e.g. --set train.batch_size={pieces}.",
+        )
+
+
+def learning_rate(recipe: TrainConfig, step: int) -> float:
+    """Linear warm-up, then constant or a cosine down to a hundredth. `step` counts from 0."""
+    rate = recipe.learning_rate * min(1.0, (step + 1) / max(1, recipe.warmup_steps))
+    if recipe.schedule == "cosine":
+        done = min(1.0, step / recipe.steps)
+        rate *= 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
+    return rate

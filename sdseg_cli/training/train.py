@@ -1,0 +1,279 @@
+"""The training loop, in order: data, networks, step, validation, checkpoint.
+
+To resume, run the same command again. All that is drawn in a step is a function of (seed, step), so
+the checkpoint's step is the state of every random generator and the position in the data: a resumed
+run is the uninterrupted one, on a CPU to the last bit.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sdseg_cli.core.config import RunConfig
+from sdseg_cli.core.errors import ConfigError
+from sdseg_cli.core.findings import Finding
+from sdseg_cli.core.locks import locked
+from sdseg_cli.core.progress import TrainProgress, Watch, unasked, unwatched
+from sdseg_cli.data.manifest import Manifest
+from sdseg_cli.model.distributed import ranks_of, training_together
+from sdseg_cli.model.runtime import choose_device, peak_gpu_bytes, stop_signals
+from sdseg_cli.model.store import WeightStore
+from sdseg_cli.runs.log import require_tensorboard
+from sdseg_cli.runs.replacing_sets import require_settled
+from sdseg_cli.runs.resume import refuse_foreign, resumed
+from sdseg_cli.runs.run_folder import RunDir
+from sdseg_cli.training.batches import PreparedSlices
+from sdseg_cli.training.fit_batch import fitting_batch_size, require_batch_memory
+from sdseg_cli.training.initialise import step_zero
+from sdseg_cli.training.latents import MaskLatents, open_latents
+from sdseg_cli.training.mask_loss import decoder_to_train_through, keep_for_training
+from sdseg_cli.training.run_files import RunFiles
+from sdseg_cli.training.splits import open_split
+from sdseg_cli.training.step import StepResult, Trainer
+from sdseg_cli.training.steps import StepInputs, StepSource, default_workers
+from sdseg_cli.training.train_pictures import TrainPictures
+
+Warn = Callable[[Finding], None]
+"""Told what is odd and stops nothing."""
+
+
+def unheard(finding: Finding) -> None:
+    """The default: the report has it too."""
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """How a call of `train` ended."""
+
+    run: Path
+    step: int
+    begun: int
+    """The step where this call went on from; 0 for a new run."""
+    seconds: float
+    """Of this call."""
+    best: dict[str, Any]
+    """`{"step": ..., "val_dice": ...}`."""
+    state: str
+    """"finished" or "stopped"."""
+    origin: dict[str, str]
+    """Part of the model -> the weights it started from."""
+    warnings: tuple[Finding, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of `--json`."""
+        best = self.best or {"step": None, "val_dice": None}
+        return {
+            "run": str(self.run),
+            "step": self.step,
+            "seconds": round(self.seconds, 3),
+            "best": best,
+            "state": self.state,
+            "origin": self.origin,
+            "warnings": [finding.to_json() for finding in self.warnings],
+        }
+
+
+def train(
+    config: RunConfig,
+    manifest: Manifest,
+    run: RunDir,
+    *,
+    device: str = "auto",
+    workers: int | None = None,
+    compiled: bool = False,
+    adapts: bool = False,
+    store: WeightStore | None = None,
+    tensorboard: bool = False,
+    watch: Watch = unwatched,
+    warn: Warn = unheard,
+    asked: Callable[[], None] = unasked,
+) -> TrainReport:
+    """Train SDSeg on a prepared set, or go on where the run stopped.
+
+    Under torchrun or srun the processes share every batch, and the first writes all files.
+
+    Args:
+        config: Every setting.
+        manifest: The prepared set; only its train and val cases are read.
+        run: Where to write; a run that is there is resumed if it has the same settings.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        workers: Threads that read slices ahead; None for what suits the machine.
+        compiled: Compile the networks first.
+        adapts: Where memory runs out, go on with batches in smaller parts.
+        store: Where `train.init` finds pretrained weights; the user's own by default. A resumed run
+            needs none.
+        tensorboard: Write the log for TensorBoard too.
+        watch: Told before the first step and after each.
+        warn: Told at once of a damaged checkpoint that is passed over.
+        asked: Told at once of the signal to stop, in its handler: it may neither wait nor print.
+
+    Returns:
+        What was reached. SIGINT, SIGTERM and SIGUSR1 save and return with state "stopped".
+
+    Raises:
+        ConfigError: The run folder holds a run with other settings, or other things and no run;
+            TensorBoard is not installed; the mask counts, and its autoencoder has no fast decoder.
+        DataError: The prepared set lacks train or val cases, or is damaged.
+        WeightsError: Pretrained weights are missing, or no checkpoint is whole.
+        RunError: The loss became NaN or infinite, memory ran out, the disk refused, or another
+            process trains in this folder or prepares the set.
+        KeyboardInterrupt: A second SIGINT; nothing is saved then, and nothing is lost either.
+    """
+    started = time.monotonic()
+    if tensorboard:
+        require_tensorboard()
+    refuse_foreign(run)
+    ranks = ranks_of(os.environ)
+    with (
+        locked(run.lock_file) if ranks.writes else nullcontext(),
+        stop_signals(asked if ranks.writes else unasked) as stop,
+        training_together(ranks, choose_device(device)) as own,
+    ):
+        slices, fixed = open_split(manifest, "train"), open_split(manifest, "val")
+        waiting = min(2 * (workers or default_workers()) + 1, config.train.steps)
+        require_batch_memory(config, math.prod(slices.batch([0]).image.shape), own, ranks, waiting)
+        data = manifest.inference_settings()
+        found = resumed(config, data, run)
+        require_settled(manifest)
+        state = found.checkpoint if found else None
+        store = store or WeightStore.default()
+        state = state or step_zero(config, data, slices, store)
+        decoder = decoder_to_train_through(config, state.weights, run, store)
+        loop = Trainer(
+            config, state, own, ranks=ranks, compiled=compiled, adapts=adapts, decoder=decoder
+        )
+        begun, origin = state.step, state.origin
+        # All have then read what the first will now change.
+        ranks.require_same(loop.step, loop.model.latent_scale, own)
+        warnings = RunFiles.begin(run, loop, found)
+        if decoder is not None and ranks.writes:
+            keep_for_training(run, decoder)
+        for finding in warnings:
+            warn(finding)
+        del state, found  # gigabytes that the trainer has copied
+        pictures = TrainPictures(run, fixed, manifest.cases("val"), recipe=config.train, at=begun)
+        folders = (manifest.root / "latents", run.path / "latents")
+        shape, told = loop.model.latent_shape(*slices.plane), watch if ranks.writes else unwatched
+        with RunFiles(run, loop, data, tensorboard=tensorboard) as files:
+            latents = open_latents(folders, slices, loop.model, data, own, ranks)
+            source = StepSource(config, slices, latents, shape, ranks)
+            steps = source.ahead(begun, config.train.steps, workers=workers, pin=own.type == "cuda")
+            with closing(steps) as ahead:
+                reached = _all_steps(
+                    loop, ahead, latents, slices, fixed, files, pictures, stop, told
+                )
+    return TrainReport(
+        run=run.path,
+        step=loop.step,
+        begun=begun,
+        seconds=time.monotonic() - started,
+        best=loop.best,
+        state=reached,
+        origin=origin,
+        warnings=warnings,
+    )
+
+
+def _all_steps(
+    loop: Trainer,
+    ahead: Iterable[StepInputs],
+    latents: MaskLatents,
+    slices: PreparedSlices,
+    fixed: PreparedSlices,
+    files: RunFiles,
+    pictures: TrainPictures,
+    stop: threading.Event,
+    watch: Watch,
+) -> str:
+    """Step by step to the end, or until it is stopped; all is saved then.
+
+    Returns:
+        "finished" or "stopped".
+    """
+    recipe, on_gpu = loop.config.train, loop.device.type == "cuda"
+    now = _begun(loop)
+    watch(now)
+    started = time.monotonic()
+    pending: deque[StepResult] = deque()
+    stopping = False
+    for inputs in ahead:
+        # One process alone need not ask the others.
+        if stopping or loop.exhausted or (loop.ranks.world == 1 and stop.is_set()):
+            break
+        pending.append(loop.train_step(inputs, latents, asked_to_stop=stop.is_set()))
+        last = loop.step == recipe.steps
+        validates = last or loop.step % recipe.validate_every == 0
+        saves = last or loop.step % recipe.checkpoint_every == 0
+        # A GPU is asked for a step's numbers while it computes the next.
+        while len(pending) > (on_gpu and not (validates or saves)):
+            stopping |= files.log(pending.popleft(), slices)
+        if validates:
+            validation = loop.validate(fixed, pictures.positions)
+            now = replace(now, validation=files.log_validation(validation))
+            if loop.ranks.writes:
+                pictures.draw(loop.step, validation.planes)
+        if saves:
+            files.save("running")
+        now = replace(
+            now,
+            step=loop.step,
+            row=files.row,
+            best=loop.best,
+            checkpoint=files.saved,
+            seconds=time.monotonic() - started,
+            peak_gpu_bytes=peak_gpu_bytes(loop.device),
+        )
+        watch(now)
+    while pending:
+        files.log(pending.popleft(), slices)
+    reached = "finished" if loop.exhausted or loop.step >= recipe.steps else "stopped"
+    files.save(reached)
+    return reached
+
+
+def fitted(config: RunConfig, manifest: Manifest, run: RunDir, device: str) -> RunConfig:
+    """`--batch-size auto`: the settings with the batch that suits this machine.
+
+    A run that was begun keeps its batch. A GPU is measured; a CPU, as fast with any batch, keeps
+    the one that is set.
+
+    Raises:
+        ConfigError: Several processes train together, or the folder holds no run but other things.
+    """
+    refuse_foreign(run)
+    size, own = config.train.batch_size, choose_device(device)
+    if ranks_of(os.environ).world > 1:
+        raise ConfigError(
+            "--batch-size auto is for one process.",
+            "Find the batch with one GPU first, then give it times the number of GPUs.",
+        )
+    if run.config_file.is_file():
+        size = run.config().train.batch_size
+    elif own.type == "cuda":
+        with tempfile.TemporaryDirectory() as folder:
+            slices = open_split(manifest, "train")
+            size = fitting_batch_size(config, slices, Path(folder), own)
+    return replace(config, train=replace(config.train, batch_size=size, accumulate=1))
+
+
+def _begun(loop: Trainer) -> TrainProgress:
+    """What can be told before the first step of this call."""
+    recipe = loop.config.train
+    return TrainProgress(
+        step=loop.step,
+        steps=recipe.steps,
+        slices_per_step=recipe.batch_size,
+        validate_every=recipe.validate_every,
+        best=loop.best,
+        checkpoint=loop.step,
+    )

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sdseg_cli.cli.app import run_command
+from sdseg_cli.cli.console import Output
+from sdseg_cli.cli.train import _next_command, _run_folder, _saying_where_it_begins
+from sdseg_cli.core.config import RunConfig
+from sdseg_cli.core.config_file import from_dict
+from sdseg_cli.core.presets import PRESETS
+from sdseg_cli.core.progress import TrainProgress
+from sdseg_cli.training.train import TrainReport
+from tests.conftest import Workspace
+
+
+def test_a_run_goes_where_its_path_says_and_only_a_bare_word_is_a_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SDSEG_HOME", "/home")
+    runs, settings = Path("/home/runs/set"), RunConfig(preset="tiny", seed=3)
+    assert _run_folder(None, "set", settings) == runs / "tiny-seed3"
+    assert _run_folder("mine", "set", settings) == runs / "mine"
+    for path in ("./mine", "../mine", "mine/", "a/mine", "/mine", "."):
+        assert _run_folder(path, "set", settings) == Path(path)
+
+
+def reports(*steps: int) -> list[TrainProgress]:
+    return [TrainProgress(step, steps=9, slices_per_step=1, validate_every=5) for step in steps]
+
+
+def test_where_a_run_goes_on_is_said_once_when_its_first_step_is_near(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = {(4, 5, 6): "going on from step 4\n", (0, 1, 2): ""}
+    for steps, line in said.items():
+        seen: list[TrainProgress] = []
+        watch = _saying_where_it_begins(Output(), seen.append)
+        for now in reports(*steps):
+            watch(now)
+        assert capsys.readouterr().err == line
+        assert seen == reports(*steps)
+
+
+def test_every_setting_is_shown_and_what_is_shown_gives_the_same_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.toml").write_text("[train]\nsteps = 9\npatience = 2\n")
+    given = ["--config", "c.toml", "--set", "train.patience=3", "--preset", "sd", "--seed", "5"]
+    assert run_command(["train", "--show-config", *given]) == 0
+    out, err = capsys.readouterr()
+    shown = from_dict(tomllib.loads(out), RunConfig(), source="shown")
+    assert (shown.train.steps, shown.train.patience, shown.seed) == (9, 3, 5)
+    recipe = replace(PRESETS["sd"].train, steps=9, patience=3)
+    assert shown == replace(PRESETS["sd"], seed=5, train=recipe) and err == ""
+    assert "# Stop after so many validations without a better Dice; 0 = never.\npatience = 3" in out
+    (tmp_path / "shown.toml").write_text(out)
+    assert run_command(["train", "--show-config", "--config", "shown.toml"]) == 0
+    assert capsys.readouterr().out == out
+    assert run_command(["train", "--show-config", *given, "--json"]) == 0
+    settings = json.loads(capsys.readouterr().out)["settings"]
+    assert {one["key"]: one["value"] for one in settings}["train.patience"] == 3
+    assert list(tmp_path.iterdir()) == [tmp_path / "c.toml", tmp_path / "shown.toml"]
+
+
+def test_only_its_own_settings_are_shown_of_another_network(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run_command(["train", "--show-config", "--model", "dynunet"]) == 0
+    out = capsys.readouterr().out
+    assert 'network = "dynunet"' in out and "fusion" not in out and "[model.unet]" not in out
+
+
+def test_training_ends_with_the_command_to_type_next(
+    tiny_run: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDSEG_HOME", str(tiny_run.root))
+    report = TrainReport(tiny_run.run.path, 4, 0, 1.0, {}, "finished", {})
+    assert _next_command(report, tiny_run.manifest) == "sdseg evaluate --run tiny/run"
+    untested = replace(tiny_run.manifest, entries=tiny_run.manifest.cases("train"))
+    elsewhere = replace(report, run=Path("/my runs/a"))
+    assert _next_command(elsewhere, untested) == (
+        "sdseg predict SCAN -o mask.nii.gz --run '/my runs/a'"
+    )
+    monkeypatch.setattr("sys.argv", ["sdseg", "train", "--dataset", "my set"])
+    again = _next_command(replace(report, state="stopped"), untested)
+    assert again == "sdseg train --dataset 'my set'"

@@ -1,0 +1,394 @@
+"""Many scans, one model: with a stand-in for the network, which has tests of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from sdseg_cli.core.errors import ConfigError, DataError, WeightsError
+from sdseg_cli.core.filenames import as_path
+from sdseg_cli.imaging.scans import Scan, find_scans
+from sdseg_cli.inference import cohort_scan
+from sdseg_cli.inference.cohort import CohortReport, Shard, predict_cohort
+from sdseg_cli.inference.cohort_scan import Task, Worker, said
+from sdseg_cli.inference.ledger import Ledger
+from sdseg_cli.inference.predict import PredictReport
+from sdseg_cli.model.distributed import Ranks
+from tests.cohort_cases import AFFINE, BAD, GOOD, StandIn, stand_in, table, task
+from tests.dicom_files import write_series
+from tests.raw_cases import contents
+
+__all__ = ["stand_in", "task"]
+
+
+def run(task: Task, **options) -> CohortReport:
+    return predict_cohort(find_scans(task.output.parent / "in", task.output).scans, task, **options)
+
+
+def rows(task: Task) -> dict[str, dict[str, str]]:
+    return table(task.output)
+
+
+def test_one_bad_scan_is_one_row_and_the_model_is_loaded_once(
+    task: Task, stand_in: StandIn
+) -> None:
+    told: list[tuple[int, int, str]] = []
+    report = run(task, progress=lambda *step: told.append(step))
+    assert (report.done, len(report.failed), report.skipped, report.left) == (3, 1, 0, 0)
+    assert stand_in.loaded == 1
+    table = rows(task)
+    assert list(table) == ["pt_1/ct", "pt_2/ct", "pt_3/ct", "pt_10/ct"]
+    assert [row["status"] for row in table.values()] == ["done", "done", "failed", "done"]
+    # 3 x 2 voxels a row, one to three rows.
+    assert [table[f"{case}/ct"]["foreground_voxels"] for case in GOOD] == ["6", "12", "18"]
+    assert "not a gzip file" in table["pt_3/ct"]["error"]
+    assert table["pt_3/ct"]["sha256"] == ""
+    assert told[-1] == (4, 4, "scans, 1 failed")
+    assert not (task.output / BAD).exists()
+
+
+def test_scans_slices_and_folders_that_are_links_to_nowhere_are_rows(
+    task: Task, stand_in: StandIn
+) -> None:
+    source = task.output.parent / "in"
+    write_series(source / "ct", leave_out=(5,))
+    write_series(source / "half")
+    for name in ("pt_1/gone.nii.gz", "ct/IM9", "half/IM9.dcm", "pt_4"):
+        (source / name).symlink_to("/not/there")
+    run(task)
+    found = {case: row["error"] for case, row in rows(task).items() if row["status"] == "failed"}
+    del found["pt_3/ct"]
+    lost = {"pt_1/gone": "pt_1/gone.nii.gz", "ct": "ct/IM9", "half": "half/IM9.dcm", "in": "pt_4"}
+    assert set(found) == set(lost)
+    for case, name in lost.items():
+        assert f"{source / name}: a link to /not/there, which is not there" in found[case]
+
+
+def test_the_json_is_the_contracts_object(task: Task, stand_in: StandIn) -> None:
+    values = run(task).to_json()
+    assert values["ledger"] == str(task.output / "ledger.csv")
+    assert (values["done"], values["failed"], values["skipped"], values["left"]) == (3, 1, 0, 0)
+    assert values["seconds"] >= values["seconds_per_scan"] >= 0
+    assert [one["case"] for one in values["failures"]] == ["pt_3/ct"]
+    again = run(task).to_json()
+    assert again["seconds_per_scan"] is None
+    assert values["decoder"] == again["decoder"] == "exact"
+
+
+def test_a_second_run_does_what_failed_and_nothing_else(task: Task, stand_in: StandIn) -> None:
+    run(task)
+    before = contents(task.output)
+    stand_in.predicted.clear()
+    again = run(task)
+    assert (again.done, len(again.failed), again.skipped) == (0, 1, 3)
+    assert stand_in.predicted == [BAD]
+    masks = [f"{case}/ct.nii.gz" for case in GOOD]
+    assert all(contents(task.output)[name] == before[name] for name in masks)
+    good = task.output.parent / "in" / "pt_1" / "ct.nii.gz"
+    (task.output.parent / "in" / BAD / "ct.nii.gz").write_bytes(good.read_bytes())
+    mended = run(task)
+    assert (mended.done, len(mended.failed), mended.skipped) == (1, 0, 3)
+    assert {row["status"] for row in rows(task).values()} == {"done"}
+
+
+def test_a_run_with_nothing_to_do_loads_no_model(task: Task, stand_in: StandIn) -> None:
+    (task.output.parent / "in" / BAD / "ct.nii.gz").unlink()
+    run(task)
+    assert run(task).skipped == 3
+    assert stand_in.loaded == 1
+
+
+def test_what_changed_is_done_again(task: Task, stand_in: StandIn) -> None:
+    run(task)
+    scans, mask = task.output.parent / "in", task.output / "pt_1" / "ct.nii.gz"
+
+    def redone(task: Task) -> list[str]:
+        stand_in.predicted.clear()
+        run(task)
+        return [case for case in stand_in.predicted if case != BAD]
+
+    mask.write_bytes(mask.read_bytes() + b"x")
+    assert redone(task) == ["pt_1"], "another mask"
+    mask.unlink()
+    assert redone(task) == ["pt_1"], "no mask"
+    os.utime(scans / "pt_2" / "ct.nii.gz", ns=(1, 1))
+    assert redone(task) == ["pt_2"], "another scan"
+    for record in (task.output / ".ledger").glob("*.json"):
+        record.write_text("{}")
+    assert redone(task) == GOOD, "no record"
+    assert redone(replace(task, options={"threshold": 10})) == GOOD, "another option"
+    assert redone(replace(task, options={"threshold": 10, "new": None})) == []
+    speed = {"device": "cpu", "crop": None}
+    assert redone(replace(task, options={"threshold": 10}, predictor=speed)) == []
+    cropped = replace(task, options={"threshold": 10}, predictor={"crop": "body"})
+    assert redone(cropped) == GOOD, "another crop"
+    (task.model / "checkpoints" / "best.pt").write_text("other weights")
+    assert redone(replace(task, options={"threshold": 10})) == GOOD, "another model"
+
+
+def test_a_mask_that_no_longer_lies_on_its_scan_is_made_again(
+    task: Task, stand_in: StandIn
+) -> None:
+    scan = task.output.parent / "in" / "moved" / "ct.nii"
+    scan.parent.mkdir()
+    array = np.zeros((4, 3, 2), np.int16)
+    nib.save(nib.Nifti1Image(array, AFFINE), scan)
+    run(task)
+    before = scan.stat()
+    elsewhere = AFFINE.copy()
+    elsewhere[0, 3] = 40
+    nib.save(nib.Nifti1Image(array, elsewhere), scan)
+    os.utime(scan, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert scan.stat().st_size == before.st_size
+    stand_in.predicted.clear()
+    run(task)
+    assert sorted(stand_in.predicted) == ["moved", BAD]
+
+
+def test_masks_below_a_dicom_folder_do_not_make_it_another_scan(
+    task: Task, stand_in: StandIn, tmp_path: Path
+) -> None:
+    series = write_series(tmp_path / "series")
+    task = replace(task, output=series / "masks", folders={"probability": series / "prob"})
+    for done in (1, 0):
+        report = predict_cohort(find_scans(series, task.output, task.folders).scans, task)
+        assert (report.done, report.skipped) == (done, 1 - done)
+
+
+def test_files_beside_the_mask_go_to_their_folder_and_are_missed(
+    task: Task, stand_in: StandIn
+) -> None:
+    task = replace(task, folders={"probability": task.output.parent / "prob"})
+    run(task)
+    prob = task.output.parent / "prob" / "pt_1" / "ct.nii.gz"
+    assert prob.exists()
+    prob.unlink()
+    stand_in.predicted.clear()
+    run(task)
+    assert stand_in.predicted == ["pt_1", BAD]
+    assert prob.exists()
+
+
+def test_a_float_map_is_refused_where_all_scans_are_pictures(task: Task) -> None:
+    options = {"probability_dtype": "float32"}
+    task = replace(task, folders={"probability": task.output / "prob"}, options=options)
+    picture, volume = (Scan(name, Path(name), Path(name)) for name in ("a.png", "b.nii"))
+    task.check([picture, volume])
+    replace(task, folders={}).check([picture])
+    with pytest.raises(ConfigError, match="a PNG holds no float32"):
+        task.check([picture])
+
+
+def test_a_folder_in_the_tables_place_is_refused_before_anything_is_predicted(
+    task: Task, stand_in: StandIn
+) -> None:
+    (task.output / "ledger.csv").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"ledger\.csv: is a folder"):
+        run(task)
+    assert stand_in.predicted == []
+
+
+def test_any_trouble_with_a_scan_is_its_row(task: Task, stand_in: StandIn) -> None:
+    stand_in.trouble = {
+        "pt_1": MemoryError(),
+        "pt_2": RuntimeError("CUDA out of\nmemory"),
+        "pt_10": ZeroDivisionError("a bug"),
+    }
+    run(task)
+    errors = {case: row["error"] for case, row in rows(task).items()}
+    assert errors["pt_1/ct"] == "MemoryError: the memory that is free did not suffice."
+    assert errors["pt_2/ct"] == "RuntimeError: CUDA out of memory"
+    assert errors["pt_10/ct"] == "ZeroDivisionError: a bug"
+    assert said(DataError("a: damaged.", "Copy it again.")) == "a: damaged. Copy it again."
+
+
+LATIN_1 = os.fsdecode(b"pt_\xfc")
+"""A folder's name in bytes that are no UTF-8."""
+
+
+def test_names_that_are_no_utf8_are_rows_like_any_other(task: Task, stand_in: StandIn) -> None:
+    scans = task.output.parent / "in"
+    (scans / "pt_1").rename(scans / LATIN_1)
+    (scans / "pt_2").rename(scans / r"pt_\xfc")  # a backslash and letters: another name
+    (scans / BAD).rename(scans / os.fsdecode(b"bad\xff"))
+    first, again = run(task), run(task)
+    assert (first.done, len(first.failed)) == (3, 1)
+    assert (again.done, len(again.failed), again.skipped) == (0, 1, 3)
+    table = rows(task)
+    assert sorted(table) == [r"bad\xff/ct", "pt_10/ct", r"pt_\x5cxfc/ct", r"pt_\xfc/ct"]
+    assert r"in/bad\xff/ct.nii.gz: not a gzip file" in table[r"bad\xff/ct"]["error"]
+    for case, name in ((r"pt_\xfc/ct", LATIN_1), (r"pt_\x5cxfc/ct", r"pt_\xfc")):
+        assert as_path(table[case]["input"]) == scans / name / "ct.nii.gz"
+        assert as_path(table[case]["output"]) == task.output / name / "ct.nii.gz"
+        assert as_path(table[case]["output"]).is_file()
+
+
+@pytest.mark.parametrize("looks", ["size_and_time", "read_geometry", "file_sha256"])
+def test_trouble_with_looking_at_what_is_there_ends_no_cohort(
+    task: Task, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, looks: str
+) -> None:
+    run(task)
+    whole = getattr(cohort_scan, looks)
+
+    def fails(path: Path, *rest: object) -> object:
+        if path.parent.name == "pt_1":
+            raise ValueError("Invalid name ''")
+        return whole(path, *rest)
+
+    monkeypatch.setattr(f"sdseg_cli.inference.cohort_scan.{looks}", fails)
+    report = run(task)
+    assert report.done + len(report.failed) + report.skipped == 4
+    assert len(rows(task)) == 4
+
+
+RECORDS = {
+    "cut short": b'{"case": "pt_1/ct", "input',
+    "no JSON": b"\x00\x01",
+    "no UTF-8": b'{"case": "\xff"}',
+    "a list": b"[]",
+    "nested too deep": b"[" * 100_000,
+    "a number too long": b'{"seconds": ' + b"9" * 5000 + b"}",
+    "a number beyond all floats": b'{"status": "done", "seconds": ' + b"9" * 400 + b"}",
+    "another version's": b'{"case": "pt_1/ct", "colour": "red"}',
+    "empty": b"",
+}
+WRONG_VALUES = {
+    "case": 5,
+    "input": None,
+    "status": "perhaps",
+    "seconds": "soon",
+    "slices": [1],
+    "foreground_voxels": 1.5,
+    "sha256": 0,
+    "error": {},
+    "made_from": [],
+    "beside": {"probability": "big"},
+    "warnings": [{"code": "odd"}],
+    "decoder": 1,
+}
+
+
+@pytest.mark.parametrize("fault", [*RECORDS, *WRONG_VALUES])
+def test_a_damaged_record_is_its_scan_done_again(task: Task, stand_in: StandIn, fault: str) -> None:
+    run(task)
+    ledger = Ledger(task.output)
+    record = ledger._record(Path("pt_1/ct.nii.gz"))
+    if fault in RECORDS:
+        record.write_bytes(RECORDS[fault])
+    else:
+        values = json.loads(record.read_text(encoding="utf-8"))
+        record.write_text(json.dumps({**values, fault: WRONG_VALUES[fault]}))
+    stand_in.predicted.clear()
+    report = run(task)
+    assert (report.done, len(report.failed), report.skipped) == (1, 1, 2)
+    assert stand_in.predicted == ["pt_1", BAD]
+    assert [row["status"] for row in rows(task).values()] == ["done", "done", "failed", "done"]
+
+
+def test_a_record_that_is_no_file_or_a_strangers_ends_no_cohort(
+    task: Task, stand_in: StandIn
+) -> None:
+    run(task)
+    os.mkfifo(task.output / ".ledger" / "pipe.json")
+    (task.output / ".ledger" / "folder.json").mkdir()
+    strange = {"case": "9" * 5000, "input": "/in/\x00", "output": "n" * 5000, "status": "failed"}
+    (task.output / ".ledger" / "stranger.json").write_text(json.dumps(strange))
+    assert run(task).skipped == 3
+    assert len(rows(task)) == 4, "a failure of a scan that is nowhere is forgotten"
+
+
+def test_trouble_with_the_model_is_nobodys_row(
+    task: Task, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(*_: object, **__: object) -> None:
+        raise WeightsError("best.pt: damaged.", "Train again.")
+
+    monkeypatch.setattr("sdseg_cli.inference.cohort_scan.Predictor", damaged)
+    with pytest.raises(WeightsError):
+        run(task)
+    assert not (task.output / "ledger.csv").exists()
+
+
+def test_a_signal_lets_the_scan_in_work_end_and_the_ledger_is_written(
+    task: Task, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = stand_in.predict
+
+    def interrupted(*arguments, **options) -> PredictReport:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr("sdseg_cli.inference.cohort_scan.predict_file", interrupted)
+    report = run(task)
+    assert (report.done, report.left) == (1, 3)
+    assert list(rows(task)) == ["pt_1/ct"]
+
+
+def test_an_interrupt_leaves_the_ledger_of_what_was_done(task: Task, stand_in: StandIn) -> None:
+    stand_in.trouble = {"pt_2": KeyboardInterrupt()}
+    with pytest.raises(KeyboardInterrupt):
+        run(task)
+    assert list(rows(task)) == ["pt_1/ct"]
+
+
+def test_two_shards_at_once_do_everything_once_and_share_one_table(
+    task: Task, stand_in: StandIn
+) -> None:
+    threads = [
+        threading.Thread(target=run, args=(task,), kwargs={"shard": Shard(index, 2)})
+        for index in (0, 1)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(stand_in.predicted) == sorted([*GOOD, BAD])
+    assert len(rows(task)) == 4
+    (task.output / "ledger.csv").unlink()
+    half = run(task, shard=Shard(1, 2))
+    assert (half.done, half.skipped) == (0, 2), "pt_2 and pt_10"
+    assert len(rows(task)) == 4, "the table is that of all"
+
+
+def test_a_shard_is_every_nth_scan() -> None:
+    assert list(Shard.parse("1/3").of(range(8))) == [1, 4, 7]
+    parts = [list(Shard(index, 3).of(range(8))) for index in range(3)]
+    assert sorted(number for part in parts for number in part) == list(range(8))
+    # The second of two array jobs, whose srun started three processes: this is the last.
+    assert Shard(1, 2).among(Ranks(2, 3, 2)) == Shard(5, 6)
+    for text in ("3/3", "-1/3", "1", "a/b", "1/0", "0/0", "", "1/2/3"):
+        with pytest.raises(ConfigError, match="--shard"):
+            Shard.parse(text)
+
+
+def test_a_worker_says_where_a_moved_folder_is_now(task: Task, stand_in: StandIn) -> None:
+    run(task)
+    moved = task.output.rename(task.output.with_name("moved"))
+    task = replace(task, output=moved)
+    scan = find_scans(moved.parent / "in", moved).scans[0]
+    outcome = Worker(task, task.identity())(scan)
+    assert outcome.skipped
+    assert outcome.row.output == str(moved / "pt_1" / "ct.nii.gz")
+
+
+def test_each_header_that_points_nowhere_or_elsewhere_is_a_row(
+    task: Task, stand_in: StandIn
+) -> None:
+    folder = task.output.parent / "in"
+    fields = ("", " = ", " = /etc/passwd", " = LIST", " = %03d.raw 1 9 1", " = a\0b")
+    for number, field in enumerate(fields):
+        lines = f"NDims = 3\nDimSize = 2 2 2\nElementType = MET_UCHAR\nElementDataFile{field}\n"
+        (folder / f"h{number}.mhd").write_text(lines)
+    report = run(task)
+    assert (report.done, len(report.failed)) == (3, 1 + len(fields))
+    failed = [row["error"] for case, row in rows(task).items() if case.startswith("h")]
+    assert len(failed) == len(fields)
+    assert all("no field" in error or "are said to lie" in error for error in failed)

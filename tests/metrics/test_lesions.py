@@ -1,0 +1,92 @@
+"""Lesions that are paired by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sdseg_cli.core.errors import ConfigError
+from sdseg_cli.metrics import Terms
+from sdseg_cli.metrics.lesions import Lesions, detection_f1, match_lesions
+from sdseg_cli.metrics.pair import MaskPair
+
+
+def row(*spans: tuple[int, int]) -> np.ndarray:
+    """A line of 40 voxels, filled from the first to before the second of each span."""
+    mask = np.zeros((40, 1, 1), bool)
+    for start, stop in spans:
+        mask[start:stop] = True
+    return mask
+
+
+def test_a_lesion_that_is_found_one_missed_and_one_made_up():
+    found = match_lesions(row((0, 4), (30, 32)), row((1, 5), (20, 22)), 0.1)
+    assert found == Lesions(reference=2, predicted=2, matched=1)
+    assert detection_f1(found) == 2 * 1 / (2 * 1 + 1 + 1)
+
+
+def test_one_prediction_over_two_lesions_finds_one_of_them():
+    # IoU 4/12 with each of both.
+    found = match_lesions(row((0, 12)), row((0, 4), (8, 12)), 0.1)
+    assert found == Lesions(reference=2, predicted=1, matched=1)
+    assert detection_f1(found) == pytest.approx(2 / 3)
+
+
+def test_as_many_are_paired_as_can_be():
+    # The first prediction overlaps both lesions, the second only the first one: taking the largest
+    # IoU first would leave one of each alone.
+    pred, label = row((3, 14), (0, 2)), row((0, 10), (12, 20))
+    assert match_lesions(pred, label, 0.1).matched == 2
+
+
+def test_an_iou_of_exactly_the_least_is_enough():
+    pred, label = row((0, 1)), row((0, 10))
+    assert match_lesions(pred, label, 0.1).matched == 1
+    assert match_lesions(pred, label, 0.11).matched == 0
+
+
+def test_voxels_that_touch_by_a_corner_are_one_lesion():
+    corner = np.zeros((4, 4, 4), bool)
+    corner[0, 0, 0] = corner[1, 1, 1] = True
+    assert match_lesions(corner, corner, 0.1) == Lesions(1, 1, 1)
+    plane = np.zeros((4, 4, 1), bool)
+    plane[0, 0] = plane[1, 1] = True
+    assert match_lesions(plane, plane, 0.1) == Lesions(1, 1, 1)
+    apart = corner.copy()
+    apart[1, 1, 1], apart[2, 2, 2] = False, True
+    assert match_lesions(apart, apart, 0.1) == Lesions(2, 2, 2)
+
+
+def test_an_empty_mask_finds_nothing():
+    empty, one = row(), row((0, 3))
+    assert match_lesions(empty, one, 0.1) == Lesions(reference=1, predicted=0, matched=0)
+    assert match_lesions(one, empty, 0.1) == Lesions(reference=0, predicted=1, matched=0)
+    assert detection_f1(Lesions(1, 0, 0)) == detection_f1(Lesions(0, 1, 0)) == 0.0
+    assert detection_f1(match_lesions(empty, empty, 0.1)) is None
+
+
+def test_equal_masks_and_one_voxel_against_one_voxel():
+    mask = row((0, 1), (5, 9), (39, 40))  # touching both ends
+    assert detection_f1(match_lesions(mask, mask, 1.0)) == 1.0
+    assert detection_f1(match_lesions(row((3, 4)), row((3, 4)), 1.0)) == 1.0
+    assert detection_f1(match_lesions(row((3, 4)), row((4, 5)), 0.1)) == 0.0
+
+
+def test_a_pair_is_judged_by_its_terms():
+    strict = MaskPair(row((0, 5)), row((0, 10)), (1.0,) * 3, terms=Terms(detection_iou=0.6))
+    loose = MaskPair(row((0, 5)), row((0, 10)), (1.0,) * 3)
+    assert (strict.lesions.matched, loose.lesions.matched) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"tolerance": -1.0}, "--tolerance is -1"),
+        ({"tolerance": float("nan")}, "--tolerance is nan"),
+        ({"detection_iou": 0.0}, "--detection-iou is 0"),
+        ({"detection_iou": 1.5}, "--detection-iou is 1.5"),
+    ],
+)
+def test_terms_that_make_no_sense_are_refused(wrong, named):
+    with pytest.raises(ConfigError, match=named):
+        Terms(**wrong)

@@ -1,0 +1,101 @@
+"""The script that warms up a vision encoder and a U-Net; it lies beside the package."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sdseg_cli.core.presets import PRESETS
+from sdseg_cli.model.naming import below
+from sdseg_cli.model.sdseg import build_sdseg
+from sdseg_cli.model.shipped import load_tiny_autoencoder
+from sdseg_cli.model.tensor_files import load_strictly, read_tensors, read_told
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two samples of 64x64 a step, two threads' worth of work in a second."""
+    from scripts import warm_up_tiny
+
+    monkeypatch.setattr(warm_up_tiny, "SMALL", (2, 64))
+    monkeypatch.setattr(warm_up_tiny, "LARGE", (2, 64))
+
+
+def _run(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: str) -> Path:
+    from scripts import warm_up_tiny
+
+    folder.mkdir(exist_ok=True)
+    out = folder / "networks.safetensors"
+    files = ["--state", str(folder / "state.pt"), "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["warm_up_tiny.py", *files, "--steps", "3", *options])
+    warm_up_tiny.main()
+    return out
+
+
+@pytest.mark.slow
+def test_the_script_goes_on_where_it_was_stopped(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = _run(monkeypatch, tmp_path / "whole", "--stop", "2")
+    _run(monkeypatch, tmp_path / "parts", "--stop", "1")
+    parts = _run(monkeypatch, tmp_path / "parts", "--stop", "2")
+    one, two = read_tensors(whole), read_tensors(parts)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    told = "scripts/warm_up_tiny.py, seed 0, step 2 of 3, mask loss 1, 0.3 of the way"
+    assert read_told(whole)["made_by"] == told
+    with pytest.raises(SystemExit, match="of seed 0"):
+        _run(monkeypatch, tmp_path / "parts", "--seed", "1")
+
+
+@pytest.mark.slow
+def test_what_it_writes_is_the_tiny_presets_in_half_precision(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = _run(monkeypatch, tmp_path, "--stop", "1")
+    tensors, model = read_tensors(out), build_sdseg(PRESETS["tiny"].model)
+    for part in ("vision_encoder", "unet"):
+        load_strictly(getattr(model, part), below(tensors, f"{part}."), source=part)
+    assert {value.dtype for value in tensors.values()} == {torch.float16}
+
+
+@pytest.mark.slow
+def test_what_it_writes_lies_between_the_start_and_the_end(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, far = {}, ("--stop", "2", "--lr", "1")  # in the first step only a zero layer moves
+    for kept in (0.0, 0.5, 1.0):
+        out = _run(monkeypatch, tmp_path / str(kept), *far, "--kept", str(kept))
+        found[kept] = read_tensors(out)
+    fresh = build_sdseg(PRESETS["tiny"].model)
+    load_tiny_autoencoder(fresh.autoencoder)
+    name = "vision_encoder.encoder.conv_in.weight"
+    start = fresh.autoencoder.encoder.conv_in.weight.half()
+    assert torch.equal(found[0.0][name], start) and not torch.equal(found[1.0][name], start)
+    middle = (found[0.0][name].float() + found[1.0][name].float()) / 2
+    torch.testing.assert_close(found[0.5][name].float(), middle, atol=1e-3, rtol=0)
+    last = "unet.out.2.weight"  # zero at the start
+    assert torch.equal(found[0.0][last], found[1.0][last]) and found[0.0][last].any()
+
+
+def test_each_rule_has_its_own_last_layers() -> None:
+    from scripts.warm_up_tiny import NAMES, Heads
+
+    torch.manual_seed(0)
+    heads = Heads(width=6, latent=4)
+    trunk = torch.randn(2, 6, 5, 5)
+    dark, small = NAMES.index("dark"), NAMES.index("small")
+    found = heads(trunk, torch.tensor([dark, small]))
+    for sample, rule in enumerate(("dark", "small")):
+        own = heads.of(rule)
+        eight = torch.nn.functional.conv2d(
+            trunk[sample : sample + 1],
+            own["encoder.conv_out.weight"],
+            own["encoder.conv_out.bias"],
+            padding=1,
+        )
+        four = torch.nn.functional.conv2d(eight, own["out.weight"], own["out.bias"])
+        torch.testing.assert_close(found[sample : sample + 1], four)
