@@ -1,6 +1,6 @@
 """Train the autoencoder of the `tiny` preset on procedural masks and textures.
 
-    python scripts/train_tiny_autoencoder.py --out sdseg_cli/model/shipped_files/tiny_autoencoder.safetensors
+    python scripts/train_tiny_autoencoder.py --out FILE   # sdseg_cli/model/shipped_files/tiny_...
 
 The same command resumes from the state file beside the output. Loss on masks: binary cross-entropy
 + soft Dice of the decoded map and a little L1 to keep it at -1 and +1; on textures: L1; on both: KL

@@ -63,6 +63,7 @@ def prepare(
     if workers != 1:
         warm_up("sdseg_cli.data.prepared")
     from sdseg_cli.data.prepare import prepare as run_prepare
+    from sdseg_cli.runs.replacing_sets import replaced
 
     output = Output(as_json=as_json, quiet=quiet)
     with output.progress() as progress:
@@ -81,6 +82,7 @@ def prepare(
             skip_bad=skip_bad,
             seed=seed,
             progress=progress,
+            on_replace=replaced,
         )
     made = Manifest.load(report.manifest)
     output.say(f"scans below {_common_folder(made)}")

@@ -6,12 +6,13 @@ the next one, wrong input leaves nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from sdseg_cli.core.errors import ConfigError, DataError
 from sdseg_cli.core.filenames import is_picture, safe_id
@@ -45,10 +46,17 @@ from sdseg_cli.data.unexpected_files import check_set
 from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation
 from sdseg_cli.imaging.measure import Pair, facts_in
 from sdseg_cli.imaging.slices import CROPS
-from sdseg_cli.runs.replacing_sets import replaced
 
 SIZE = 256
 """Side of the model's squares in pixels."""
+
+
+OnReplace = Callable[[Path, Mapping[str, Any]], Finding | None]
+"""Of the set in place and the settings of the new one: a warning, nothing, or a ConfigError."""
+
+
+def nothing_lost(root: Path, settings: Mapping[str, Any]) -> None:
+    """The default: no run was trained on the set in place."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,7 @@ class _Plan:
     skip_bad: bool
     found: tuple[Finding, ...]
     """What `check_set` says of the files as a whole."""
+    on_replace: OnReplace
 
 
 def prepare(
@@ -85,6 +94,7 @@ def prepare(
     skip_bad: bool = False,
     seed: int = 0,
     progress: Progress = silent,
+    on_replace: OnReplace = nothing_lost,
 ) -> PrepareReport:
     """Prepare a data set, or finish what a killed run left.
 
@@ -104,6 +114,8 @@ def prepare(
         skip_bad: Leave faulty cases out instead of stopping.
         seed: Of the split.
         progress: Told of each case.
+        on_replace: Asked what becomes of runs where a set of this name is there, see
+            `runs/replacing_sets.py`; it may refuse.
 
     Raises:
         ConfigError: An option makes no sense; or the set in place would get other settings while
@@ -119,7 +131,18 @@ def prepare(
     cores = available_cores() if workers is None else max(1, workers)
     found = tuple(check_set(src, spec, cases, image_glob, label_glob))
     plan = _Plan(
-        spec, src.resolve(), name, target, split_file, seed, window, crop, cores, skip_bad, found
+        spec,
+        src.resolve(),
+        name,
+        target,
+        split_file,
+        seed,
+        window,
+        crop,
+        cores,
+        skip_bad,
+        found,
+        on_replace,
     )
     staging = Staging(workspace.absolute() / "prepared" / name)
     # Two at once would build in one folder, and mix their settings in one set.
@@ -144,7 +167,7 @@ def _carry_out(
     modality, normalisation = _normalisation(plan, usable)
     target = None if plan.target is None else list(plan.target)
     known = {"normalisation": normalisation.to_dict(), "crop": plan.crop, "target": target}
-    replaced(staging.final, known)  # before minutes of work, too
+    plan.on_replace(staging.final, known)  # before minutes of work, too
     try:
         records, kept, late = _records(_jobs(plan, usable, normalisation), staging, plan, progress)
         usable = _without(usable, late, plan.skip_bad)
@@ -173,7 +196,7 @@ def _carry_out(
             mask_levels=plan.spec.mask_levels,
         )
         check_foreground(manifest)
-        replaces = replaced(staging.final, manifest.inference_settings())
+        replaces = plan.on_replace(staging.final, manifest.inference_settings())
         if len(kept) < len(entries) or not staging.is_current(manifest.to_text()):
             staging.publish(manifest.to_text(), set(records) - kept, kept)
     except (ConfigError, DataError):
