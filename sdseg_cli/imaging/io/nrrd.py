@@ -148,23 +148,28 @@ def _fields(path: Path) -> _Fields:
                 break
             if line.startswith("#"):
                 continue
-            separator = _SEPARATOR.search(line)
-            if separator is None:
-                raise HeaderError(f"line {number} of its header is neither a field nor a comment")
-            if line[separator.end()] == "=":
-                continue  # a key and a value of somebody's own: never a field
-            name = _BY_SPELLING.get(line[: separator.start()].lower())
-            if name is None:
-                raise HeaderError(f"line {number} of its header is no field of the format")
-            if name == "centers":
-                name = "centerings"
-            if name in fields.values:
-                raise HeaderError(f"its header says {name} twice")
-            fields.values[name] = line[separator.end() + 1 :].strip(" \t")
+            _take_in(fields, line, number)
     for name in _MAY_BE_UNKNOWN & fields.values.keys():
         if set(fields.per_axis(name)) == {"nan"}:
             del fields.values[name]
     return fields
+
+
+def _take_in(fields: _Fields, line: str, number: int) -> None:
+    """A line that is a field; a key and a value of somebody's own never is."""
+    separator = _SEPARATOR.search(line)
+    if separator is None:
+        raise HeaderError(f"line {number} of its header is neither a field nor a comment")
+    if line[separator.end()] == "=":
+        return
+    name = _BY_SPELLING.get(line[: separator.start()].lower())
+    if name is None:
+        raise HeaderError(f"line {number} of its header is no field of the format")
+    if name == "centers":
+        name = "centerings"
+    if name in fields.values:
+        raise HeaderError(f"its header says {name} twice")
+    fields.values[name] = line[separator.end() + 1 :].strip(" \t")
 
 
 def _file_of(path: Path, fields: _Fields) -> Path:
