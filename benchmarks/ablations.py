@@ -81,11 +81,14 @@ class Training:
 
     def measure(self) -> Row:
         """Train, and score a split, if one is named, on the scans' own grids."""
-        watch = _Clock()
+        on_step = _Clock()
         manifest = Manifest.find(self.workspace, self.dataset)
-        if train(self.config(), manifest, self.run, device="cpu", watch=watch).state == "stopped":
+        if (
+            train(self.config(), manifest, self.run, device="cpu", on_step=on_step).state
+            == "stopped"
+        ):
             raise KeyboardInterrupt  # asked to stop: the same command goes on
-        calibrate(self.run, manifest, device="cpu", warn=lambda finding: None)
+        calibrate(self.run, manifest, device="cpu", on_warning=lambda finding: None)
         scores: Row = {"cases": []}
         if self.split:
             report = evaluate(self.run.path, self.workspace, split=self.split, device="cpu")
@@ -96,7 +99,7 @@ class Training:
             "seed": self.seed,
             "steps": self.steps,
             "split": self.split,
-            "step_s": watch.per_step,
+            "step_s": on_step.per_step,
             "val_dice": validations(self.run),
             "decoder": scores.get("decoder"),
             "cases": scores["cases"],

@@ -20,12 +20,12 @@ from sdseg_cli.core.config import RunConfig
 from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.core.networks import SDSEG, models
 from sdseg_cli.core.presets import for_network, preset
-from sdseg_cli.inference.engine import Inference, quicken
+from sdseg_cli.inference.engine import Inference, optimize_for_inference
 from sdseg_cli.inference.sampling import predict_planes
 from sdseg_cli.model.arithmetic import gflop
 from sdseg_cli.model.baselines import SliceModel, build_model
 from sdseg_cli.model.mask_decoder import build_mask_decoder
-from sdseg_cli.model.runtime import placed
+from sdseg_cli.model.runtime import to_device
 
 FAST = f"{SDSEG}, fast decoder"
 SETTING = Setting()
@@ -85,7 +85,7 @@ def _untrained(config: RunConfig, device: torch.device, fast: bool) -> SliceMode
     model = build_model(config.model)
     if fast:
         model.mask_decoder = build_mask_decoder(config.model.autoencoder)
-    return placed(model.eval().requires_grad_(False), device)
+    return to_device(model.eval().requires_grad_(False), device)
 
 
 def size(config: RunConfig, device: torch.device, fast: bool = False) -> Row:
@@ -106,7 +106,7 @@ def prediction(
 ) -> Row:
     """Slices/s from pixels to probabilities, both in the machine's memory, a batch at a time."""
     model = _untrained(config, device, fast)
-    quicken(model)
+    optimize_for_inference(model)
     ask = Inference(model, batch_size=batch_size)
     noise = np.random.default_rng(0).random((batch_size, SIZE, SIZE), dtype=np.float32) * 2 - 1
     whole = partial(ask, predict_planes, noise, range(batch_size), seed=0, sample=config.sample)

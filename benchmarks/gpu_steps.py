@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.made_up import made_up_slices, step_zero, stepper
+from benchmarks.made_up import initial_checkpoint, made_up_slices, stepper
 from benchmarks.results import Row, seconds
 from benchmarks.train_speed import milliseconds_by_operator, plain_loop
 from sdseg_cli.core.config import RunConfig
@@ -87,7 +87,7 @@ def seconds_in_a_row(
     """
     device, taken = trainer.device, 0.0
     for _ in range(2):  # the second time the latents of the masks are there
-        with closing(source.ahead(0, count, pin=device.type == "cuda")) as ahead:
+        with closing(source.prefetch(0, count, pin=device.type == "cuda")) as ahead:
             steps = partial(in_a_row, lambda: trainer.train_step(next(ahead), latents), count)
             taken = seconds(steps, device)
     return taken / count
@@ -119,7 +119,7 @@ def training(
     torch.compiler.reset()
     try:
         with tempfile.TemporaryDirectory() as name:
-            slices, state = made_up_slices(Path(name) / "case", SLICES), step_zero(config)
+            slices, state = made_up_slices(Path(name) / "case", SLICES), initial_checkpoint(config)
             compiled, folder = setting.compiled, Path(name)
             _, step = stepper(config, slices, folder, state, device, compiled=compiled, kept=True)
             return _row(step, batch_size, device, budget_s)

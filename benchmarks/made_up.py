@@ -33,7 +33,7 @@ def made_up_slices(folder: Path, count: int) -> PreparedSlices:
     return PreparedSlices([folder], lambda values: values > 0, [list(range(0, count, 2))])
 
 
-def step_zero(config: RunConfig, model: SliceModel | None = None) -> Checkpoint:
+def initial_checkpoint(config: RunConfig, model: SliceModel | None = None) -> Checkpoint:
     """Where a run begins, with random weights unless a model is given."""
     torch.manual_seed(0)
     model = model or build_model(config.model)
@@ -59,7 +59,7 @@ def stepper(
     if kept:
         keep_all_latents(trainer.model, slices, latents, config.train.flips)
     source = StepSource(config, slices, latents, trainer.model.latent_shape(*slices.plane))
-    ahead = source.ahead(0, steps, pin=device.type == "cuda")
+    ahead = source.prefetch(0, steps, pin=device.type == "cuda")
     return trainer, lambda: trainer.train_step(next(ahead), latents)
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.made_up import made_up_slices, step_zero, stepper
+from benchmarks.made_up import initial_checkpoint, made_up_slices, stepper
 from sdseg_cli.core.presets import preset
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.pretrained import load_official
@@ -56,7 +56,7 @@ def one_step(folder: Path) -> dict[str, Any]:
     slices = made_up_slices(folder / "case", 4)
     started = time.perf_counter()
     model, origin = initial_model(config, WeightStore(folder / "store"), slices)
-    state = replace(step_zero(config, model), origin=origin)
+    state = replace(initial_checkpoint(config, model), origin=origin)
     loaded = time.perf_counter()
     trainer, step = stepper(config, slices, folder, state, torch.device("cpu"), steps=1)
     del model, state

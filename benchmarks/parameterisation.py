@@ -94,21 +94,21 @@ class _Watch:
 
 
 def measure(
-    changes: dict[str, Any], manifest: Manifest, shared: dict[str, Any], watch: _Watch
+    changes: dict[str, Any], manifest: Manifest, shared: dict[str, Any], on_step: _Watch
 ) -> Row:
     """One training."""
     base = from_dict(shared, preset("tiny"), source="benchmark")
     config = from_dict(changes, base, source="setting")
     with tempfile.TemporaryDirectory() as folder, suppress(_Enough):
         run = RunDir(Path(folder) / "run")
-        if train(config, manifest, run, device="cpu", watch=watch).state == "stopped":
+        if train(config, manifest, run, device="cpu", on_step=on_step).state == "stopped":
             raise SystemExit("stopped; the next call measures what is left")
     return {
-        "reached_cpu_s": watch.reached_s,
-        "spent_cpu_s": round(watch.spent_s, 1),
-        "steps": watch.steps,
-        "best": watch.best,
-        "dice": watch.dice,
+        "reached_cpu_s": on_step.reached_s,
+        "spent_cpu_s": round(on_step.spent_s, 1),
+        "steps": on_step.steps,
+        "best": on_step.best,
+        "dice": on_step.dice,
     }
 
 
@@ -174,10 +174,10 @@ def main() -> None:
                 "checkpoint_every": args.steps,
             }
             shared = {"dataset": manifest.name, "seed": seed, "train": recipe}
-            watch = _Watch(args.target, args.cap)
+            on_step = _Watch(args.target, args.cap)
             results.measure(
                 f"{label}/{name}/seed{seed}",
-                lambda c=changes, s=shared, w=watch: measure(c, manifest, s, w),  # type: ignore[misc]
+                lambda c=changes, s=shared, w=on_step: measure(c, manifest, s, w),  # type: ignore[misc]
             )
     print(table(results, args.seeds, label))
 

@@ -51,9 +51,9 @@ from sdseg_cli.model.store import WeightStore
 from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import networks_of
 from sdseg_cli.runs.run_folder import RunDir
-from sdseg_cli.training.batches import spread
+from sdseg_cli.training.batches import evenly_spaced
 from sdseg_cli.training.calibration import calibrate
-from sdseg_cli.training.initialise import step_zero
+from sdseg_cli.training.initialise import initial_checkpoint
 from sdseg_cli.training.latents import open_latents
 from sdseg_cli.training.mask_loss import decoder_to_train_through
 from sdseg_cli.training.splits import open_split
@@ -138,7 +138,7 @@ def fitting_steps(budget_s: float, seconds_per_step: float) -> int:
 def step_seconds(task: Task) -> Row:
     """The median time of a training step, of fresh weights."""
     config, slices, store = task.config(), open_split(task.manifest, "train"), WeightStore.default()
-    state = step_zero(config, {}, slices, store)
+    state = initial_checkpoint(config, {}, slices, store)
     decoder = decoder_to_train_through(config, state.weights, task.run, store)
     trainer = Trainer(config, state, task.device, decoder=decoder)
     shape, taken = trainer.model.latent_shape(*slices.plane), []
@@ -166,11 +166,11 @@ def measured(task: Task, seconds_per_step: float) -> Row:
         task.manifest,
         task.run,
         device=task.device.type,
-        watch=lambda _: reached.append(task.clock()),
+        on_step=lambda _: reached.append(task.clock()),
     )
     if report.state != "finished":
         raise KeyboardInterrupt  # asked to stop: the same command goes on
-    calibrate(task.run, task.manifest, device=task.device.type, warn=lambda finding: None)
+    calibrate(task.run, task.manifest, device=task.device.type, on_warning=lambda finding: None)
     here = report.step - report.begun
     scores = evaluate(task.run.path, task.workspace, device=task.device.type).to_json()
     # After a stop only the last part was watched, and stands for the whole.
@@ -204,7 +204,7 @@ def size_and_speed(task: Task, count: int = 16) -> Row:
     plain = networks_of(Checkpoint.load(task.run.best), task.device, source=str(task.run.path))
     plain.mask_decoder = predictor.model.mask_decoder
     sample = predictor.config.sample
-    chosen = spread(slices, count)[:count]
+    chosen = evenly_spaced(slices, count)[:count]
     pixels = slices.batch(chosen).image
     first = pixels[:1].to(task.device)
     used = [value for part in plain.predicting_parts() for value in part.parameters()]

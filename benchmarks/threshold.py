@@ -31,7 +31,7 @@ from sdseg_cli.model.store import WeightStore
 from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import networks_of
 from sdseg_cli.runs.run_folder import RunDir
-from sdseg_cli.training.batches import spread
+from sdseg_cli.training.batches import evenly_spaced
 from sdseg_cli.training.splits import open_split
 from sdseg_cli.training.validation import THRESHOLDS, Validation, validation
 
@@ -43,7 +43,7 @@ def on_validation(run: RunDir, manifest: Manifest) -> Validation:
     best, slices = Checkpoint.load(run.best), open_split(manifest, "val")
     model = networks_of(best, CPU, source=str(run.path))
     model.threshold = THRESHOLD  # raw probabilities are compared
-    positions = spread(slices, run.config().train.validation_slices)
+    positions = evenly_spaced(slices, run.config().train.validation_slices)
     decoder = choose_decoder("auto", run.path, best, model, WeightStore.default())
     with decoded_by(model, decoder):
         return validation(

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.made_up import made_up_slices, step_zero, stepper
+from benchmarks.made_up import initial_checkpoint, made_up_slices, stepper
 from benchmarks.results import Results, Row, machine, seconds
 from sdseg_cli.core.config import RunConfig
 from sdseg_cli.core.presets import preset
@@ -98,7 +98,7 @@ def compare(
 ) -> Row:
     """Seconds per step of both, in turn, after the latents of all drawn masks are kept."""
     with tempfile.TemporaryDirectory() as name:
-        state, folder = step_zero(config), Path(name)
+        state, folder = initial_checkpoint(config), Path(name)
         _, ours = stepper(config, slices, folder, state, device, compiled=compiled, kept=True)
         plain = plain_loop(config, slices, device)
         taken: dict[str, list[float]] = {"ours": [], "plain": []}
@@ -134,7 +134,7 @@ def milliseconds_by_operator(
 def where_time_goes(config: RunConfig, slices: PreparedSlices, device: torch.device) -> Row:
     """Milliseconds of a step by operator, most expensive first."""
     with tempfile.TemporaryDirectory() as name:
-        _, step = stepper(config, slices, Path(name), step_zero(config), device, kept=True)
+        _, step = stepper(config, slices, Path(name), initial_checkpoint(config), device, kept=True)
         for _ in range(3):
             step()
         count = 4

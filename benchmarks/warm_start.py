@@ -91,14 +91,14 @@ def measure(
     config: RunConfig, manifest: Manifest, parts: tuple[str, ...], weights: Path, stop: int
 ) -> Row:
     """One training."""
-    watch = _Watch(stop)
+    on_step = _Watch(stop)
     with (
         tempfile.TemporaryDirectory() as folder,
         patch.object(initialise, "start_networks", starter(parts, weights)),
         suppress(_Enough),
     ):
-        train(config, manifest, RunDir(Path(folder) / "run"), device="cpu", watch=watch)
-    return {"dice": watch.dice, "cpu_s": round(watch.spent_s, 1)}
+        train(config, manifest, RunDir(Path(folder) / "run"), device="cpu", on_step=on_step)
+    return {"dice": on_step.dice, "cpu_s": round(on_step.spent_s, 1)}
 
 
 def main() -> None:

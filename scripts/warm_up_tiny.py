@@ -238,7 +238,9 @@ class WarmUp:
             f"scripts/warm_up_tiny.py, seed {args.seed}, step {self.step} of {args.steps}, "
             f"mask loss {args.mask_loss:g}, {args.kept:g} of the way"
         )
-        write_tensors(self.networks(args.kept), Path(f"{args.out}.tmp"), told={"made_by": made_by})
+        write_tensors(
+            self.networks(args.kept), Path(f"{args.out}.tmp"), metadata={"made_by": made_by}
+        )
         Path(f"{args.out}.tmp").replace(args.out)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from sdseg_cli.core.config import RunConfig, SampleConfig
 from sdseg_cli.core.config_file import to_toml
 from sdseg_cli.data.manifest import Manifest, PreparedCase
-from sdseg_cli.imaging.slices import Restore
+from sdseg_cli.imaging.slices import SliceTransform
 from sdseg_cli.imaging.volume import Geometry, Volume
 
 SHAPE = (16, 16, 4)
@@ -48,14 +48,14 @@ class FakePredictor:
         self.calls.append((case_id, seed, sample))
         answer = self.answers[case_id]
         mask = answer[seed] if isinstance(answer, dict) else answer
-        restore = Restore.of(volume.geometry)
+        restore = SliceTransform.of(volume.geometry)
         probability = as_planes(mask, restore).astype(np.float32) * self.certainty
         if progress is not None:
             progress(restore.slices, restore.slices, "predicting slices")
         return Prediction(case_id, probability, restore, seed, 0.1)
 
     def stack(self, volume):
-        return SimpleNamespace(volume=volume, restore=Restore.of(volume.geometry))
+        return SimpleNamespace(volume=volume, restore=SliceTransform.of(volume.geometry))
 
     def plane(self, stack, k, *, seed=0, sample=None):
         case_id = stack.volume.source.name.removesuffix(".nii.gz").removesuffix(".png")
@@ -81,7 +81,7 @@ class Workspace:
         return self.root / "raw" / f"{case_id}.nii.gz"
 
 
-def as_planes(labels: np.ndarray, restore: Restore) -> np.ndarray:
+def as_planes(labels: np.ndarray, restore: SliceTransform) -> np.ndarray:
     """(S,256,256): native labels on the model's planes, to the nearest pixel."""
     planes = (restore.canonical_plane(labels, k) for k in range(restore.slices))
     return np.stack([restore.labels_to_model(plane, k) for k, plane in enumerate(planes)])
@@ -101,7 +101,7 @@ def make_workspace(root: Path, references: dict[str, np.ndarray]) -> Workspace:
         references: Case id -> native label map; each scan is 100 HU where its label is not 0.
     """
     prepared, run, entries = root / "prepared" / "toy", root / "runs" / "toy" / "tiny", []
-    restore = Restore.of(Geometry(SHAPE, AFFINE))
+    restore = SliceTransform.of(Geometry(SHAPE, AFFINE))
     for case_id, labels in references.items():
         image = write_nifti(root / "raw" / f"{case_id}.nii.gz", labels.astype(np.int16) * 100)
         label = write_nifti(root / "raw" / f"{case_id}_label.nii.gz", labels)

@@ -283,7 +283,7 @@ class Output:
     def progress(self) -> Iterator[callback.Progress]:
         """A progress callback: a bar with the time left on a terminal, else a line now and then."""
         if self.quiet or self.as_json:
-            yield callback.silent
+            yield callback.no_op
         elif self._log.is_terminal:
             with _bar(self._log) as shown:
                 yield _BarProgress(shown)
@@ -312,7 +312,7 @@ class Output:
             printer.join()
 
     @contextmanager
-    def training(self, title: str, validations_after: float = 0.0) -> Iterator[callback.Watch]:
+    def training(self, title: str, validations_after: float = 0.0) -> Iterator[callback.OnStep]:
         """A callback for `train`: a live view on a terminal, else a plain line now and then.
 
         Args:
@@ -320,7 +320,7 @@ class Output:
             validations_after: What follows the training takes as long as so many validations.
         """
         if self.quiet or self.as_json:
-            yield callback.unwatched
+            yield callback.no_op
         elif sys.stderr.isatty() and not self._log.is_dumb_terminal:
             with TrainView(self._log, title, validations_after) as view:
                 yield view

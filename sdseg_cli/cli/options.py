@@ -19,7 +19,7 @@ from sdseg_cli.core.filenames import PACKAGE_FILE, is_folder, is_there
 from sdseg_cli.core.findings import WARNING, Finding
 
 if TYPE_CHECKING:
-    from sdseg_cli.metrics import Terms
+    from sdseg_cli.metrics import ScoringOptions
     from sdseg_cli.runs.run_folder import RunDir
 
 WEAK_DICE = 0.3
@@ -231,13 +231,13 @@ def sampling(
     return sample
 
 
-def judged_by(tolerance: float, detection_iou: float | None, *, lesions: bool) -> Terms:
+def judged_by(tolerance: float, detection_iou: float | None, *, lesions: bool) -> ScoringOptions:
     """How cases are judged: lesions where one of their two options is given."""
-    from sdseg_cli.metrics import DETECTION_IOU, Terms
+    from sdseg_cli.metrics import DETECTION_IOU, ScoringOptions
 
     if lesions and detection_iou is None:
         detection_iou = DETECTION_IOU
-    return Terms(tolerance, detection_iou)
+    return ScoringOptions(tolerance, detection_iou)
 
 
 def number(value: float | None) -> str:

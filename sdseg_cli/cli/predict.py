@@ -186,10 +186,10 @@ def _predict_one(
 ) -> None:
     """Predict one scan; the arguments are those of `predict_cohort`."""
     from sdseg_cli.imaging.io.files import read_geometry
-    from sdseg_cli.inference.predict_outputs import Outputs
+    from sdseg_cli.inference.predict_outputs import OutputPaths
 
     # The names first, then the scan's header, before torch takes its seconds.
-    Outputs(mask, **files, probability_dtype=options["probability_dtype"]).check_names(scan)
+    OutputPaths(mask, **files, probability_dtype=options["probability_dtype"]).check_names(scan)
     read_geometry(scan, options["series"])
 
     from sdseg_cli.inference.predict import predict_file

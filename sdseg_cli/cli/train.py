@@ -38,7 +38,7 @@ SKIPPING = (
 )
 
 if TYPE_CHECKING:
-    from sdseg_cli.core.progress import TrainProgress, Watch
+    from sdseg_cli.core.progress import OnStep, TrainProgress
     from sdseg_cli.data.manifest import Manifest
     from sdseg_cli.inference.decoders import DecoderCheck
     from sdseg_cli.runs.run_folder import RunDir
@@ -127,7 +127,7 @@ def train(
     what = f"{settings.model.network}, preset {settings.preset}"
     output.say(f"run {folder.path}: {what}, {settings.train.steps} steps")
     with (
-        output.training(f"{folder.path}, {what}", work_in_validations(settings)) as watch,
+        output.training(f"{folder.path}, {what}", work_in_validations(settings)) as on_step,
         output.at_once(STOPPING) as asked,
     ):
         report = run_train(
@@ -139,9 +139,9 @@ def train(
             compiled=compiled,
             adapts=adapts,
             tensorboard=tensorboard,
-            watch=_saying_where_it_begins(output, watch),
-            warn=lambda finding: output.warn([finding]),
-            asked=asked,
+            on_step=_saying_where_it_begins(output, on_step),
+            on_warning=lambda finding: output.warn([finding]),
+            on_stop=asked,
         )
     check = _calibrated(output, report, folder, manifest, device) if first else None
     _show(output, report, check, folder)
@@ -163,8 +163,8 @@ def _calibrated(
             device=device,
             anew=report.step > report.begun,
             progress=progress,
-            warn=lambda finding: output.warn([finding]),
-            asked=asked,
+            on_warning=lambda finding: output.warn([finding]),
+            on_stop=asked,
         )
 
 
@@ -190,7 +190,7 @@ def _next_command(report: TrainReport, manifest: Manifest) -> str:
     return f"sdseg predict SCAN -o mask.nii.gz --run {name}"
 
 
-def _saying_where_it_begins(output: Output, watch: Watch) -> Watch:
+def _saying_where_it_begins(output: Output, on_step: OnStep) -> OnStep:
     """Once it is known: after all that may refuse to go on."""
     told = False
 
@@ -199,7 +199,7 @@ def _saying_where_it_begins(output: Output, watch: Watch) -> Watch:
         if not told and now.step > 0:
             output.say(f"going on from step {now.step}")
         told = True
-        watch(now)
+        on_step(now)
 
     return tell
 

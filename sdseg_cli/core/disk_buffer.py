@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sdseg_cli.core.errors import RunError
 
 
-class Spilled:
+class DiskBuffer:
     """Arrays of one shape, float32, in a file without a name.
 
     Five runs of a scan of 600 slices are 790 MB; what is compared at a time is a few slices of
@@ -32,7 +32,7 @@ class Spilled:
         except OSError as error:
             raise self._refused(error) from error
 
-    def __enter__(self) -> Spilled:
+    def __enter__(self) -> DiskBuffer:
         return self
 
     def __exit__(

@@ -1,4 +1,4 @@
-"""How a verb tells whoever called it how far it is."""
+"""The callbacks through which work reports how far it is."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ Progress = Callable[[int, int, str], None]
 """Called as `progress(done, total, what)`, for example `progress(3, 30, "case 07")`."""
 
 
-def silent(done: int, total: int, what: str) -> None:
-    """The default: say nothing."""
+def no_op(*_: object) -> None:
+    """The default of every callback: say nothing."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,8 @@ class TrainProgress:
         return self.validation.get("step") == self.step
 
 
-Watch = Callable[[TrainProgress], None]
-"""Called by `train` as `watch(now)`."""
-
-
-def unwatched(now: TrainProgress) -> None:
-    """The default: say nothing."""
-
-
-def unasked() -> None:
-    """The default where a stop is acknowledged: say nothing."""
+OnStep = Callable[[TrainProgress], None]
+"""Called by `train` as `on_step(now)`."""
 
 
 class Pace:

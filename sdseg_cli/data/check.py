@@ -16,7 +16,7 @@ from sdseg_cli.core.errors import ConfigError, DataError
 from sdseg_cli.core.filenames import is_picture
 from sdseg_cli.core.findings import ERROR, Finding, in_order
 from sdseg_cli.core.processes import available_cores, in_processes
-from sdseg_cli.core.progress import Progress, silent
+from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.data.checks import Expected, check_case, check_grid, check_scan
 from sdseg_cli.data.cohort_checks import check_cohort
 from sdseg_cli.data.layouts.folder import FOLDER
@@ -67,7 +67,7 @@ def check(
     target: tuple[int, ...] | None = None,
     split_file: Path | None = None,
     workers: int | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_op,
 ) -> CheckReport:
     """Check a data set's folder, or one file.
 

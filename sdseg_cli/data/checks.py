@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sdseg_cli.core.findings import ERROR, WARNING, Finding
 from sdseg_cli.data.hounsfield import check_hounsfield
-from sdseg_cli.imaging.statistics import CaseFacts, GridFacts, LabelFacts, ScanFacts
+from sdseg_cli.imaging.statistics import CaseFacts, GridStatistics, LabelStatistics, ScanStatistics
 
 MANY_LABELS = 16
 """More labels than this, with none chosen, are hardly meant as one foreground."""
@@ -56,7 +56,7 @@ def check_case(case: CaseFacts, expected: Expected) -> Iterator[Finding]:
         yield from check_labels(case.id, case.labels, expected, is_picture=case.scan is None)
 
 
-def check_scan(id: str, scan: ScanFacts, ct: bool | None) -> Iterator[Finding]:
+def check_scan(id: str, scan: ScanStatistics, ct: bool | None) -> Iterator[Finding]:
     """What the values of a scan must be; also asked by `predict`."""
     if scan.not_finite:
         yield Finding(
@@ -87,13 +87,13 @@ def check_scan(id: str, scan: ScanFacts, ct: bool | None) -> Iterator[Finding]:
         yield from check_hounsfield(id, scan, ct)
 
 
-def is_like_a_mask(scan: ScanFacts) -> bool:
+def is_like_a_mask(scan: ScanStatistics) -> bool:
     """Whether a scan looks like a label map."""
     few = scan.distinct is not None and scan.distinct <= MASK_VALUES
     return few and scan.zero_share >= MASK_ZEROS
 
 
-def check_grid(id: str, grid: GridFacts) -> Iterator[Finding]:
+def check_grid(id: str, grid: GridStatistics) -> Iterator[Finding]:
     """What an affine must be, as far as it could be read at all."""
     if grid.shear_degrees:
         yield Finding(
@@ -123,7 +123,7 @@ def check_grid(id: str, grid: GridFacts) -> Iterator[Finding]:
         )
 
 
-def _check_place(id: str, grid: GridFacts) -> Iterator[Finding]:
+def _check_place(id: str, grid: GridStatistics) -> Iterator[Finding]:
     """What a NIfTI header must say of the place, so that all readers take it for the same."""
     if not grid.says_place:
         yield Finding(
@@ -153,7 +153,7 @@ def _check_place(id: str, grid: GridFacts) -> Iterator[Finding]:
 
 
 def check_labels(
-    id: str, mask: LabelFacts, expected: Expected, *, is_picture: bool
+    id: str, mask: LabelStatistics, expected: Expected, *, is_picture: bool
 ) -> Iterator[Finding]:
     """What the values of a label map must be."""
     labels, target = mask.labels, expected.target

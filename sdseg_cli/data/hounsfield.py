@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sdseg_cli.core.findings import WARNING, Finding
-from sdseg_cli.imaging.statistics import ScanFacts
+from sdseg_cli.imaging.statistics import ScanStatistics
 
 WRAPPED_SHARE = 0.01
 """Of the voxels: even a tight crop of a CT has more air and fat than this."""
@@ -23,7 +23,7 @@ BEYOND_SHARE = 0.001
 NO_CT = "this does not look like CT"
 
 
-def check_hounsfield(id: str, scan: ScanFacts, ct: bool | None) -> Iterator[Finding]:
+def check_hounsfield(id: str, scan: ScanStatistics, ct: bool | None) -> Iterator[Finding]:
     """Findings about the values of a scan.
 
     Args:
@@ -77,6 +77,6 @@ def check_hounsfield(id: str, scan: ScanFacts, ct: bool | None) -> Iterator[Find
         )
 
 
-def _is_shifted(scan: ScanFacts) -> bool:
+def _is_shifted(scan: ScanStatistics) -> bool:
     reaches = SMALLEST_RANGE_HU < scan.maximum <= 6000
     return reaches and scan.shifted_share >= SHIFTED_SHARE

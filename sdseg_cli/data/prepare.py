@@ -19,7 +19,7 @@ from sdseg_cli.core.filenames import is_picture, safe_id
 from sdseg_cli.core.findings import ERROR, WARNING, Finding, in_order
 from sdseg_cli.core.locks import locked
 from sdseg_cli.core.processes import available_cores, in_processes
-from sdseg_cli.core.progress import Progress, silent
+from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.data.checks import Expected, check_case
 from sdseg_cli.data.cohort_checks import check_duplicates
 from sdseg_cli.data.manifest import Manifest, checked_name, checked_target
@@ -44,7 +44,7 @@ from sdseg_cli.data.split import Split, read_split, split_of
 from sdseg_cli.data.staging import Staging, lock_of
 from sdseg_cli.data.unexpected_files import check_set
 from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation
-from sdseg_cli.imaging.measure import Pair, facts_in
+from sdseg_cli.imaging.measure import Pair, statistics_in
 from sdseg_cli.imaging.slices import CROPS
 
 SIZE = 256
@@ -53,10 +53,6 @@ SIZE = 256
 
 OnReplace = Callable[[Path, Mapping[str, Any]], Finding | None]
 """Of the set in place and the settings of the new one: a warning, nothing, or a ConfigError."""
-
-
-def nothing_lost(root: Path, settings: Mapping[str, Any]) -> None:
-    """The default: no run was trained on the set in place."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +89,8 @@ def prepare(
     workers: int | None = None,
     skip_bad: bool = False,
     seed: int = 0,
-    progress: Progress = silent,
-    on_replace: OnReplace = nothing_lost,
+    progress: Progress = no_op,
+    on_replace: OnReplace = no_op,
 ) -> PrepareReport:
     """Prepare a data set, or finish what a killed run left.
 
@@ -340,7 +336,9 @@ def _warnings(
 ) -> tuple[Finding, ...]:
     """What is odd about the cases, from what was measured while they were read."""
     expected = Expected(ct, plan.target, plan.spec.labels)
-    facts = [facts_in(Pair(case.id, case.image, case.label), records[case.id]) for case in cases]
+    facts = [
+        statistics_in(Pair(case.id, case.image, case.label), records[case.id]) for case in cases
+    ]
     alone = [finding for case in facts for finding in check_case(case, expected)]
     alike = check_duplicates({case.id: case.sha256 for case in facts}, split.of)
     every = (*alone, *alike, *plan.found)

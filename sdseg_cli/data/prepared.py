@@ -22,10 +22,10 @@ from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation, extent, guess
 from sdseg_cli.imaging.io.files import read_geometry, read_image, read_labels
 from sdseg_cli.imaging.io.picture import MaskLevels, Picture
 from sdseg_cli.imaging.measure import facts_record, measure_grid, measure_labels, measure_scan
-from sdseg_cli.imaging.reorient import geometry_like, stored_like
+from sdseg_cli.imaging.reorient import geometry_like, reorient_to
 from sdseg_cli.imaging.scan_state import size_and_time
 from sdseg_cli.imaging.slices import to_stack
-from sdseg_cli.imaging.statistics import ScanFacts
+from sdseg_cli.imaging.statistics import ScanStatistics
 from sdseg_cli.imaging.volume import Volume, require_same_grid
 
 FORMAT_VERSION = 2
@@ -209,7 +209,7 @@ def prepare_case(job: CaseJob, folder: Path) -> dict[str, Any] | BadCase:
         fingerprint = job.fingerprint()
         image = read_image(job.image)
         code = "label"
-        label = stored_like(read_labels(job.label, job.levels), image.geometry)
+        label = reorient_to(read_labels(job.label, job.levels), image.geometry)
         code = "grid"
         names = f"scan {image.name}", f"label {label.name}"
         require_same_grid(image.geometry, label.geometry, *names)
@@ -246,7 +246,7 @@ def _identity(path: Path) -> tuple[str, int, int]:
     return str(path.resolve()), size, changed
 
 
-def _checked_values(image: Volume) -> ScanFacts | None:
+def _checked_values(image: Volume) -> ScanStatistics | None:
     if isinstance(image, Picture):
         return None  # Integers are always numbers, and colours no HU.
     found = measure_scan(image)

@@ -70,7 +70,7 @@ def check_set(
         label_glob: The pattern of the label maps.
     """
     yield from _check_twins(cases)
-    yield from check_strays(root, cases, label_glob)
+    yield from check_unexpected_files(root, cases, label_glob)
     yield from _check_links(root, cases)
     if image_glob is not None and label_glob is not None:
         yield from _check_patterns(root, cases, (image_glob, label_glob))
@@ -79,7 +79,9 @@ def check_set(
         yield from spec.check(root, list(cases))
 
 
-def check_strays(root: Path, cases: Collection[Case], label_glob: str | None) -> Iterator[Finding]:
+def check_unexpected_files(
+    root: Path, cases: Collection[Case], label_glob: str | None
+) -> Iterator[Finding]:
     """Label maps that no scan belongs to.
 
     Args:

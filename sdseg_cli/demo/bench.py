@@ -22,23 +22,23 @@ from sdseg_cli.core.config import THRESHOLD, SampleConfig
 from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.core.memory import available_bytes, largest_that_fits
 from sdseg_cli.core.presets import preset
-from sdseg_cli.core.progress import Progress, silent
+from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.demo.phantom import make_phantom
 from sdseg_cli.imaging.intensity import CT_WINDOW_HU, Normalisation
 from sdseg_cli.imaging.slices import SliceStack, to_stack
 from sdseg_cli.inference.decoders import choose_decoder
-from sdseg_cli.inference.engine import Inference, cores, keep_freed_memory, quicken
+from sdseg_cli.inference.engine import Inference, cores, keep_freed_memory, optimize_for_inference
 from sdseg_cli.inference.sampling import predict_planes, shifted
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.arithmetic import gflop, matrix_rate, seconds_of
 from sdseg_cli.model.mask_decoder import MaskDecoder, build_mask_decoder
-from sdseg_cli.model.runtime import choose_device, placed
+from sdseg_cli.model.runtime import choose_device, to_device
 from sdseg_cli.model.sdseg import SDSeg, as_three_channels, build_sdseg, full_precision
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import read_trained, sdseg_of
-from sdseg_cli.training.batches import spread
+from sdseg_cli.training.batches import evenly_spaced
 from sdseg_cli.training.splits import open_split
 
 SIDE, ROUNDS, CPU = 256, 2, torch.device("cpu")
@@ -110,7 +110,7 @@ def bench(
     slices: int = 8,
     device: str = "auto",
     threads: int | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_op,
 ) -> BenchReport:
     """Measure.
 
@@ -144,11 +144,11 @@ def bench(
         checkpoint = None if model is None else read_trained(model)
         networks, trained = _networks(model, checkpoint, preset_name, own)
         decoder = trained or build_mask_decoder(networks.config.autoencoder)
-        decoder = placed(decoder.eval().requires_grad_(False), own)
+        decoder = to_device(decoder.eval().requires_grad_(False), own)
         pixels = _pixels(checkpoint, workspace, slices)
         simple = copy.deepcopy(networks)
         simple.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        quicken(networks)
+        optimize_for_inference(networks)
         jobs = list(_tiers(simple, networks, decoder, len(pixels)))
         total = 1 + ROUNDS * len(jobs)
         stages = _stages(simple, networks, decoder)
@@ -285,7 +285,7 @@ def _networks(
     torch.manual_seed(0)
     if model is None or checkpoint is None:
         built = build_sdseg(preset(preset_name).model).eval().requires_grad_(False)
-        return placed(built, device), None
+        return to_device(built, device), None
     networks = sdseg_of(checkpoint, device, source=str(model))
     with suppress(ConfigError):
         return networks, choose_decoder("fast", model, checkpoint, networks, WeightStore.default())
@@ -300,7 +300,7 @@ def _pixels(
         with suppress(ConfigError):  # the set may be elsewhere
             manifest = Manifest.find(workspace, str(checkpoint.data.get("dataset")))
             slices = open_split(manifest, "val")
-            return slices.batch(spread(slices, count)[:count]).image.numpy()
+            return slices.batch(evenly_spaced(slices, count)[:count]).image.numpy()
     once = (stack := _phantom()).pixels(0, len(stack))
     return np.resize(once, (count, *once.shape[1:]))  # cut, or again and again
 

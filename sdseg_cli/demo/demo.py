@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdseg_cli.core.progress import Progress, silent
+from sdseg_cli.core.progress import Progress, no_op
 
 CASES = 14
 SEED = 0
@@ -40,7 +40,7 @@ class Demo:
         return run.status().get("state") == "stopped"
 
 
-def set_up(folder: Path, *, steps: int = STEPS, progress: Progress = silent) -> Demo:
+def set_up(folder: Path, *, steps: int = STEPS, progress: Progress = no_op) -> Demo:
     """Make the phantom set (if it is not there yet) and say which commands to run on it.
 
     Args:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from sdseg_cli.core.files import replacing
-from sdseg_cli.core.progress import Progress, silent
+from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.demo.anatomy import build_abdomen
 from sdseg_cli.demo.canvas import AIR_HU, WARP_MM, Canvas, Field
 from sdseg_cli.imaging.volume import Geometry, Volume
@@ -70,7 +70,7 @@ def write_phantom_set(
     seed: int = 0,
     shape: tuple[int, int, int] = SHAPE,
     spacing_mm: tuple[float, float, float] = SPACING_MM,
-    progress: Progress = silent,
+    progress: Progress = no_op,
 ) -> list[Path]:
     """Write patients 1..cases as img/img00NN.nii.gz and label/label00NN.nii.gz.
 

@@ -8,26 +8,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdseg_cli.data.manifest import PreparedCase
-from sdseg_cli.evaluation.evaluation_split import HeldOut
+from sdseg_cli.evaluation.evaluation_split import EvaluationSplit
 from sdseg_cli.imaging.intensity import Normalisation
-from sdseg_cli.imaging.slices import Restore
+from sdseg_cli.imaging.slices import SliceTransform
 from sdseg_cli.imaging.volume import Volume
 from sdseg_cli.metrics.agreement import disagreement_of_counts
 from sdseg_cli.report.map_panels import map_panel
 from sdseg_cli.report.panels import CasePanel, case_panel
-from sdseg_cli.report.pictures import telling_slice
+from sdseg_cli.report.pictures import largest_area_slice
 
 
 def panel_of(
-    held: HeldOut,
+    held: EvaluationSplit,
     case: PreparedCase,
     scan: Volume,
     reference: NDArray[np.bool_],
     prediction: NDArray[np.bool_],
 ) -> CasePanel:
     """The slice with the largest reference; both masks (I,J,K) bool on the scan's grid."""
-    restore = Restore.of(scan.geometry)
-    k = telling_slice(reference, prediction, restore)
+    restore = SliceTransform.of(scan.geometry)
+    k = largest_area_slice(reference, prediction, restore)
     return case_panel(
         case.id,
         _place(restore, k),
@@ -39,7 +39,7 @@ def panel_of(
 
 
 def map_panel_of(
-    held: HeldOut,
+    held: EvaluationSplit,
     case: PreparedCase,
     scan: Volume,
     reference: NDArray[np.bool_],
@@ -58,7 +58,7 @@ def map_panel_of(
         runs: How many there are.
         k: Slice number, from the feet.
     """
-    restore = Restore.of(scan.geometry)
+    restore = SliceTransform.of(scan.geometry)
     plane = np.asarray(restore.canonical_plane(votes, k))
     where = _place(restore, k)
     return map_panel(
@@ -72,11 +72,11 @@ def map_panel_of(
     )
 
 
-def _place(restore: Restore, k: int) -> str:
+def _place(restore: SliceTransform, k: int) -> str:
     return "" if restore.slices == 1 else f"slice {k + 1} of {restore.slices}"
 
 
-def _looks(held: HeldOut, scan: Volume, restore: Restore) -> dict[str, Any]:
+def _looks(held: EvaluationSplit, scan: Volume, restore: SliceTransform) -> dict[str, Any]:
     """The values drawn black and white, and the size of a pixel."""
     limits = Normalisation.from_dict(held.manifest.normalisation).limits(scan)
     height_mm, width_mm, _ = restore.planes.spacing_mm

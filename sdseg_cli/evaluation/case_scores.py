@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sdseg_cli.metrics import Grid, Length, Mask, Protocol, Score, Spacing, Terms, mask_metrics
+from sdseg_cli.metrics import (
+    Grid,
+    Length,
+    Mask,
+    Protocol,
+    Score,
+    ScoringOptions,
+    Spacing,
+    mask_metrics,
+)
 from sdseg_cli.metrics.lesions import Lesions
 from sdseg_cli.metrics.pair import MaskPair
 
@@ -60,7 +69,7 @@ def score_case(
     *,
     grid: Grid = "native",
     protocol: Protocol = "standard",
-    terms: Terms | None = None,
+    terms: ScoringOptions | None = None,
     class_label: int | None = None,
     start: tuple[int, ...] | None = None,
 ) -> CaseResult:

@@ -13,14 +13,14 @@ from typing import Any
 
 from sdseg_cli.core.errors import ConfigError, DataError
 from sdseg_cli.core.files import require_writable
-from sdseg_cli.core.progress import Progress, silent
+from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.evaluation.comparison import Comparison, Evaluation
 from sdseg_cli.evaluation.evaluate import evaluate
 from sdseg_cli.evaluation.folders import evaluate_folders
 from sdseg_cli.evaluation.results import EvaluateReport
 from sdseg_cli.evaluation.undefined import shortened
-from sdseg_cli.metrics import Terms
+from sdseg_cli.metrics import ScoringOptions
 from sdseg_cli.runs.run_folder import RunDir
 
 
@@ -37,7 +37,7 @@ class Rules:
 
     grid: str = "native"
     protocol: str = "standard"
-    terms: Terms = field(default_factory=Terms)
+    terms: ScoringOptions = field(default_factory=ScoringOptions)
     allow_missing: bool = False
 
 
@@ -57,7 +57,7 @@ def compare_runs(
     decoder: str = "auto",
     report: Path | None = None,
     command: str = "",
-    progress: Progress = silent,
+    progress: Progress = no_op,
 ) -> Comparison:
     """Compare two runs on one split of the data they were trained on.
 
@@ -121,7 +121,7 @@ def compare_folders(
     *,
     rules: Rules = STANDARD,
     report: Path | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_op,
     **reading: Any,
 ) -> Comparison:
     """Compare two folders of masks against the same references.

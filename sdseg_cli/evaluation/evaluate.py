@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING
 
 from sdseg_cli.core.config import THRESHOLD, SampleConfig
 from sdseg_cli.core.errors import DataError
-from sdseg_cli.core.progress import Progress, silent
+from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.data.manifest import PreparedCase
+from sdseg_cli.evaluation.cached_masks import CachedMask, CachedMasks
 from sdseg_cli.evaluation.case_panels import panel_of
 from sdseg_cli.evaluation.case_scores import CaseResult, score_case
 from sdseg_cli.evaluation.evaluate_pictures import draw_cases
-from sdseg_cli.evaluation.evaluation_split import CaseProgress, HeldOut, open_held_out
-from sdseg_cli.evaluation.kept_masks import Kept, KeptMasks
+from sdseg_cli.evaluation.evaluation_split import CaseProgress, EvaluationSplit, open_held_out
 from sdseg_cli.evaluation.page import write_report
 from sdseg_cli.evaluation.protocols import ProtocolSummary, chosen_way
 from sdseg_cli.evaluation.results import EvaluateReport
 from sdseg_cli.imaging.volume import Volume
 from sdseg_cli.inference.decoders import decoder_identity
-from sdseg_cli.metrics import Grid, Protocol, Terms
+from sdseg_cli.metrics import Grid, Protocol, ScoringOptions
 from sdseg_cli.report.panels import CasePanel, save_panels
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def evaluate(
     split: str = "test",
     grid: str = "native",
     protocol: str = "standard",
-    terms: Terms | None = None,
+    terms: ScoringOptions | None = None,
     seed: int = 0,
     sample: SampleConfig | None = None,
     device: str = "auto",
@@ -59,7 +59,7 @@ def evaluate(
     decoder: str = "auto",
     predictor: Predictor | None = None,
     command: str = "",
-    progress: Progress = silent,
+    progress: Progress = no_op,
 ) -> EvaluateReport:
     """Score a run on one split of the data set it was trained on.
 
@@ -103,7 +103,7 @@ def evaluate(
         predictor=predictor,
     )
     sample = sample or held.run.config().sample
-    masks = KeptMasks(
+    masks = CachedMasks(
         held.run.predictions / split,
         held.checkpoint_sha256,
         decoder_identity(held.predictor.decoder, held.run.path),
@@ -111,7 +111,7 @@ def evaluate(
         seed,
         sample,
     )
-    scoring = _Scoring(held, masks, terms or Terms(), progress)
+    scoring = _Scoring(held, masks, terms or ScoringOptions(), progress)
     scored = scoring.score_all()
     report = EvaluateReport(
         run=held.run.path,
@@ -156,9 +156,9 @@ class _Scored:
 class _Scoring:
     """One pass over the held-out cases."""
 
-    held: HeldOut
-    masks: KeptMasks
-    terms: Terms
+    held: EvaluationSplit
+    masks: CachedMasks
+    terms: ScoringOptions
     progress: Progress
 
     def score_all(self) -> tuple[_Scored, ...]:
@@ -191,7 +191,7 @@ class _Scoring:
         }
         return _Scored(results, panel_of(self.held, case, scan, reference, kept.mask))
 
-    def answer(self, case: PreparedCase, scan: Volume, progress: Progress) -> Kept:
+    def answer(self, case: PreparedCase, scan: Volume, progress: Progress) -> CachedMask:
         """The case's mask: kept by a former call, or predicted now and kept."""
         kept = self.masks.find(case.id, scan)
         if kept is not None:

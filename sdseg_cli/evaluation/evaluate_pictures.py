@@ -13,20 +13,20 @@ from numpy.typing import NDArray
 from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.progress import Progress
 from sdseg_cli.data.manifest import PreparedCase
+from sdseg_cli.evaluation.cached_masks import CachedMask
 from sdseg_cli.evaluation.case_scores import CaseResult
-from sdseg_cli.evaluation.evaluation_split import CaseProgress, HeldOut
-from sdseg_cli.evaluation.kept_masks import Kept
+from sdseg_cli.evaluation.evaluation_split import CaseProgress, EvaluationSplit
 from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.volume import Volume
 from sdseg_cli.report.pictures import CasePlane, case_plane, save_cases
 
 PICTURES = ("best.png", "median.png", "worst.png", "cases.png")
-Answer = Callable[[PreparedCase, Volume, Progress], Kept]
+Answer = Callable[[PreparedCase, Volume, Progress], CachedMask]
 """A case, its scan and a callback -> what the run says of it."""
 
 
 def draw_cases(
-    held: HeldOut,
+    held: EvaluationSplit,
     results: tuple[CaseResult, ...],
     folder: Path,
     answer: Answer,
@@ -73,7 +73,7 @@ def draw_cases(
 
 
 def _plane(
-    held: HeldOut,
+    held: EvaluationSplit,
     result: CaseResult,
     scan: Volume,
     reference: NDArray[np.bool_],

@@ -15,11 +15,11 @@ from sdseg_cli.core.errors import ConfigError, DataError, RunError
 from sdseg_cli.core.progress import Progress
 from sdseg_cli.data.manifest import Manifest, PreparedCase
 from sdseg_cli.data.spec import SPLITS
-from sdseg_cli.evaluation.kept_masks import sha256_of
+from sdseg_cli.evaluation.cached_masks import sha256_of
 from sdseg_cli.evaluation.provenance import provenance
 from sdseg_cli.imaging.cleaning import Cleaning
 from sdseg_cli.imaging.io.files import read_image, read_labels
-from sdseg_cli.imaging.reorient import stored_like
+from sdseg_cli.imaging.reorient import reorient_to
 from sdseg_cli.imaging.volume import Volume, require_same_grid
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class EvaluationSplit:
     """One split of the data set a run was trained on, and the run ready to predict it."""
 
     run: RunDir
@@ -57,7 +57,7 @@ class HeldOut:
                 )
         scan = read_image(case.image)
         labels = read_labels(case.label, self.manifest.mask_levels)
-        labels = stored_like(labels, scan.geometry)
+        labels = reorient_to(labels, scan.geometry)
         names = f"case {case.id}: scan {scan.name}", f"label {labels.name}"
         require_same_grid(scan.geometry, labels.geometry, *names)
         cleaned = Cleaning.from_dict(self.manifest.cleaning).apply(labels, scan)
@@ -113,7 +113,7 @@ def open_held_out(
     batch_size: int | None = None,
     decoder: str = "auto",
     predictor: Predictor | None = None,
-) -> HeldOut:
+) -> EvaluationSplit:
     """Find the run and its data, check that they belong together, and load the model.
 
     Args:
@@ -156,7 +156,7 @@ def open_held_out(
             f"{manifest.name} was prepared anew since run {folder.path} was trained.",
             "Test cases may have been trained on: prepare it as before, or train again.",
         )
-    return HeldOut(folder, manifest, split, cases, predictor, before)
+    return EvaluationSplit(folder, manifest, split, cases, predictor, before)
 
 
 class CaseProgress:

@@ -10,17 +10,17 @@ from pathlib import Path
 
 from sdseg_cli.core.errors import ConfigError, DataError, RunError
 from sdseg_cli.core.processes import available_cores, in_processes
-from sdseg_cli.core.progress import Progress, silent
+from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.data.layouts.folder import FOLDER
 from sdseg_cli.data.recognise import adapter
 from sdseg_cli.evaluation.page import require_own_folder, write_report
-from sdseg_cli.evaluation.pair_scoring import Judging, Scored, score_pair
+from sdseg_cli.evaluation.pair_scoring import CaseScores, Judging, score_pair
 from sdseg_cli.evaluation.pairing import CHANNEL, Pair, Pairing, pair_folders
 from sdseg_cli.evaluation.protocols import chosen_way
 from sdseg_cli.evaluation.provenance import provenance
 from sdseg_cli.evaluation.results import EvaluateReport
 from sdseg_cli.evaluation.undefined import shortened
-from sdseg_cli.metrics import Terms
+from sdseg_cli.metrics import ScoringOptions
 
 _PAIRS_EACH = 4
 PLANES_NOTE = (
@@ -43,13 +43,13 @@ def evaluate_folders(
     dataset: str | None = None,
     grid: str = "native",
     protocol: str = "standard",
-    terms: Terms | None = None,
+    terms: ScoringOptions | None = None,
     resample: bool = False,
     allow_missing: bool = False,
     workers: int | None = None,
     report: Path | None = None,
     command: str = "",
-    progress: Progress = silent,
+    progress: Progress = no_op,
 ) -> EvaluateReport:
     """Score a folder of masks against a folder of references, wherever they come from.
 
@@ -94,7 +94,7 @@ def evaluate_folders(
         )
     if pred.resolve() == ref.resolve():
         raise ConfigError(f"{pred} is both --pred and --ref.", "Give two folders of masks.")
-    judging = _judging(target, classes, dataset, grid, protocol, terms or Terms())
+    judging = _judging(target, classes, dataset, grid, protocol, terms or ScoringOptions())
     if report is not None:
         require_own_folder(report)
         if report.resolve() in (pred.resolve(), ref.resolve()):
@@ -149,7 +149,7 @@ def _judging(
     dataset: str | None,
     grid: str,
     protocol: str,
-    terms: Terms,
+    terms: ScoringOptions,
 ) -> Judging:
     """The options, checked."""
     spec = FOLDER if dataset is None else adapter(dataset)
@@ -166,7 +166,7 @@ def _judging(
 
 def _score(
     pairs: Sequence[Pair], judging: Judging, workers: int, progress: Progress
-) -> list[Scored]:
+) -> list[CaseScores]:
     """All pairs, in their order."""
     work, found = partial(score_pair, judging=judging), []
     try:
@@ -179,7 +179,9 @@ def _score(
     return found
 
 
-def _require_target(target: tuple[int, ...] | None, scored: Sequence[Scored], ref: Path) -> None:
+def _require_target(
+    target: tuple[int, ...] | None, scored: Sequence[CaseScores], ref: Path
+) -> None:
     """Refuse a target that is in none of the references, while other labels are."""
     known = sorted({label for one in scored for label in one.reference_labels})
     if target is not None and known and not {*known} & {*target}:
@@ -194,12 +196,12 @@ def _listed(labels: Sequence[int]) -> str:
     return ",".join(map(str, labels))
 
 
-def _lacks(one: Scored, target: tuple[int, ...]) -> bool:
+def _lacks(one: CaseScores, target: tuple[int, ...]) -> bool:
     """Whether a mask was read as one foreground though its only label is no target."""
     return len(one.labels) == 1 and one.labels[0] not in target
 
 
-def _notes(pairing: Pairing, judging: Judging, scored: Sequence[Scored]) -> list[str]:
+def _notes(pairing: Pairing, judging: Judging, scored: Sequence[CaseScores]) -> list[str]:
     """What a reader of the scores has to know."""
     notes = []
     if judging.grid == "model":
@@ -238,7 +240,7 @@ def _notes(pairing: Pairing, judging: Judging, scored: Sequence[Scored]) -> list
     )
 
 
-def _label_notes(pairing: Pairing, judging: Judging, scored: Sequence[Scored]) -> list[str]:
+def _label_notes(pairing: Pairing, judging: Judging, scored: Sequence[CaseScores]) -> list[str]:
     """Where one foreground was made of several labels, or of one that may be another organ's."""
     target, notes = judging.target, []
     asked = "any label counts" if target is None else f"--target {_listed(target)} counts"

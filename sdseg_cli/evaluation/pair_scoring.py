@@ -13,11 +13,11 @@ from sdseg_cli.evaluation.case_scores import CaseResult, score_case
 from sdseg_cli.evaluation.pairing import Pair
 from sdseg_cli.imaging.io.files import read_labels
 from sdseg_cli.imaging.io.picture import MaskLevels
-from sdseg_cli.imaging.regrid import Span, extended, labels_onto, overlap, padded
-from sdseg_cli.imaging.reorient import stored_like
-from sdseg_cli.imaging.slices import Restore
+from sdseg_cli.imaging.regrid import Span, extended, overlap, padded, resample_to
+from sdseg_cli.imaging.reorient import reorient_to
+from sdseg_cli.imaging.slices import SliceTransform
 from sdseg_cli.imaging.volume import Array, Volume
-from sdseg_cli.metrics import Grid, Mask, Protocol, Terms
+from sdseg_cli.metrics import Grid, Mask, Protocol, ScoringOptions
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Judging:
     levels: MaskLevels | None = None
     grid: Grid = "native"
     protocol: Protocol = "standard"
-    terms: Terms = field(default_factory=Terms)
+    terms: ScoringOptions = field(default_factory=ScoringOptions)
     plain: bool = True
 
 
 @dataclass(frozen=True)
-class Scored:
+class CaseScores:
     """What became of a pair."""
 
     rows: tuple[CaseResult, ...]
@@ -58,7 +58,7 @@ class Scored:
     """Predicted voxels beyond the reference's own grid, where all is background."""
 
 
-def score_pair(pair: Pair, judging: Judging) -> Scored:
+def score_pair(pair: Pair, judging: Judging) -> CaseScores:
     """Read and score a pair.
 
     Where a mask that is brought onto its reference's grid reaches beyond it, the grid is continued
@@ -77,7 +77,7 @@ def score_pair(pair: Pair, judging: Judging) -> Scored:
         inside: Span | None = None
         if pair.resample:
             mask, label, inside = _resampled(pair, mask, label, judging.grid)
-        mask = stored_like(mask, label.geometry)
+        mask = reorient_to(mask, label.geometry)
         held, known = held_labels(mask.array), held_labels(label.array)
         if judging.classes is not None:
             _require_declared(pair, judging.classes, held, known)
@@ -86,7 +86,7 @@ def score_pair(pair: Pair, judging: Judging) -> Scored:
     spacing_mm = label.spacing_mm
     pred, truth = mask.array, label.array
     if judging.grid == "model":
-        restore = Restore.of(label.geometry)
+        restore = SliceTransform.of(label.geometry)
         pred, truth, spacing_mm = _planes(mask, restore), _planes(label, restore), None
     masks: list[tuple[int | None, Mask, Mask]]
     if judging.classes is None:
@@ -109,7 +109,7 @@ def score_pair(pair: Pair, judging: Judging) -> Scored:
         for value, one, other in masks
     ]
     outside = 0 if inside is None else sum(_outside(one, inside) for _, one, _ in masks)
-    return Scored(tuple(rows), held, known, outside)
+    return CaseScores(tuple(rows), held, known, outside)
 
 
 def _resampled(
@@ -131,7 +131,7 @@ def _resampled(
             "Do their headers place them apart? Check both.",
             "grid",
         )
-    found = labels_onto(mask, grid)
+    found = resample_to(mask, grid)
     if mask.array.any() and not found.array.any():
         raise _nothing_left(pair)
     if on == "native":
@@ -212,7 +212,7 @@ def _foreground(labels: Array, target: tuple[int, ...] | None) -> Mask:
     return mask
 
 
-def _planes(labels: Volume, restore: Restore) -> Array:
+def _planes(labels: Volume, restore: SliceTransform) -> Array:
     """(S,256,256): the labels on the model's squares, as `prepare` takes them."""
     planes = (restore.canonical_plane(labels.array, k) for k in range(restore.slices))
     return np.stack([restore.labels_to_model(plane, k) for k, plane in enumerate(planes)])

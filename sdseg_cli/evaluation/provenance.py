@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from sdseg_cli import __version__
-from sdseg_cli.evaluation.kept_masks import sha256_of
+from sdseg_cli.evaluation.cached_masks import sha256_of
 
 LIBRARIES = ("torch", "monai", "numpy", "scipy", "SimpleITK", "nibabel")
 """Those whose version can change a score."""

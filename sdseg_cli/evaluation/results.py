@@ -15,7 +15,7 @@ from sdseg_cli.core.tables import Cell, strict, write_csv, write_json
 from sdseg_cli.evaluation.case_scores import CaseResult
 from sdseg_cli.evaluation.protocols import ProtocolSummary
 from sdseg_cli.evaluation.undefined import undefined_notes
-from sdseg_cli.metrics import Grid, Protocol, Terms, mask_metrics
+from sdseg_cli.metrics import Grid, Protocol, ScoringOptions, mask_metrics
 from sdseg_cli.metrics.statistics import FEW_CASES, Summary, summarise
 from sdseg_cli.report.latex import write_latex
 
@@ -43,7 +43,7 @@ class EvaluateReport:
     files: tuple[Path, ...] = ()
     """Written."""
     notes: tuple[str, ...] = ()
-    terms: Terms = field(default_factory=Terms)
+    terms: ScoringOptions = field(default_factory=ScoringOptions)
     pred: Path | None = None
     """Folder of the masks; None for a run's own."""
     ref: Path | None = None

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.files import replacing_folder
-from sdseg_cli.core.progress import Progress, silent
+from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.evaluation.evaluation_split import CaseProgress
 from sdseg_cli.evaluation.page import write_report
 from sdseg_cli.evaluation.stability_picture import stability_picture
@@ -50,7 +50,7 @@ def stability(
     lpips_linear: Path | None = None,
     predictor: Predictor | None = None,
     command: str = "",
-    progress: Progress = silent,
+    progress: Progress = no_op,
 ) -> StabilityReport:
     """Predict every case of a split several times and measure how far the results part.
 

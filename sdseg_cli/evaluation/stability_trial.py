@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdseg_cli.core.config import SampleConfig
-from sdseg_cli.core.disk_buffer import Spilled
+from sdseg_cli.core.disk_buffer import DiskBuffer
 from sdseg_cli.core.errors import ConfigError, DataError
 from sdseg_cli.data.manifest import PreparedCase
 from sdseg_cli.evaluation.case_panels import map_panel_of
-from sdseg_cli.evaluation.evaluation_split import CaseProgress, HeldOut, open_held_out
+from sdseg_cli.evaluation.evaluation_split import CaseProgress, EvaluationSplit, open_held_out
 from sdseg_cli.evaluation.lpips_weights import FoundLpips, find_lpips
 from sdseg_cli.evaluation.stability_picture import StabilityPlane
 from sdseg_cli.evaluation.stability_scores import Comparison, StabilityReport
@@ -45,7 +45,7 @@ CHUNK_PLANES = 64
 class Conditions:
     """What stays the same in all trials: cases, seeds and measures."""
 
-    held: HeldOut
+    held: EvaluationSplit
     seeds: tuple[int, ...]
     """One per run."""
     lpips: FoundLpips
@@ -151,7 +151,7 @@ class Trial:
         planes = held.reference_planes(case)
         votes = np.zeros(reference.shape, np.min_scalar_type(runs), "F")
         scores: list[float | None] = []
-        with Spilled(held.run.path) as kept:
+        with DiskBuffer(held.run.path) as kept:
             for seed in self.under.seeds:
                 prediction = self._predict(case, scan, planes.shape, seed, count)
                 mask = prediction.mask()
@@ -192,7 +192,7 @@ class Trial:
         self.timed.append((prediction.seconds, len(prediction.probability)))
         return prediction
 
-    def _compare(self, case: PreparedCase, kept: Spilled, filled: NDArray[np.bool_]) -> None:
+    def _compare(self, case: PreparedCase, kept: DiskBuffer, filled: NDArray[np.bool_]) -> None:
         """Slice n of a run with slice n of another, a few slices of all runs at a time."""
         parts: dict[Pair, list[Measured]] = {pair: [] for pair in self.pairs}
         size = max(1, CHUNK_PLANES // kept.count)
@@ -228,7 +228,7 @@ class Trial:
     def _show(
         self,
         case: PreparedCase,
-        kept: Spilled,
+        kept: DiskBuffer,
         reference: NDArray[np.bool_],
         k: int,
     ) -> None:

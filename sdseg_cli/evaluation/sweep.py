@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.errors import ConfigError
-from sdseg_cli.core.progress import Progress, silent
+from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.evaluation.evaluation_split import CaseProgress
 from sdseg_cli.evaluation.page import FILE as PAGE
 from sdseg_cli.evaluation.page import write_report
@@ -36,7 +36,7 @@ def sweep(
     lpips_linear: Path | None = None,
     predictor: Predictor | None = None,
     command: str = "",
-    progress: Progress = silent,
+    progress: Progress = no_op,
 ) -> SweepReport:
     """Try several ways of sampling, each as `stability` tries one; see there for the arguments.
 

@@ -14,8 +14,14 @@ from numpy.typing import NDArray
 from sdseg_cli.core.errors import DataError
 from sdseg_cli.imaging.io.files import read_image, read_labels
 from sdseg_cli.imaging.planes import Planes
-from sdseg_cli.imaging.reorient import stored_like
-from sdseg_cli.imaging.statistics import CaseFacts, Fault, GridFacts, LabelFacts, ScanFacts
+from sdseg_cli.imaging.reorient import reorient_to
+from sdseg_cli.imaging.statistics import (
+    CaseFacts,
+    Fault,
+    GridStatistics,
+    LabelStatistics,
+    ScanStatistics,
+)
 from sdseg_cli.imaging.volume import Geometry, Volume, require_same_grid
 
 if TYPE_CHECKING:
@@ -64,7 +70,7 @@ def measure_case(pair: Pair) -> CaseFacts:
             labels = measure_labels(mask)
             role = "grid"
             if geometry is not None:
-                mask = stored_like(mask, geometry)
+                mask = reorient_to(mask, geometry)
                 names = f"scan {pair.image.name}", f"label {pair.label.name}"
                 require_same_grid(geometry, mask.geometry, *names)
         except DataError as error:
@@ -79,9 +85,9 @@ def fault_of(role: str, error: DataError) -> Fault:
     return Fault(code, error.message, error.hint)
 
 
-def measure_grid(geometry: Geometry) -> GridFacts:
+def measure_grid(geometry: Geometry) -> GridStatistics:
     """Where a volume lies."""
-    return GridFacts(
+    return GridStatistics(
         shape=geometry.shape,
         plane=Planes.of(geometry).shape,
         axis_codes=geometry.axis_codes,
@@ -94,8 +100,8 @@ def measure_grid(geometry: Geometry) -> GridFacts:
     )
 
 
-def measure_scan(volume: Volume, digest: Digest | None = None) -> ScanFacts:
-    """What the voxels of a scan hold; see `ScanFacts`. One plane is converted at a time.
+def measure_scan(volume: Volume, digest: Digest | None = None) -> ScanStatistics:
+    """What the voxels of a scan hold; see `ScanStatistics`. One plane is converted at a time.
 
     Args:
         volume: The scan.
@@ -124,7 +130,7 @@ def measure_scan(volume: Volume, digest: Digest | None = None) -> ScanFacts:
         low = high = 0.0
     zero, air, shifted, above, wrapped, beyond = (int(count) for count in counts)
     total = volume.array.size
-    return ScanFacts(
+    return ScanStatistics(
         minimum=low,
         maximum=high,
         not_finite=not_finite,
@@ -137,8 +143,8 @@ def measure_scan(volume: Volume, digest: Digest | None = None) -> ScanFacts:
     )
 
 
-def measure_labels(volume: Volume) -> LabelFacts:
-    """What the voxels of a label map hold; see `LabelFacts`.
+def measure_labels(volume: Volume) -> LabelStatistics:
+    """What the voxels of a label map hold; see `LabelStatistics`.
 
     Args:
         volume: As `read_labels` gives it: uint8 or uint16.
@@ -157,7 +163,7 @@ def measure_labels(volume: Volume) -> LabelFacts:
         sums[2] += here * k
     counts[0] = volume.array.size - counts.sum()
     extent = np.maximum([*planes.shape, planes.count], 2) - 1
-    return LabelFacts(
+    return LabelStatistics(
         voxels=volume.array.size,
         counts={int(value): int(counts[value]) for value in np.flatnonzero(counts)},
         centres={
@@ -169,9 +175,9 @@ def measure_labels(volume: Volume) -> LabelFacts:
 
 
 def facts_record(
-    scan: ScanFacts | None, labels: LabelFacts, grid: GridFacts | None
+    scan: ScanStatistics | None, labels: LabelStatistics, grid: GridStatistics | None
 ) -> dict[str, Any]:
-    """What a prepared case keeps of its measures, for JSON; `facts_in` undoes it. Of a picture
+    """What a prepared case keeps of its measures, for JSON; `statistics_in` undoes it. Of a picture
     there is no `scan`.
     """
     counts = {str(value): count for value, count in labels.counts.items()}
@@ -181,15 +187,15 @@ def facts_record(
     return {**values, "voxels": labels.voxels, "label_voxels": counts}
 
 
-def facts_in(pair: Pair, record: Mapping[str, Any]) -> CaseFacts:
+def statistics_in(pair: Pair, record: Mapping[str, Any]) -> CaseFacts:
     """The facts in the record of a prepared case; those of an older version have none."""
     scan = labels = None
-    grid = GridFacts.from_dict(record["grid"]) if "grid" in record else None
+    grid = GridStatistics.from_dict(record["grid"]) if "grid" in record else None
     if "scan" in record:
-        scan = ScanFacts.from_dict(record["scan"])
+        scan = ScanStatistics.from_dict(record["scan"])
     if "voxels" in record:
         counts = {int(value): int(count) for value, count in record["label_voxels"].items()}
-        labels = LabelFacts(int(record["voxels"]), counts)
+        labels = LabelStatistics(int(record["voxels"]), counts)
     content = str(record.get("pixels_sha256", ""))
     return CaseFacts(pair.id, pair.image, pair.label, grid, scan, labels, (), content)
 

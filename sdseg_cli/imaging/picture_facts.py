@@ -16,7 +16,7 @@ from sdseg_cli.imaging.io.picture import (
     read_picture_greys,
 )
 from sdseg_cli.imaging.measure import Pair, fault_of
-from sdseg_cli.imaging.statistics import CaseFacts, Fault, GridFacts, LabelFacts
+from sdseg_cli.imaging.statistics import CaseFacts, Fault, GridStatistics, LabelStatistics
 
 MANY_GREYS = 16
 """A mask of more values than these, white among them, is a soft edge and no list of classes."""
@@ -30,7 +30,7 @@ def measure_pictures(pair: Pair) -> CaseFacts:
     try:
         pixels = read_picture(pair.image).array
         rows, columns = pixels.shape[:2]
-        grid = GridFacts(shape=(rows, columns), plane=(rows, columns))
+        grid = GridStatistics(shape=(rows, columns), plane=(rows, columns))
         digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
     except DataError as error:
         faults.append(fault_of("image", error))
@@ -53,7 +53,7 @@ def measure_pictures(pair: Pair) -> CaseFacts:
     return CaseFacts(pair.id, pair.image, pair.label, grid, None, labels, tuple(faults), digest)
 
 
-def measure_mask(greys: Picture, levels: MaskLevels | None = None) -> LabelFacts:
+def measure_mask(greys: Picture, levels: MaskLevels | None = None) -> LabelStatistics:
     """The labels of a mask, and how much of it is none of its own greys.
 
     Args:
@@ -66,4 +66,4 @@ def measure_mask(greys: Picture, levels: MaskLevels | None = None) -> LabelFacts
     own = [0, 255] if used is None or len(used) < 3 else [0, 128, 255]
     is_soft = used is not None or (len(found) > MANY_GREYS and values[-1] == 255)
     between = float(np.isin(greys.array, own, invert=True).mean()) if is_soft else 0.0
-    return LabelFacts(greys.array.size, found, between_share=between, graded=used is None)
+    return LabelStatistics(greys.array.size, found, between_share=between, graded=used is None)

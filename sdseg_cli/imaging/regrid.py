@@ -18,7 +18,7 @@ _FARTHEST = 1e6
 Span = tuple[slice, ...]
 
 
-def labels_onto(labels: Volume, grid: Geometry) -> Volume:
+def resample_to(labels: Volume, grid: Geometry) -> Volume:
     """Resample a label map to the nearest neighbour in the world.
 
     Args:

@@ -9,7 +9,7 @@ import numpy as np
 from sdseg_cli.imaging.volume import Geometry, Volume
 
 
-def stored_like(volume: Volume, grid: Geometry) -> Volume:
+def reorient_to(volume: Volume, grid: Geometry) -> Volume:
     """The volume with its axes in the order and direction that another grid stores them.
 
     Only axes are exchanged and turned round: each voxel keeps its value and its place in the world.
@@ -32,7 +32,7 @@ def stored_like(volume: Volume, grid: Geometry) -> Volume:
 
 
 def geometry_like(own: Geometry, grid: Geometry) -> Geometry:
-    """As `stored_like`, for a grid alone."""
+    """As `reorient_to`, for a grid alone."""
     if (own.axes, own.signs) == (grid.axes, grid.signs):
         return own
     order, steps = _turns(own, grid)

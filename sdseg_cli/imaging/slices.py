@@ -24,7 +24,7 @@ CROPS = ("none", "body")
 
 
 @dataclass(frozen=True, eq=False)
-class Restore:
+class SliceTransform:
     """The way from a scan's planes to the model's squares and back.
 
     Attributes:
@@ -41,7 +41,7 @@ class Restore:
     @classmethod
     def of(
         cls, geometry: Geometry, size: int = 256, boxes: NDArray[np.int64] | None = None
-    ) -> Restore:
+    ) -> SliceTransform:
         """The way for a grid.
 
         Args:
@@ -151,7 +151,7 @@ class SliceStack:
 
     volume: Volume
     limits: Limits
-    restore: Restore
+    restore: SliceTransform
 
     def __len__(self) -> int:
         return self.restore.slices
@@ -194,7 +194,7 @@ def to_stack(
         raise ValueError(f"crop is {crop!r}, not one of {CROPS}")
     boxes = body_boxes(volume, normalise) if crop == "body" else None
     return SliceStack(
-        volume, normalise.limits(volume), Restore.of(volume.geometry, size=size, boxes=boxes)
+        volume, normalise.limits(volume), SliceTransform.of(volume.geometry, size=size, boxes=boxes)
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class GridFacts:
+class GridStatistics:
     """Where a volume lies; a picture has two numbers and no place.
 
     Attributes:
@@ -42,7 +42,7 @@ class GridFacts:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> GridFacts:
+    def from_dict(cls, values: dict[str, Any]) -> GridStatistics:
         """Undo `to_dict`."""
         first, second = values["plane"]
         return cls(
@@ -59,7 +59,7 @@ class GridFacts:
 
 
 @dataclass(frozen=True)
-class ScanFacts:
+class ScanStatistics:
     """What the voxels of a scan hold.
 
     Attributes:
@@ -89,13 +89,13 @@ class ScanFacts:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ScanFacts:
+    def from_dict(cls, values: dict[str, Any]) -> ScanStatistics:
         """Undo `to_dict`."""
         return cls(**{field.name: values[field.name] for field in fields(cls)})
 
 
 @dataclass(frozen=True)
-class LabelFacts:
+class LabelStatistics:
     """What the voxels of a label map hold.
 
     Attributes:
@@ -153,8 +153,8 @@ class CaseFacts:
     id: str
     image: Path
     label: Path | None = None
-    grid: GridFacts | None = None
-    scan: ScanFacts | None = None
-    labels: LabelFacts | None = None
+    grid: GridStatistics | None = None
+    scan: ScanStatistics | None = None
+    labels: LabelStatistics | None = None
     faults: tuple[Fault, ...] = ()
     sha256: str = ""

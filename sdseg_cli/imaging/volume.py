@@ -25,7 +25,7 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 GRID_TOLERANCE_VOXELS = 0.1
 """Two grids are one when no corner of theirs lies further apart than this share of a voxel."""
 
-Claim = Callable[["Geometry", int], None]
+OnHeader = Callable[["Geometry", int], None]
 """Told a scan's grid and the bytes of a stored voxel before memory is taken for them; it may raise.
 """
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 
 from sdseg_cli.core.errors import ConfigError
-from sdseg_cli.core.progress import Progress, silent
+from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.imaging.scans import Scan
 from sdseg_cli.inference.cohort_scan import Outcome, Task, Worker, recorded
 from sdseg_cli.inference.ledger import DONE, FAILED, Ledger, Row
@@ -123,7 +123,7 @@ def predict_cohort(
     *,
     shard: Shard | None = None,
     engine: Engine = one_by_one,
-    progress: Progress = silent,
+    progress: Progress = no_op,
     named: bool = True,
 ) -> CohortReport:
     """Predict many scans.

@@ -23,7 +23,7 @@ from sdseg_cli.model.mask_decoder import MaskDecoder, autoencoder_hash, read_mas
 from sdseg_cli.model.sdseg import SDSeg
 from sdseg_cli.model.shipped import shipped_file
 from sdseg_cli.model.store import WeightStore
-from sdseg_cli.model.tensor_files import file_sha256, read_tensors, read_told, write_tensors
+from sdseg_cli.model.tensor_files import file_sha256, read_metadata, read_tensors, write_tensors
 from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import FAST_DECODER, is_package
 from sdseg_cli.runs.run_folder import RunDir
@@ -172,7 +172,7 @@ def find_mask_decoder(
     if own.is_file():
         return read_mask_decoder(read_tensors(own), sizes, source=str(own))
     with shipped_file(SHIPPED) as path:
-        if path.is_file() and read_told(path).get("autoencoder") == key:
+        if path.is_file() and read_metadata(path).get("autoencoder") == key:
             return read_mask_decoder(read_tensors(path), sizes, source="tiny mask decoder")
     return None
 
@@ -212,7 +212,7 @@ def read_check(model: Path) -> DecoderCheck | None:
     if not path.is_file():
         return None
     try:
-        values = parse_json(read_told(path)["check"], source=str(path))
+        values = parse_json(read_metadata(path)["check"], source=str(path))
         values.pop("difference")
         check = DecoderCheck(**values)
         if any(type(getattr(check, key)) not in kinds for key, kinds in _TYPES.items()):
@@ -233,4 +233,4 @@ def keep_with_run(run: RunDir, decoder: MaskDecoder, check: DecoderCheck) -> Non
     """
     tensors = {key: value.cpu().contiguous() for key, value in decoder.state_dict().items()}
     with replacing(run.checkpoints / FAST_DECODER) as temporary:
-        write_tensors(tensors, temporary, told={"check": json.dumps(check.to_json())})
+        write_tensors(tensors, temporary, metadata={"check": json.dumps(check.to_json())})

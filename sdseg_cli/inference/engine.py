@@ -42,7 +42,7 @@ Compute = Callable[..., torch.Tensor]
 """`sampling.predict_planes` or `predict_draws`."""
 
 
-def quicken(model: SliceModel) -> None:
+def optimize_for_inference(model: SliceModel) -> None:
     """On a CPU, the wide convolutions of the encoder and the decoder with fewer multiplications,
     and those of a baseline.
 

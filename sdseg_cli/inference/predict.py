@@ -15,7 +15,7 @@ from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.core.filenames import is_picture
 from sdseg_cli.core.findings import WARNING, Finding
-from sdseg_cli.core.progress import Progress, silent
+from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.data.checks import check_grid, check_scan
 from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.io.files import read_image
@@ -24,8 +24,8 @@ from sdseg_cli.imaging.measure import measure_grid, measure_scan
 from sdseg_cli.imaging.postprocess import PostProcess
 from sdseg_cli.imaging.volume import Volume
 from sdseg_cli.inference.engine import give_memory_back
-from sdseg_cli.inference.predict_memory import Room
-from sdseg_cli.inference.predict_outputs import Maps, Outputs
+from sdseg_cli.inference.predict_memory import MemoryGuard
+from sdseg_cli.inference.predict_outputs import OutputArrays, OutputPaths
 from sdseg_cli.inference.predictor import Predictor
 from sdseg_cli.metrics.agreement import Agreement, Tally, disagreement
 
@@ -117,7 +117,7 @@ def predict_file(
     runs: int | None = None,
     uncertainty: Path | None = None,
     preview: Path | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_op,
 ) -> PredictReport:
     """Predict one scan file and write its mask, and on request what else is known of it.
 
@@ -144,7 +144,7 @@ def predict_file(
         RunError: It does not fit into the memory that is free, or the disk refused.
     """
     started = time.monotonic()
-    outputs = Outputs(output, probability, probability_dtype, uncertainty, preview)
+    outputs = OutputPaths(output, probability, probability_dtype, uncertainty, preview)
     outputs.check_names(scan)
     runs = number_of_runs(runs, uncertainty)
     sample = sample or predictor.config.sample
@@ -152,7 +152,7 @@ def predict_file(
         sample = drawn_often(sample, runs)
     post = post or PostProcess()
     give_memory_back()  # so that it counts as free
-    room = Room(
+    guard = MemoryGuard(
         scan.name,
         outputs,
         lambda size: predictor.batch_bytes(runs or 1, size),
@@ -162,11 +162,11 @@ def predict_file(
     post.require_size_known(scan)
     if scan.exists():
         predictor.require_kind(scan.name, picture=is_picture(scan))  # before it is read
-    volume = read_image(scan, series, room)
+    volume = read_image(scan, series, guard)
     outputs.check_scan(volume)
     warnings = check_volume(volume, predictor.normalisation)
     stack = predictor.stack(volume)
-    maps = Maps(outputs, stack.restore, post.threshold)
+    maps = OutputArrays(outputs, stack.restore, post.threshold)
     predicted = predictor.planes if runs is None else predictor.draws
     batches = predicted(stack, seed=seed, sample=sample, progress=progress)
     stability: Agreement | None = None
@@ -224,7 +224,7 @@ def drawn_often(sample: SampleConfig, runs: int) -> SampleConfig:
     return replace(sample, samples=runs)
 
 
-def _fill(maps: Maps, batches: Batches) -> None:
+def _fill(maps: OutputArrays, batches: Batches) -> None:
     """Bring each probability to the scan's grid."""
     for start, planes in batches:
         for k, plane in enumerate(planes, start):
@@ -232,7 +232,7 @@ def _fill(maps: Maps, batches: Batches) -> None:
                 maps.place(k, maps.restore.to_native(plane, k))
 
 
-def _compare(maps: Maps, batches: Batches, runs: int) -> Agreement:
+def _compare(maps: OutputArrays, batches: Batches, runs: int) -> Agreement:
     """Likewise the mean of the draws, and how far the masks of each by itself disagree."""
     tally = Tally(runs)
     for start, planes in batches:

@@ -18,7 +18,7 @@ from sdseg_cli.core.filenames import NIFTI_SUFFIXES, suffix_of
 from sdseg_cli.core.memory import available_bytes, largest_that_fits
 from sdseg_cli.imaging.planes import Planes
 from sdseg_cli.imaging.volume import Geometry
-from sdseg_cli.inference.predict_outputs import Outputs
+from sdseg_cli.inference.predict_outputs import OutputPaths
 
 PREVIEW_BYTES = 150_000_000
 """Drawing: its library, and twelve slices of a large scan."""
@@ -52,7 +52,7 @@ class Need:
 
 
 def need_of(
-    outputs: Outputs, geometry: Geometry, voxel_bytes: int, batch_bytes: int, draws: int = 1
+    outputs: OutputPaths, geometry: Geometry, voxel_bytes: int, batch_bytes: int, draws: int = 1
 ) -> Need:
     """What a prediction takes.
 
@@ -104,8 +104,8 @@ def advice(savings: Mapping[str, int], short: int) -> str:
 
 
 @dataclass(frozen=True)
-class Room:
-    """Refuses a scan that does not fit; a `Claim`.
+class MemoryGuard:
+    """Refuses a scan that does not fit; a `OnHeader`.
 
     Attributes:
         name: Of the scan.
@@ -116,7 +116,7 @@ class Room:
     """
 
     name: str
-    outputs: Outputs
+    outputs: OutputPaths
     batch_bytes: Callable[[int | None], int]
     draws: int = 1
     batch_size: int | None = None

@@ -21,12 +21,12 @@ from sdseg_cli.imaging.io.files import (
     write_probability,
 )
 from sdseg_cli.imaging.io.picture import Picture
-from sdseg_cli.imaging.slices import Restore
+from sdseg_cli.imaging.slices import SliceTransform
 from sdseg_cli.imaging.volume import Volume
 
 
 @dataclass(frozen=True)
-class Outputs:
+class OutputPaths:
     """The files of one prediction."""
 
     mask: Path
@@ -96,7 +96,7 @@ class Outputs:
         return {option: path for option, path in wanted.items() if path is not None}
 
 
-class Maps:
+class OutputArrays:
     """The arrays of the outputs on the scan's grid, filled slice by slice.
 
     Args:
@@ -105,7 +105,7 @@ class Maps:
         threshold: A voxel is foreground where its probability is above it.
     """
 
-    def __init__(self, outputs: Outputs, restore: Restore, threshold: float) -> None:
+    def __init__(self, outputs: OutputPaths, restore: SliceTransform, threshold: float) -> None:
         self.outputs, self.restore, self.threshold = outputs, restore, threshold
         shape, dtype = restore.planes.stored_shape, np.dtype(outputs.probability_dtype)
         # In the order in which files store voxels, so that writing one makes no turned copy.

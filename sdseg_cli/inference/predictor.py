@@ -23,22 +23,22 @@ from sdseg_cli.core.config import THRESHOLD, RunConfig, SampleConfig
 from sdseg_cli.core.config_file import from_dict
 from sdseg_cli.core.errors import ConfigError, DataError, WeightsError
 from sdseg_cli.core.memory import require_batch_fits
-from sdseg_cli.core.progress import Progress, silent
+from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.imaging.body import shows_body
 from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation
 from sdseg_cli.imaging.io.picture import Picture
-from sdseg_cli.imaging.slices import CROPS, Restore, SliceStack, to_stack
+from sdseg_cli.imaging.slices import CROPS, SliceStack, SliceTransform, to_stack
 from sdseg_cli.imaging.volume import Volume
 from sdseg_cli.inference.decoders import choose_decoder
 from sdseg_cli.inference.engine import (
     Compute,
     Inference,
     compile_networks,
-    quicken,
+    optimize_for_inference,
     require_numbers,
 )
 from sdseg_cli.inference.sampling import predict_draws, predict_planes
-from sdseg_cli.model.runtime import choose_device, placed
+from sdseg_cli.model.runtime import choose_device, to_device
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.runs.package import networks_of, read_trained
 
@@ -50,7 +50,7 @@ class Prediction:
     case_id: str
     probability: NDArray[np.float32]
     """(S,256,256) in [0,1], on the model's planes: the Score map."""
-    restore: Restore
+    restore: SliceTransform
     """The way back to the scan's grid."""
     seed: int
     seconds: float
@@ -127,10 +127,10 @@ class Predictor:
             self.crop = checked_crop(crop, pictures=self.data.get("modality") == PHOTOGRAPH)
         self.model = networks_of(checkpoint, self.device, source=str(self.run))
         fast = choose_decoder(decoder, self.run, checkpoint, self.model, WeightStore.default())
-        self.model.mask_decoder = None if fast is None else placed(fast, self.device)
+        self.model.mask_decoder = None if fast is None else to_device(fast, self.device)
         self.decoder = "exact" if fast is None else "fast"
         """Which draws the mask."""
-        quicken(self.model)
+        optimize_for_inference(self.model)
         if compiled:
             compile_networks(self.model)
         ct = self.normalisation.hides_air and self.data.get("modality") != PHOTOGRAPH
@@ -175,7 +175,7 @@ class Predictor:
         *,
         seed: int = 0,
         sample: SampleConfig | None = None,
-        progress: Progress = silent,
+        progress: Progress = no_op,
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Probabilities, batch by batch.
 
@@ -213,7 +213,7 @@ class Predictor:
         *,
         seed: int = 0,
         sample: SampleConfig | None = None,
-        progress: Progress = silent,
+        progress: Progress = no_op,
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """As `planes`, but each of the K = `sample.samples` draws of the noise by itself.
 
@@ -277,7 +277,7 @@ class Predictor:
         case_id: str = "scan",
         seed: int = 0,
         sample: SampleConfig | None = None,
-        progress: Progress = silent,
+        progress: Progress = no_op,
     ) -> Prediction:
         """Predict a scan in memory; see `planes` for the arguments."""
         started = time.monotonic()
@@ -301,7 +301,7 @@ def checked_crop(crop: str, *, pictures: bool) -> str:
 
 def place_mask(
     mask: NDArray[np.uint8],
-    restore: Restore,
+    restore: SliceTransform,
     native: NDArray[np.float32],
     k: int,
     threshold: float = THRESHOLD,

@@ -118,12 +118,12 @@ def predict_latents(
     def look(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         latents.append(arguments[0])
 
-    watch = model.autoencoder.post_quant_conv.register_forward_pre_hook(look)
+    on_step = model.autoencoder.post_quant_conv.register_forward_pre_hook(look)
     try:
         with decoded_by(model, None):
             (drawn,) = _draws_as_seen(model, pixels, slices, seed, SampleConfig())
     finally:
-        watch.remove()
+        on_step.remove()
     return latents[0].float(), drawn
 
 

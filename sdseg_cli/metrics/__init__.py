@@ -6,7 +6,7 @@ A mask metric is a function that names what it needs of a case, and gets it by t
     spacing_mm      the distance between voxels along each of their axes
     surfaces        how far the border of each lies from the other's, see `surfaces.py`
     lesions         connected parts, and how many of them were found, see `detection.py`
-    tolerance       how far apart two borders may lie and still agree, see `Terms`
+    tolerance       how far apart two borders may lie and still agree, see `ScoringOptions`
 
 Registering it is all it takes: `evaluate`, its table, its CSV and its JSON walk over
 `mask_metrics()`. What is costly is computed once a case, see `pair.py`.
@@ -47,7 +47,7 @@ DETECTION_IOU = 0.1
 
 
 @dataclass(frozen=True)
-class Terms:
+class ScoringOptions:
     """How a case is judged where that is a matter of choice.
 
     Attributes:

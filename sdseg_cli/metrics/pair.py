@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from sdseg_cli.metrics import DETECTION_IOU, Length, Mask, Spacing, Terms
+from sdseg_cli.metrics import DETECTION_IOU, Length, Mask, ScoringOptions, Spacing
 from sdseg_cli.metrics.lesions import Lesions, match_lesions
 from sdseg_cli.metrics.surfaces import SurfaceDistances, surface_distances
 
@@ -44,7 +44,7 @@ class MaskPair:
         spacing: Spacing | None,
         *,
         length: Length = "mm",
-        terms: Terms | None = None,
+        terms: ScoringOptions | None = None,
         start: tuple[int, ...] | None = None,
     ) -> None:
         if pred.shape != label.shape:
@@ -58,7 +58,7 @@ class MaskPair:
         self.label: Mask = np.ascontiguousarray(label[box].transpose(order))
         self.spacing = None if spacing is None else tuple(spacing[axis] for axis in order)
         self.length = None if spacing is None else length
-        self.terms = terms or Terms()
+        self.terms = terms or ScoringOptions()
         begin = start or (0,) * pred.ndim
         self._order = order
         self._start = [(part.start or 0) - one for part, one in zip(box, begin, strict=True)]

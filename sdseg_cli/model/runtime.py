@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from sdseg_cli.core.errors import ConfigError
-from sdseg_cli.core.progress import unasked
+from sdseg_cli.core.progress import no_op
 from sdseg_cli.model.baselines import Baseline, SliceModel
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -106,7 +106,7 @@ def memory_format(model: nn.Module, device: torch.device) -> torch.memory_format
     return torch.contiguous_format if plain else torch.channels_last
 
 
-def placed(model: Network, device: torch.device) -> Network:
+def to_device(model: Network, device: torch.device) -> Network:
     """The network on the device, in its memory format."""
     model.to(device)
     model.to(memory_format=memory_format(model, device))  # type: ignore[call-overload]
@@ -149,12 +149,12 @@ class Ema:
 
 
 @contextmanager
-def stop_signals(asked: Callable[[], None] = unasked) -> Iterator[threading.Event]:
+def stop_signals(on_stop: Callable[[], None] = no_op) -> Iterator[threading.Event]:
     """Within the block SIGINT, SIGTERM and SIGUSR1 (batch systems' notice) set the event instead of
     ending the process. A second SIGINT is taken at its word: KeyboardInterrupt.
 
     Args:
-        asked: Called at the first signal, within its handler: it may neither wait nor print.
+        on_stop: Called at the first signal, within its handler: it may neither wait nor print.
     """
     stop = threading.Event()
     asked_at = 0.0
@@ -169,7 +169,7 @@ def stop_signals(asked: Callable[[], None] = unasked) -> Iterator[threading.Even
             asked_at = time.monotonic()
         stop.set()
         if first:
-            asked()
+            on_stop()
 
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread may take signals

@@ -172,20 +172,20 @@ def plain(value: Tensor, key: str, *, source: str) -> Tensor:
 
 
 def write_tensors(
-    tensors: dict[str, Tensor], path: Path, *, told: Mapping[str, str] | None = None
+    tensors: dict[str, Tensor], path: Path, *, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a `.safetensors` file, readable for those the user's umask lets read.
 
     Args:
         tensors: By name.
         path: The file.
-        told: Texts that are kept with them.
+        metadata: Texts that are kept with them.
 
     Raises:
         OSError: The disk refused.
     """
     try:
-        save_file(_apart(tensors), path, None if told is None else dict(told))
+        save_file(_apart(tensors), path, None if metadata is None else dict(metadata))
     except safetensors.SafetensorError as error:
         raise OSError(str(error)) from error
     umask = os.umask(0)  # it can only be read by setting it
@@ -206,7 +206,7 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return apart
 
 
-def read_told(path: Path) -> dict[str, str]:
+def read_metadata(path: Path) -> dict[str, str]:
     """The texts kept in a `.safetensors` file.
 
     Raises:

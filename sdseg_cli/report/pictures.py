@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdseg_cli.imaging.slices import Restore
+from sdseg_cli.imaging.slices import SliceTransform
 from sdseg_cli.imaging.volume import Volume
 from sdseg_cli.report.drawing import (
     INK,
@@ -76,7 +76,7 @@ def case_plane(
     reference: NDArray[np.bool_],
     prediction: NDArray[np.bool_],
     probability: Callable[[int], NDArray[np.float32]],
-    restore: Restore,
+    restore: SliceTransform,
     *,
     dice: float | None,
     window: tuple[float, float],
@@ -99,7 +99,7 @@ def case_plane(
     Returns:
         The slice, ready for `save_cases`.
     """
-    k = telling_slice(reference, prediction, restore)
+    k = largest_area_slice(reference, prediction, restore)
     height_mm, width_mm, _ = restore.planes.spacing_mm
     return CasePlane(
         case_id=case_id,
@@ -116,8 +116,8 @@ def case_plane(
     )
 
 
-def telling_slice(
-    reference: NDArray[np.bool_], prediction: NDArray[np.bool_], restore: Restore
+def largest_area_slice(
+    reference: NDArray[np.bool_], prediction: NDArray[np.bool_], restore: SliceTransform
 ) -> int:
     """The slice with the largest reference area, else predicted area, else the middle one."""
     for mask in (reference, prediction):

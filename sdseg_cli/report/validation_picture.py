@@ -50,7 +50,7 @@ class ShownSlice:
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class Snapshot:
     """The prediction of all shown slices at one validation."""
 
     probability: NDArray[np.uint8]
@@ -74,7 +74,7 @@ class ValidationHistory:
     shown: tuple[ShownSlice, ...]
     steps: list[int] = field(default_factory=list)
     """Of every validation."""
-    seen: dict[int, Seen] = field(default_factory=dict)
+    seen: dict[int, Snapshot] = field(default_factory=dict)
     """Step -> predictions, for the validations that are shown."""
 
     def read(self, after: int) -> None:
@@ -96,7 +96,7 @@ class ValidationHistory:
             return
         self.steps = [int(step) for step in steps if step <= after]
         self.seen = {
-            int(step): Seen(planes[n], dice[n]) for n, step in enumerate(at) if step <= after
+            int(step): Snapshot(planes[n], dice[n]) for n, step in enumerate(at) if step <= after
         }
 
     def add(self, step: int, probability: NDArray[np.float32]) -> None:
@@ -107,7 +107,7 @@ class ValidationHistory:
         ]
         self.steps.append(step)
         planes = np.round(probability * 255).astype(np.uint8)
-        self.seen[step] = Seen(planes, np.asarray(dice, np.float32))
+        self.seen[step] = Snapshot(planes, np.asarray(dice, np.float32))
         wanted = {self.steps[number] for number in shown_numbers(len(self.steps))}
         self.seen = {step: seen for step, seen in sorted(self.seen.items()) if step in wanted}
         with replacing(self.path) as temporary:

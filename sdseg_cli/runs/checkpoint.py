@@ -278,7 +278,7 @@ def _write(values: dict[str, Any], file: BinaryIO) -> str:
     return hashing.sha256.hexdigest()
 
 
-def halved(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def to_float16(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Weights as float16; a tensor that float16 cannot hold (beyond 65504, or whole numbers) stays
     as it is.
     """

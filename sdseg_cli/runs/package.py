@@ -26,7 +26,7 @@ from sdseg_cli.core.filenames import PACKAGE_FILE
 from sdseg_cli.core.files import remove_old_folders, temporary_for
 from sdseg_cli.core.json_files import read_object
 from sdseg_cli.model.baselines import SliceModel, unfilled_model
-from sdseg_cli.model.runtime import placed
+from sdseg_cli.model.runtime import to_device
 from sdseg_cli.model.sdseg import SDSeg
 from sdseg_cli.model.tensor_files import (
     file_sha256,
@@ -35,7 +35,7 @@ from sdseg_cli.model.tensor_files import (
     read_tensors,
     write_tensors,
 )
-from sdseg_cli.runs.checkpoint import Checkpoint, halved
+from sdseg_cli.runs.checkpoint import Checkpoint, to_float16
 from sdseg_cli.runs.run_folder import RunDir
 
 FORMAT_VERSION = 1
@@ -89,7 +89,7 @@ def write_package(
     try:
         building.mkdir(parents=True)
         weights = checkpoint.prediction_weights()
-        write_tensors(halved(weights) if half else weights, building / MODEL)
+        write_tensors(to_float16(weights) if half else weights, building / MODEL)
         sha256 = file_sha256(building / MODEL)
         if fast_decoder is not None:
             shutil.copyfile(fast_decoder, building / FAST_DECODER)
@@ -200,7 +200,7 @@ def networks_of(checkpoint: Checkpoint, device: torch.device, *, source: str) ->
     model.latent_scale = checkpoint.latent_scale
     model.threshold = threshold_of(checkpoint, source=source)
     model.eval().requires_grad_(False)
-    return placed(model, device)
+    return to_device(model, device)
 
 
 def threshold_of(checkpoint: Checkpoint, *, source: str) -> float:

@@ -161,7 +161,7 @@ def flipped(batch: Batch, codes: Tensor) -> Batch:
     return Batch(image, foreground)
 
 
-def spread(slices: PreparedSlices, limit: int) -> list[int]:
+def evenly_spaced(slices: PreparedSlices, limit: int) -> list[int]:
     """At most `limit` positions, evenly over all: the fixed validation slices."""
     count = len(slices)
     if count <= limit:

@@ -17,7 +17,7 @@ from sdseg_cli.core.errors import SdsegError
 from sdseg_cli.core.findings import WARNING, Finding
 from sdseg_cli.core.locks import locked
 from sdseg_cli.core.networks import SDSEG
-from sdseg_cli.core.progress import Progress, silent, unasked
+from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.inference.decoders import (
     DecoderCheck,
@@ -35,7 +35,7 @@ from sdseg_cli.model.store import WeightStore
 from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import networks_of
 from sdseg_cli.runs.run_folder import RunDir
-from sdseg_cli.training.batches import PreparedSlices, spread
+from sdseg_cli.training.batches import PreparedSlices, evenly_spaced
 from sdseg_cli.training.distillation import ADAPT_STEPS, adapted, own_latents
 from sdseg_cli.training.splits import open_split
 from sdseg_cli.training.validation import validation
@@ -81,9 +81,9 @@ def calibrate(
     device: str = "auto",
     store: WeightStore | None = None,
     anew: bool = True,
-    progress: Progress = silent,
-    warn: Callable[[Finding], None],
-    asked: Callable[[], None] = unasked,
+    progress: Progress = no_op,
+    on_warning: Callable[[Finding], None],
+    on_stop: Callable[[], None] = no_op,
 ) -> DecoderCheck | None:
     """Calibrate the fast decoder of a finished run, which is whole without.
 
@@ -96,8 +96,8 @@ def calibrate(
         store: Where mask decoders are; by default the user's.
         anew: False for a run that has not been trained since: what it keeps is enough.
         progress: Told after each slice and each step.
-        warn: Told of what went wrong.
-        asked: Told at once of the signal to stop, in its handler: it may neither wait nor print.
+        on_warning: Told of what went wrong.
+        on_stop: Told at once of the signal to stop, in its handler: it may neither wait nor print.
 
     Returns:
         What the fast decoder costs; None where nothing was measured: no fast decoder, nothing to
@@ -110,7 +110,7 @@ def calibrate(
         kept = None if anew else read_check(run.path)
         if kept is not None and kept.slices:
             return kept
-        with locked(run.lock_file), stop_signals(asked) as stop:
+        with locked(run.lock_file), stop_signals(on_stop) as stop:
             splits = open_split(manifest, "train"), open_split(manifest, "val")
             own, store = choose_device(device), store or WeightStore.default()
             return measure_run(run, *splits, own, store, progress=progress, stop=stop)
@@ -130,7 +130,7 @@ def calibrate(
             if through
             else "To try again: sdseg distill --run RUN.",
         )
-        warn(finding)
+        on_warning(finding)
         return None
 
 
@@ -142,7 +142,7 @@ def measure_run(
     store: WeightStore,
     decoder: MaskDecoder | None = None,
     *,
-    progress: Progress = silent,
+    progress: Progress = no_op,
     stop: threading.Event | None = None,
 ) -> DecoderCheck | None:
     """Let a run keep the mask decoder of its autoencoder, used to the run's own latents, and what
@@ -176,8 +176,8 @@ def measure_run(
     )
     if found is None:
         return None
-    adapts = spread(training, 0 if meant else min(ADAPT_SLICES, recipe.validation_slices))
-    judged = spread(validation_slices, recipe.validation_slices)
+    adapts = evenly_spaced(training, 0 if meant else min(ADAPT_SLICES, recipe.validation_slices))
+    judged = evenly_spaced(validation_slices, recipe.validation_slices)
     total = len(adapts) + (0 if meant else ADAPT_STEPS) + 2 * len(judged)
     tell = _Told(total, progress, stop or threading.Event())
     own = found

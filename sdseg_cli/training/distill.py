@@ -14,12 +14,12 @@ from torch import Generator, Tensor
 from sdseg_cli.core.errors import ConfigError, WeightsError
 from sdseg_cli.core.files import replacing
 from sdseg_cli.core.presets import preset
-from sdseg_cli.core.progress import Progress, silent
+from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.inference.decoders import DecoderCheck, read_check, stored_decoder
 from sdseg_cli.model.arithmetic import gflop
 from sdseg_cli.model.mask_decoder import autoencoder_hash, build_mask_decoder
-from sdseg_cli.model.runtime import choose_device, placed, stop_signals
+from sdseg_cli.model.runtime import choose_device, stop_signals, to_device
 from sdseg_cli.model.sdseg import SDSeg, build_sdseg
 from sdseg_cli.model.seeds import seeded_generator
 from sdseg_cli.model.starts import start_autoencoder
@@ -81,7 +81,7 @@ def distill(
     seed: int = 0,
     device: str = "auto",
     store: WeightStore | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_op,
 ) -> DistillReport:
     """Train the mask decoder that stands in for an autoencoder's decoder.
 
@@ -113,7 +113,7 @@ def distill(
             f"{run.path}: trained through its own fast decoder, which another cannot replace.",
             "It predicts with that one already: there is nothing to do.",
         )
-    model = placed(_model(run, preset_name, store), own)
+    model = to_device(_model(run, preset_name, store), own)
     key = autoencoder_hash(model.autoencoder)
     file = output or stored_decoder(store, key)
     teacher = Teacher(model.autoencoder, procedural if masks is None else prepared_masks(masks))
@@ -129,7 +129,7 @@ def distill(
     trained = distiller.average
     tensors = {name: value.cpu().contiguous() for name, value in trained.state_dict().items()}
     with replacing(file) as temporary:
-        write_tensors(tensors, temporary, told={"autoencoder": key})
+        write_tensors(tensors, temporary, metadata={"autoencoder": key})
     with suppress(OSError):
         file.with_suffix(".state.pt").unlink()
     check = None

@@ -42,7 +42,7 @@ MAY_DIFFER = {
 """Settings of the model that change no weight's meaning."""
 
 
-def step_zero(
+def initial_checkpoint(
     config: RunConfig, data: dict[str, Any], slices: PreparedSlices, store: WeightStore
 ) -> Checkpoint:
     """A run before its first step.

@@ -59,9 +59,9 @@ class Objective(nn.Module):
         """What masks are decoded by in training, and are to be afterwards; None: the exact one."""
         return None if self.mask_loss is None else self.mask_loss.decoder
 
-    def known(self, inputs: StepInputs, latents: MaskLatents) -> StepInputs:
+    def with_latents(self, inputs: StepInputs, latents: MaskLatents) -> StepInputs:
         """The inputs with the moments of all masks; new ones are computed and kept."""
-        new = [i for i, known in enumerate(inputs.known.tolist()) if not known]
+        new = [i for i, with_latents in enumerate(inputs.known.tolist()) if not with_latents]
         if not new:
             return inputs
         computed = encode_masks(self.model, inputs.foreground[new])
@@ -130,7 +130,7 @@ class PlaneObjective(nn.Module):
         super().__init__()
         self.model, self.loss = model, MaskLoss()
 
-    def known(self, inputs: StepInputs, latents: MaskLatents) -> StepInputs:
+    def with_latents(self, inputs: StepInputs, latents: MaskLatents) -> StepInputs:
         """The inputs as they are."""
         return inputs
 

@@ -18,12 +18,12 @@ from sdseg_cli.inference.sampling import decoded_by
 from sdseg_cli.model.baselines import build_model
 from sdseg_cli.model.distributed import Ranks
 from sdseg_cli.model.mask_decoder import MaskDecoder
-from sdseg_cli.model.runtime import Ema, needs_loss_scale, placed, ran_out_of_memory
+from sdseg_cli.model.runtime import Ema, needs_loss_scale, ran_out_of_memory, to_device
 from sdseg_cli.model.sdseg import full_precision
 from sdseg_cli.model.seeds import seeded_generator
 from sdseg_cli.model.tensor_files import load_strictly
-from sdseg_cli.runs.checkpoint import Checkpoint, config_values, halved, restore_optimizer
-from sdseg_cli.training.batches import PreparedSlices, spread
+from sdseg_cli.runs.checkpoint import Checkpoint, config_values, restore_optimizer, to_float16
+from sdseg_cli.training.batches import PreparedSlices, evenly_spaced
 from sdseg_cli.training.latents import MaskLatents
 from sdseg_cli.training.objective import Objective, PlaneObjective, objective_of
 from sdseg_cli.training.steps import StepInputs
@@ -91,7 +91,7 @@ class Trainer:
         self.model = build_model(config.model)
         load_strictly(self.model, state.weights, source="checkpoint")
         self.model.latent_scale = state.latent_scale
-        placed(self.model, device).train()
+        to_device(self.model, device).train()
         self.ema = Ema(self.model.unet, config.train.ema_decay)
         load_strictly(self.ema.unet, state.ema, source="checkpoint (averaged U-Net)")
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -182,7 +182,7 @@ class Trainer:
         while True:
             try:
                 with full_precision(tf32=self.model.config.tf32):
-                    return self._backward(self.objective.known(inputs, latents))
+                    return self._backward(self.objective.with_latents(inputs, latents))
             except (RuntimeError, MemoryError) as error:
                 if not ran_out_of_memory(error):
                     raise
@@ -212,7 +212,7 @@ class Trainer:
             keep: Positions whose probabilities are handed over; of those that are validated.
         """
         recipe = self.config.train
-        positions = spread(slices, recipe.validation_slices)
+        positions = evenly_spaced(slices, recipe.validation_slices)
         at_once = max(1, recipe.batch_size // (self.ranks.world * self.accumulate))
         # Within the block alone: it is no part of a checkpoint.
         with self.ema.in_place_of(self.model), decoded_by(self.model, self.objective.decoder):
@@ -242,7 +242,7 @@ class Trainer:
         )
         if resumable:
             return state
-        weights = halved(state.prediction_weights())
+        weights = to_float16(state.prediction_weights())
         return replace(state, weights=weights, ema={}, optimizer={}, scaler={})
 
     @property

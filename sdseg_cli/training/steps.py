@@ -145,7 +145,7 @@ class StepSource:
             importance=importance[mine],
         )
 
-    def ahead(
+    def prefetch(
         self, first: int, stop: int, *, workers: int | None = None, pin: bool = False
     ) -> Generator[StepInputs, None, None]:
         """The inputs of the steps `first` to `stop` - 1, made by threads before they are asked for.

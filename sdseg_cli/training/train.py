@@ -23,7 +23,7 @@ from sdseg_cli.core.config import RunConfig
 from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.core.findings import Finding
 from sdseg_cli.core.locks import locked
-from sdseg_cli.core.progress import TrainProgress, Watch, unasked, unwatched
+from sdseg_cli.core.progress import OnStep, TrainProgress, no_op
 from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.model.distributed import ranks_of, training_together
 from sdseg_cli.model.runtime import choose_device, peak_gpu_bytes, stop_signals
@@ -34,7 +34,7 @@ from sdseg_cli.runs.resume import refuse_foreign, resumed
 from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training.batches import PreparedSlices
 from sdseg_cli.training.fit_batch import fitting_batch_size, require_batch_memory
-from sdseg_cli.training.initialise import step_zero
+from sdseg_cli.training.initialise import initial_checkpoint
 from sdseg_cli.training.latents import MaskLatents, open_latents
 from sdseg_cli.training.mask_loss import decoder_to_train_through, keep_for_training
 from sdseg_cli.training.run_files import RunFiles
@@ -43,12 +43,8 @@ from sdseg_cli.training.step import StepResult, Trainer
 from sdseg_cli.training.steps import StepInputs, StepSource, default_workers
 from sdseg_cli.training.train_pictures import TrainPictures
 
-Warn = Callable[[Finding], None]
+OnWarning = Callable[[Finding], None]
 """Told what is odd and stops nothing."""
-
-
-def unheard(finding: Finding) -> None:
-    """The default: the report has it too."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +90,9 @@ def train(
     adapts: bool = False,
     store: WeightStore | None = None,
     tensorboard: bool = False,
-    watch: Watch = unwatched,
-    warn: Warn = unheard,
-    asked: Callable[[], None] = unasked,
+    on_step: OnStep = no_op,
+    on_warning: OnWarning = no_op,
+    on_stop: Callable[[], None] = no_op,
 ) -> TrainReport:
     """Train SDSeg on a prepared set, or go on where the run stopped.
 
@@ -113,9 +109,9 @@ def train(
         store: Where `train.init` finds pretrained weights; the user's own by default. A resumed run
             needs none.
         tensorboard: Write the log for TensorBoard too.
-        watch: Told before the first step and after each.
-        warn: Told at once of a damaged checkpoint that is passed over.
-        asked: Told at once of the signal to stop, in its handler: it may neither wait nor print.
+        on_step: Told before the first step and after each.
+        on_warning: Told at once of a damaged checkpoint that is passed over.
+        on_stop: Told at once of the signal to stop, in its handler: it may neither wait nor print.
 
     Returns:
         What was reached. SIGINT, SIGTERM and SIGUSR1 save and return with state "stopped".
@@ -136,7 +132,7 @@ def train(
     ranks = ranks_of(os.environ)
     with (
         locked(run.lock_file) if ranks.writes else nullcontext(),
-        stop_signals(asked if ranks.writes else unasked) as stop,
+        stop_signals(on_stop if ranks.writes else no_op) as stop,
         training_together(ranks, choose_device(device)) as own,
     ):
         slices, fixed = open_split(manifest, "train"), open_split(manifest, "val")
@@ -147,7 +143,7 @@ def train(
         require_settled(manifest)
         state = found.checkpoint if found else None
         store = store or WeightStore.default()
-        state = state or step_zero(config, data, slices, store)
+        state = state or initial_checkpoint(config, data, slices, store)
         decoder = decoder_to_train_through(config, state.weights, run, store)
         loop = Trainer(
             config, state, own, ranks=ranks, compiled=compiled, adapts=adapts, decoder=decoder
@@ -159,18 +155,20 @@ def train(
         if decoder is not None and ranks.writes:
             keep_for_training(run, decoder)
         for finding in warnings:
-            warn(finding)
+            on_warning(finding)
         del state, found  # gigabytes that the trainer has copied
         pictures = TrainPictures(run, fixed, manifest.cases("val"), recipe=config.train, at=begun)
         folders = (manifest.root / "latents", run.path / "latents")
-        shape, told = loop.model.latent_shape(*slices.plane), watch if ranks.writes else unwatched
+        shape, shown_to = loop.model.latent_shape(*slices.plane), on_step if ranks.writes else no_op
         with RunFiles(run, loop, data, tensorboard=tensorboard) as files:
             latents = open_latents(folders, slices, loop.model, data, own, ranks)
             source = StepSource(config, slices, latents, shape, ranks)
-            steps = source.ahead(begun, config.train.steps, workers=workers, pin=own.type == "cuda")
+            steps = source.prefetch(
+                begun, config.train.steps, workers=workers, pin=own.type == "cuda"
+            )
             with closing(steps) as ahead:
                 reached = _all_steps(
-                    loop, ahead, latents, slices, fixed, files, pictures, stop, told
+                    loop, ahead, latents, slices, fixed, files, pictures, stop, shown_to
                 )
     return TrainReport(
         run=run.path,
@@ -193,7 +191,7 @@ def _all_steps(
     files: RunFiles,
     pictures: TrainPictures,
     stop: threading.Event,
-    watch: Watch,
+    on_step: OnStep,
 ) -> str:
     """Step by step to the end, or until it is stopped; all is saved then.
 
@@ -202,7 +200,7 @@ def _all_steps(
     """
     recipe, on_gpu = loop.config.train, loop.device.type == "cuda"
     now = _begun(loop)
-    watch(now)
+    on_step(now)
     started = time.monotonic()
     pending: deque[StepResult] = deque()
     stopping = False
@@ -233,7 +231,7 @@ def _all_steps(
             seconds=time.monotonic() - started,
             peak_gpu_bytes=peak_gpu_bytes(loop.device),
         )
-        watch(now)
+        on_step(now)
     while pending:
         files.log(pending.popleft(), slices)
     reached = "finished" if loop.exhausted or loop.step >= recipe.steps else "stopped"

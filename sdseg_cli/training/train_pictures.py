@@ -11,7 +11,7 @@ from sdseg_cli.core.config import TrainConfig
 from sdseg_cli.data.manifest import PreparedCase
 from sdseg_cli.runs.log import read_log
 from sdseg_cli.runs.run_folder import RunDir
-from sdseg_cli.training.batches import PreparedSlices, spread
+from sdseg_cli.training.batches import PreparedSlices, evenly_spaced
 from sdseg_cli.training.shown import shown_slices
 
 
@@ -38,7 +38,7 @@ class TrainPictures:
         from sdseg_cli.report.validation_picture import ShownSlice, ValidationHistory
 
         self._run = run
-        self.positions = shown_slices(fixed, spread(fixed, recipe.validation_slices))
+        self.positions = shown_slices(fixed, evenly_spaced(fixed, recipe.validation_slices))
         """Which validation slices are shown."""
         shown = []
         for position in self.positions:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sdseg_cli.core.errors import ConfigError, WeightsError
 from sdseg_cli.core.presets import preset
-from sdseg_cli.core.progress import Progress, silent
+from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation
 from sdseg_cli.inference.decoders import decoder_file, read_check
 from sdseg_cli.model.known_weights import KNOWN
@@ -55,7 +55,7 @@ def add_weights(
     )
 
 
-def fetch_weights(name: str, store: WeightStore, *, progress: Progress = silent) -> Entry:
+def fetch_weights(name: str, store: WeightStore, *, progress: Progress = no_op) -> Entry:
     """Download public weights into the store; there already, they are left alone.
 
     Args:

@@ -12,7 +12,7 @@ from benchmarks import fig3
 from benchmarks.fig3 import Subject, draw, of_eta, rows_of, table
 from benchmarks.results import Results
 from sdseg_cli.core.config import RunConfig
-from sdseg_cli.evaluation.evaluation_split import HeldOut, open_held_out
+from sdseg_cli.evaluation.evaluation_split import EvaluationSplit, open_held_out
 from tests.conftest import Workspace as Trained
 from tests.fake_run import Workspace, block, make_workspace
 
@@ -54,7 +54,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     made.answers(a=block(slice(4, 8)))
     made.predictor.config, made.predictor.step = RunConfig(dataset="toy"), 4
 
-    def held(run: Path, workspace: Path, split: str, device: str) -> HeldOut:
+    def held(run: Path, workspace: Path, split: str, device: str) -> EvaluationSplit:
         return open_held_out(run, workspace, split, device=device, predictor=made.predictor)
 
     monkeypatch.setattr(fig3, "open_held_out", held)

@@ -21,7 +21,7 @@ from benchmarks.table2 import (
 )
 from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.model.store import WeightStore
-from sdseg_cli.training.initialise import step_zero
+from sdseg_cli.training.initialise import initial_checkpoint
 from sdseg_cli.training.latents import open_latents
 from sdseg_cli.training.splits import open_split
 from sdseg_cli.training.step import StepResult, Trainer
@@ -139,7 +139,7 @@ def test_steps_in_a_row_are_timed_when_the_latents_are_there(
 ) -> None:
     config = Task(tiny_set.root, "tiny", "sdseg", 0, "tiny", 1.0, CPU).config()
     slices = open_split(tiny_set.manifest, "train")
-    trainer = Trainer(config, step_zero(config, {}, slices, WeightStore.default()), CPU)
+    trainer = Trainer(config, initial_checkpoint(config, {}, slices, WeightStore.default()), CPU)
     latents = open_latents([tmp_path], slices, trainer.model, {}, CPU)
     source = StepSource(config, slices, latents, trainer.model.latent_shape(*slices.plane))
     known: list[bool] = []

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from sdseg_cli.cli.console import Output
 from sdseg_cli.cli.live import Smoothed, TrainLines, TrainView, dice, duration, losses
-from sdseg_cli.core.progress import TrainProgress, unwatched
+from sdseg_cli.core.progress import TrainProgress, no_op
 
 NOW = TrainProgress(step=0, steps=100, slices_per_step=4, validate_every=50)
 
@@ -116,8 +116,8 @@ def test_times_are_hours_minutes_and_seconds() -> None:
 def test_quiet_and_json_silence_a_training(
     how: dict[str, bool], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Output(**how).training("x") as watch:
-        assert watch is unwatched
+    with Output(**how).training("x") as on_step:
+        assert on_step is no_op
     assert capsys.readouterr() == ("", "")
 
 
@@ -125,9 +125,9 @@ def test_a_file_gets_plain_lines_whatever_is_forced(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
-    with Output().training("x") as watch:
-        watch(NOW)
-        watch(report(100, 1.0))
+    with Output().training("x") as on_step:
+        on_step(NOW)
+        on_step(report(100, 1.0))
     assert capsys.readouterr().err.rstrip("\n").isprintable()
 
 

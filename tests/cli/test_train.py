@@ -39,9 +39,9 @@ def test_where_a_run_goes_on_is_said_once_when_its_first_step_is_near(
     said = {(4, 5, 6): "going on from step 4\n", (0, 1, 2): ""}
     for steps, line in said.items():
         seen: list[TrainProgress] = []
-        watch = _saying_where_it_begins(Output(), seen.append)
+        on_step = _saying_where_it_begins(Output(), seen.append)
         for now in reports(*steps):
-            watch(now)
+            on_step(now)
         assert capsys.readouterr().err == line
         assert seen == reports(*steps)
 

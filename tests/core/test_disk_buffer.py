@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdseg_cli.core.disk_buffer import Spilled
+from sdseg_cli.core.disk_buffer import DiskBuffer
 from sdseg_cli.core.errors import RunError
 
 
 def test_rows_of_every_array_come_back_in_order(tmp_path: Path) -> None:
     arrays = np.random.default_rng(0).random((3, 5, 4, 2)).astype(np.float32)
-    with Spilled(tmp_path) as kept:
+    with DiskBuffer(tmp_path) as kept:
         for array in arrays:
             kept.add(array)
         assert kept.count == 3
@@ -21,7 +21,7 @@ def test_rows_of_every_array_come_back_in_order(tmp_path: Path) -> None:
 
 
 def test_an_array_of_another_shape_is_a_programming_error(tmp_path: Path) -> None:
-    with Spilled(tmp_path) as kept:
+    with DiskBuffer(tmp_path) as kept:
         kept.add(np.zeros((2, 3), np.float32))
         with pytest.raises(ValueError, match="after"):
             kept.add(np.zeros((3, 2), np.float32))
@@ -34,7 +34,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
 
         def close(self) -> None: ...
 
-    with Spilled(tmp_path) as kept:
+    with DiskBuffer(tmp_path) as kept:
         kept._file.close()
         kept._file = Full()
         with pytest.raises(RunError, match="No space left on device"):
@@ -43,4 +43,4 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_gone_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="cannot wait there"):
-        Spilled(tmp_path / "gone")
+        DiskBuffer(tmp_path / "gone")

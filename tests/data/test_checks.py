@@ -8,9 +8,15 @@ from pathlib import Path
 import pytest
 
 from sdseg_cli.data.checks import Expected, check_case, check_grid, check_labels, check_scan
-from sdseg_cli.imaging.statistics import CaseFacts, Fault, GridFacts, LabelFacts, ScanFacts
+from sdseg_cli.imaging.statistics import (
+    CaseFacts,
+    Fault,
+    GridStatistics,
+    LabelStatistics,
+    ScanStatistics,
+)
 
-CT = ScanFacts(
+CT = ScanStatistics(
     minimum=-1024,
     maximum=1500,
     not_finite=0,
@@ -21,12 +27,12 @@ CT = ScanFacts(
     wrapped_share=0,
     beyond_share=0,
 )
-GRID = GridFacts((512, 512, 90), (512, 512), "LPS", (0.8, 0.8, 5.0))
-MASK = LabelFacts(100, {0: 90, 1: 10})
+GRID = GridStatistics((512, 512, 90), (512, 512), "LPS", (0.8, 0.8, 5.0))
+MASK = LabelStatistics(100, {0: 90, 1: 10})
 SHIFTED = replace(CT, minimum=0, maximum=2500, air_share=0, shifted_share=0.9)
 
 
-def codes(scan: ScanFacts, ct: bool | None = True) -> list[str]:
+def codes(scan: ScanStatistics, ct: bool | None = True) -> list[str]:
     return [finding.code for finding in check_scan("x", scan, ct)]
 
 
@@ -49,7 +55,7 @@ def test_a_ct_in_hounsfield_units_is_sound(ct: bool | None) -> None:
         (replace(CT, minimum=0, maximum=7, distinct=8, zero_share=0.9), "image-looks-like-mask"),
     ],
 )
-def test_each_fault_of_a_ct_has_its_code(scan: ScanFacts, code: str) -> None:
+def test_each_fault_of_a_ct_has_its_code(scan: ScanStatistics, code: str) -> None:
     assert codes(scan) == [code]
 
 
@@ -61,7 +67,7 @@ def test_each_fault_of_a_ct_has_its_code(scan: ScanFacts, code: str) -> None:
         replace(CT, maximum=30710, beyond_share=0.0005),  # metal
     ],
 )
-def test_odd_but_sound_cts_pass(scan: ScanFacts) -> None:
+def test_odd_but_sound_cts_pass(scan: ScanStatistics) -> None:
     assert codes(scan) == []
 
 
@@ -91,13 +97,13 @@ def test_what_a_nifti_header_leaves_open_is_a_warning(changed, code, measured) -
     (found,) = check_grid("x", replace(GRID, **changed))
     assert (found.code, found.level) == (code, "warning")
     assert measured in found.measured
-    assert GridFacts.from_dict(replace(GRID, **changed).to_dict()) == replace(GRID, **changed)
+    assert GridStatistics.from_dict(replace(GRID, **changed).to_dict()) == replace(GRID, **changed)
 
 
 def test_records_of_older_versions_leave_nothing_open() -> None:
     names = ("forms_apart_mm", "says_place", "unit_known", "spare_bytes")
     old = {name: value for name, value in GRID.to_dict().items() if name not in names}
-    assert list(check_grid("x", GridFacts.from_dict(old))) == []
+    assert list(check_grid("x", GridStatistics.from_dict(old))) == []
 
 
 def test_grids_are_judged_by_shear_and_spacing() -> None:
@@ -112,7 +118,7 @@ def test_grids_are_judged_by_shear_and_spacing() -> None:
 
 
 def label_codes(counts: dict[int, int], expected: Expected, picture: bool = False) -> list[str]:
-    found = check_labels("x", LabelFacts(100, counts), expected, is_picture=picture)
+    found = check_labels("x", LabelStatistics(100, counts), expected, is_picture=picture)
     return [finding.code for finding in found]
 
 
@@ -143,9 +149,11 @@ def test_255_is_what_white_means_in_a_picture() -> None:
 
 
 def test_the_fix_is_an_option_to_type() -> None:
-    found = check_labels("x", LabelFacts(9, {0: 5, 4: 4}), Expected(target=(1,)), is_picture=False)
+    found = check_labels(
+        "x", LabelStatistics(9, {0: 5, 4: 4}), Expected(target=(1,)), is_picture=False
+    )
     assert "--target 4" in next(found).fix
-    many = LabelFacts(99, dict.fromkeys([*range(15), 20, 21, 22, 44], 1))
+    many = LabelStatistics(99, dict.fromkeys([*range(15), 20, 21, 22, 44], 1))
     finding = next(check_labels("x", many, Expected(), is_picture=False))
     assert finding.measured == "19 label values, 0 to 44; all but 0 would be one foreground"
     assert finding.fix.endswith("Present: 1..14, 20..22, 44")

@@ -10,14 +10,14 @@ import pytest
 from sdseg_cli.data.checks import Expected
 from sdseg_cli.data.cohort_checks import check_cohort, check_duplicates
 from sdseg_cli.data.mirrored import check_mirrored
-from sdseg_cli.imaging.statistics import CaseFacts, GridFacts, LabelFacts
+from sdseg_cli.imaging.statistics import CaseFacts, GridStatistics, LabelStatistics
 
-GRID = GridFacts((64, 64, 20), (64, 64), "LPS", (1.0, 1.0, 3.0))
+GRID = GridStatistics((64, 64, 20), (64, 64), "LPS", (1.0, 1.0, 3.0))
 CENTRES = {1: (0.5, 0.35, 0.5), 2: (0.5, 0.62, 0.4), 3: (0.3, 0.5, 0.7)}
 
 
-def case(id: str, grid: GridFacts = GRID, **changes: object) -> CaseFacts:
-    labels = LabelFacts(100, {0: 90, 1: 5, 2: 3, 3: 2}, CENTRES)
+def case(id: str, grid: GridStatistics = GRID, **changes: object) -> CaseFacts:
+    labels = LabelStatistics(100, {0: 90, 1: 5, 2: 3, 3: 2}, CENTRES)
     facts = CaseFacts(
         id, Path(f"set/{id}/ct.nii"), Path(f"set/{id}/mask.nii"), grid, labels=labels, sha256=id
     )
@@ -85,13 +85,13 @@ def test_planes_that_are_not_square_are_one_finding() -> None:
 
 
 def test_photographs_need_not_be_square() -> None:
-    picture = GridFacts((288, 384), (288, 384))
+    picture = GridStatistics((288, 384), (288, 384))
     assert found([case(str(number), picture) for number in range(5)]) == []
 
 
 def test_masks_that_are_not_binary_are_one_finding() -> None:
     grey = [
-        case(str(n), labels=LabelFacts(100, {0: 50, 255: 50}, {}, between_share=share))
+        case(str(n), labels=LabelStatistics(100, {0: 50, 255: 50}, {}, between_share=share))
         for n, share in enumerate((0.01, 0.03, 0.02, 0.0))
     ]
     findings = list(check_cohort(grey, {}, Expected()))
@@ -115,7 +115,7 @@ def test_a_mirrored_case_is_named_with_its_direction(axis: int, direction: str) 
         label: tuple(1 - share if n == axis else share for n, share in enumerate(place))
         for label, place in CENTRES.items()
     }
-    mirrored = case("9", labels=LabelFacts(100, {0: 97, 1: 1, 2: 1, 3: 1}, centres))  # type: ignore[arg-type]
+    mirrored = case("9", labels=LabelStatistics(100, {0: 97, 1: 1, 2: 1, 3: 1}, centres))  # type: ignore[arg-type]
     findings = list(check_mirrored([*COHORT, mirrored]))
     assert [(one.code, one.case) for one in findings] == [("mirrored", "9")]
     assert direction in findings[0].measured
@@ -123,8 +123,13 @@ def test_a_mirrored_case_is_named_with_its_direction(axis: int, direction: str) 
 
 def test_a_single_label_or_a_place_that_fits_neither_way_says_nothing() -> None:
     one = {3: (0.7, 0.5, 0.3)}
-    alone = [case(str(n), labels=LabelFacts(9, {0: 8, 3: 1}, {3: CENTRES[3]})) for n in range(5)]
-    assert list(check_mirrored([*alone, case("9", labels=LabelFacts(9, {0: 8, 3: 1}, one))])) == []
+    alone = [
+        case(str(n), labels=LabelStatistics(9, {0: 8, 3: 1}, {3: CENTRES[3]})) for n in range(5)
+    ]
+    assert (
+        list(check_mirrored([*alone, case("9", labels=LabelStatistics(9, {0: 8, 3: 1}, one))]))
+        == []
+    )
     moved = {label: (a, b + 0.2, c) for label, (a, b, c) in CENTRES.items()}
-    far = case("9", labels=LabelFacts(100, {0: 97, 1: 1, 2: 1, 3: 1}, moved))
+    far = case("9", labels=LabelStatistics(100, {0: 97, 1: 1, 2: 1, 3: 1}, moved))
     assert list(check_mirrored([*COHORT, far])) == []

@@ -9,7 +9,12 @@ import pytest
 from sdseg_cli.data import recognise
 from sdseg_cli.data.layouts.folder import find_cases
 from sdseg_cli.data.spec import Case
-from sdseg_cli.data.unexpected_files import check_set, check_strays, dicom_folders, is_dicom
+from sdseg_cli.data.unexpected_files import (
+    check_set,
+    check_unexpected_files,
+    dicom_folders,
+    is_dicom,
+)
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -20,7 +25,7 @@ def touch(root: Path, *names: str) -> Path:
 
 
 def strays(root: Path, cases: list[Case], label_glob: str | None = None) -> list[tuple[str, str]]:
-    return [(one.code, one.case) for one in check_strays(root, cases, label_glob)]
+    return [(one.code, one.case) for one in check_unexpected_files(root, cases, label_glob)]
 
 
 def test_a_mask_without_a_scan_is_named(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from sdseg_cli.core.errors import ConfigError, GeometryError
 from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.evaluation.evaluate import evaluate
 from sdseg_cli.evaluation.results import FEW_NOTE
-from sdseg_cli.metrics import Terms
+from sdseg_cli.metrics import ScoringOptions
 from sdseg_cli.report.panels import load_panels
 from tests.fake_run import AFFINE, EMPTY, SHAPE, Workspace, block, make_workspace, write_nifti
 
@@ -43,7 +43,7 @@ def run(workspace: Workspace, **options):
     return evaluate(None, workspace.root, predictor=workspace.predictor, **options)
 
 
-LESIONS = Terms(detection_iou=0.1)
+LESIONS = ScoringOptions(detection_iou=0.1)
 
 
 def row(id: str, **values) -> dict:
@@ -219,7 +219,7 @@ def test_a_second_call_predicts_only_what_it_draws(workspace):
 
 
 def test_a_mask_that_was_taken_away_before_it_is_drawn_is_predicted_anew(workspace, monkeypatch):
-    monkeypatch.setattr("sdseg_cli.evaluation.kept_masks.KeptMasks.find", lambda *_: None)
+    monkeypatch.setattr("sdseg_cli.evaluation.cached_masks.CachedMasks.find", lambda *_: None)
     assert [file.name for file in run(workspace).files][-2] == "cases.png"
     assert sorted(case for case, *_ in workspace.predictor.calls[4:]) == ["a", "b", "c"]
 
@@ -263,7 +263,7 @@ def test_the_model_grid_is_scored_on_the_prepared_planes(workspace):
 
 
 def test_what_a_case_is_judged_by_is_passed_on_and_said(workspace):
-    found = run(workspace, terms=Terms(tolerance=4.0, detection_iou=0.4)).to_json()
+    found = run(workspace, terms=ScoringOptions(tolerance=4.0, detection_iou=0.4)).to_json()
     assert found["tolerance"] == {"value": 4.0, "unit": "mm"}
     assert found["detection_iou"] == 0.4
     assert found["cases"][1]["surface_dice"] == 1.0  # none lies further than 4 mm

@@ -13,7 +13,7 @@ from sdseg_cli.core.errors import ConfigError, DataError, GeometryError, RunErro
 from sdseg_cli.core.processes import available_cores
 from sdseg_cli.evaluation.folders import evaluate_folders
 from sdseg_cli.evaluation.results import FEW_NOTE
-from sdseg_cli.metrics import Terms
+from sdseg_cli.metrics import ScoringOptions
 from tests.fake_run import AFFINE, EMPTY, SHAPE, block, write_nifti
 
 # Each block has 4 columns x 4 rows x 2 slices = 32 voxels; moved by 2 columns half of it overlaps.
@@ -157,7 +157,7 @@ def test_several_processes_find_the_same(tmp_path):
 
 def test_the_report_says_where_the_masks_come_from_and_how_they_are_judged(tmp_path):
     pred, ref = folders(tmp_path, a=(FOUR, FOUR))
-    found = evaluate_folders(pred, ref, terms=Terms(3.0, 0.5)).to_json()
+    found = evaluate_folders(pred, ref, terms=ScoringOptions(3.0, 0.5)).to_json()
     assert (found["run"], found["pred"], found["ref"]) == (None, str(pred), str(ref))
     assert found["tolerance"] == {"value": 3.0, "unit": "mm"}
     assert found["detection_iou"] == 0.5

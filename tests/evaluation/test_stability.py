@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.errors import ConfigError, DataError, WeightsError
-from sdseg_cli.core.progress import silent
+from sdseg_cli.core.progress import no_op
 from sdseg_cli.evaluation.evaluation_split import CaseProgress
 from sdseg_cli.evaluation.stability import stability
 from sdseg_cli.evaluation.stability_trial import Trial, open_conditions
@@ -347,7 +347,7 @@ def test_more_than_255_runs_are_counted_rightly(tmp_path):
     made = make_workspace(tmp_path, {"a": EMPTY})
     made.answers(a={seed: FOUR if seed else EMPTY for seed in range(257)})
     trial = Trial(opened(made, runs=257), SampleConfig(), pairs=((0, 1),))
-    report = trial.run(CaseProgress(trial.under.held.cases, silent, repeats=257))
+    report = trial.run(CaseProgress(trial.under.held.cases, no_op, repeats=257))
     assert (report.flips["a"].ever, report.flips["a"].flipped) == (32, 32)
 
 
@@ -359,7 +359,7 @@ def test_pairs_are_matched_by_case_and_slice_whatever_the_order_of_cases(tmp_pat
     for cases in (under.held.cases, under.held.cases[::-1]):
         turned = replace(under, held=replace(under.held, cases=cases))
         trial = Trial.of_first_vs_rest(turned, SampleConfig())
-        report = trial.run(CaseProgress(cases, silent, repeats=2))
+        report = trial.run(CaseProgress(cases, no_op, repeats=2))
         found.append({c.case_id: c.values["seg", "psnr"].tolist() for c in report.comparisons})
     apart = [pytest.approx(PSNR)] * 2
     assert found[0] == found[1] == {"a": apart, "b": [math.inf] * 2, "c": apart}

@@ -11,7 +11,7 @@ from sdseg_cli.demo.phantom import Phantom
 from sdseg_cli.imaging.body import body_boxes, shows_body
 from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.io.files import read_image, read_labels
-from sdseg_cli.imaging.slices import Restore
+from sdseg_cli.imaging.slices import SliceTransform
 from sdseg_cli.imaging.volume import Geometry, Volume
 
 CT = Normalisation("window", -175, 250)
@@ -24,7 +24,7 @@ def scan_with(body: np.ndarray, inside: float = 40, outside: float = -1000) -> V
     return Volume(values, Geometry(values.shape, np.diag([-2.0, -2.0, 5.0, 1.0])))
 
 
-def inside_share(restore: Restore, labels: np.ndarray) -> float:
+def inside_share(restore: SliceTransform, labels: np.ndarray) -> float:
     """Share of the labelled voxels that lie in the boxes."""
     total = held = 0
     for k in range(restore.slices):
@@ -84,7 +84,7 @@ def test_other_modalities_separate_body_from_background_by_otsu() -> None:
 
 def test_the_phantoms_organs_lie_in_its_squares(ct_phantom: Phantom) -> None:
     boxes = body_boxes(ct_phantom.scan, CT)
-    restore = Restore.of(ct_phantom.scan.geometry, boxes=boxes)
+    restore = SliceTransform.of(ct_phantom.scan.geometry, boxes=boxes)
     assert inside_share(restore, ct_phantom.labels.array) == 1
     assert boxes[:, 2].max() <= 44
 
@@ -96,7 +96,7 @@ def test_real_structures_lie_in_the_squares(real_data: Path, case: str) -> None:
     scan, labels = read_image(folder / "image.nii.gz"), read_labels(folder / "label.nii.gz")
     boxes = body_boxes(scan, CT)
     # pt_22's scan is blank around three slices of its jaw: nothing there shows a body.
-    assert inside_share(Restore.of(scan.geometry, boxes=boxes), labels.array) > 0.99
+    assert inside_share(SliceTransform.of(scan.geometry, boxes=boxes), labels.array) > 0.99
     assert boxes[:, 2].min() < 48
 
 

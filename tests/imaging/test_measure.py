@@ -12,12 +12,12 @@ import pytest
 
 from sdseg_cli.imaging.measure import (
     Pair,
-    facts_in,
     facts_record,
     measure_case,
     measure_grid,
     measure_labels,
     measure_scan,
+    statistics_in,
 )
 from sdseg_cli.imaging.volume import Geometry, Volume
 
@@ -102,11 +102,11 @@ def test_a_record_gives_the_facts_back() -> None:
     grid = measure_grid(volume(array).geometry)
     record = json.loads(json.dumps(facts_record(scan, labels, grid) | {"pixels_sha256": "ab"}))
     pair = Pair("x", Path("i.nii"), Path("l.nii"))
-    facts = facts_in(pair, record)
+    facts = statistics_in(pair, record)
     assert (facts.grid, facts.scan, facts.sha256) == (grid, scan, "ab")
     assert facts.labels is not None
     assert (facts.labels.voxels, facts.labels.counts) == (8, labels.counts)
-    assert facts_in(pair, {}).scan is None  # prepared by an older version
+    assert statistics_in(pair, {}).scan is None  # prepared by an older version
 
 
 def test_faults_of_both_files_are_kept(tmp_path: Path) -> None:

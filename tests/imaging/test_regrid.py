@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sdseg_cli.imaging.regrid import extended, labels_onto, overlap, padded
+from sdseg_cli.imaging.regrid import extended, overlap, padded, resample_to
 from sdseg_cli.imaging.volume import Geometry
 from tests.fake_run import volume
 
@@ -18,7 +18,7 @@ def line(*labels: int, start: float = 0.0, step: float = 1.0):
 
 def onto(labels, *, count: int, start: float = 0.0, step: float = 1.0) -> list[int]:
     grid = line(*[0] * count, start=start, step=step).geometry
-    found = labels_onto(labels, grid)
+    found = resample_to(labels, grid)
     assert found.geometry is grid
     assert found.array.dtype == np.uint8
     return found.array.ravel().tolist()
@@ -45,7 +45,7 @@ def test_axes_that_are_turned_and_exchanged_come_out_exactly():
     rng = np.random.default_rng(0)
     labels = volume(rng.integers(0, 4, (3, 4, 5), np.uint8), np.diag([1.0, 2, 3, 1]))
     turned = np.array([[0, -1.0, 0, 2], [2, 0, 0, 0], [0, 0, -3, 12], [0, 0, 0, 1]])
-    found = labels_onto(labels, Geometry((4, 3, 5), turned))
+    found = resample_to(labels, Geometry((4, 3, 5), turned))
     assert np.array_equal(found.array, labels.array.transpose(1, 0, 2)[:, ::-1, ::-1])
 
 

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from sdseg_cli.imaging.reorient import stored_like
+from sdseg_cli.imaging.reorient import reorient_to
 from sdseg_cli.imaging.volume import Geometry, Volume
 
 OBLIQUE = np.array([[-1.6, 1.8, 0.1, 10], [-1.2, -2.4, 0.2, -20], [0, 0.1, 5, -300], [0, 0, 0, 1]])
@@ -28,7 +28,7 @@ def test_every_order_and_direction_comes_back_voxel_for_voxel(
         corner[axis] = array.shape[axis] - 1 if flip < 0 else 0
     affine[:, 3] = OBLIQUE @ corner
     other = Volume(stored, Geometry(stored.shape, affine))
-    back = stored_like(other, grid)
+    back = reorient_to(other, grid)
     assert np.array_equal(back.array, array)
     assert back.geometry.corner_distance_voxels(grid) < 1e-12
 
@@ -37,4 +37,4 @@ def test_a_volume_in_the_same_order_is_left_alone() -> None:
     volume = Volume(np.zeros((2, 3, 4)), Geometry((2, 3, 4), OBLIQUE), header="its own")
     shifted = OBLIQUE.copy()
     shifted[0, 3] += 500
-    assert stored_like(volume, Geometry((9, 9, 9), shifted)) is volume
+    assert reorient_to(volume, Geometry((9, 9, 9), shifted)) is volume

@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from sdseg_cli.demo.phantom import Phantom
 from sdseg_cli.imaging.intensity import Normalisation
-from sdseg_cli.imaging.slices import Restore, to_stack
+from sdseg_cli.imaging.slices import SliceTransform, to_stack
 from sdseg_cli.imaging.volume import Geometry, Volume
 
 CT = Normalisation("window", -175, 250)
@@ -43,7 +43,7 @@ def plain(shape: tuple[int, int, int], dtype: type = np.float32) -> Volume:
 def test_rows_run_to_the_back_and_columns_to_the_left() -> None:
     # Stored towards right, front and head (RAS): both plane axes must turn round.
     array = np.arange(2 * 3 * 2).reshape(2, 3, 2)
-    restore = Restore.of(Geometry((2, 3, 2), np.eye(4)))
+    restore = SliceTransform.of(Geometry((2, 3, 2), np.eye(4)))
     assert restore.plane_shape == (3, 2)
     front_right = array[1, 2, 0]
     assert restore.canonical_plane(array, 0)[0, 0] == front_right
@@ -52,7 +52,7 @@ def test_rows_run_to_the_back_and_columns_to_the_left() -> None:
 
 def test_slices_count_from_the_feet() -> None:
     array = np.arange(4).reshape(1, 1, 4)
-    down = Restore.of(Geometry((1, 1, 4), np.diag([1.0, 1.0, -3.0, 1.0])))
+    down = SliceTransform.of(Geometry((1, 1, 4), np.diag([1.0, 1.0, -3.0, 1.0])))
     assert [int(down.canonical_plane(array, k)[0, 0]) for k in range(down.slices)] == [3, 2, 1, 0]
     with pytest.raises(IndexError):
         down.canonical_plane(array, 4)
@@ -80,7 +80,7 @@ def test_placing_planes_back_rebuilds_the_stored_array(
     ct_phantom: Phantom, order: tuple[int, ...], signs: tuple[int, ...]
 ) -> None:
     copy = restored(ct_phantom.scan, order, signs)
-    restore = Restore.of(copy.geometry)
+    restore = SliceTransform.of(copy.geometry)
     rebuilt = np.zeros_like(copy.array)
     for k in range(restore.slices):
         restore.place(rebuilt, restore.canonical_plane(copy.array, k).copy(), k)
@@ -89,7 +89,7 @@ def test_placing_planes_back_rebuilds_the_stored_array(
 
 def test_a_plane_of_the_models_size_passes_both_ways_unchanged() -> None:
     volume = plain((32, 32, 2))
-    restore = Restore.of(volume.geometry, size=32)
+    restore = SliceTransform.of(volume.geometry, size=32)
     plane = volume.values(restore.canonical_plane(volume.array, 1))
     assert np.array_equal(restore.to_model(plane, 1, -1000), plane)
     assert np.array_equal(restore.to_native(plane, 1), plane)
@@ -100,7 +100,7 @@ def test_a_plane_of_the_models_size_passes_both_ways_unchanged() -> None:
 @given(seed=st.integers(0, 1000), side=st.sampled_from([16, 32, 64]))
 def test_labels_enlarged_by_a_whole_factor_come_back_unchanged(seed: int, side: int) -> None:
     label = np.random.default_rng(seed).integers(0, 2, (side, side), dtype=np.uint8)
-    restore = Restore.of(Geometry((side, side, 1), np.eye(4)), size=128)
+    restore = SliceTransform.of(Geometry((side, side, 1), np.eye(4)), size=128)
     model = restore.labels_to_model(label, 0).astype(np.float32)
     assert np.array_equal(restore.to_native(model, 0) > 0.5, label)
 
@@ -110,14 +110,14 @@ def test_labels_enlarged_by_a_whole_factor_come_back_unchanged(seed: int, side: 
 def test_organs_survive_the_round_trip_on_any_grid(seed: int, rows: int, columns: int) -> None:
     noise = np.random.default_rng(seed).standard_normal((rows, columns))
     label = (ndimage.gaussian_filter(noise, 12) > 0.01).astype(np.uint8)
-    restore = Restore.of(Geometry((columns, rows, 1), np.diag([-1.0, -1, 1, 1])))
+    restore = SliceTransform.of(Geometry((columns, rows, 1), np.diag([-1.0, -1, 1, 1])))
     back = restore.to_native(restore.labels_to_model(label, 0).astype(np.float32), 0) > 0.5
     dice = 2 * (back & (label > 0)).sum() / (back.sum() + label.sum())
     assert dice > 0.97
 
 
 def test_a_narrow_plane_is_centred_on_background() -> None:
-    restore = Restore.of(Geometry((2, 4, 1), np.diag([-1.0, -1.0, 1.0, 1.0])), size=4)
+    restore = SliceTransform.of(Geometry((2, 4, 1), np.diag([-1.0, -1.0, 1.0, 1.0])), size=4)
     square = restore.to_model(np.ones((4, 2), np.float32), 0, background=-1)
     assert square.tolist() == [[-1, 1, 1, -1]] * 4
     labels = restore.labels_to_model(np.full((4, 2), 5, np.uint8), 0)
@@ -127,13 +127,13 @@ def test_a_narrow_plane_is_centred_on_background() -> None:
 
 def test_shrinking_averages_a_checkerboard_away() -> None:
     board = (np.indices((64, 64)).sum(axis=0) % 2 * 2 - 1).astype(np.float32)
-    square = Restore.of(Geometry((64, 64, 1), np.eye(4)), size=16).to_model(board, 0, 0)
+    square = SliceTransform.of(Geometry((64, 64, 1), np.eye(4)), size=16).to_model(board, 0, 0)
     assert np.abs(square[1:-1, 1:-1]).max() < 0.01
 
 
 def test_a_box_beyond_the_plane_is_background_there_and_zero_on_the_way_back() -> None:
     boxes = np.array([[-1, 1, 4]])
-    restore = Restore.of(Geometry((4, 4, 1), np.diag([-1.0, -1, 1, 1])), size=4, boxes=boxes)
+    restore = SliceTransform.of(Geometry((4, 4, 1), np.diag([-1.0, -1, 1, 1])), size=4, boxes=boxes)
     plane = np.arange(16, dtype=np.float32).reshape(4, 4)
     square = restore.to_model(plane, 0, background=-9)
     assert square.tolist() == [[-9] * 4, [1, 2, 3, -9], [5, 6, 7, -9], [9, 10, 11, -9]]
@@ -146,7 +146,7 @@ def test_a_box_beyond_the_plane_is_background_there_and_zero_on_the_way_back() -
 @pytest.mark.parametrize("boxes", [np.ones((2, 3)), np.array([[0, 0, 0]])])
 def test_boxes_that_do_not_fit_the_slices_are_refused(boxes: np.ndarray) -> None:
     with pytest.raises(ValueError, match="boxes"):
-        Restore.of(Geometry((4, 4, 1), np.eye(4)), boxes=boxes)
+        SliceTransform.of(Geometry((4, 4, 1), np.eye(4)), boxes=boxes)
 
 
 def test_squares_lie_in_range_and_do_not_depend_on_the_batches(ct_phantom: Phantom) -> None:

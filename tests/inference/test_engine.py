@@ -134,10 +134,10 @@ def test_on_a_cpu_the_decoder_that_draws_is_quickened_and_the_unet_never(
 ) -> None:
     replaced: list[object] = []
     monkeypatch.setattr(inference, "use_winograd", replaced.append)
-    inference.quicken(model)
+    inference.optimize_for_inference(model)
     assert replaced == [model.vision_encoder, model.autoencoder.decoder]
     monkeypatch.setattr(model, "mask_decoder", torch.nn.Identity())
-    inference.quicken(model)
+    inference.optimize_for_inference(model)
     assert replaced[2:] == [model.vision_encoder]
 
 

@@ -18,8 +18,8 @@ from sdseg_cli.imaging.volume import Geometry
 from sdseg_cli.inference.cohort_scan import Task, predict_one
 from sdseg_cli.inference.ledger import FAILED
 from sdseg_cli.inference.predict import predict_file
-from sdseg_cli.inference.predict_memory import PREVIEW_BYTES, Need, Room, advice, need_of
-from sdseg_cli.inference.predict_outputs import Outputs
+from sdseg_cli.inference.predict_memory import PREVIEW_BYTES, MemoryGuard, Need, advice, need_of
+from sdseg_cli.inference.predict_outputs import OutputPaths
 from tests.fake_run import write_nifti
 from tests.inference.test_predict import SIDE, Given
 
@@ -29,22 +29,22 @@ NII, MHA = Path("m.nii.gz"), Path("m.mha")
 
 
 def test_the_contracts_case_takes_scan_mask_probability_and_a_batch() -> None:
-    need = need_of(Outputs(NII, Path("p.nii")), GRID, voxel_bytes=2, batch_bytes=7000, draws=1)
+    need = need_of(OutputPaths(NII, Path("p.nii")), GRID, voxel_bytes=2, batch_bytes=7000, draws=1)
     # Each draw is compared as two bytes per pixel: 400 x 2.
     assert need == Need(2000, 1000, 1000, 0, 0, 0, 7000 + 9600 + 800)
     assert need.total == 2000 + 1000 + 1000 + 17400
 
 
 def test_every_map_and_the_drawing_are_counted() -> None:
-    outputs = Outputs(NII, Path("p.nii"), "float32", Path("u.nii"), Path("look.png"))
+    outputs = OutputPaths(NII, Path("p.nii"), "float32", Path("u.nii"), Path("look.png"))
     need = need_of(outputs, GRID, voxel_bytes=4, batch_bytes=0, draws=5)
     assert need == Need(4000, 1000, 4000, 1000, 0, PREVIEW_BYTES, 9600 + 4000)
 
 
 def test_other_formats_than_nifti_copy_the_largest_map_they_write() -> None:
-    assert need_of(Outputs(MHA), GRID, 2, 0).copies == 1000
-    assert need_of(Outputs(NII, MHA), GRID, 2, 0).copies == 4000, "as float32"
-    assert need_of(Outputs(MHA, Path("p.nrrd")), GRID, 2, 0).copies == 4000, "one at a time"
+    assert need_of(OutputPaths(MHA), GRID, 2, 0).copies == 1000
+    assert need_of(OutputPaths(NII, MHA), GRID, 2, 0).copies == 4000, "as float32"
+    assert need_of(OutputPaths(MHA, Path("p.nrrd")), GRID, 2, 0).copies == 4000, "one at a time"
 
 
 def test_the_advice_is_the_first_option_that_is_enough() -> None:
@@ -59,7 +59,7 @@ def test_where_one_option_is_not_enough_all_are_named_that_add_up() -> None:
     assert advice(savings, 14).startswith("No option makes it fit"), "uint8 is no prob's part"
 
 
-def refused(room: Room, free: int, monkeypatch: pytest.MonkeyPatch) -> RunError:
+def refused(room: MemoryGuard, free: int, monkeypatch: pytest.MonkeyPatch) -> RunError:
     monkeypatch.setattr("sdseg_cli.inference.predict_memory.available_bytes", lambda: free)
     with pytest.raises(RunError) as caught:
         room(Geometry((1000, 1000, 1000), np.diag([1.0, 1.0, 1.0, 1.0])), 2)
@@ -69,7 +69,7 @@ def refused(room: Room, free: int, monkeypatch: pytest.MonkeyPatch) -> RunError:
 def test_a_scan_that_does_not_fit_is_told_its_need_what_is_free_and_what_helps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    room = Room("ct.nii.gz", Outputs(NII, Path("p.nii")), lambda _: 474_000_000)
+    room = MemoryGuard("ct.nii.gz", OutputPaths(NII, Path("p.nii")), lambda _: 474_000_000)
     # 2 GB of scan, 1 of mask, 1 of probability, 0.474 of batch, 0.026 of a slice's 10^6 pixels.
     error = refused(room, 3_600_000_000, monkeypatch)
     assert error.message == (
@@ -91,7 +91,7 @@ def test_what_helps_depends_on_how_much_is_missing(
     free: int, hint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = {None: 474_000_000, 1: 74_000_000}
-    room = Room("ct.nii.gz", Outputs(NII, Path("p.nii")), sizes.__getitem__)
+    room = MemoryGuard("ct.nii.gz", OutputPaths(NII, Path("p.nii")), sizes.__getitem__)
     assert refused(room, free, monkeypatch).hint.startswith(hint)
 
 
@@ -101,20 +101,20 @@ def test_a_batch_counts_no_more_slices_than_the_scan_has_and_the_hint_names_what
     def bytes_of(size: int | None) -> int:
         return (size or 0) * 1_000_000
 
-    room = Room("ct.nii.gz", Outputs(NII), bytes_of, batch_size=10**9)
+    room = MemoryGuard("ct.nii.gz", OutputPaths(NII), bytes_of, batch_size=10**9)
     # 2 GB of scan, 1 of mask, 0.026 of a slice's pixels: 0.974 GB are left for 1 MB a slice, and
     # the scan has 1000.
     error = refused(room, 4_000_000_000, monkeypatch)
     assert "batch 1.03" in error.message
     assert error.hint == "It fits with --batch-size 974."
-    Room("ct", Outputs(NII), bytes_of, batch_size=10**9)(GRID, 2)  # five slices
+    MemoryGuard("ct", OutputPaths(NII), bytes_of, batch_size=10**9)(GRID, 2)  # five slices
 
 
 def test_what_just_fits_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sdseg_cli.inference.predict_memory.available_bytes", lambda: 13_400)
-    Room("ct", Outputs(NII), lambda _: 0)(GRID, 2)  # 2000 + 1000 + 9600 + 800
+    MemoryGuard("ct", OutputPaths(NII), lambda _: 0)(GRID, 2)  # 2000 + 1000 + 9600 + 800
     with pytest.raises(RunError):
-        Room("ct", Outputs(NII), lambda _: 1)(GRID, 2)
+        MemoryGuard("ct", OutputPaths(NII), lambda _: 1)(GRID, 2)
 
 
 class Endless(Given):

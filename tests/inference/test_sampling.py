@@ -136,9 +136,9 @@ def test_the_draws_by_themselves_are_those_that_are_averaged(lively: SDSeg) -> N
 
 
 def test_without_noise_the_seed_and_the_slices_number_change_nothing(lively: SDSeg) -> None:
-    silent = SampleConfig(noise="zero")
+    no_op = SampleConfig(noise="zero")
     one, other = (
-        predict_planes(lively, PIXELS, slices, seed=seed, sample=silent)
+        predict_planes(lively, PIXELS, slices, seed=seed, sample=no_op)
         for slices, seed in (([7, 8, 9], 5), ([1, 2, 3], 6))
     )
     assert torch.equal(one, other)

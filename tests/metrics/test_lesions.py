@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sdseg_cli.core.errors import ConfigError
-from sdseg_cli.metrics import Terms
+from sdseg_cli.metrics import ScoringOptions
 from sdseg_cli.metrics.lesions import Lesions, detection_f1, match_lesions
 from sdseg_cli.metrics.pair import MaskPair
 
@@ -73,7 +73,9 @@ def test_equal_masks_and_one_voxel_against_one_voxel():
 
 
 def test_a_pair_is_judged_by_its_terms():
-    strict = MaskPair(row((0, 5)), row((0, 10)), (1.0,) * 3, terms=Terms(detection_iou=0.6))
+    strict = MaskPair(
+        row((0, 5)), row((0, 10)), (1.0,) * 3, terms=ScoringOptions(detection_iou=0.6)
+    )
     loose = MaskPair(row((0, 5)), row((0, 10)), (1.0,) * 3)
     assert (strict.lesions.matched, loose.lesions.matched) == (0, 1)
 
@@ -89,4 +91,4 @@ def test_a_pair_is_judged_by_its_terms():
 )
 def test_terms_that_make_no_sense_are_refused(wrong, named):
     with pytest.raises(ConfigError, match=named):
-        Terms(**wrong)
+        ScoringOptions(**wrong)

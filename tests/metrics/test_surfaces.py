@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from sdseg_cli.metrics import Terms
+from sdseg_cli.metrics import ScoringOptions
 from sdseg_cli.metrics.pair import MaskPair
 from sdseg_cli.metrics.surfaces import assd, border, hd95, surface_dice, surface_distances
 
@@ -112,7 +112,7 @@ def test_a_pair_is_cut_to_its_box_and_keeps_its_distances():
     pred, label = voxels((0, 0, 5), (4, 1, 1)), voxels((4, 2, 1))
     for order in "CF":
         laid = (np.asarray(mask, order=order) for mask in (pred, label))
-        pair = MaskPair(*laid, SPACING, terms=Terms(tolerance=1.0))
+        pair = MaskPair(*laid, SPACING, terms=ScoringOptions(tolerance=1.0))
         assert sorted(pair.pred.shape) == [3, 5, 5]
         assert pair.pred.flags.c_contiguous and pair.label.flags.c_contiguous
         assert (pair.predicted_voxels, pair.reference_voxels, pair.tolerance) == (2, 1, 1.0)

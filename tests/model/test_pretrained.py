@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from sdseg_cli.core.errors import WeightsError
 from sdseg_cli.core.presets import PRESETS
 from sdseg_cli.imaging.io.files import read_labels
-from sdseg_cli.imaging.slices import Restore
+from sdseg_cli.imaging.slices import SliceTransform
 from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.pretrained import load_official
 from sdseg_cli.model.shipped import load_tiny_autoencoder
@@ -157,7 +157,7 @@ def test_the_shipped_autoencoder_returns_real_masks(real_data: Path) -> None:
     overlap = size = 0
     for path in sorted((real_data / "openkbp-hn-ct").glob("pt_*/label.nii.gz")):
         labels = read_labels(path)
-        restore = Restore.of(labels.geometry)
+        restore = SliceTransform.of(labels.geometry)
         planes = [restore.canonical_plane(labels.array, k) > 0 for k in range(restore.slices)]
         for k in [k for k, plane in enumerate(planes) if plane.any()][::32]:
             square = torch.from_numpy(restore.labels_to_model(planes[k].astype(np.uint8), k))

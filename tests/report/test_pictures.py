@@ -11,10 +11,10 @@ from PIL import Image
 
 from sdseg_cli.evaluation.stability_picture import StabilityPlane, stability_picture
 from sdseg_cli.imaging.io.files import read_image, read_labels
-from sdseg_cli.imaging.slices import Restore
+from sdseg_cli.imaging.slices import SliceTransform
 from sdseg_cli.report import drawing
 from sdseg_cli.report.drawing import PREDICTION_COLOUR, REFERENCE_COLOUR, view_mm
-from sdseg_cli.report.pictures import CasePlane, case_plane, save_cases, telling_slice
+from sdseg_cli.report.pictures import CasePlane, case_plane, largest_area_slice, save_cases
 from tests.fake_run import volume
 
 OPENKBP = Path(__file__).resolve().parents[2] / "../shared/data/openkbp-hn-ct"
@@ -55,20 +55,20 @@ def shows(picture: np.ndarray, colour: str, tolerance: int = 40) -> bool:
 
 
 def test_the_slice_with_the_largest_reference_is_shown():
-    restore = Restore.of(volume(np.zeros((8, 8, 5), np.uint8), RAS).geometry)
+    restore = SliceTransform.of(volume(np.zeros((8, 8, 5), np.uint8), RAS).geometry)
     reference, prediction = np.zeros((2, 8, 8, 5), bool)
-    assert telling_slice(reference, prediction, restore) == 2
+    assert largest_area_slice(reference, prediction, restore) == 2
     prediction[0, 0, 4] = True
-    assert telling_slice(reference, prediction, restore) == 4
+    assert largest_area_slice(reference, prediction, restore) == 4
     reference[0, 0, 0] = reference[0:2, 0, 1] = True
-    assert telling_slice(reference, prediction, restore) == 1
+    assert largest_area_slice(reference, prediction, restore) == 1
 
 
 def test_planes_are_shown_front_up_and_patient_right_on_the_left():
     # In RAS the indices grow towards the patient's right, front and head.
     scan = volume(np.zeros((8, 6, 4), np.int16), RAS)
     scan.array[7, 5, 2] = 90  # right, front
-    restore = Restore.of(scan.geometry, size=8)
+    restore = SliceTransform.of(scan.geometry, size=8)
     reference = scan.array > 0
     probability = np.zeros((4, 8, 8), np.float32)
     plane = case_plane(
@@ -140,7 +140,7 @@ def test_stability_shows_every_outline_and_the_spread(tmp_path):
 def test_the_mandible_lies_in_front_of_the_spinal_cord_in_a_real_picture():
     folder = OPENKBP / "pt_100"
     scan, labels = read_image(folder / "image.nii.gz"), read_labels(folder / "label.nii.gz")
-    restore = Restore.of(scan.geometry)
+    restore = SliceTransform.of(scan.geometry)
     mandible = labels.array == 7
     probability = np.zeros((restore.slices, 256, 256), np.float32)
     shown = case_plane(

@@ -14,7 +14,7 @@ from sdseg_cli.core.errors import ConfigError, RunError, WeightsError
 from sdseg_cli.imaging.io.files import read_image
 from sdseg_cli.inference.predict import predict_file
 from sdseg_cli.inference.predictor import Predictor
-from sdseg_cli.runs.checkpoint import Checkpoint, halved
+from sdseg_cli.runs.checkpoint import Checkpoint, to_float16
 from sdseg_cli.runs.package import read_package, read_trained, threshold_of, write_package
 from sdseg_cli.runs.run_folder import RunDir
 from tests.conftest import Workspace
@@ -192,6 +192,6 @@ def test_runs_and_packages_are_read_alike(package: Path, tiny_run: Workspace) ->
 
 
 def test_a_tensor_beyond_half_precision_stays_as_it_is() -> None:
-    smaller = halved({"small": torch.tensor([1.5]), "large": torch.tensor([1e6])})
+    smaller = to_float16({"small": torch.tensor([1.5]), "large": torch.tensor([1e6])})
     assert (smaller["small"].dtype, smaller["small"].item()) == (torch.float16, 1.5)
     assert (smaller["large"].dtype, smaller["large"].item()) == (torch.float32, 1e6)

@@ -12,7 +12,7 @@ from sdseg_cli.core.presets import PRESETS
 from sdseg_cli.model.naming import below
 from sdseg_cli.model.sdseg import build_sdseg
 from sdseg_cli.model.shipped import load_tiny_autoencoder
-from sdseg_cli.model.tensor_files import load_strictly, read_tensors, read_told
+from sdseg_cli.model.tensor_files import load_strictly, read_metadata, read_tensors
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_the_script_goes_on_where_it_was_stopped(
     assert one.keys() == two.keys()
     assert all(torch.equal(one[key], two[key]) for key in one)
     told = "scripts/warm_up_tiny.py, seed 0, step 2 of 3, mask loss 1, 0.3 of the way"
-    assert read_told(whole)["made_by"] == told
+    assert read_metadata(whole)["made_by"] == told
     with pytest.raises(SystemExit, match="of seed 0"):
         _run(monkeypatch, tmp_path / "parts", "--seed", "1")
 

@@ -25,7 +25,7 @@ from sdseg_cli.model.distributed import Ranks
 from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import networks_of, sdseg_of, write_package
 from sdseg_cli.runs.run_folder import RunDir
-from sdseg_cli.training.batches import PreparedSlices, spread
+from sdseg_cli.training.batches import PreparedSlices, evenly_spaced
 from sdseg_cli.training.latents import NoLatents
 from sdseg_cli.training.splits import open_split
 from sdseg_cli.training.steps import StepSource
@@ -103,7 +103,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     run: RunDir, tiny_set: Workspace, tmp_path: Path
 ) -> None:
     again = RunDir(tmp_path / "run")
-    train(settings(steps=12, patience=0), tiny_set.manifest, again, device="cpu", watch=_stop_at(5))
+    train(
+        settings(steps=12, patience=0), tiny_set.manifest, again, device="cpu", on_step=_stop_at(5)
+    )
     assert again.status()["state"] == "stopped"
     train(settings(steps=12), tiny_set.manifest, again, device="cpu")
     assert again.log_file.read_text() == run.log_file.read_text()
@@ -117,11 +119,11 @@ def _stop_at(step: int):
     import os
     import signal
 
-    def watch(now: object) -> None:
+    def on_step(now: object) -> None:
         if now.step == step:  # type: ignore[attr-defined]
             os.kill(os.getpid(), signal.SIGINT)
 
-    return watch
+    return on_step
 
 
 def test_a_package_predicts_the_planes_of_the_run_and_of_its_checkpoint(
@@ -148,7 +150,7 @@ def test_the_best_weights_reach_the_dice_of_their_validation(
     best = Checkpoint.load(run.best)
     fixed = open_split(tiny_set.manifest, "val")
     model = networks_of(best, CPU, source="run")
-    positions = spread(fixed, settings().train.validation_slices)
+    positions = evenly_spaced(fixed, settings().train.validation_slices)
     found = validation(model, fixed, positions, (), Ranks(), batch_size=2)
     assert found.dice == pytest.approx(best.best["val_dice"], abs=0.01)  # kept as float16
 

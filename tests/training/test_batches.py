@@ -12,9 +12,9 @@ from sdseg_cli.training.batches import (
     Batch,
     PreparedSlices,
     draw_positions,
+    evenly_spaced,
     flip_codes,
     flipped,
-    spread,
 )
 
 
@@ -96,8 +96,8 @@ def test_no_flip_letters_mean_no_flip() -> None:
 
 
 def test_validation_slices_are_spread_evenly(slices: PreparedSlices) -> None:
-    assert spread(slices, 10) == [0, 1, 2, 3, 4]
-    assert spread(slices, 2) == [1, 3]
+    assert evenly_spaced(slices, 10) == [0, 1, 2, 3, 4]
+    assert evenly_spaced(slices, 2) == [1, 3]
 
 
 def test_colours_are_flipped_with_their_foreground(tmp_path: Path) -> None:

@@ -227,7 +227,7 @@ def test_what_goes_wrong_while_measuring_is_a_warning_of_a_run_that_is_whole(
     damaged = stored_decoder(store, autoencoder_hash(networks.autoencoder))
     damaged.parent.mkdir()
     damaged.write_bytes(b"no")
-    found = calibrate(run, tiny_run.manifest, device="cpu", store=store, warn=told.append)
+    found = calibrate(run, tiny_run.manifest, device="cpu", store=store, on_warning=told.append)
     assert found is None
     assert [one.code for one in told] == ["fast-decoder-unmeasured"]
     assert "damaged" in told[0].measured
@@ -244,7 +244,12 @@ def test_a_finished_run_that_is_called_again_is_not_measured_again(
 
     monkeypatch.setattr(calibration, "measure_run", counted)
     again = partial(
-        calibrate, run, tiny_run.manifest, device="cpu", store=WeightStore(tmp_path), warn=print
+        calibrate,
+        run,
+        tiny_run.manifest,
+        device="cpu",
+        store=WeightStore(tmp_path),
+        on_warning=print,
     )
     assert again(anew=False) == check(9), "it had none yet"
     keep_with_run(run, constant(1.5), check(7))
@@ -265,9 +270,9 @@ def test_a_signal_skips_it_and_the_run_stays_whole(
         signal.raise_signal(signal.SIGINT)
 
     store, asked = WeightStore(tmp_path), []
-    settings = {"device": "cpu", "store": store, "warn": print}
+    settings = {"device": "cpu", "store": store, "on_warning": print}
     ended = calibrate(
-        run, tiny_run.manifest, **settings, progress=interrupt, asked=lambda: asked.append(1)
+        run, tiny_run.manifest, **settings, progress=interrupt, on_stop=lambda: asked.append(1)
     )
     assert ended is None and asked == [1]
     assert counts == [(1, 4 + 200 + 2 * 4)], "4 slices to learn from in 200 steps, 4 to judge twice"
@@ -287,7 +292,7 @@ def test_a_calibration_tells_each_slice_and_step(
         tiny_run.manifest,
         device="cpu",
         store=WeightStore(tmp_path),
-        warn=print,
+        on_warning=print,
         progress=lambda done, total, what: counts.append((done, total)),
     )
     # 4 slices, 3 steps, then twice 4 slices in batches of 2.
@@ -335,7 +340,7 @@ def test_a_run_trained_through_its_decoder_needs_no_measuring_to_predict_with_it
     assert meant != config
     run.config_file.write_text(meant)
     told: list[Finding] = []
-    assert calibrate(run, tiny_run.manifest, device="cpu", warn=told.append) is None
+    assert calibrate(run, tiny_run.manifest, device="cpu", on_warning=told.append) is None
     assert "will use the fast decoder (the disk is full.)" in told[0].measured
     assert "distill" not in told[0].fix
 

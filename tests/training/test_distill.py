@@ -14,7 +14,7 @@ from sdseg_cli.inference.predictor import Predictor
 from sdseg_cli.model.mask_decoder import build_mask_decoder
 from sdseg_cli.model.seeds import seeded_generator
 from sdseg_cli.model.store import WeightStore
-from sdseg_cli.model.tensor_files import read_tensors, read_told
+from sdseg_cli.model.tensor_files import read_metadata, read_tensors
 from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training import distillation
 from sdseg_cli.training.distill import distill, prepared_masks
@@ -37,7 +37,7 @@ def test_what_is_distilled_lies_in_the_store_by_its_autoencoder(tmp_path: Path) 
     report = distill(steps=2, device="cpu", store=store)
     assert report.decoder.parent == tmp_path / "mask-decoders"
     assert report.autoencoder.startswith(report.decoder.stem)
-    assert read_told(report.decoder) == {"autoencoder": report.autoencoder}
+    assert read_metadata(report.decoder) == {"autoencoder": report.autoencoder}
     assert [path.name for path in report.decoder.parent.iterdir()] == [report.decoder.name]
     values = report.to_json()
     assert 0 < values["gflop"] <= 0.03 * values["exact_gflop"]

@@ -35,7 +35,7 @@ def test_a_step_draws_the_same_whenever_it_is_asked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_threads_hand_over_the_steps_in_order(tmp_path: Path, workers: int) -> None:
-    made = list(source(tmp_path).ahead(3, 12, workers=workers))
+    made = list(source(tmp_path).prefetch(3, 12, workers=workers))
     assert [inputs.step for inputs in made] == list(range(3, 12))
     assert same(made[4], source(tmp_path).inputs(7))
 
@@ -45,7 +45,7 @@ def test_an_error_in_a_thread_reaches_the_training(tmp_path: Path) -> None:
     broken._slices.with_foreground.clear()
     broken._slices.places.clear()
     with pytest.raises(ZeroDivisionError):
-        next(broken.ahead(0, 5))
+        next(broken.prefetch(0, 5))
 
 
 def test_processes_share_a_batch_without_overlap(tmp_path: Path) -> None:

@@ -56,8 +56,8 @@ def test_a_watcher_is_told_before_the_first_step_and_after_each(
     tiny_set: Workspace, tiny_run: Workspace, tmp_path: Path
 ) -> None:
     run, told = RunDir(tmp_path / "run"), list[TrainProgress]()
-    train(tiny_settings(steps=2), tiny_set.manifest, run, device="cpu", watch=told.append)
-    train(tiny_settings(steps=3), tiny_set.manifest, run, device="cpu", watch=told.append)
+    train(tiny_settings(steps=2), tiny_set.manifest, run, device="cpu", on_step=told.append)
+    train(tiny_settings(steps=3), tiny_set.manifest, run, device="cpu", on_step=told.append)
     rows = _log(run)
     losses = {row["step"]: row for row in rows if "loss" in row}
     dice = {row["step"]: row for row in rows if "val_dice" in row}
@@ -116,7 +116,7 @@ def test_a_stopped_and_resumed_run_ends_where_an_uninterrupted_one_does(
             os.kill(os.getpid(), signal.SIGTERM)
 
     config = tiny_settings(steps=4)
-    stopped = train(config, tiny_set.manifest, run, device="cpu", watch=stop_at_three)
+    stopped = train(config, tiny_set.manifest, run, device="cpu", on_step=stop_at_three)
     assert (stopped.state, stopped.step) == ("stopped", 3)
     assert train(config, tiny_set.manifest, run, device="cpu").state == "finished"
     assert run.log_file.read_bytes() == tiny_run.run.log_file.read_bytes()
@@ -140,7 +140,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_or_from_the_start(
             raise Killed
 
     with pytest.raises(Killed):
-        train(config, tiny_set.manifest, run, device="cpu", watch=kill)
+        train(config, tiny_set.manifest, run, device="cpu", on_step=kill)
     report = train(config, tiny_set.manifest, run, device="cpu")
     assert report.begun == (0 if step == 1 else 2)
     assert run.log_file.read_bytes() == tiny_run.run.log_file.read_bytes()
@@ -180,7 +180,7 @@ def test_a_damaged_newest_checkpoint_costs_steps_and_changes_nothing(
     _damage(finished.last)
     told: list[Finding] = []
     config = tiny_settings(steps=4)
-    report = train(config, tiny_run.manifest, finished, device="cpu", warn=told.append)
+    report = train(config, tiny_run.manifest, finished, device="cpu", on_warning=told.append)
     assert (report.begun, report.step, report.warnings) == (2, 4, tuple(told))
     assert [one.code for one in told] == ["checkpoint-damaged"]
     assert "step-00000004.pt damaged, kept as step-00000004.pt.damaged" in told[0].measured

@@ -24,9 +24,9 @@ from sdseg_cli.imaging.io.dicom_series import (
     quiet,
     unreadable,
 )
-from sdseg_cli.imaging.io.dicom_stack import check_alike, check_claims, sorted_stack
+from sdseg_cli.imaging.io.dicom_stack import check_alike, check_header, sorted_stack
 from sdseg_cli.imaging.io.native import silenced
-from sdseg_cli.imaging.volume import Array, Claim, Geometry, Volume
+from sdseg_cli.imaging.volume import Array, Geometry, OnHeader, Volume
 
 _PIXEL_ELEMENTS = (
     "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated",
@@ -55,7 +55,7 @@ class DicomHeader:
     blank: tuple[str, ...]
 
 
-def read(source: Path, series: str | None = None, claim: Claim | None = None) -> Volume:
+def read(source: Path, series: str | None = None, on_header: OnHeader | None = None) -> Volume:
     """Read a DICOM series.
 
     Slope and intercept stay apart from the stored integers where all slices share them; where they
@@ -64,7 +64,7 @@ def read(source: Path, series: str | None = None, claim: Claim | None = None) ->
     Args:
         source: A folder (nested, names do not matter), a .zip, or one file of the series.
         series: Which one, where there are several; see `dicom_series.find_series`.
-        claim: Told of the headers before the pixels are read.
+        on_header: Told of the headers before the pixels are read.
 
     Raises:
         DataError: No series, not one stack of equally spaced slices, or a damaged file.
@@ -73,9 +73,11 @@ def read(source: Path, series: str | None = None, claim: Claim | None = None) ->
     with opened(source) as folder:
         stack, geometry = _stack(source, folder, series)
         scalings = [_scaling(slice_) for slice_ in stack]
-        if claim is not None:
+        if on_header is not None:
             (bits,) = stack[0].numbers("BitsAllocated", 1)
-            claim(geometry, int(bits) // 8 if len(set(scalings)) == 1 else np.float32().itemsize)
+            on_header(
+                geometry, int(bits) // 8 if len(set(scalings)) == 1 else np.float32().itemsize
+            )
         array = _read_array(stack, geometry.shape, scalings)
         files = tuple(slice_.path.relative_to(folder) for slice_ in stack)
     slope, intercept = (1.0, 0.0) if array.dtype == np.float32 else scalings[0][:2]
@@ -110,7 +112,7 @@ def require_no_slice(path: Path, scan: Volume) -> None:
 def _stack(source: Path, folder: Path, name: str | None) -> tuple[list[Instance], Geometry]:
     series: Series = find_series(source, folder, name)
     for slice_ in series.instances:
-        check_claims(slice_)
+        check_header(slice_)
     check_alike(series.instances)
     return sorted_stack(series.instances)
 

@@ -25,7 +25,7 @@ _NAMED = 5
 _Vector = NDArray[np.float64]
 
 
-def check_claims(slice_: Instance) -> None:
+def check_header(slice_: Instance) -> None:
     """Refuse a file that is no single plane of grey values, or smaller than its header claims.
 
     Raises:

@@ -34,7 +34,7 @@ from sdseg_cli.imaging.io.picture import (
     read_picture_labels,
     write_png,
 )
-from sdseg_cli.imaging.volume import Array, Claim, Geometry, Volume
+from sdseg_cli.imaging.volume import Array, Geometry, OnHeader, Volume
 
 _TWO_FILES = {
     ".nhdr": "Save header and voxels as one .nrrd file.",
@@ -44,14 +44,14 @@ _TWO_FILES = {
 """Kinds that are not read, and what to make of them."""
 
 
-def read_image(path: Path, series: str | None = None, claim: Claim | None = None) -> Volume:
+def read_image(path: Path, series: str | None = None, on_header: OnHeader | None = None) -> Volume:
     """Read a scan at its stored type.
 
     Args:
         path: A .nii, .nii.gz, .nrrd, .mha or .mhd file of one 3D volume; a DICOM series (its
             folder, a .zip, or one of its files); or a picture.
         series: Which series, where a DICOM source holds several.
-        claim: Told of the scan before its voxels are read, or its pixels decoded.
+        on_header: Told of the scan before its voxels are read, or its pixels decoded.
 
     Raises:
         DataError: The file is missing, damaged, or not one 3D volume of numbers.
@@ -59,11 +59,11 @@ def read_image(path: Path, series: str | None = None, claim: Claim | None = None
     """
     suffix = check_readable(path, series)
     if suffix == DICOM_SUFFIX:
-        return dicom.read(path, series, claim)
+        return dicom.read(path, series, on_header)
     if is_picture(path):
-        return read_picture(path, claim)
+        return read_picture(path, on_header)
     reader = nifti.read if suffix in NIFTI_SUFFIXES else metaimage.read
-    return reader(path, claim)
+    return reader(path, on_header)
 
 
 def read_geometry(path: Path, series: str | None = None) -> Geometry:

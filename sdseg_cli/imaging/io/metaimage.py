@@ -42,7 +42,7 @@ from sdseg_cli.imaging.io.text_header import (
     whole,
 )
 from sdseg_cli.imaging.shear import geometry_of
-from sdseg_cli.imaging.volume import LPS_TO_RAS, Array, Claim, Geometry, Volume
+from sdseg_cli.imaging.volume import LPS_TO_RAS, Array, Geometry, OnHeader, Volume
 
 WRITABLE = (".nrrd", ".mha")
 """One file each: an .mhd is two files, which no rename replaces at once."""
@@ -88,20 +88,20 @@ class _Fields:
         return text in ("true", "1", "t")
 
 
-def read(path: Path, claim: Claim | None = None) -> Volume:
+def read(path: Path, on_header: OnHeader | None = None) -> Volume:
     """Read an NRRD or MetaImage file at its stored type.
 
     Args:
         path: The file.
-        claim: Told of the header before the voxels are read.
+        on_header: Told of the header before the voxels are read.
 
     Raises:
         DataError: Unreadable, damaged, or not one 3D volume of numbers.
     """
     with reading(path):
         header, geometry = _read_header(path)
-        if claim is not None:
-            claim(geometry, header.dtype.itemsize)
+        if on_header is not None:
+            on_header(geometry, header.dtype.itemsize)
         array = read_voxels(header)
     return Volume(array, geometry, header=header, source=path)
 

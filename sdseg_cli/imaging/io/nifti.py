@@ -24,7 +24,7 @@ from sdseg_cli.core.errors import DataError
 from sdseg_cli.core.files import replacing
 from sdseg_cli.imaging.io.header_checks import BLOCK_BYTES, read_array, require_held
 from sdseg_cli.imaging.shear import ROUNDING_DEGREES, geometry_of, nearest_rotation, shear_degrees
-from sdseg_cli.imaging.volume import GRID_TOLERANCE_VOXELS, Array, Claim, Geometry, Volume
+from sdseg_cli.imaging.volume import GRID_TOLERANCE_VOXELS, Array, Geometry, OnHeader, Volume
 
 _FREE_TEXTS = {"descrip", "aux_file", "db_name", "data_type"}
 """What a scan's header may say about its patient: none of it goes into a mask."""
@@ -54,7 +54,7 @@ _SILENT = logging.Logger("nibabel's repairs", logging.CRITICAL + 1)
 """nibabel would print what it mends in a header."""
 
 
-def read(path: Path, claim: Claim | None = None) -> Volume:
+def read(path: Path, on_header: OnHeader | None = None) -> Volume:
     """Read a NIfTI file at its stored type.
 
     Besides the array itself, memory holds one block: nibabel would hold a gzipped scan twice. The
@@ -62,7 +62,7 @@ def read(path: Path, claim: Claim | None = None) -> Volume:
 
     Args:
         path: The file.
-        claim: Told of the header before the voxels are read.
+        on_header: Told of the header before the voxels are read.
 
     Raises:
         DataError: Not NIfTI, damaged, cut short, or not one 3D volume of numbers.
@@ -71,8 +71,8 @@ def read(path: Path, claim: Claim | None = None) -> Volume:
         header, stored = _read_header(path, stream)
         geometry = _geometry(path, header)
         _require_voxels(path, header, stored, packed=packed)
-        if claim is not None:
-            claim(geometry, header.get_data_dtype().itemsize)
+        if on_header is not None:
+            on_header(geometry, header.get_data_dtype().itemsize)
         _skip(stream, int(header.get_data_offset()) - header.sizeof_hdr)
         array = read_array(stream, geometry.shape, header.get_data_dtype())
         spare = _spare_bytes(stream)

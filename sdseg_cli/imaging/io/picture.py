@@ -36,7 +36,7 @@ from sdseg_cli.core.errors import DataError, RunError, SdsegError
 from sdseg_cli.core.filenames import JPEG_SUFFIXES
 from sdseg_cli.core.files import replacing
 from sdseg_cli.core.memory import available_bytes
-from sdseg_cli.imaging.volume import Array, Claim, Geometry, Volume
+from sdseg_cli.imaging.volume import Array, Geometry, OnHeader, Volume
 
 MaskLevels = tuple[tuple[int, int], ...]
 """(lowest grey, label), ascending from grey 0: ((0, 0), (129, 1)) reads "grey > 128 is label 1"."""
@@ -90,19 +90,19 @@ def pixel_grid(height: int, width: int) -> Geometry:
     return Geometry((height, width, 1), _AS_SEEN)
 
 
-def read_picture(path: Path, claim: Claim | None = None) -> Picture:
+def read_picture(path: Path, on_header: OnHeader | None = None) -> Picture:
     """Read a picture in colour, the right way up.
 
     Args:
         path: A PNG, JPEG, TIFF or BMP file.
-        claim: Told of the picture before it is decoded.
+        on_header: Told of the picture before it is decoded.
 
     Raises:
         DataError: Damaged, cut short, too large, of several pages, or of numbers that are neither
             grey values nor colours.
         RunError: It does not fit into the memory that is free.
     """
-    with _opened(path, claim) as image:
+    with _opened(path, on_header) as image:
         ImageOps.exif_transpose(image, in_place=True)
         upright: Image.Image = image
         if upright.mode in _SIXTEEN_BITS:
@@ -374,7 +374,7 @@ def _colours(image: Image.Image) -> NDArray[np.uint8]:
 
 
 @contextmanager
-def _opened(path: Path, claim: Claim | None = None) -> Iterator[Image.Image]:
+def _opened(path: Path, on_header: OnHeader | None = None) -> Iterator[Image.Image]:
     """An opened picture, not decoded; whatever Pillow finds wrong, also within the block, becomes
     ours.
     """
@@ -385,7 +385,7 @@ def _opened(path: Path, claim: Claim | None = None) -> Iterator[Image.Image]:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=_FORMATS) as image:
                 _check_kind(image, path)
-                _require_room(path, image, claim)
+                _require_room(path, image, on_header)
                 with _quiet_libtiff(image):
                     yield image
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -481,15 +481,15 @@ def _check_mask_kind(image: Image.Image, path: Path, levels: MaskLevels | None) 
         )
 
 
-def _require_room(path: Path, image: Image.Image, claim: Claim | None) -> None:
+def _require_room(path: Path, image: Image.Image, on_header: OnHeader | None) -> None:
     """Refuse a picture that cannot be held, before it is decoded.
 
     Raises:
         RunError: It does not fit.
     """
     columns, rows = image.size
-    if claim is not None:  # what is held; decoding takes less than the plane's way to the model
-        claim(pixel_grid(rows, columns), _HELD_BYTES)
+    if on_header is not None:  # what is held; decoding takes less than the plane's way to the model
+        on_header(pixel_grid(rows, columns), _HELD_BYTES)
         return
     plain = image.mode in ("RGB", "L", "P", "1") and not image.has_transparency_data
     pixel_bytes = _DECODING_BYTES if plain else _CONVERTED_BYTES

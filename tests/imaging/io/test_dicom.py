@@ -144,7 +144,7 @@ def test_the_size_is_told_before_the_pixels_are_read(tmp_path: Path) -> None:
     told: list[tuple[tuple[int, ...], int]] = []
     for name, change in (("ct", None), ("pet", pet)):
         folder = write_series(tmp_path / name, **({"change": change} if change else {}))
-        read_image(folder, claim=lambda grid, size: told.append((grid.shape, size)))
+        read_image(folder, on_header=lambda grid, size: told.append((grid.shape, size)))
     assert told == [(SHAPE, 2), (SHAPE, 4)], "as stored; values where the slopes differ"
 
 

@@ -333,7 +333,7 @@ def test_a_volumes_size_is_told_before_it_is_read(
     else:
         SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array.T), str(tmp_path / name))
     told: list[tuple[tuple[int, ...], int]] = []
-    read_image(tmp_path / name, claim=lambda grid, size: told.append((grid.shape, size)))
+    read_image(tmp_path / name, on_header=lambda grid, size: told.append((grid.shape, size)))
     assert told == [((5, 4, 3), voxel_bytes)]
 
 

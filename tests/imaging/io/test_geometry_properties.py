@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 
 from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.io.files import read_image, write_mask
-from sdseg_cli.imaging.slices import Restore, SliceStack, to_stack
+from sdseg_cli.imaging.slices import SliceStack, SliceTransform, to_stack
 from sdseg_cli.imaging.volume import Geometry, Volume
 from sdseg_cli.inference.predict import predict_file
 from sdseg_cli.inference.predictor import Prediction, Predictor
@@ -161,7 +161,7 @@ def dice(one: np.ndarray, other: np.ndarray) -> float:
     return float(2 * (one & other).sum() / (one.sum() + other.sum()))
 
 
-WAY = Restore.of(Geometry((512, 512, 1), np.diag([-1.0, -1.0, 1.0, 1.0])))
+WAY = SliceTransform.of(Geometry((512, 512, 1), np.diag([-1.0, -1.0, 1.0, 1.0])))
 
 
 @settings(max_examples=50, deadline=None)

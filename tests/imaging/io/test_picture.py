@@ -405,7 +405,7 @@ def test_colours_that_are_not_read_are_named(tmp_path):
 def test_the_claim_is_told_before_anything_is_decoded(tmp_path, monkeypatch):
     told = []
 
-    def claim(geometry, pixel_bytes):
+    def on_header(geometry, pixel_bytes):
         told.append((geometry.shape, pixel_bytes))
         raise RunError("too large", "smaller")
 
@@ -428,7 +428,7 @@ def test_the_claim_is_told_before_anything_is_decoded(tmp_path, monkeypatch):
     assert read_geometry(tmp_path / "late.png").shape == (7, 5, 1)
     for path in paths:
         with pytest.raises(RunError, match="too large"):
-            read_image(path, claim=claim)
+            read_image(path, on_header=on_header)
     assert told == [((5, 7, 1), 3)] * 4
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sdseg_cli.core.config import SampleConfig
-from sdseg_cli.evaluation.kept_masks import KeptMasks, sha256_of
+from sdseg_cli.evaluation.cached_masks import CachedMasks, sha256_of
 from sdseg_cli.imaging.io.files import read_image
 from tests.fake_run import block, volume, write_nifti
 from tests.raw_pictures import save
@@ -25,8 +25,8 @@ def scan(tmp_path):
 
 
 @pytest.fixture
-def masks(tmp_path) -> KeptMasks:
-    return KeptMasks(
+def masks(tmp_path) -> CachedMasks:
+    return CachedMasks(
         tmp_path / "predictions" / "test", "c" * 64, "exact ", "cpu", seed=0, sample=SampleConfig()
     )
 
@@ -91,7 +91,7 @@ def test_a_mask_written_without_its_record_does_not_count(masks, scan, monkeypat
     def killed(path, value):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sdseg_cli.evaluation.kept_masks.write_json", killed)
+    monkeypatch.setattr("sdseg_cli.evaluation.cached_masks.write_json", killed)
     with pytest.raises(KeyboardInterrupt):
         replace(masks, seed=1).keep("a", block(slice(0, 2)), PLANES, scan)
     assert masks.find("a", scan) is None

@@ -40,7 +40,7 @@ def sha256_of(path: Path) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class CachedMask:
     """A case's mask, twice."""
 
     mask: NDArray[np.bool_]
@@ -50,7 +50,7 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class KeptMasks:
+class CachedMasks:
     """The masks of one split, made with one checkpoint, decoder, kind of device, seed and way of
     sampling.
 
@@ -79,7 +79,7 @@ class KeptMasks:
         """Where the model's planes of a case lie."""
         return self.folder / "planes" / f"{case_id}.npz"
 
-    def find(self, case_id: str, scan: Volume) -> Kept | None:
+    def find(self, case_id: str, scan: Volume) -> CachedMask | None:
         """The kept mask of a case.
 
         Args:
@@ -99,11 +99,15 @@ class KeptMasks:
             planes = _read_planes(paths["planes_sha256"])
         except (DataError, OSError, ValueError, KeyError, zipfile.BadZipFile):
             return None
-        return Kept(mask.array != 0, planes) if mask.geometry.shape == scan.geometry.shape else None
+        return (
+            CachedMask(mask.array != 0, planes)
+            if mask.geometry.shape == scan.geometry.shape
+            else None
+        )
 
     def keep(
         self, case_id: str, mask: NDArray[np.uint8], planes: NDArray[np.bool_], scan: Volume
-    ) -> Kept:
+    ) -> CachedMask:
         """Write a mask and record what it was made from.
 
         Args:
@@ -126,7 +130,7 @@ class KeptMasks:
         records[case_id] = self._origin(scan) | hashes
         cases = {name: records[name] for name in sorted(records)}
         write_json(self._index, {"format_version": FORMAT_VERSION, "cases": cases})
-        return Kept(mask != 0, planes)
+        return CachedMask(mask != 0, planes)
 
     def _files(self, case_id: str, scan: Volume) -> dict[str, Path]:
         """The files of a case, by the key of their hash in its record."""
