@@ -20,7 +20,6 @@ import re
 import runpy
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,7 +35,16 @@ PICTURES = 8
 DEPTH = 12
 """Slices of each head-and-neck CT, about those with most labels."""
 VOLATILE = {"seconds", "created", "date", "time", "started", "finished", "elapsed_s", "machine"}
-VOLATILE |= {"versions", "command", "commit", "lr_seconds", "host", "pid", "peak_mib"}
+VOLATILE |= {
+    "seconds_per_scan",
+    "versions",
+    "command",
+    "commit",
+    "lr_seconds",
+    "host",
+    "pid",
+    "peak_mib",
+}
 SMALL = "--set train.validate_every=15 --set train.validation_slices=16 --set train.batch_size=4"
 
 
@@ -285,14 +293,14 @@ def stable(value: Any) -> Any:
     return [stable(v) for v in value] if isinstance(value, list) else value
 
 
-def digest(path: Path) -> Any:
+def digest(path: Path, folder: Path) -> Any:
     """What is kept of a file: text formats by their stable part, the rest by sha256."""
     if path.suffix == ".json":
-        return stable(json.loads(path.read_text()))
+        return stable(json.loads(path.read_text().replace(str(folder), "FOLDER")))
     if path.suffix == ".jsonl":
         return [stable(json.loads(line)) for line in path.read_text().splitlines()]
     if path.suffix == ".csv":
-        rows = path.read_text().splitlines()
+        rows = path.read_text().replace(str(folder), "FOLDER").splitlines()
         drop = [i for i, name in enumerate(rows[0].split(",")) if name in VOLATILE]
         return [[c for i, c in enumerate(r.split(",")) if i not in drop] for r in sorted(rows)]
     if path.suffix == ".safetensors":
@@ -319,7 +327,7 @@ def answer(step: Step, folder: Path) -> dict[str, Any]:
     if code:
         kept["error"] = [line for line in said.splitlines() if line.startswith(("Error", "Hint"))]
     kept["files"] = {
-        str(path.relative_to(folder)): digest(path)
+        str(path.relative_to(folder)): digest(path, folder)
         for pattern in step.files
         for path in sorted(folder.glob(pattern))
         if path.is_file()
@@ -382,8 +390,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         make_inputs_folder = kept / "in"
         make_inputs_folder.mkdir()
         make_inputs(make_inputs_folder)
-    with tempfile.TemporaryDirectory(dir=kept.parent, prefix="behaviour-") as scratch:
-        answers = run_all(Path(scratch), kept, lambda name: options.only in name)
+    scratch = kept.with_name(f"{kept.name}-work")  # the same each time: sets know their sources
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    answers = run_all(scratch, kept, lambda name: options.only in name)
     if options.action == "record":
         (kept / "answers.json").write_text(json.dumps(answers, indent=1))
         print(f"{len(answers)} answers in {kept / 'answers.json'}")
