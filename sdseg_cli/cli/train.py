@@ -273,7 +273,13 @@ def _settings(
     chosen = for_network(chosen, str(network))
     settings = from_dict({**values, "preset": chosen.preset}, chosen, source=str(config))
     for text in assign:
-        settings = from_dict(parse_assignment(text), settings, source="--set")
+        given = parse_assignment(text)
+        for key in given.keys() & {"preset", "dataset"}:
+            # Settings begin as a preset's, so its name alone would be a lie.
+            raise ConfigError(
+                f"--set {text}: {key} has an option of its own.", f"Write --{key} {given[key]}."
+            )
+        settings = from_dict(given, settings, source="--set")
     own: dict[str, Any] = {} if dataset is None else {"dataset": dataset}
     own["train"] = {key: value for key, value in recipe.items() if value is not None}
     if seed is not None:

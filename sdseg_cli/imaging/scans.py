@@ -22,6 +22,7 @@ from sdseg_cli.core.filenames import (
     is_dicom_file,
     is_folder,
     is_picture,
+    is_there,
     leads_nowhere,
     may_be_called_slice,
     natural_key,
@@ -157,8 +158,20 @@ def require_file_name(option: str, name: str) -> None:
         name: As typed.
 
     Raises:
-        ConfigError: It ends as a folder does.
+        ConfigError: It ends as a folder does, is a suffix alone, or lies in a folder that would be
+            made and is called as a mask is.
     """
+    path = Path(name)
+    if path.name.lower() in MASK_SUFFIXES:
+        raise ConfigError(
+            f"{option} {name} is a suffix without a name.", f"Give a name, such as mask{path.name}."
+        )
+    masks = (one for one in path.parents if one.name.lower().endswith(MASK_SUFFIXES))
+    if (called := next(masks, None)) is not None and not is_there(called):
+        raise ConfigError(
+            f"{option} {name}: the folder {called.name} is called as a mask is.",
+            "Give the folder another name.",
+        )
     if name.endswith(SLASHES):
         raise ConfigError(
             f"{option} {name} is a folder, and the scan is one.",

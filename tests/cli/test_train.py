@@ -90,3 +90,19 @@ def test_training_ends_with_the_command_to_type_next(
     monkeypatch.setattr("sys.argv", ["sdseg", "train", "--dataset", "my set"])
     again = _next_command(replace(report, state="stopped"), untested)
     assert again == "sdseg train --dataset 'my set'"
+
+
+@pytest.mark.parametrize("assigned", ["preset=sd", "dataset=other", 'preset="tiny"'])
+def test_what_has_an_option_of_its_own_is_no_setting(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    assigned: str,
+) -> None:
+    """A preset's name alone would be kept with the run, without the preset's settings."""
+    monkeypatch.chdir(tmp_path)
+    assert run_command(["train", "--show-config", "--set", assigned]) == 2
+    key = assigned.partition("=")[0]
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error == f"Error: --set {assigned}: {key} has an option of its own."
+    assert hint.startswith(f"Hint: Write --{key} ")

@@ -7,7 +7,7 @@ import pytest
 
 from sdseg_cli.core.errors import ConfigError, DataError
 from sdseg_cli.imaging.io.files import read_image
-from sdseg_cli.imaging.scans import find_scans, is_many
+from sdseg_cli.imaging.scans import find_scans, is_many, require_file_name
 from tests.dicom_files import write_contours, write_series
 
 
@@ -335,3 +335,22 @@ def test_each_folder_is_searched_once_whatever_links_lead_to_it(tmp_path: Path) 
         (tmp_path / name).symlink_to(target)
     for root in ("in", "door"):
         assert list(masks(tmp_path / root, tmp_path / "out")) == ["pt_1/a", "pt_2/a", "x/b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (".nii.gz", "a suffix without a name"),
+        ("./.NRRD", "a suffix without a name"),
+        ("mask.nii.gz/x.nii.gz", "the folder mask.nii.gz is called as a mask is"),
+        ("a/m.png/b/x.nii.gz", "the folder m.png is called as a mask is"),
+    ],
+)
+def test_a_file_that_would_make_a_folder_called_as_a_mask_or_has_no_name_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=said):
+        require_file_name("-o", name)
+    (tmp_path / "old.nii.gz").mkdir()
+    require_file_name("-o", "old.nii.gz/x.nii.gz")  # it is there already
