@@ -55,6 +55,7 @@ _HEAD_BYTES = 132
 """Up to the end of DICOM's mark."""
 _UNMARKED = (b"\x08\0\0\0", b"\x08\0\x05\0", b"\x08\0\x08\0", b"\x02\0\0\0", b"\x02\0\1\0")
 """What a DICOM file begins with that was stored without its preamble."""
+_PACKED = (".gz", ".bz2", ".xz", ".zst", ".z", ".lz4")
 _UNFINISHED = (".crdownload", ".download", ".filepart", ".part", ".partial")
 """What browsers and copying programs add to a name until the file is whole."""
 _LISTED = 12
@@ -218,6 +219,7 @@ def find_series(source: Path, folder: Path, wanted: str | None = None) -> Series
             )
         _refuse_nameless(asked, instances)
         uid = asked.text("SeriesInstanceUID")
+        _refuse_cut(asked, instances, named=True)
         instances = [one for one in instances if one.text("SeriesInstanceUID") == uid]
     images: dict[str, list[Instance]] = {}
     for one in instances:
@@ -231,6 +233,7 @@ def find_series(source: Path, folder: Path, wanted: str | None = None) -> Series
         )
     found = [Series(uid, tuple(images[uid])) for uid in sorted(images, key=natural_key)]
     chosen = _chosen(source, found, wanted)
+    _refuse_cut(chosen.instances[0], instances, named=not is_zip)
     _refuse_half_images(chosen, instances)
     return chosen
 
@@ -246,6 +249,23 @@ def _refuse_nameless(asked: Instance, instances: Sequence[Instance]) -> None:
             raise DataError(
                 f"{one.path}: has no SeriesInstanceUID, and may be a slice of the series.",
                 "Export the series again, or take the file away.",
+            )
+
+
+def _refuse_cut(image: Instance, instances: Sequence[Instance], *, named: bool) -> None:
+    """Refuse files that end, or are damaged, before their header says that they are slices.
+
+    They are known by their kind, which stands first, and where files have names, by these.
+    """
+    series = {one.text("SeriesInstanceUID") for one in instances if one.is_image}
+    patterns = {name_pattern(one.path) for one in instances if one.is_image and named}
+    for one in instances:
+        is_kin = one.sop_class == image.sop_class or name_pattern(one.path) in patterns
+        known = one.text("SeriesInstanceUID") in series - {""}
+        if is_kin and not known and not ({"Rows", "Columns"} & set(one.values)):
+            raise DataError(
+                f"{one.path}: its header ends before its Rows, and may be a slice of the series.",
+                "It was cut short or is damaged: copy or export the series again.",
             )
 
 
@@ -327,10 +347,14 @@ def _lost(path: Path, patterns: Collection[str]) -> str | None:
         patterns: Of the names of the DICOM files beside it.
     """
     is_unfinished = path.suffix.lower() in _UNFINISHED
-    name = path.with_suffix("") if is_unfinished else path
+    is_packed = path.suffix.lower() in _PACKED
+    name = path.with_suffix("") if is_unfinished or is_packed else path
     is_like_others = name_pattern(name) in patterns
     if not (is_like_others or may_be_called_slice(name)):
         return None
+    if is_packed:
+        is_slice = is_like_others or name.suffix.lower() in DICOM_SUFFIXES
+        return "packed by itself, which is not read" if is_slice else None
     if is_unfinished:
         return "a download that was not finished"
     if leads_nowhere(path):

@@ -227,7 +227,10 @@ def _grid(fields: _Fields) -> tuple[Three, NDArray[np.float64], Three]:
     names = ("TransformMatrix", "Rotation", "Orientation")
     matrix = numbers(names[0], fields.first_of(*names, otherwise="1 0 0 0 1 0 0 0 1"), 9)
     names = ("Offset", "Position", "Origin")
-    x, y, z = three(names[0], fields.first_of(*names, otherwise="0 0 0"))
+    origins = {three(name, fields.values[name]) for name in names if name in fields.values}
+    if len(origins) > 1:
+        raise HeaderError("its header says two places where it begins")
+    x, y, z = origins.pop() if origins else (0.0, 0.0, 0.0)
     steps = three(
         "ElementSpacing", fields.first_of("ElementSpacing", "ElementSize", otherwise="1 1 1")
     )

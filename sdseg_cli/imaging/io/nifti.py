@@ -69,7 +69,7 @@ def read(path: Path, on_header: OnHeader | None = None) -> Volume:
     """
     with _opened(path) as (stream, packed):
         header, stored = _read_header(path, stream)
-        geometry = _geometry(path, header)
+        geometry = _geometry(path, header, stored)
         _require_voxels(path, header, stored, packed=packed)
         if on_header is not None:
             on_header(geometry, header.get_data_dtype().itemsize)
@@ -95,7 +95,7 @@ def read_geometry(path: Path) -> Geometry:
     """
     with _opened(path) as (stream, packed):
         header, stored = _read_header(path, stream)
-        geometry = _geometry(path, header)
+        geometry = _geometry(path, header, stored)
         _require_voxels(path, header, stored, packed=packed)
         return geometry
 
@@ -248,7 +248,7 @@ def _turn_to_mm(header: Any) -> None:
             header[field] = values.reshape(header[field].shape)
 
 
-def _geometry(path: Path, header: Any) -> Geometry:
+def _geometry(path: Path, header: Any, stored: Any) -> Geometry:
     shape = tuple(int(n) for n in header.get_data_shape())
     if not shape or min(shape) < 1 or max(shape[3:], default=1) != 1:
         raise DataError(
@@ -264,6 +264,7 @@ def _geometry(path: Path, header: Any) -> Geometry:
             "dimensions",
         )
     rows, columns, slices = (*shape, 1, 1)[:3]
+    _require_spacing(path, stored, (rows, columns, slices))
     try:
         with np.errstate(all="ignore"):  # what numbers run wild in a header is seen in the affine
             affine, apart_mm = _place(header, (rows, columns, slices))
@@ -279,6 +280,19 @@ def _geometry(path: Path, header: Any) -> Geometry:
         says_place=bool(int(header["sform_code"]) or int(header["qform_code"])),
         unit_known=_unit(header) in _MM_PER_UNIT,
     )
+
+
+def _require_spacing(path: Path, stored: Any, shape: tuple[int, int, int]) -> None:
+    """Refuse a header without an sform whose spacing is 0: nibabel would take 1."""
+    if int(stored["sform_code"]) > 0:
+        return
+    for axis, (size, step) in enumerate(zip(shape, stored["pixdim"][1:4], strict=True)):
+        if size > 1 and not (np.isfinite(step) and step != 0):
+            raise DataError(
+                f"{path}: its header gives no spacing along axis {axis + 1} ({step:g}).",
+                "Export the scan again, or repair its pixdim.",
+                "affine",
+            )
 
 
 def _place(header: Any, shape: tuple[int, int, int]) -> tuple[NDArray[np.float64], float]:

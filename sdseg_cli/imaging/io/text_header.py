@@ -321,7 +321,7 @@ def _unpacked(file: BinaryIO, encoding: str) -> BinaryIO:
     if encoding == "gzip":
         return cast(BinaryIO, gzip.GzipFile(fileobj=file, mode="rb"))
     if encoding == "bzip2":
-        return cast(BinaryIO, bz2.BZ2File(file))
+        return cast(BinaryIO, _Bunzipped(file))
     return cast(BinaryIO, _Inflated(file)) if encoding == "zlib" else file
 
 
@@ -342,6 +342,24 @@ class _Inflated:
                 self._packed = self._file.read(_PACKED_BYTES)
                 if not self._packed:
                     raise EOFError("the packed voxels have no end")
+        if self._unpacker.unused_data or self._file.read(1):
+            raise HeaderError("something follows the packed voxels")
+        return b""
+
+
+class _Bunzipped:
+    """A bzip2 stream, under the same terms."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._unpacker = file, bz2.BZ2Decompressor()
+
+    def read(self, count: int) -> bytes:
+        while not self._unpacker.eof:
+            packed = self._file.read(_PACKED_BYTES) if self._unpacker.needs_input else b""
+            if self._unpacker.needs_input and not packed:
+                raise EOFError("the packed voxels have no end")
+            if block := self._unpacker.decompress(packed, count):
+                return block
         if self._unpacker.unused_data or self._file.read(1):
             raise HeaderError("something follows the packed voxels")
         return b""

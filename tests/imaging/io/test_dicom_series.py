@@ -308,3 +308,36 @@ def test_a_modality_of_a_persons_words_is_not_repeated(tmp_path: Path) -> None:
         read_geometry(tmp_path)
     assert "DOE" not in caught.value.message + caught.value.hint
     assert "other 6 slices" in caught.value.hint
+
+
+@pytest.mark.parametrize("size", range(280, 620, 20))
+def test_an_end_slice_cut_within_its_header_is_named(folder: Path, size: int) -> None:
+    """After DICOM's mark, before it says to which series it belongs or how large it is."""
+    last = max(folder.iterdir(), key=lambda path: path.name)
+    rows = last.read_bytes().index(b"\x28\x00\x10\x00")
+    if size > rows:
+        pytest.skip("it has its Rows")
+    os.truncate(last, size)
+    for source in (folder, min(folder.iterdir())):
+        with pytest.raises(DataError, match=last.name):
+            read_image(source)
+    with pytest.raises(DataError, match="entry "):
+        read_image(zipped(folder, folder.with_name("cut.zip")))
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+def test_a_slice_that_is_packed_by_itself_is_named(folder: Path, suffix: str) -> None:
+    for k, path in enumerate(sorted(folder.iterdir())):
+        path.rename(folder / f"IM{k}")
+    (folder / "IM5").rename(folder / f"IM5{suffix}")
+    assert is_the_series(folder), "what it holds decides"
+    (folder / f"IM5{suffix}").write_bytes(b"\x1f\x8b, packed")
+    with pytest.raises(DataError, match="packed by itself, which is not read"):
+        read_image(folder)
+
+
+def test_other_packed_files_and_an_index_beside_a_series_are_passed_over(folder: Path) -> None:
+    (folder / "export.log.gz").write_bytes(b"\x1f\x8b")
+    (folder / "data.gz").write_bytes(b"\x1f\x8b")
+    write_contours(folder / "RS.dcm")
+    assert is_the_series(folder)

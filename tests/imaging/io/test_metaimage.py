@@ -180,6 +180,7 @@ WHOLE_META = {
     "an axis that runs back": META + f"ElementSpacing = 2 -3 4\nTransformMatrix = {OBLIQUE}\n",
     "Rotation and Position": META + f"Rotation = {OBLIQUE}\nPosition = 1.1 2.2 3.3\n",
     "Orientation and Origin": META + f"Orientation = {OBLIQUE}\nOrigin = 1.1 2.2 -3.3\n",
+    "one place said twice": META + "Origin = 1 2 3\nOffset = 1.0 2 3\n",
     "a matrix that scales": META + "TransformMatrix = 2 0 0 0 1 0 0 0 1\n",
     "minus nought": META + "TransformMatrix = -1 -0 0 0 -1 -0 0 -0 1\nOffset = -0 1 2\n",
     "CenterOfRotation": META + f"TransformMatrix = {OBLIQUE}\nCenterOfRotation = 5 6 7\n",
@@ -366,6 +367,8 @@ NOT_UNDERSTOOD = {
     "flat.mha": (META + "TransformMatrix = 1 0 0 0 1 0 0 1 0\n" + LOCAL, RAW, "no usable grid"),
     "huge.mha": (META + "ElementSpacing = 1e999 1 1\n" + LOCAL, RAW, "no usable grid"),
     "orders.mha": (META + "ElementByteOrderMSB = True\n" + LOCAL, RAW, "two byte orders"),
+    "places.mha": (META + "Offset = 1 2 3\nOrigin = 1 2 4\n" + LOCAL, RAW, "two places"),
+    "places2.mha": (META + "Position = 1 2 3\nOffset = 9 2 3\n" + LOCAL, RAW, "two places"),
     "maybe.mha": (META.replace("= True", "= maybe") + LOCAL, RAW, "neither True nor False"),
     "cm.mha": (META + "DistanceUnits = cm\n" + LOCAL, RAW, "'cm', not mm"),
     "slope.mha": (META + "ElementToIntensityFunctionSlope = 2\n" + LOCAL, RAW, "Slope is 2"),
@@ -409,8 +412,7 @@ def test_packed_voxels_must_be_exactly_as_many_as_the_header_claims(
 
 
 def test_bytes_behind_packed_voxels_are_refused(tmp_path: Path) -> None:
-    for name in ("s.nrrd", "s.mha"):
-        head, pack = PACKED[name]
+    for name, (head, pack) in PACKED.items():
         with pytest.raises(DataError, match="cannot be read"):
             read_image(put(tmp_path / name, head, pack(RAW) + b"x"))
 

@@ -167,6 +167,21 @@ def test_a_quaternion_a_hair_too_long_is_shortened_and_goes_out_as_it_came(tmp_p
     assert all(out[f"quatern_{one}"] == header[f"quatern_{one}"] for one in "bcd")
 
 
+@pytest.mark.parametrize("axis", [1, 2, 3])
+@pytest.mark.parametrize("step", [0.0, np.nan])
+def test_a_spacing_that_the_header_does_not_give_is_not_taken_for_1_mm(
+    tmp_path: Path, axis: int, step: float
+):
+    for qform in (GRID, None):
+        header = header_of(None, qform)
+        header["pixdim"][axis] = step
+        with pytest.raises(DataError, match=f"no spacing along axis {axis}"):
+            read_geometry(write(tmp_path / "scan.nii", header))
+    header = header_of(GRID)  # an sform says it itself
+    header["pixdim"][axis] = step
+    assert read_geometry(write(tmp_path / "scan.nii", header)).spacing_mm == (2, 2, 3)
+
+
 def test_a_quaternion_far_too_long_is_no_orientation(tmp_path: Path):
     path = write(tmp_path / "scan.nii", header_of(None, GRID, quatern_b=0.8, quatern_c=0.8))
     with pytest.raises(DataError, match=r"quaternion of its qform is 1\.13\d+ long"):
