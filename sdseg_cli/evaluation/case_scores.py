@@ -12,9 +12,9 @@ from sdseg_cli.metrics import (
     Score,
     ScoringOptions,
     Spacing,
-    mask_metrics,
 )
 from sdseg_cli.metrics.lesions import Lesions
+from sdseg_cli.metrics.mask_metrics import METRICS
 from sdseg_cli.metrics.pair import MaskPair
 
 _LESIONS = ("reference_lesions", "predicted_lesions", "matched_lesions")
@@ -69,12 +69,12 @@ def score_case(
     *,
     grid: Grid = "native",
     protocol: Protocol = "standard",
-    terms: ScoringOptions | None = None,
+    options: ScoringOptions | None = None,
     class_label: int | None = None,
     start: tuple[int, ...] | None = None,
 ) -> CaseResult:
     """Apply every mask metric that has a meaning on the grid to one case; those of lesions where
-    the terms ask for them.
+    the options ask for them.
 
     Args:
         case_id: The case.
@@ -84,7 +84,7 @@ def score_case(
             distances, and for pictures, whose distances are in pixels.
         grid: What the masks lie on.
         protocol: How empty masks are scored.
-        terms: How it is judged.
+        options: How it is judged.
         class_label: The label these masks are of, where each is scored on its own.
         start: Where the reference's own grid begins in theirs, if theirs reaches beyond it.
 
@@ -98,13 +98,13 @@ def score_case(
     spacing: Spacing | None = None
     if grid == "native":
         spacing = (1.0,) * label.ndim if spacing_mm is None else spacing_mm
-    pair = MaskPair(pred, label, spacing, length=length, terms=terms, start=start)
+    pair = MaskPair(pred, label, spacing, length=length, options=options, start=start)
     excluded = protocol == "standard" and not (pair.predicted_voxels or pair.reference_voxels)
     scores = []
-    by_lesion = pair.terms.detection_iou is not None
-    for metric in mask_metrics():
+    by_lesion = pair.options.detection_iou is not None
+    for metric in METRICS:
         unit = metric.unit_in(pair.length)
-        if unit is not None and (by_lesion or "lesions" not in metric.needs):
+        if unit is not None and (by_lesion or metric.needs != "lesions"):
             value = None if excluded else metric.of(pair, protocol)
             scores.append(Score(case_id, metric.name, value, grid, unit))
     return CaseResult(

@@ -31,13 +31,13 @@ class Rules:
     Attributes:
         grid: "native" or "model".
         protocol: "standard" or "official".
-        terms: Tolerance and overlap that count.
+        options: Tolerance and overlap that count.
         allow_missing: Compare the cases that both have, where otherwise all must be there.
     """
 
     grid: str = "native"
     protocol: str = "standard"
-    terms: ScoringOptions = field(default_factory=ScoringOptions)
+    options: ScoringOptions = field(default_factory=ScoringOptions)
     allow_missing: bool = False
 
 
@@ -101,7 +101,7 @@ def compare_runs(
             split=split,
             grid=rules.grid,
             protocol=rules.protocol,
-            terms=rules.terms,
+            options=rules.options,
             seed=seed,
             device=device,
             batch_size=batch_size,
@@ -151,7 +151,7 @@ def compare_folders(
             ref,
             grid=rules.grid,
             protocol=rules.protocol,
-            terms=rules.terms,
+            options=rules.options,
             allow_missing=rules.allow_missing,
             progress=progress,
             **reading,

@@ -51,7 +51,7 @@ def evaluate(
     split: str = "test",
     grid: str = "native",
     protocol: str = "standard",
-    terms: ScoringOptions | None = None,
+    options: ScoringOptions | None = None,
     seed: int = 0,
     sample: SampleConfig | None = None,
     device: str = "auto",
@@ -70,7 +70,7 @@ def evaluate(
         grid: "native" scores on each scan's own voxels, "model" on the 256 x 256 planes.
         protocol: "standard", or "official": the official code's rules for empty masks, on the
             model's planes whatever `grid` says.
-        terms: How a case is judged: tolerance and the like.
+        options: How a case is judged: tolerance and the like.
         seed: Of all noise.
         sample: Reverse steps and samples; None is the run's setting.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
@@ -111,7 +111,7 @@ def evaluate(
         seed,
         sample,
     )
-    scoring = _Scoring(held, masks, terms or ScoringOptions(), progress)
+    scoring = _Scoring(held, masks, options or ScoringOptions(), progress)
     scored = scoring.score_all()
     report = EvaluateReport(
         run=held.run.path,
@@ -122,7 +122,7 @@ def evaluate(
         seed=seed,
         sample=sample,
         decoder=held.predictor.decoder,
-        terms=scoring.terms,
+        options=scoring.options,
         protocols=tuple(
             ProtocolSummary.of(*each, tuple(case.results[each] for case in scored)) for each in WAYS
         ),
@@ -158,7 +158,7 @@ class _Scoring:
 
     held: EvaluationSplit
     masks: CachedMasks
-    terms: ScoringOptions
+    options: ScoringOptions
     progress: Progress
 
     def score_all(self) -> tuple[_Scored, ...]:
@@ -185,7 +185,7 @@ class _Scoring:
                 scan.spacing_mm if grid == "native" else None,
                 grid=grid,
                 protocol=protocol,
-                terms=self.terms,
+                options=self.options,
             )
             for protocol, grid in WAYS
         }

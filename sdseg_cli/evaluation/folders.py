@@ -43,7 +43,7 @@ def evaluate_folders(
     dataset: str | None = None,
     grid: str = "native",
     protocol: str = "standard",
-    terms: ScoringOptions | None = None,
+    options: ScoringOptions | None = None,
     resample: bool = False,
     allow_missing: bool = False,
     workers: int | None = None,
@@ -66,7 +66,7 @@ def evaluate_folders(
         dataset: Adapter whose rules read the references; None for plain label maps.
         grid: "native", or "model": both are taken to the model's planes, where overlaps are scored.
         protocol: "standard", or "official": the official code's rules, on the model's planes.
-        terms: How a case is judged.
+        options: How a case is judged.
         resample: Bring masks that lie on another grid onto their reference's; what they hold
             beyond it is false.
         allow_missing: Score the rest where references have no mask.
@@ -94,7 +94,7 @@ def evaluate_folders(
         )
     if pred.resolve() == ref.resolve():
         raise ConfigError(f"{pred} is both --pred and --ref.", "Give two folders of masks.")
-    judging = _judging(target, classes, dataset, grid, protocol, terms or ScoringOptions())
+    judging = _judging(target, classes, dataset, grid, protocol, options or ScoringOptions())
     if report is not None:
         require_own_folder(report)
         if report.resolve() in (pred.resolve(), ref.resolve()):
@@ -118,7 +118,7 @@ def evaluate_folders(
         protocol=judging.protocol,
         cases=tuple(row for one in scored for row in one.rows),
         notes=tuple(_notes(pairing, judging, scored)),
-        terms=judging.terms,
+        options=judging.options,
         pred=pred,
         ref=ref,
         classes=classes,
@@ -149,7 +149,7 @@ def _judging(
     dataset: str | None,
     grid: str,
     protocol: str,
-    terms: ScoringOptions,
+    options: ScoringOptions,
 ) -> Judging:
     """The options, checked."""
     spec = FOLDER if dataset is None else adapter(dataset)
@@ -161,7 +161,7 @@ def _judging(
         )
     if classes is None and target is None:
         target = spec.target
-    return Judging(target, classes, spec.mask_levels, chosen, rules, terms)
+    return Judging(target, classes, spec.mask_levels, chosen, rules, options)
 
 
 def _score(

@@ -8,8 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sdseg_cli.core.errors import ConfigError, WeightsError
-from sdseg_cli.metrics.lpips import Lpips
-from sdseg_cli.metrics.lpips_shapes import BACKBONE, HEADS
+from sdseg_cli.metrics.lpips import BACKBONE, HEADS, Lpips
 from sdseg_cli.model.sources import recognise
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import read_tensors

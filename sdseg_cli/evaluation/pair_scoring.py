@@ -30,7 +30,7 @@ class Judging:
         levels: What the grey values of pictured references mean.
         grid: What they are scored on.
         protocol: How empty masks are scored.
-        terms: Tolerance and the like.
+        options: Tolerance and the like.
         plain: Whether a mask that holds a single value is foreground wherever it is not 0; else the
             target is looked for in it, as in one of several values.
     """
@@ -40,7 +40,7 @@ class Judging:
     levels: MaskLevels | None = None
     grid: Grid = "native"
     protocol: Protocol = "standard"
-    terms: ScoringOptions = field(default_factory=ScoringOptions)
+    options: ScoringOptions = field(default_factory=ScoringOptions)
     plain: bool = True
 
 
@@ -102,7 +102,7 @@ def score_pair(pair: Pair, judging: Judging) -> CaseScores:
             spacing_mm,
             grid=judging.grid,
             protocol=judging.protocol,
-            terms=judging.terms,
+            options=judging.options,
             class_label=value,
             start=None if inside is None else tuple(part.start for part in inside),
         )

@@ -15,7 +15,8 @@ from sdseg_cli.core.tables import Cell, strict, write_csv, write_json
 from sdseg_cli.evaluation.case_scores import CaseResult
 from sdseg_cli.evaluation.protocols import ProtocolSummary
 from sdseg_cli.evaluation.undefined import undefined_notes
-from sdseg_cli.metrics import Grid, Protocol, ScoringOptions, mask_metrics
+from sdseg_cli.metrics import Grid, Protocol, ScoringOptions
+from sdseg_cli.metrics.mask_metrics import METRICS
 from sdseg_cli.metrics.statistics import FEW_CASES, Summary, summarise
 from sdseg_cli.report.latex import write_latex
 
@@ -43,7 +44,7 @@ class EvaluateReport:
     files: tuple[Path, ...] = ()
     """Written."""
     notes: tuple[str, ...] = ()
-    terms: ScoringOptions = field(default_factory=ScoringOptions)
+    options: ScoringOptions = field(default_factory=ScoringOptions)
     pred: Path | None = None
     """Folder of the masks; None for a run's own."""
     ref: Path | None = None
@@ -88,7 +89,7 @@ class EvaluateReport:
     def better(self) -> dict[str, str]:
         """Column name -> where a good value lies: "higher", "lower" or "zero"."""
         scores = self.cases[0].scores if self.cases else ()
-        good = {metric.name: metric.better for metric in mask_metrics()}
+        good = {metric.name: metric.better for metric in METRICS}
         return {score.column: good[score.metric] for score in scores}
 
     @property
@@ -148,8 +149,8 @@ class EvaluateReport:
             "decoder": self.decoder,
             "grid": self.grid,
             "protocol": self.protocol,
-            "tolerance": {"value": self.terms.tolerance, "unit": unit} if measured else None,
-            "detection_iou": self.terms.detection_iou if measured else None,
+            "tolerance": {"value": self.options.tolerance, "unit": unit} if measured else None,
+            "detection_iou": self.options.detection_iou if measured else None,
             "units": self.units,
             "better": self.better,
             "metrics": _as_json(self.metrics),
@@ -190,7 +191,7 @@ class EvaluateReport:
         text += f", {self.grid} grid"
         if "surface_dice" in self.units:
             unit = "px" if "hd95" in self.units else "mm"
-            text += f", surface Dice within {self.terms.tolerance:g} {unit}"
+            text += f", surface Dice within {self.options.tolerance:g} {unit}"
         if self.missing:
             text += f"; {len(self.missing)} references without a prediction are left out"
         return f"{text}."

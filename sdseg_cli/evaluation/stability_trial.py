@@ -29,7 +29,8 @@ from sdseg_cli.imaging.io.picture import Picture
 from sdseg_cli.imaging.planes import Planes
 from sdseg_cli.imaging.volume import Volume
 from sdseg_cli.metrics.agreement import Flips, disagreement_of_counts
-from sdseg_cli.metrics.overlap import dice
+from sdseg_cli.metrics.mask_metrics import dice
+from sdseg_cli.metrics.pair import MaskPair
 from sdseg_cli.metrics.pairwise_similarity import Measured, Pair, compare
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.report.panels import CasePanel
@@ -156,7 +157,7 @@ class Trial:
                 prediction = self._predict(case, scan, planes.shape, seed, count)
                 mask = prediction.mask()
                 votes += mask
-                scores.append(dice(mask != 0, reference))
+                scores.append(dice(MaskPair(mask != 0, reference, None)))
                 kept.add(prediction.probability)
             self._compare(case, kept, np.any(planes, axis=(1, 2)))
             by_slice = self._count(case, prediction.restore.planes, votes)

@@ -56,7 +56,7 @@ def row(id: str, **values) -> dict:
 
 
 def test_scores_are_those_counted_by_hand(workspace):
-    found = run(workspace, terms=LESIONS).to_json()
+    found = run(workspace, options=LESIONS).to_json()
     # b: two slices are all border, so of 32 border voxels each 16 are shared, 8 lie 2 mm and 8 lie
     # 4 mm away.
     half = {"precision": 0.5, "recall": 0.5, "surface_dice": 0.75, "detection_f1": 1.0}
@@ -106,7 +106,7 @@ def test_scores_are_those_counted_by_hand(workspace):
 
 
 def test_a_case_empty_on_both_sides_is_excluded_and_listed(workspace):
-    report = run(workspace, terms=LESIONS)
+    report = run(workspace, options=LESIONS)
     assert report.to_json()["excluded"] == ["nothing"]
     with (workspace.run / "report" / "test" / "evaluate.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -257,13 +257,13 @@ def test_the_model_grid_is_scored_on_the_prepared_planes(workspace):
     found = report.to_json()
     assert list(found["units"]) == ["dice", "iou", "precision", "recall"]
     assert (found["tolerance"], found["detection_iou"]) == (None, None)
-    found = run(workspace, grid="model", terms=LESIONS).to_json()
+    found = run(workspace, grid="model", options=LESIONS).to_json()
     assert found["detection_iou"] is None
     assert found["cases"][0]["reference_lesions"] is None
 
 
 def test_what_a_case_is_judged_by_is_passed_on_and_said(workspace):
-    found = run(workspace, terms=ScoringOptions(tolerance=4.0, detection_iou=0.4)).to_json()
+    found = run(workspace, options=ScoringOptions(tolerance=4.0, detection_iou=0.4)).to_json()
     assert found["tolerance"] == {"value": 4.0, "unit": "mm"}
     assert found["detection_iou"] == 0.4
     assert found["cases"][1]["surface_dice"] == 1.0  # none lies further than 4 mm

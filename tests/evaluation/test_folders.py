@@ -157,7 +157,7 @@ def test_several_processes_find_the_same(tmp_path):
 
 def test_the_report_says_where_the_masks_come_from_and_how_they_are_judged(tmp_path):
     pred, ref = folders(tmp_path, a=(FOUR, FOUR))
-    found = evaluate_folders(pred, ref, terms=ScoringOptions(3.0, 0.5)).to_json()
+    found = evaluate_folders(pred, ref, options=ScoringOptions(3.0, 0.5)).to_json()
     assert (found["run"], found["pred"], found["ref"]) == (None, str(pred), str(ref))
     assert found["tolerance"] == {"value": 3.0, "unit": "mm"}
     assert found["detection_iou"] == 0.5

@@ -81,6 +81,6 @@ def test_a_picture_is_scored_in_pixels_and_the_models_planes_without_distances()
     model = score_case("a", ONE, ONE, None, grid="model")
     assert list(model.values) == ["dice", "iou", "precision", "recall"]
     assert model.counts == {"reference_voxels": 1, "predicted_voxels": 1}
-    asked = score_case("a", ONE, ONE, None, grid="model", terms=ScoringOptions(detection_iou=0.1))
+    asked = score_case("a", ONE, ONE, None, grid="model", options=ScoringOptions(detection_iou=0.1))
     assert asked.counts["reference_lesions"] is None
     assert list(asked.values) == list(model.values)
