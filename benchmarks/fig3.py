@@ -35,8 +35,8 @@ from benchmarks.results import Results, Row, clock, machine, told
 from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.errors import RunError
 from sdseg_cli.evaluation.cached_masks import sha256_of
-from sdseg_cli.evaluation.case_scores import score_case
 from sdseg_cli.evaluation.evaluation_split import EvaluationSplit, open_held_out
+from sdseg_cli.evaluation.results import score_case
 from sdseg_cli.evaluation.sweep import every_sampling
 from sdseg_cli.inference.decoders import decoder_identity
 from sdseg_cli.metrics.statistics import FEW_CASES, bootstrap_ci95

@@ -36,7 +36,7 @@ from sdseg_cli.cli.options import (
 from sdseg_cli.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sdseg_cli.evaluation.comparison import Comparison
+    from sdseg_cli.evaluation.compare import Comparison
 
 
 def compare(
@@ -119,7 +119,7 @@ def compare(
 
 
 def _show(found: Comparison, output: Output) -> None:
-    from sdseg_cli.evaluation.comparison import TABLE
+    from sdseg_cli.evaluation.compare import TABLE
 
     values = found.to_json()
     output.result(

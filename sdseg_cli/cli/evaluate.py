@@ -111,7 +111,7 @@ def evaluate(
     how: dict[str, Any] = {"grid": grid, "protocol": protocol, "command": typed()}
     if pred is not None and ref is not None:
         if workers != 1:
-            warm_up("sdseg_cli.evaluation.pair_scoring")
+            warm_up("sdseg_cli.evaluation.pairs")
         from sdseg_cli.evaluation.folders import evaluate_folders
 
         with output.progress() as progress:

@@ -28,8 +28,8 @@ from sdseg_cli.cli.options import (
 from sdseg_cli.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sdseg_cli.evaluation.stability_scores import StabilityReport
-    from sdseg_cli.evaluation.sweep_results import SweepReport
+    from sdseg_cli.evaluation.stability_results import StabilityReport
+    from sdseg_cli.evaluation.sweep import SweepReport
 
 _N = TypeVar("_N", int, float)
 METRICS = ("psnr", "ssim", "ms_ssim", "lpips")
@@ -130,7 +130,7 @@ def listed(
 
 
 def _show(report: StabilityReport, dataset: str, output: Output, *, table5: bool) -> None:
-    from sdseg_cli.evaluation.table5 import COLUMNS, table5_caption, table5_rows
+    from sdseg_cli.evaluation.stability_results import COLUMNS, table5_caption, table5_rows
 
     values = report.to_json()
     dice = values["dice"]

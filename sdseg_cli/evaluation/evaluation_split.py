@@ -1,11 +1,11 @@
-"""The cases a run is judged on: what `evaluate` and `stability` both start from."""
+"""The cases a run is judged on, with a panel of each: where `evaluate` and `stability` start."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +16,16 @@ from sdseg_cli.core.progress import Progress
 from sdseg_cli.data.manifest import Manifest, PreparedCase
 from sdseg_cli.data.spec import SPLITS
 from sdseg_cli.evaluation.cached_masks import sha256_of
-from sdseg_cli.evaluation.provenance import provenance
+from sdseg_cli.evaluation.results import provenance
 from sdseg_cli.imaging.cleaning import Cleaning
+from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.io.files import read_image, read_labels
 from sdseg_cli.imaging.reorient import reorient_to
+from sdseg_cli.imaging.slices import SliceTransform
 from sdseg_cli.imaging.volume import Volume, require_same_grid
+from sdseg_cli.metrics.agreement import disagreement_of_counts
+from sdseg_cli.report.panels import CasePanel, case_panel, map_panel
+from sdseg_cli.report.pictures import largest_area_slice
 
 if TYPE_CHECKING:
     from sdseg_cli.inference.predictor import Predictor
@@ -194,3 +199,68 @@ class CaseProgress:
         """One pass through a case is done, however it was come by."""
         self._done += case.slices
         self._progress(self._done, self._total, f"{self._what} {case.id}")
+
+
+def panel_of(
+    held: EvaluationSplit,
+    case: PreparedCase,
+    scan: Volume,
+    reference: NDArray[np.bool_],
+    prediction: NDArray[np.bool_],
+) -> CasePanel:
+    """The slice with the largest reference; both masks (I,J,K) bool on the scan's grid."""
+    restore = SliceTransform.of(scan.geometry)
+    k = largest_area_slice(reference, prediction, restore)
+    return case_panel(
+        case.id,
+        _place(restore, k),
+        scan.values(restore.canonical_plane(scan.array, k)),
+        np.asarray(restore.canonical_plane(reference, k)),
+        np.asarray(restore.canonical_plane(prediction, k)),
+        **_looks(held, scan, restore),
+    )
+
+
+def map_panel_of(
+    held: EvaluationSplit,
+    case: PreparedCase,
+    scan: Volume,
+    reference: NDArray[np.bool_],
+    votes: NDArray[np.unsignedinteger],
+    runs: int,
+    k: int,
+) -> CasePanel:
+    """Slice k with the disagreement of its runs.
+
+    Args:
+        held: The split.
+        case: One of its cases.
+        scan: As read.
+        reference: (I,J,K) bool on the scan's grid.
+        votes: (I,J,K), how many runs call each voxel foreground.
+        runs: How many there are.
+        k: Slice number, from the feet.
+    """
+    restore = SliceTransform.of(scan.geometry)
+    plane = np.asarray(restore.canonical_plane(votes, k))
+    where = _place(restore, k)
+    return map_panel(
+        case.id,
+        f"{where}, where {runs} runs disagree most" if where else f"where {runs} runs disagree",
+        scan.values(restore.canonical_plane(scan.array, k)),
+        np.asarray(restore.canonical_plane(reference, k)),
+        2 * plane.astype(np.int64) > runs,
+        disagreement_of_counts(plane, runs),
+        **_looks(held, scan, restore),
+    )
+
+
+def _place(restore: SliceTransform, k: int) -> str:
+    return "" if restore.slices == 1 else f"slice {k + 1} of {restore.slices}"
+
+
+def _looks(held: EvaluationSplit, scan: Volume, restore: SliceTransform) -> dict[str, Any]:
+    """The values drawn black and white, and the size of a pixel."""
+    limits = Normalisation.from_dict(held.manifest.normalisation).limits(scan)
+    height_mm, width_mm, _ = restore.planes.spacing_mm
+    return {"window": (limits.low, limits.high), "pixel_mm": (height_mm, width_mm)}

@@ -14,12 +14,16 @@ from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.data.layouts.folder import FOLDER
 from sdseg_cli.data.recognise import adapter
 from sdseg_cli.evaluation.page import require_own_folder, write_report
-from sdseg_cli.evaluation.pair_scoring import CaseScores, Judging, score_pair
-from sdseg_cli.evaluation.pairing import CHANNEL, Pair, Pairing, pair_folders
-from sdseg_cli.evaluation.protocols import chosen_way
-from sdseg_cli.evaluation.provenance import provenance
-from sdseg_cli.evaluation.results import EvaluateReport
-from sdseg_cli.evaluation.undefined import shortened
+from sdseg_cli.evaluation.pairs import (
+    CHANNEL,
+    CaseScores,
+    Judging,
+    Pair,
+    Pairing,
+    pair_folders,
+    score_pair,
+)
+from sdseg_cli.evaluation.results import EvaluateReport, chosen_way, provenance, shortened
 from sdseg_cli.metrics import ScoringOptions
 
 _PAIRS_EACH = 4

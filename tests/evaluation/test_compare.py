@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from sdseg_cli.core.errors import ConfigError, DataError, RunError
-from sdseg_cli.evaluation.compare import Rules, compare_folders, compare_runs
-from sdseg_cli.evaluation.comparison import Comparison
+from sdseg_cli.evaluation.compare import Comparison, Rules, compare_folders, compare_runs
 from sdseg_cli.runs.run_folder import RunDir
 from tests.fake_run import AFFINE, EMPTY, block, make_workspace, write_nifti
 

@@ -28,7 +28,7 @@ FOUR, MOVED = block(slice(4, 8)), block(slice(6, 10))
 def drawn(monkeypatch) -> dict:
     """What would be drawn, path -> rows: drawing takes a second and is tested with `report`."""
     pictures: dict = {}
-    monkeypatch.setattr("sdseg_cli.evaluation.evaluate_pictures.save_cases", pictures.__setitem__)
+    monkeypatch.setattr("sdseg_cli.evaluation.evaluate.save_cases", pictures.__setitem__)
     return pictures
 
 

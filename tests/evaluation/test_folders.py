@@ -508,7 +508,7 @@ def test_the_models_planes_are_those_of_the_reference_so_nothing_may_lie_beyond(
 
 
 def test_grids_that_reach_too_far_for_the_memory_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("sdseg_cli.evaluation.pair_scoring.available_bytes", lambda: 1000)
+    monkeypatch.setattr("sdseg_cli.evaluation.pairs.available_bytes", lambda: 1000)
     write_nifti(tmp_path / "pred" / "x.nii.gz", SPREAD)
     write_nifti(tmp_path / "ref" / "x.nii.gz", *cut(FOUR, slice(4, 8), slice(4, 8), slice(1, 3)))
     with pytest.raises(GeometryError, match=r"case x: .* do not fit into memory"):

@@ -17,8 +17,7 @@ from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.errors import ConfigError, DataError, WeightsError
 from sdseg_cli.core.progress import no_op
 from sdseg_cli.evaluation.evaluation_split import CaseProgress
-from sdseg_cli.evaluation.stability import stability
-from sdseg_cli.evaluation.stability_trial import Trial, open_conditions
+from sdseg_cli.evaluation.stability import Trial, open_conditions, stability
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.training.weights import add_weights
 from tests.fake_run import EMPTY, Workspace, block, make_workspace
@@ -399,7 +398,7 @@ def test_an_interrupted_call_leaves_the_maps_of_the_one_before(workspace, monkey
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sdseg_cli.evaluation.stability_trial.Trial._compare", interrupted)
+    monkeypatch.setattr("sdseg_cli.evaluation.stability.Trial._compare", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(workspace, runs=2)
     assert {path: path.read_bytes() for path in before.maps} == maps
