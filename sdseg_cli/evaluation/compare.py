@@ -8,7 +8,7 @@ others are looked at beside it, so their p are adjusted for their number (Holm).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +19,8 @@ from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.core.tables import Cell, strict, write_csv, write_json
 from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.evaluation.evaluate import evaluate
-from sdseg_cli.evaluation.folders import evaluate_folders
+from sdseg_cli.evaluation.evaluation_split import SplitOptions
+from sdseg_cli.evaluation.folders import FolderOptions, evaluate_folders
 from sdseg_cli.evaluation.results import FEW_NOTE, EvaluateReport, shortened
 from sdseg_cli.metrics import ScoringOptions
 from sdseg_cli.metrics.paired import FEWEST_TO_TEST, Paired, paired, with_holm
@@ -29,37 +30,13 @@ from sdseg_cli.report.pictures import comparison_picture
 from sdseg_cli.runs.run_folder import RunDir
 
 
-@dataclass(frozen=True)
-class Rules:
-    """How both sides are judged.
-
-    Attributes:
-        grid: "native" or "model".
-        protocol: "standard" or "official".
-        options: Tolerance and overlap that count.
-        allow_missing: Compare the cases that both have, where otherwise all must be there.
-    """
-
-    grid: str = "native"
-    protocol: str = "standard"
-    options: ScoringOptions = field(default_factory=ScoringOptions)
-    allow_missing: bool = False
-
-
-STANDARD = Rules()
-
-
 def compare_runs(
     a: RunDir,
     b: RunDir,
     workspace: Path,
     *,
-    split: str = "test",
-    rules: Rules = STANDARD,
-    seed: int = 0,
-    device: str = "auto",
-    batch_size: int | None = None,
-    decoder: str = "auto",
+    options: ScoringOptions | None = None,
+    cases: SplitOptions | None = None,
     report: Path | None = None,
     command: str = "",
     progress: Progress = no_op,
@@ -72,12 +49,8 @@ def compare_runs(
         a: A run.
         b: Another.
         workspace: Folder that holds `prepared/` and `runs/`.
-        split: "train", "val" or "test".
-        rules: How both are judged.
-        seed: Of all noise.
-        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        batch_size: Slices at a time; None for what suits the device.
-        decoder: As `Predictor`.
+        options: How both are judged.
+        cases: Which split, and how its cases are predicted.
         report: Folder for the files; None for `report/compare/<A>` in run B.
         command: What was typed, for the reports.
         progress: Told in slices.
@@ -90,33 +63,23 @@ def compare_runs(
         DataError: They do not have the same cases and references; or as `evaluate`.
         RunError: The disk refused.
     """
+    options, cases = options or ScoringOptions(), cases or SplitOptions()
     if a.path.resolve() == b.path.resolve():
         raise ConfigError(f"{a.path} is both A and B.", "Give two runs: see sdseg runs.")
     names = _run_name(a), _run_name(b)
     sets = a.config().dataset, b.config().dataset
     if sets[0] != sets[1]:  # refused before a model predicts for an hour
-        ids = [[case.id for case in Manifest.find(workspace, of).cases(split)] for of in sets]
-        _require_same_cases(ids[0], ids[1], names, rules)
+        ids = [[case.id for case in Manifest.find(workspace, of).cases(cases.split)] for of in sets]
+        _require_same_cases(ids[0], ids[1], names, options)
     folder = report or b.report / "compare" / names[0].replace("/", "-")
     require_writable(folder / "compare.json")  # before a model predicts for an hour, too
     found = [
         evaluate(
-            run.path,
-            workspace,
-            split=split,
-            grid=rules.grid,
-            protocol=rules.protocol,
-            options=rules.options,
-            seed=seed,
-            device=device,
-            batch_size=batch_size,
-            decoder=decoder,
-            command=command,
-            progress=progress,
+            run.path, workspace, options=options, cases=cases, command=command, progress=progress
         )
         for run in (a, b)
     ]
-    return _compare(found[0], found[1], names, rules).write(folder)
+    return _compare(found[0], found[1], names, options).write(folder)
 
 
 def compare_folders(
@@ -124,10 +87,11 @@ def compare_folders(
     b: Path,
     ref: Path,
     *,
-    rules: Rules = STANDARD,
+    reading: FolderOptions | None = None,
+    options: ScoringOptions | None = None,
     report: Path | None = None,
+    command: str = "",
     progress: Progress = no_op,
-    **reading: Any,
 ) -> Comparison:
     """Compare two folders of masks against the same references.
 
@@ -135,10 +99,11 @@ def compare_folders(
         a: Folder of masks.
         b: Another.
         ref: Folder of references.
-        rules: How both are judged.
+        reading: How masks and references are read.
+        options: How both are judged.
         report: Folder for the files; None writes none.
+        command: What was typed, for the reports.
         progress: Told in cases.
-        reading: How masks and references are read: see `evaluate_folders`.
 
     Raises:
         ConfigError: Both are one folder.
@@ -146,29 +111,23 @@ def compare_folders(
         GeometryError: A mask does not lie on its reference's grid.
         RunError: The disk refused.
     """
+    options = options or ScoringOptions()
     if a.resolve() == b.resolve():
         raise ConfigError(f"{a} is both A and B.", "Give two folders of masks.")
     if report is not None:
         require_writable(report / "compare.json")
     found = [
         evaluate_folders(
-            masks,
-            ref,
-            grid=rules.grid,
-            protocol=rules.protocol,
-            options=rules.options,
-            allow_missing=rules.allow_missing,
-            progress=progress,
-            **reading,
+            masks, ref, reading=reading, options=options, command=command, progress=progress
         )
         for masks in (a, b)
     ]
-    comparison = _compare(found[0], found[1], (str(a), str(b)), rules)
+    comparison = _compare(found[0], found[1], (str(a), str(b)), options)
     return comparison if report is None else comparison.write(report)
 
 
 def _require_same_cases(
-    a: Sequence[str], b: Sequence[str], names: tuple[str, str], rules: Rules
+    a: Sequence[str], b: Sequence[str], names: tuple[str, str], options: ScoringOptions
 ) -> list[str]:
     """Refuse cases that only one side has, or say in a note each that they are left out."""
     notes = []
@@ -177,7 +136,7 @@ def _require_same_cases(
         if not alone:
             continue
         what = f"{len(alone)} {'case is' if len(alone) == 1 else 'cases are'} in {owner} only"
-        if not rules.allow_missing:
+        if not options.allow_missing:
             raise DataError(
                 f"{what}: {shortened(alone)}.",
                 "Predict the same cases with both, or add --allow-missing to compare the others.",
@@ -189,11 +148,11 @@ def _require_same_cases(
 
 
 def _compare(
-    a: EvaluateReport, b: EvaluateReport, names: tuple[str, str], rules: Rules
+    a: EvaluateReport, b: EvaluateReport, names: tuple[str, str], options: ScoringOptions
 ) -> Comparison:
     """Pair the cases, once they are known to be the same ones."""
     first, second = a.references, b.references
-    notes = [*_said(a, b), *_require_same_cases([*first], [*second], names, rules)]
+    notes = [*_said(a, b), *_require_same_cases([*first], [*second], names, options)]
     common = [name for name in first if name in second]
     for name in common:
         if first[name] != second[name]:

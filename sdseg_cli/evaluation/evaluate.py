@@ -23,6 +23,7 @@ from sdseg_cli.evaluation.cached_masks import CachedMask, CachedMasks
 from sdseg_cli.evaluation.evaluation_split import (
     CaseProgress,
     EvaluationSplit,
+    SplitOptions,
     open_held_out,
     panel_of,
 )
@@ -31,7 +32,6 @@ from sdseg_cli.evaluation.results import (
     CaseResult,
     EvaluateReport,
     ProtocolSummary,
-    chosen_way,
     score_case,
 )
 from sdseg_cli.imaging.intensity import Normalisation
@@ -42,10 +42,13 @@ from sdseg_cli.report.panels import CasePanel, save_panels
 from sdseg_cli.report.pictures import CasePlane, case_plane, save_cases
 
 if TYPE_CHECKING:
-    from sdseg_cli.inference.predictor import Predictor
+    pass
 
-Way = tuple[Protocol, Grid]
-WAYS: tuple[Way, ...] = (("standard", "native"), ("standard", "model"), ("official", "model"))
+PROTOCOLS: tuple[tuple[Protocol, Grid], ...] = (
+    ("standard", "native"),
+    ("standard", "model"),
+    ("official", "model"),
+)
 """How the same predictions are scored; the first is the default."""
 OFFICIAL_NOTE = (
     "official protocol: scored on the 256 x 256 planes, one value per 3D case; an empty reference "
@@ -61,16 +64,9 @@ def evaluate(
     run: Path | None,
     workspace: Path,
     *,
-    split: str = "test",
-    grid: str = "native",
-    protocol: str = "standard",
     options: ScoringOptions | None = None,
-    seed: int = 0,
+    cases: SplitOptions | None = None,
     sample: SampleConfig | None = None,
-    device: str = "auto",
-    batch_size: int | None = None,
-    decoder: str = "auto",
-    predictor: Predictor | None = None,
     command: str = "",
     progress: Progress = no_op,
 ) -> EvaluateReport:
@@ -79,17 +75,9 @@ def evaluate(
     Args:
         run: The run folder; None for the newest finished run of the workspace.
         workspace: Folder that holds `prepared/` and `runs/`.
-        split: "train", "val" or "test".
-        grid: "native" scores on each scan's own voxels, "model" on the 256 x 256 planes.
-        protocol: "standard", or "official": the official code's rules for empty masks, on the
-            model's planes whatever `grid` says.
-        options: How a case is judged: tolerance and the like.
-        seed: Of all noise.
+        options: How a case is judged: grid, protocol, tolerance and the like.
+        cases: Which split, and how its cases are predicted.
         sample: Reverse steps and samples; None is the run's setting.
-        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        batch_size: Slices at a time; None for what suits the device.
-        decoder: As `Predictor`.
-        predictor: The run's model if it is loaded already.
         command: What was typed, for the report.
         progress: Told in slices.
 
@@ -105,63 +93,63 @@ def evaluate(
         WeightsError: The checkpoint is missing or damaged.
         RunError: The disk refused.
     """
-    way = chosen_way(protocol, grid)
-    held = open_held_out(
-        run,
-        workspace,
-        split,
-        device=device,
-        batch_size=batch_size,
-        decoder=decoder,
-        predictor=predictor,
-    )
+    options, cases = options or ScoringOptions(), cases or SplitOptions()
+    held = open_held_out(run, workspace, cases)
     sample = sample or held.run.config().sample
     masks = CachedMasks(
-        held.run.predictions / split,
+        held.run.predictions / cases.split,
         held.checkpoint_sha256,
         decoder_identity(held.predictor.decoder, held.run.path),
         held.predictor.device.type,
-        seed,
+        cases.seed,
         sample,
     )
-    scoring = _Scoring(held, masks, options or ScoringOptions(), progress)
+    scoring = _Scoring(held, masks, options, progress)
     scored = scoring.score_all()
     report = EvaluateReport(
         run=held.run.path,
-        split=split,
-        grid=way[1],
-        protocol=way[0],
-        cases=tuple(case.results[way] for case in scored),
-        seed=seed,
+        split=cases.split,
+        grid=options.grid,
+        protocol=options.protocol,
+        cases=tuple(case.results[options.protocol, options.grid] for case in scored),
+        seed=cases.seed,
         sample=sample,
         decoder=held.predictor.decoder,
-        options=scoring.options,
+        options=options,
         protocols=tuple(
-            ProtocolSummary.of(*each, tuple(case.results[each] for case in scored)) for each in WAYS
+            ProtocolSummary.of(*each, tuple(case.results[each] for case in scored))
+            for each in PROTOCOLS
         ),
         provenance=held.provenance(command),
-        notes=_notes(way),
+        notes=_notes(options),
     )
-    folder = held.report_folder("" if way == WAYS[0] else f"-{way[1]}-{way[0]}")
+    default = (options.protocol, options.grid) == PROTOCOLS[0]
+    folder = held.report_folder("" if default else f"-{options.grid}-{options.protocol}")
     files = report.write(folder)
     save_panels(folder, [case.panel for case in scored])
     pictures = draw_cases(
-        held, report.cases, folder, scoring.answer, seed=seed, sample=sample, progress=progress
+        held,
+        report.cases,
+        folder,
+        scoring.answer,
+        seed=cases.seed,
+        sample=sample,
+        progress=progress,
     )
     page = write_report(folder, title=held.title, config=held.config_text)
     return replace(report, files=(*files, *pictures, page))
 
 
-def _notes(way: Way) -> tuple[str, ...]:
-    official = (OFFICIAL_NOTE,) if way[0] == "official" else ()
-    return (*official, MODEL_NOTE) if way[1] == "model" else ()
+def _notes(options: ScoringOptions) -> tuple[str, ...]:
+    official = (OFFICIAL_NOTE,) if options.protocol == "official" else ()
+    return (*official, MODEL_NOTE) if options.grid == "model" else ()
 
 
 @dataclass(frozen=True, eq=False)
 class _Scored:
     """One case, by every protocol, and its picture."""
 
-    results: Mapping[Way, CaseResult]
+    results: Mapping[tuple[Protocol, Grid], CaseResult]
     panel: CasePanel
 
 
@@ -196,11 +184,9 @@ class _Scoring:
                 case.id,
                 *((kept.mask, reference) if grid == "native" else (kept.planes, planes)),
                 scan.spacing_mm if grid == "native" else None,
-                grid=grid,
-                protocol=protocol,
-                options=self.options,
+                options=replace(self.options, protocol=protocol, grid=grid),
             )
-            for protocol, grid in WAYS
+            for protocol, grid in PROTOCOLS
         }
         return _Scored(results, panel_of(self.held, case, scan, reference, kept.mask))
 

@@ -109,26 +109,36 @@ class EvaluationSplit:
         return np.moveaxis(plane, 0, -1) if plane.ndim == 3 else plane
 
 
+@dataclass(frozen=True)
+class SplitOptions:
+    """Which cases of a run's data are predicted, and how.
+
+    Attributes:
+        split: "train", "val" or "test".
+        seed: Of all noise; where a case is predicted several times, of the first.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        batch_size: Slices at a time; None for what suits the device.
+        decoder: "auto", "exact" or "fast", as `Predictor`.
+        predictor: The run's model if it is loaded already.
+    """
+
+    split: str = "test"
+    seed: int = 0
+    device: str = "auto"
+    batch_size: int | None = None
+    decoder: str = "auto"
+    predictor: Predictor | None = None
+
+
 def open_held_out(
-    run: Path | None,
-    workspace: Path,
-    split: str,
-    *,
-    device: str = "auto",
-    batch_size: int | None = None,
-    decoder: str = "auto",
-    predictor: Predictor | None = None,
+    run: Path | None, workspace: Path, options: SplitOptions | None = None
 ) -> EvaluationSplit:
     """Find the run and its data, check that they belong together, and load the model.
 
     Args:
         run: The run folder; None for the newest finished run of the workspace.
         workspace: Folder that holds `prepared/` and `runs/`.
-        split: "train", "val" or "test".
-        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        batch_size: Slices at a time; None for what suits the device.
-        decoder: "auto", "exact" or "fast".
-        predictor: The run's model if it is loaded already.
+        options: Which split, and how its cases are predicted.
 
     Raises:
         ConfigError: There is no such run, split or prepared set; the split has no case; or the
@@ -138,6 +148,8 @@ def open_held_out(
     """
     from sdseg_cli.runs.run_folder import find_run
 
+    options = options or SplitOptions()
+    split = options.split
     if split not in SPLITS:
         raise ConfigError(f"--split is {split!r}.", f"Choose one of {', '.join(SPLITS)}.")
     folder = find_run(workspace, run)
@@ -148,10 +160,16 @@ def open_held_out(
             f"{manifest.name} has no {split} case.", "Choose another --split, or prepare it anew."
         )
     before = sha256_of(folder.best) if folder.best.is_file() else ""
+    predictor = options.predictor
     if predictor is None:
         from sdseg_cli.inference.predictor import Predictor
 
-        predictor = Predictor(folder.path, device=device, batch_size=batch_size, decoder=decoder)
+        predictor = Predictor(
+            folder.path,
+            device=options.device,
+            batch_size=options.batch_size,
+            decoder=options.decoder,
+        )
         if sha256_of(folder.best) != before:
             raise RunError(
                 f"{folder.best} was replaced while it was read.", "The run trains: call again."

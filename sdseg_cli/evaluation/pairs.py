@@ -32,7 +32,7 @@ from sdseg_cli.imaging.regrid import Span, extended, overlap, padded, resample_t
 from sdseg_cli.imaging.reorient import geometry_like, reorient_to
 from sdseg_cli.imaging.slices import SliceTransform
 from sdseg_cli.imaging.volume import Array, Volume, require_same_grid
-from sdseg_cli.metrics import Grid, Mask, Protocol, ScoringOptions
+from sdseg_cli.metrics import Grid, Mask, ScoringOptions
 
 CHANNEL = "_0000"
 """What nnU-Net adds to the name of a scan, and a mask of the scan's name has too."""
@@ -193,16 +193,14 @@ def _require_one_grid(pair: Pair) -> None:
 
 
 @dataclass(frozen=True)
-class Judging:
+class PairOptions:
     """How all pairs of two folders are scored.
 
     Attributes:
         target: Labels that count as foreground; None = all but 0.
         classes: Labels to score each on its own, instead of a foreground.
         levels: What the grey values of pictured references mean.
-        grid: What they are scored on.
-        protocol: How empty masks are scored.
-        options: Tolerance and the like.
+        scoring: Grid, protocol, tolerance and the like.
         plain: Whether a mask that holds a single value is foreground wherever it is not 0; else the
             target is looked for in it, as in one of several values.
     """
@@ -210,9 +208,7 @@ class Judging:
     target: tuple[int, ...] | None = None
     classes: tuple[int, ...] | None = None
     levels: MaskLevels | None = None
-    grid: Grid = "native"
-    protocol: Protocol = "standard"
-    options: ScoringOptions = field(default_factory=ScoringOptions)
+    scoring: ScoringOptions = field(default_factory=ScoringOptions)
     plain: bool = True
 
 
@@ -230,7 +226,7 @@ class CaseScores:
     """Predicted voxels beyond the reference's own grid, where all is background."""
 
 
-def score_pair(pair: Pair, judging: Judging) -> CaseScores:
+def score_pair(pair: Pair, options: PairOptions) -> CaseScores:
     """Read and score a pair.
 
     Where a mask that is brought onto its reference's grid reaches beyond it, the grid is continued
@@ -244,37 +240,35 @@ def score_pair(pair: Pair, judging: Judging) -> CaseScores:
             beyond it where the model's planes are scored.
     """
     try:
-        label = read_labels(pair.ref, judging.levels)
+        label = read_labels(pair.ref, options.levels)
         mask = read_labels(pair.pred)
         inside: Span | None = None
         if pair.resample:
-            mask, label, inside = _resampled(pair, mask, label, judging.grid)
+            mask, label, inside = _resampled(pair, mask, label, options.scoring.grid)
         mask = reorient_to(mask, label.geometry)
         held, known = held_labels(mask.array), held_labels(label.array)
-        if judging.classes is not None:
-            _require_declared(pair, judging.classes, held, known)
+        if options.classes is not None:
+            _require_declared(pair, options.classes, held, known)
     except DataError as error:
         raise type(error)(f"case {pair.id}: {error.message}", error.hint, error.code) from error
     spacing_mm = label.spacing_mm
     pred, truth = mask.array, label.array
-    if judging.grid == "model":
+    if options.scoring.grid == "model":
         restore = SliceTransform.of(label.geometry)
         pred, truth, spacing_mm = _planes(mask, restore), _planes(label, restore), None
     masks: list[tuple[int | None, Mask, Mask]]
-    if judging.classes is None:
-        chosen = _target_of(pair, judging, held, known)
-        masks = [(None, _foreground(pred, chosen), _foreground(truth, judging.target))]
+    if options.classes is None:
+        chosen = _target_of(pair, options, held, known)
+        masks = [(None, _foreground(pred, chosen), _foreground(truth, options.target))]
     else:
-        masks = [(value, pred == value, truth == value) for value in judging.classes]
+        masks = [(value, pred == value, truth == value) for value in options.classes]
     rows = [
         score_case(
             pair.id,
             one,
             other,
             spacing_mm,
-            grid=judging.grid,
-            protocol=judging.protocol,
-            options=judging.options,
+            options=options.scoring,
             class_label=value,
             start=None if inside is None else tuple(part.start for part in inside),
         )
@@ -358,12 +352,12 @@ def _require_declared(pair: Pair, classes: tuple[int, ...], *held: tuple[int, ..
 
 
 def _target_of(
-    pair: Pair, judging: Judging, held: tuple[int, ...], known: tuple[int, ...]
+    pair: Pair, options: PairOptions, held: tuple[int, ...], known: tuple[int, ...]
 ) -> tuple[int, ...] | None:
     """Which labels of a mask are foreground; None = all but 0."""
-    if judging.target is None or (judging.plain and len(held) <= 1):
+    if options.target is None or (options.plain and len(held) <= 1):
         return None
-    if held and not set(held) & {*judging.target, *known}:
+    if held and not set(held) & {*options.target, *known}:
         raise DataError(
             f"case {pair.id}: {pair.pred} holds the values {', '.join(map(str, held[:5]))}"
             f"{', ...' if len(held) > 5 else ''}, none of which is a label of its reference; "
@@ -371,7 +365,7 @@ def _target_of(
             "Store the mask as 0 and 1, or with the labels of the reference.",
             "values",
         )
-    return judging.target
+    return options.target
 
 
 def _foreground(labels: Array, target: tuple[int, ...] | None) -> Mask:

@@ -18,7 +18,6 @@ import numpy as np
 
 from sdseg_cli import __version__
 from sdseg_cli.core.config import SampleConfig
-from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.core.tables import Cell, strict, write_csv, write_json
 from sdseg_cli.evaluation.cached_masks import sha256_of
 from sdseg_cli.metrics import (
@@ -86,8 +85,6 @@ def score_case(
     label: Mask,
     spacing_mm: Spacing | None,
     *,
-    grid: Grid = "native",
-    protocol: Protocol = "standard",
     options: ScoringOptions | None = None,
     class_label: int | None = None,
     start: tuple[int, ...] | None = None,
@@ -101,9 +98,7 @@ def score_case(
         label: Reference mask, the same shape, bool.
         spacing_mm: Along each axis of the masks, mm; None on the model's planes, which know no
             distances, and for pictures, whose distances are in pixels.
-        grid: What the masks lie on.
-        protocol: How empty masks are scored.
-        options: How it is judged.
+        options: What the masks lie on, and how they are judged.
         class_label: The label these masks are of, where each is scored on its own.
         start: Where the reference's own grid begins in theirs, if theirs reaches beyond it.
 
@@ -113,6 +108,8 @@ def score_case(
     Raises:
         ValueError: The masks differ in shape, or are not bool.
     """
+    options = options or ScoringOptions()
+    grid, protocol = options.grid, options.protocol
     length: Length = "px" if spacing_mm is None else "mm"
     spacing: Spacing | None = None
     if grid == "native":
@@ -120,7 +117,7 @@ def score_case(
     pair = MaskPair(pred, label, spacing, length=length, options=options, start=start)
     excluded = protocol == "standard" and not (pair.predicted_voxels or pair.reference_voxels)
     scores = []
-    by_lesion = pair.options.detection_iou is not None
+    by_lesion = options.detection_iou is not None
     for metric in METRICS:
         unit = metric.unit_in(pair.length)
         if unit is not None and (by_lesion or metric.needs != "lesions"):
@@ -394,23 +391,6 @@ def undefined_notes(rows: Sequence[CaseResult]) -> tuple[str, ...]:
         text = f"{' and '.join(columns)} {verb} out {one} {why} ({shortened(names)})"
         notes.append(f"{text}: {warning}" if warning else text)
     return tuple(notes)
-
-
-def chosen_way(protocol: str, grid: str) -> tuple[Protocol, Grid]:
-    """Both options as typed, checked; the official protocol knows the model's grid only.
-
-    Raises:
-        ConfigError: There is no such protocol or grid.
-    """
-    for option, value, allowed in (
-        ("--grid", grid, ("native", "model")),
-        ("--protocol", protocol, ("standard", "official")),
-    ):
-        if value not in allowed:
-            raise ConfigError(f"{option} is {value!r}.", f"Choose one of {', '.join(allowed)}.")
-    if protocol == "official":
-        return "official", "model"
-    return "standard", "model" if grid == "model" else "native"
 
 
 @dataclass(frozen=True)

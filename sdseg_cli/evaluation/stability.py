@@ -37,6 +37,7 @@ from sdseg_cli.data.manifest import PreparedCase
 from sdseg_cli.evaluation.evaluation_split import (
     CaseProgress,
     EvaluationSplit,
+    SplitOptions,
     map_panel_of,
     open_held_out,
 )
@@ -63,23 +64,31 @@ from sdseg_cli.report.panels import MAP_FILE, CasePanel, save_panels
 from sdseg_cli.report.pictures import StabilityPlane, stability_picture
 
 if TYPE_CHECKING:
-    from sdseg_cli.inference.predictor import Prediction, Predictor
+    from sdseg_cli.inference.predictor import Prediction
+
+
+@dataclass(frozen=True)
+class StabilityOptions:
+    """How often each case is predicted, and the weights of LPIPS.
+
+    Attributes:
+        runs: How often each case is predicted, at least 2; run m starts from seed + m - 1.
+        lpips_backbone: ImageNet AlexNet in torchvision's names; None for that of the weight store.
+        lpips_linear: LPIPS v0.1 heads for AlexNet; None for those of the weight store.
+    """
+
+    runs: int = 5
+    lpips_backbone: Path | None = None
+    lpips_linear: Path | None = None
 
 
 def stability(
     run: Path | None,
     workspace: Path,
     *,
-    runs: int = 5,
-    split: str = "test",
-    seed: int = 0,
+    options: StabilityOptions | None = None,
+    cases: SplitOptions | None = None,
     sample: SampleConfig | None = None,
-    device: str = "auto",
-    batch_size: int | None = None,
-    decoder: str = "auto",
-    lpips_backbone: Path | None = None,
-    lpips_linear: Path | None = None,
-    predictor: Predictor | None = None,
     command: str = "",
     progress: Progress = no_op,
 ) -> StabilityReport:
@@ -88,16 +97,9 @@ def stability(
     Args:
         run: The run folder; None for the newest finished run of the workspace.
         workspace: Folder that holds `prepared/` and `runs/`.
-        runs: How often each case is predicted, at least 2; run m starts from seed + m - 1.
-        split: "train", "val" or "test".
-        seed: Of the first run's noise.
+        options: How many runs, and the weights they are measured with.
+        cases: Which split, and how its cases are predicted.
         sample: Reverse steps and samples; None is the run's setting.
-        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        batch_size: Slices at a time; None for what suits the device.
-        decoder: As `Predictor`.
-        lpips_backbone: ImageNet AlexNet in torchvision's names; None for that of the weight store.
-        lpips_linear: LPIPS v0.1 heads for AlexNet; None for those of the weight store.
-        predictor: The run's model if it is loaded already.
         command: What was typed, for the report.
         progress: Told in slices.
 
@@ -112,23 +114,11 @@ def stability(
         WeightsError: The checkpoint or a file of LPIPS is missing or damaged.
         RunError: The network answers with NaN, or the disk refused.
     """
-    under = open_conditions(
-        run,
-        workspace,
-        runs=runs,
-        split=split,
-        seed=seed,
-        device=device,
-        batch_size=batch_size,
-        decoder=decoder,
-        lpips_backbone=lpips_backbone,
-        lpips_linear=lpips_linear,
-        predictor=predictor,
-    )
+    under = open_conditions(run, workspace, options, cases)
     folder = under.folder / "instability"
     with replacing_folder(folder) as maps_folder:
         trial = Trial.of_all_pairs(under, under.sampling(sample), maps_folder)
-        report = trial.run(CaseProgress(under.held.cases, progress, repeats=runs))
+        report = trial.run(CaseProgress(under.held.cases, progress, repeats=len(under.seeds)))
     report = replace(
         report,
         maps=tuple(folder / path.relative_to(maps_folder) for path in report.maps),
@@ -191,34 +181,23 @@ class Conditions:
 def open_conditions(
     run: Path | None,
     workspace: Path,
-    *,
-    runs: int,
-    split: str,
-    seed: int,
-    device: str,
-    batch_size: int | None,
-    decoder: str,
-    lpips_backbone: Path | None,
-    lpips_linear: Path | None,
-    predictor: Predictor | None,
+    options: StabilityOptions | None = None,
+    cases: SplitOptions | None = None,
 ) -> Conditions:
     """Check the options and load the model; see `stability` for the arguments and errors."""
-    if runs < 2:
+    options, cases = options or StabilityOptions(), cases or SplitOptions()
+    if options.runs < 2:
         raise ConfigError(
-            f"--runs is {runs}: there is nothing to compare.", "Give at least 2, for example 5."
+            f"--runs is {options.runs}: there is nothing to compare.",
+            "Give at least 2, for example 5.",
         )
-    held = open_held_out(
-        run,
-        workspace,
-        split,
-        device=device,
-        batch_size=batch_size,
-        decoder=decoder,
-        predictor=predictor,
+    held = open_held_out(run, workspace, cases)
+    device = "cuda" if held.predictor.device.type == "cuda" else "cpu"
+    lpips = find_lpips(
+        options.lpips_backbone, options.lpips_linear, WeightStore.default(), device=device
     )
-    torch_device = "cuda" if held.predictor.device.type == "cuda" else "cpu"
-    lpips = find_lpips(lpips_backbone, lpips_linear, WeightStore.default(), device=torch_device)
-    return Conditions(held, tuple(range(seed, seed + runs)), lpips, torch_device)
+    seeds = tuple(range(cases.seed, cases.seed + options.runs))
+    return Conditions(held, seeds, lpips, device)
 
 
 @dataclass

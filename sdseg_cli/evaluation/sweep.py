@@ -13,10 +13,10 @@ from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.core.tables import Cell, strict, write_csv, write_json
-from sdseg_cli.evaluation.evaluation_split import CaseProgress
+from sdseg_cli.evaluation.evaluation_split import CaseProgress, SplitOptions
 from sdseg_cli.evaluation.page import FILE as PAGE
 from sdseg_cli.evaluation.page import write_report
-from sdseg_cli.evaluation.stability import Trial, open_conditions
+from sdseg_cli.evaluation.stability import StabilityOptions, Trial, open_conditions
 from sdseg_cli.evaluation.stability_results import StabilityReport, lpips_note
 from sdseg_cli.metrics.pairwise_similarity import MAPS, METRICS
 from sdseg_cli.metrics.statistics import mean_and_sd
@@ -31,7 +31,7 @@ from sdseg_cli.report.drawing import (
 )
 
 if TYPE_CHECKING:
-    from sdseg_cli.inference.predictor import Predictor
+    pass
 
 
 def sweep(
@@ -40,15 +40,8 @@ def sweep(
     samplings: Sequence[SampleConfig],
     *,
     skipped_eta: bool = False,
-    runs: int = 5,
-    split: str = "test",
-    seed: int = 0,
-    device: str = "auto",
-    batch_size: int | None = None,
-    decoder: str = "auto",
-    lpips_backbone: Path | None = None,
-    lpips_linear: Path | None = None,
-    predictor: Predictor | None = None,
+    options: StabilityOptions | None = None,
+    cases: SplitOptions | None = None,
     command: str = "",
     progress: Progress = no_op,
 ) -> SweepReport:
@@ -59,15 +52,8 @@ def sweep(
         workspace: Folder that holds `prepared/` and `runs/`.
         samplings: Of `every_sampling`, one row each.
         skipped_eta: Likewise.
-        runs: How often each case is predicted, at least 2, in every row with the same seeds.
-        split: "train", "val" or "test".
-        seed: Of the first run's noise.
-        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        batch_size: Slices at a time; None for what suits the device.
-        decoder: As `Predictor`.
-        lpips_backbone: As `stability`.
-        lpips_linear: As `stability`.
-        predictor: The run's model if it is loaded already.
+        options: How many runs, with the same seeds in every row, and the weights of LPIPS.
+        cases: Which split, and how its cases are predicted.
         command: What was typed, for the report.
         progress: Told in slices, and which row.
 
@@ -78,25 +64,13 @@ def sweep(
     Raises:
         SdsegError: As `stability`.
     """
-    under = open_conditions(
-        run,
-        workspace,
-        runs=runs,
-        split=split,
-        seed=seed,
-        device=device,
-        batch_size=batch_size,
-        decoder=decoder,
-        lpips_backbone=lpips_backbone,
-        lpips_linear=lpips_linear,
-        predictor=predictor,
-    )
+    under = open_conditions(run, workspace, options, cases)
     rows = []
     for number, sample in enumerate(map(under.sampling, samplings)):
         what = f"row {number + 1} of {len(samplings)}, {_named(sample)}: case"
         within = _part(progress, number, len(samplings))
         trial = Trial.of_first_vs_rest(under, sample)
-        report = trial.run(CaseProgress(under.held.cases, within, what, repeats=runs))
+        report = trial.run(CaseProgress(under.held.cases, within, what, repeats=len(under.seeds)))
         rows.append(SweepRow(report, trial.seconds_per_slice))
     names = (*(f"sweep.{suffix}" for suffix in ("csv", "json", "png")), PAGE)
     files = tuple(under.folder / name for name in names)

@@ -35,12 +35,27 @@ class ScoringOptions:
         tolerance: Two borders agree where they are at most this far apart; mm, in pictures pixels.
         detection_iou: A lesion is found by a part of the prediction whose IoU with it is at least
             this; None counts no lesions, for organs are none.
+        protocol: How empty masks are scored: "standard", or "official": by the official code's
+            rules, which know the model's grid only, whatever `grid` says.
+        grid: "native" scores on each scan's own voxels, "model" on the 256 x 256 planes.
+        allow_missing: Score the cases that can be scored, where otherwise all must be there.
     """
 
     tolerance: float = 2.0
     detection_iou: float | None = None
+    protocol: Protocol = "standard"
+    grid: Grid = "native"
+    allow_missing: bool = False
 
     def __post_init__(self) -> None:
+        for option, value, allowed in (
+            ("--grid", self.grid, ("native", "model")),
+            ("--protocol", self.protocol, ("standard", "official")),
+        ):
+            if value not in allowed:
+                raise ConfigError(f"{option} is {value!r}.", f"Choose one of {', '.join(allowed)}.")
+        if self.protocol == "official":
+            object.__setattr__(self, "grid", "model")
         if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
             raise ConfigError(
                 f"--tolerance is {self.tolerance:g}.", "Give a distance of 0 mm or more."

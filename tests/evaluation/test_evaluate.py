@@ -15,9 +15,11 @@ from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.errors import ConfigError, GeometryError
 from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.evaluation.evaluate import evaluate
+from sdseg_cli.evaluation.evaluation_split import SplitOptions
 from sdseg_cli.evaluation.results import FEW_NOTE
 from sdseg_cli.metrics import ScoringOptions
 from sdseg_cli.report.panels import load_panels
+from tests.evaluation.options import gathered
 from tests.fake_run import AFFINE, EMPTY, SHAPE, Workspace, block, make_workspace, write_nifti
 
 # Each block has 4 columns x 4 rows x 2 slices = 32 voxels; moved by 2 columns half of it overlaps.
@@ -40,7 +42,9 @@ def workspace(tmp_path) -> Workspace:
 
 
 def run(workspace: Workspace, **options):
-    return evaluate(None, workspace.root, predictor=workspace.predictor, **options)
+    options["predictor"] = workspace.predictor
+    kinds = {"options": ScoringOptions, "cases": SplitOptions}
+    return evaluate(None, workspace.root, **gathered(options, **kinds))
 
 
 LESIONS = ScoringOptions(detection_iou=0.1)
@@ -257,7 +261,7 @@ def test_the_model_grid_is_scored_on_the_prepared_planes(workspace):
     found = report.to_json()
     assert list(found["units"]) == ["dice", "iou", "precision", "recall"]
     assert (found["tolerance"], found["detection_iou"]) == (None, None)
-    found = run(workspace, grid="model", options=LESIONS).to_json()
+    found = run(workspace, grid="model", detection_iou=0.1).to_json()
     assert found["detection_iou"] is None
     assert found["cases"][0]["reference_lesions"] is None
 

@@ -11,9 +11,11 @@ from PIL import Image
 
 from sdseg_cli.core.errors import ConfigError, DataError, GeometryError, RunError
 from sdseg_cli.core.processes import available_cores
-from sdseg_cli.evaluation.folders import evaluate_folders
+from sdseg_cli.evaluation import folders as module
+from sdseg_cli.evaluation.folders import FolderOptions
 from sdseg_cli.evaluation.results import FEW_NOTE
 from sdseg_cli.metrics import ScoringOptions
+from tests.evaluation.options import gathered
 from tests.fake_run import AFFINE, EMPTY, SHAPE, block, write_nifti
 
 # Each block has 4 columns x 4 rows x 2 slices = 32 voxels; moved by 2 columns half of it overlaps.
@@ -25,6 +27,11 @@ ORGANS = FOUR + 2 * block(slice(10, 12))  # 32 voxels of label 1, 16 of label 2
 def one_process(monkeypatch) -> None:
     """Starting processes takes longer than scoring blocks; one test asks for two."""
     monkeypatch.setattr("sdseg_cli.evaluation.folders.available_cores", lambda: 1)
+
+
+def evaluate_folders(pred, ref, **options):
+    kinds = {"reading": FolderOptions, "options": ScoringOptions}
+    return module.evaluate_folders(pred, ref, **gathered(options, **kinds))
 
 
 def folders(root, **pairs):

@@ -92,10 +92,11 @@ def test_many_names_are_cut_short():
 def test_a_picture_is_scored_in_pixels_and_the_models_planes_without_distances():
     plane = ONE[:, :, 1:2]
     assert list(score_case("a", plane, plane, None).values)[4:6] == ["hd95", "assd"]
-    model = score_case("a", ONE, ONE, None, grid="model")
+    model = score_case("a", ONE, ONE, None, options=ScoringOptions(grid="model"))
     assert list(model.values) == ["dice", "iou", "precision", "recall"]
     assert model.counts == {"reference_voxels": 1, "predicted_voxels": 1}
-    asked = score_case("a", ONE, ONE, None, grid="model", options=ScoringOptions(detection_iou=0.1))
+    both = ScoringOptions(detection_iou=0.1, grid="model")
+    asked = score_case("a", ONE, ONE, None, options=both)
     assert asked.counts["reference_lesions"] is None
     assert list(asked.values) == list(model.values)
 
