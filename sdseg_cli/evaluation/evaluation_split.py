@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -235,7 +235,7 @@ def panel_of(
         scan.values(restore.canonical_plane(scan.array, k)),
         np.asarray(restore.canonical_plane(reference, k)),
         np.asarray(restore.canonical_plane(prediction, k)),
-        **_looks(held, scan, restore),
+        *_looks(held, scan, restore),
     )
 
 
@@ -269,7 +269,7 @@ def map_panel_of(
         np.asarray(restore.canonical_plane(reference, k)),
         2 * plane.astype(np.int64) > runs,
         disagreement_of_counts(plane, runs),
-        **_looks(held, scan, restore),
+        *_looks(held, scan, restore),
     )
 
 
@@ -277,8 +277,10 @@ def _place(restore: SliceTransform, k: int) -> str:
     return "" if restore.slices == 1 else f"slice {k + 1} of {restore.slices}"
 
 
-def _looks(held: EvaluationSplit, scan: Volume, restore: SliceTransform) -> dict[str, Any]:
+def _looks(
+    held: EvaluationSplit, scan: Volume, restore: SliceTransform
+) -> tuple[tuple[float, float], tuple[float, float]]:
     """The values drawn black and white, and the size of a pixel."""
     limits = Normalisation.from_dict(held.manifest.normalisation).limits(scan)
     height_mm, width_mm, _ = restore.planes.spacing_mm
-    return {"window": (limits.low, limits.high), "pixel_mm": (height_mm, width_mm)}
+    return (limits.low, limits.high), (height_mm, width_mm)
