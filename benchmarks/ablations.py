@@ -25,6 +25,7 @@ from sdseg_cli.core.presets import preset
 from sdseg_cli.core.progress import TrainProgress
 from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.evaluation.evaluate import evaluate
+from sdseg_cli.evaluation.evaluation_split import SplitOptions
 from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training.calibration import calibrate
 from sdseg_cli.training.train import train
@@ -91,7 +92,9 @@ class Training:
         calibrate(self.run, manifest, device="cpu", on_warning=lambda finding: None)
         scores: Row = {"cases": []}
         if self.split:
-            report = evaluate(self.run.path, self.workspace, split=self.split, device="cpu")
+            report = evaluate(
+                self.run.path, self.workspace, cases=SplitOptions(self.split, device="cpu")
+            )
             scores = report.to_json()
         return {
             "dataset": self.dataset,

@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from sdseg_cli.evaluation.folders import evaluate_folders
+from sdseg_cli.evaluation.folders import FolderOptions, evaluate_folders
 
 SHAPE = (512, 512, 200)
 AFFINE = np.diag([-0.8, -0.8, 2.5, 1.0])
@@ -112,7 +112,7 @@ def main() -> None:
                 nib.save(nib.Nifti1Image(mask, AFFINE), folder / f"{n}.nii.gz")
         before, started = time.process_time(), time.perf_counter()
         with Watch() as watch:
-            report = evaluate_folders(*folders, workers=options.workers)
+            report = evaluate_folders(*folders, reading=FolderOptions(workers=options.workers))
         seconds, cpu = time.perf_counter() - started, sum(watch.cpu.values()) - before
     means = {column: summary.mean for column, summary in report.metrics.items()}
     print(" ".join(f"{column} {mean:.4g}" for column, mean in means.items() if mean is not None))

@@ -35,8 +35,8 @@ from benchmarks.results import Results, Row, clock, machine, told
 from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.errors import RunError
 from sdseg_cli.evaluation.cached_masks import sha256_of
-from sdseg_cli.evaluation.case_scores import score_case
-from sdseg_cli.evaluation.evaluation_split import EvaluationSplit, open_held_out
+from sdseg_cli.evaluation.evaluation_split import EvaluationSplit, SplitOptions, open_held_out
+from sdseg_cli.evaluation.results import score_case
 from sdseg_cli.evaluation.sweep import every_sampling
 from sdseg_cli.inference.decoders import decoder_identity
 from sdseg_cli.metrics.statistics import FEW_CASES, bootstrap_ci95
@@ -86,7 +86,7 @@ class Subject:
 
     @cached_property
     def held(self) -> EvaluationSplit:
-        held = open_held_out(self.run.path, self.workspace, "test", device=self.device.type)
+        held = open_held_out(self.run.path, self.workspace, SplitOptions(device=self.device.type))
         if held.checkpoint_sha256 != self.weights:
             raise RunError(f"{self.name} was trained further meanwhile.", "Call again.")
         return held

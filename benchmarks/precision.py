@@ -33,7 +33,8 @@ from sdseg_cli.core.config import THRESHOLD
 from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.inference.sampling import shifted
-from sdseg_cli.metrics.overlap import dice
+from sdseg_cli.metrics.mask_metrics import dice
+from sdseg_cli.metrics.pair import MaskPair
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.runtime import choose_device
 from sdseg_cli.model.sdseg import SDSeg, as_three_channels
@@ -139,7 +140,9 @@ class Comparison:
     def _dice(self, found: Tensor) -> dict[int, float]:
         cases = np.array(self.sample.cases)
         reference = self.sample.reference.numpy()
-        scores = {c: dice(found.numpy()[cases == c], reference[cases == c]) for c in set(cases)}
+        own = {c: cases == c for c in set(cases)}
+        pairs = {c: MaskPair(found.numpy()[own[c]], reference[own[c]], None) for c in own}
+        scores = {c: dice(pair) for c, pair in pairs.items()}
         return {int(c): score for c, score in scores.items() if score is not None}
 
     def measure(self, lowering: Lowering) -> Row:

@@ -42,6 +42,7 @@ from sdseg_cli.core.networks import models
 from sdseg_cli.core.presets import for_network, preset
 from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.evaluation.evaluate import evaluate
+from sdseg_cli.evaluation.evaluation_split import SplitOptions
 from sdseg_cli.inference.engine import Inference
 from sdseg_cli.inference.predictor import Predictor
 from sdseg_cli.inference.sampling import predict_planes
@@ -172,7 +173,9 @@ def measured(task: Task, seconds_per_step: float) -> Row:
         raise KeyboardInterrupt  # asked to stop: the same command goes on
     calibrate(task.run, task.manifest, device=task.device.type, on_warning=lambda finding: None)
     here = report.step - report.begun
-    scores = evaluate(task.run.path, task.workspace, device=task.device.type).to_json()
+    scores = evaluate(
+        task.run.path, task.workspace, cases=SplitOptions(device=task.device.type)
+    ).to_json()
     # After a stop only the last part was watched, and stands for the whole.
     share = steps / here if here else None
     return {

@@ -24,6 +24,7 @@ from benchmarks.results import Results, Row, machine, told
 from sdseg_cli.core.config import THRESHOLD
 from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.evaluation.evaluate import evaluate
+from sdseg_cli.evaluation.evaluation_split import SplitOptions
 from sdseg_cli.inference.decoders import choose_decoder
 from sdseg_cli.inference.sampling import decoded_by
 from sdseg_cli.model.distributed import Ranks
@@ -59,7 +60,7 @@ def scored(run: RunDir, threshold: float, workspace: Path) -> Row:
         unneeded = shutil.ignore_patterns("predictions", "report", "latents", "best.pt*", "step*")
         shutil.copytree(run.path, copy.path, ignore=unneeded)
         replace(best, best={**best.best, "threshold": threshold}).save(copy.best)
-        report = evaluate(copy.path, workspace, device="cpu").to_json()
+        report = evaluate(copy.path, workspace, cases=SplitOptions(device="cpu")).to_json()
     return {"threshold": threshold, "decoder": report["decoder"], "cases": report["cases"]}
 
 

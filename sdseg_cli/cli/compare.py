@@ -36,7 +36,7 @@ from sdseg_cli.cli.options import (
 from sdseg_cli.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sdseg_cli.evaluation.comparison import Comparison
+    from sdseg_cli.evaluation.compare import Comparison
 
 
 def compare(
@@ -69,7 +69,9 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """Compare two runs, or two folders of masks, case by case: differences, interval, p."""
-    from sdseg_cli.evaluation.compare import Rules, compare_folders, compare_runs
+    from sdseg_cli.evaluation.compare import compare_folders, compare_runs
+    from sdseg_cli.evaluation.evaluation_split import SplitOptions
+    from sdseg_cli.evaluation.folders import FolderOptions
 
     of_folders: dict[str, object] = {
         "--target": target,
@@ -80,8 +82,13 @@ def compare(
     }
     _check(a, b, ref, of_folders)
     output = Output(as_json=as_json, quiet=quiet)
-    rules = Rules(
-        grid, protocol, judged_by(tolerance, detection_iou, lesions=lesions), allow_missing
+    options = judged_by(
+        tolerance,
+        detection_iou,
+        lesions=lesions,
+        grid=grid,
+        protocol=protocol,
+        allow_missing=allow_missing,
     )
     if ref is not None:
         with output.progress() as progress:
@@ -89,13 +96,15 @@ def compare(
                 Path(a),
                 Path(b),
                 ref,
-                rules=rules,
+                reading=FolderOptions(
+                    whole_numbers("--target", target),
+                    whole_numbers("--classes", classes),
+                    dataset,
+                    resample,
+                    workers,
+                ),
+                options=options,
                 report=report,
-                target=whole_numbers("--target", target),
-                classes=whole_numbers("--classes", classes),
-                dataset=dataset,
-                resample=resample,
-                workers=workers,
                 command=typed(),
                 progress=progress,
             )
@@ -105,12 +114,8 @@ def compare(
             found = compare_runs(
                 *runs,
                 workspace(),
-                split=split,
-                rules=rules,
-                seed=seed,
-                device=device,
-                batch_size=batch_size,
-                decoder=decoder,
+                options=options,
+                cases=SplitOptions(split, seed, device, batch_size, decoder),
                 report=report,
                 command=typed(),
                 progress=progress,
@@ -119,7 +124,7 @@ def compare(
 
 
 def _show(found: Comparison, output: Output) -> None:
-    from sdseg_cli.evaluation.comparison import TABLE
+    from sdseg_cli.evaluation.compare import TABLE
 
     values = found.to_json()
     output.result(

@@ -108,29 +108,37 @@ def evaluate(
     }
     _check_pairing(pred, ref, of_run, of_folders)
     output = Output(as_json=as_json, quiet=quiet)
-    how: dict[str, Any] = {"grid": grid, "protocol": protocol, "command": typed()}
     if pred is not None and ref is not None:
         if workers != 1:
-            warm_up("sdseg_cli.evaluation.pair_scoring")
-        from sdseg_cli.evaluation.folders import evaluate_folders
+            warm_up("sdseg_cli.evaluation.pairs")
+        from sdseg_cli.evaluation.folders import FolderOptions, evaluate_folders
 
         with output.progress() as progress:
             report = evaluate_folders(
                 pred,
                 ref,
-                target=whole_numbers("--target", target),
-                classes=whole_numbers("--classes", classes),
-                dataset=dataset,
-                terms=judged_by(tolerance, detection_iou, lesions=lesions),
-                resample=resample,
-                allow_missing=allow_missing,
-                workers=workers,
+                reading=FolderOptions(
+                    whole_numbers("--target", target),
+                    whole_numbers("--classes", classes),
+                    dataset,
+                    resample,
+                    workers,
+                ),
+                options=judged_by(
+                    tolerance,
+                    detection_iou,
+                    lesions=lesions,
+                    grid=grid,
+                    protocol=protocol,
+                    allow_missing=allow_missing,
+                ),
                 report=report_folder,
+                command=typed(),
                 progress=progress,
-                **how,
             )
     else:
         from sdseg_cli.evaluation.evaluate import evaluate as run_evaluate
+        from sdseg_cli.evaluation.evaluation_split import SplitOptions
 
         folder = open_run(run, output)
         sample = sampling(folder.config().sample, steps, eta, samples)
@@ -138,15 +146,13 @@ def evaluate(
             report = run_evaluate(
                 folder.path,
                 workspace(),
-                split=split,
-                terms=judged_by(tolerance, detection_iou, lesions=lesions),
-                seed=seed,
+                options=judged_by(
+                    tolerance, detection_iou, lesions=lesions, grid=grid, protocol=protocol
+                ),
+                cases=SplitOptions(split, seed, device, batch_size, decoder),
                 sample=sample,
-                device=device,
-                batch_size=batch_size,
-                decoder=decoder,
+                command=typed(),
                 progress=progress,
-                **how,
             )
     _show(report, output)
     if not report.files:

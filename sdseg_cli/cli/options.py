@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -19,7 +19,7 @@ from sdseg_cli.core.filenames import PACKAGE_FILE, is_folder, is_there
 from sdseg_cli.core.findings import WARNING, Finding
 
 if TYPE_CHECKING:
-    from sdseg_cli.metrics import ScoringOptions
+    from sdseg_cli.metrics import Grid, Protocol, ScoringOptions
     from sdseg_cli.runs.run_folder import RunDir
 
 WEAK_DICE = 0.3
@@ -231,13 +231,27 @@ def sampling(
     return sample
 
 
-def judged_by(tolerance: float, detection_iou: float | None, *, lesions: bool) -> ScoringOptions:
+def judged_by(
+    tolerance: float,
+    detection_iou: float | None,
+    *,
+    lesions: bool,
+    grid: str,
+    protocol: str,
+    allow_missing: bool = False,
+) -> ScoringOptions:
     """How cases are judged: lesions where one of their two options is given."""
     from sdseg_cli.metrics import DETECTION_IOU, ScoringOptions
 
     if lesions and detection_iou is None:
         detection_iou = DETECTION_IOU
-    return ScoringOptions(tolerance, detection_iou)
+    return ScoringOptions(
+        tolerance,
+        detection_iou,
+        cast("Protocol", protocol),  # both are checked there
+        cast("Grid", grid),
+        allow_missing,
+    )
 
 
 def number(value: float | None) -> str:

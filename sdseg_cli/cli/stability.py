@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -28,8 +28,8 @@ from sdseg_cli.cli.options import (
 from sdseg_cli.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sdseg_cli.evaluation.stability_scores import StabilityReport
-    from sdseg_cli.evaluation.sweep_results import SweepReport
+    from sdseg_cli.evaluation.stability_results import StabilityReport
+    from sdseg_cli.evaluation.sweep import SweepReport
 
 _N = TypeVar("_N", int, float)
 METRICS = ("psnr", "ssim", "ms_ssim", "lpips")
@@ -67,6 +67,8 @@ def stability(
     debug: Debug = False,
 ) -> None:
     """Predict the test cases with several noise seeds and measure how far the results part."""
+    from sdseg_cli.evaluation.evaluation_split import SplitOptions
+    from sdseg_cli.evaluation.stability import StabilityOptions
     from sdseg_cli.evaluation.stability import stability as run_stability
     from sdseg_cli.evaluation.sweep import every_sampling, sweep
 
@@ -83,23 +85,30 @@ def stability(
             "--table5 shows one way of sampling, and several are given.",
             "Give --steps, --eta and --samples one value each.",
         )
-    same: dict[str, Any] = {
-        "runs": runs,
-        "split": split,
-        "seed": seed,
-        "device": device,
-        "batch_size": batch_size,
-        "decoder": decoder,
-        "lpips_backbone": lpips_backbone,
-        "lpips_linear": lpips_linear,
-        "command": typed(),
-    }
+    options = StabilityOptions(runs, lpips_backbone, lpips_linear)
+    cases = SplitOptions(split, seed, device, batch_size, decoder)
     with output.progress() as progress:
-        same["progress"] = progress
         if len(samplings) > 1:
-            found = sweep(folder.path, workspace(), samplings, skipped_eta=skipped_eta, **same)
+            found = sweep(
+                folder.path,
+                workspace(),
+                samplings,
+                skipped_eta=skipped_eta,
+                options=options,
+                cases=cases,
+                command=typed(),
+                progress=progress,
+            )
         else:
-            report = run_stability(folder.path, workspace(), sample=samplings[0], **same)
+            report = run_stability(
+                folder.path,
+                workspace(),
+                options=options,
+                cases=cases,
+                sample=samplings[0],
+                command=typed(),
+                progress=progress,
+            )
     if len(samplings) > 1:
         _show_sweep(found, output)
     else:
@@ -130,7 +139,7 @@ def listed(
 
 
 def _show(report: StabilityReport, dataset: str, output: Output, *, table5: bool) -> None:
-    from sdseg_cli.evaluation.table5 import COLUMNS, table5_caption, table5_rows
+    from sdseg_cli.evaluation.stability_results import COLUMNS, table5_caption, table5_rows
 
     values = report.to_json()
     dice = values["dice"]

@@ -1,47 +1,33 @@
 """Two runs, or two folders of masks, on the same cases: is one better than the other?
 
 Each is evaluated as `evaluate` does it; then their cases are paired by id. Both must have been
-judged on the same references.
+judged on the same references. Dice is the metric that decides and is judged by its own p; the
+others are looked at beside it, so their p are adjusted for their number (Holm).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sdseg_cli.core.errors import ConfigError, DataError
 from sdseg_cli.core.files import require_writable
 from sdseg_cli.core.progress import Progress, no_op
+from sdseg_cli.core.tables import Cell, strict, write_csv, write_json
 from sdseg_cli.data.manifest import Manifest
-from sdseg_cli.evaluation.comparison import Comparison, Evaluation
 from sdseg_cli.evaluation.evaluate import evaluate
-from sdseg_cli.evaluation.folders import evaluate_folders
-from sdseg_cli.evaluation.results import EvaluateReport
-from sdseg_cli.evaluation.undefined import shortened
+from sdseg_cli.evaluation.evaluation_split import SplitOptions
+from sdseg_cli.evaluation.folders import FolderOptions, evaluate_folders
+from sdseg_cli.evaluation.results import FEW_NOTE, EvaluateReport, shortened
 from sdseg_cli.metrics import ScoringOptions
+from sdseg_cli.metrics.paired import FEWEST_TO_TEST, Paired, paired, with_holm
+from sdseg_cli.metrics.statistics import FEW_CASES
+from sdseg_cli.report.latex import write_latex
+from sdseg_cli.report.pictures import comparison_picture
 from sdseg_cli.runs.run_folder import RunDir
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How both sides are judged.
-
-    Attributes:
-        grid: "native" or "model".
-        protocol: "standard" or "official".
-        terms: Tolerance and overlap that count.
-        allow_missing: Compare the cases that both have, where otherwise all must be there.
-    """
-
-    grid: str = "native"
-    protocol: str = "standard"
-    terms: ScoringOptions = field(default_factory=ScoringOptions)
-    allow_missing: bool = False
-
-
-STANDARD = Rules()
 
 
 def compare_runs(
@@ -49,12 +35,8 @@ def compare_runs(
     b: RunDir,
     workspace: Path,
     *,
-    split: str = "test",
-    rules: Rules = STANDARD,
-    seed: int = 0,
-    device: str = "auto",
-    batch_size: int | None = None,
-    decoder: str = "auto",
+    options: ScoringOptions | None = None,
+    cases: SplitOptions | None = None,
     report: Path | None = None,
     command: str = "",
     progress: Progress = no_op,
@@ -67,12 +49,8 @@ def compare_runs(
         a: A run.
         b: Another.
         workspace: Folder that holds `prepared/` and `runs/`.
-        split: "train", "val" or "test".
-        rules: How both are judged.
-        seed: Of all noise.
-        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        batch_size: Slices at a time; None for what suits the device.
-        decoder: As `Predictor`.
+        options: How both are judged.
+        cases: Which split, and how its cases are predicted.
         report: Folder for the files; None for `report/compare/<A>` in run B.
         command: What was typed, for the reports.
         progress: Told in slices.
@@ -85,33 +63,23 @@ def compare_runs(
         DataError: They do not have the same cases and references; or as `evaluate`.
         RunError: The disk refused.
     """
+    options, cases = options or ScoringOptions(), cases or SplitOptions()
     if a.path.resolve() == b.path.resolve():
         raise ConfigError(f"{a.path} is both A and B.", "Give two runs: see sdseg runs.")
     names = _run_name(a), _run_name(b)
     sets = a.config().dataset, b.config().dataset
     if sets[0] != sets[1]:  # refused before a model predicts for an hour
-        ids = [[case.id for case in Manifest.find(workspace, of).cases(split)] for of in sets]
-        _require_same_cases(ids[0], ids[1], names, rules)
+        ids = [[case.id for case in Manifest.find(workspace, of).cases(cases.split)] for of in sets]
+        _require_same_cases(ids[0], ids[1], names, options)
     folder = report or b.report / "compare" / names[0].replace("/", "-")
     require_writable(folder / "compare.json")  # before a model predicts for an hour, too
     found = [
         evaluate(
-            run.path,
-            workspace,
-            split=split,
-            grid=rules.grid,
-            protocol=rules.protocol,
-            terms=rules.terms,
-            seed=seed,
-            device=device,
-            batch_size=batch_size,
-            decoder=decoder,
-            command=command,
-            progress=progress,
+            run.path, workspace, options=options, cases=cases, command=command, progress=progress
         )
         for run in (a, b)
     ]
-    return _compare(found[0], found[1], names, rules).write(folder)
+    return _compare(found[0], found[1], names, options).write(folder)
 
 
 def compare_folders(
@@ -119,10 +87,11 @@ def compare_folders(
     b: Path,
     ref: Path,
     *,
-    rules: Rules = STANDARD,
+    reading: FolderOptions | None = None,
+    options: ScoringOptions | None = None,
     report: Path | None = None,
+    command: str = "",
     progress: Progress = no_op,
-    **reading: Any,
 ) -> Comparison:
     """Compare two folders of masks against the same references.
 
@@ -130,10 +99,11 @@ def compare_folders(
         a: Folder of masks.
         b: Another.
         ref: Folder of references.
-        rules: How both are judged.
+        reading: How masks and references are read.
+        options: How both are judged.
         report: Folder for the files; None writes none.
+        command: What was typed, for the reports.
         progress: Told in cases.
-        reading: How masks and references are read: see `evaluate_folders`.
 
     Raises:
         ConfigError: Both are one folder.
@@ -141,29 +111,23 @@ def compare_folders(
         GeometryError: A mask does not lie on its reference's grid.
         RunError: The disk refused.
     """
+    options = options or ScoringOptions()
     if a.resolve() == b.resolve():
         raise ConfigError(f"{a} is both A and B.", "Give two folders of masks.")
     if report is not None:
         require_writable(report / "compare.json")
     found = [
         evaluate_folders(
-            masks,
-            ref,
-            grid=rules.grid,
-            protocol=rules.protocol,
-            terms=rules.terms,
-            allow_missing=rules.allow_missing,
-            progress=progress,
-            **reading,
+            masks, ref, reading=reading, options=options, command=command, progress=progress
         )
         for masks in (a, b)
     ]
-    comparison = _compare(found[0], found[1], (str(a), str(b)), rules)
+    comparison = _compare(found[0], found[1], (str(a), str(b)), options)
     return comparison if report is None else comparison.write(report)
 
 
 def _require_same_cases(
-    a: Sequence[str], b: Sequence[str], names: tuple[str, str], rules: Rules
+    a: Sequence[str], b: Sequence[str], names: tuple[str, str], options: ScoringOptions
 ) -> list[str]:
     """Refuse cases that only one side has, or say in a note each that they are left out."""
     notes = []
@@ -172,7 +136,7 @@ def _require_same_cases(
         if not alone:
             continue
         what = f"{len(alone)} {'case is' if len(alone) == 1 else 'cases are'} in {owner} only"
-        if not rules.allow_missing:
+        if not options.allow_missing:
             raise DataError(
                 f"{what}: {shortened(alone)}.",
                 "Predict the same cases with both, or add --allow-missing to compare the others.",
@@ -184,11 +148,11 @@ def _require_same_cases(
 
 
 def _compare(
-    a: EvaluateReport, b: EvaluateReport, names: tuple[str, str], rules: Rules
+    a: EvaluateReport, b: EvaluateReport, names: tuple[str, str], options: ScoringOptions
 ) -> Comparison:
     """Pair the cases, once they are known to be the same ones."""
     first, second = a.references, b.references
-    notes = [*_said(a, b), *_require_same_cases([*first], [*second], names, rules)]
+    notes = [*_said(a, b), *_require_same_cases([*first], [*second], names, options)]
     common = [name for name in first if name in second]
     for name in common:
         if first[name] != second[name]:
@@ -223,3 +187,209 @@ def _only(found: Evaluation, cases: list[str]) -> Mapping[str, Any]:
 def _run_name(run: RunDir) -> str:
     """Set and name, as `sdseg runs` lists it."""
     return f"{run.path.resolve().parent.name}/{run.path.resolve().name}"
+
+
+PRIMARY = "dice"
+LEVEL = 0.05
+P_NOTE = (
+    "p: Wilcoxon's signed-rank test, two-sided; that of every metric but dice is adjusted for "
+    "their number (Holm)"
+)
+TABLE = ("metric", "A", "B", "B - A", "95 % interval", "n", "p")
+
+Evaluation = Mapping[str, Any]
+"""The JSON object of `evaluate`."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found and wrote."""
+
+    a: Evaluation
+    b: Evaluation
+    names: tuple[str, str]
+    """What A and B are called: runs or folders."""
+    notes: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """The metrics that both have."""
+        return tuple(name for name in self.a["metrics"] if name in self.b["metrics"])
+
+    @cached_property
+    def cases(self) -> dict[str, tuple[dict[str, float | None], dict[str, float | None]]]:
+        """Case -> its values of A and of B, in A's order.
+
+        With several classes, the mean over those that have a value in both: a class that only one
+        of them found would make the other's mean that of other classes.
+        """
+        first, second = (_by_case(one) for one in (self.a, self.b))
+        found = {}
+        for name in dict.fromkeys([*first, *second]):
+            rows = first.get(name, {}), second.get(name, {})
+            means = {column: _means(*rows, column) for column in self.columns}
+            found[name] = (
+                {column: pair[0] for column, pair in means.items()},
+                {column: pair[1] for column, pair in means.items()},
+            )
+        return found
+
+    @cached_property
+    def metrics(self) -> dict[str, Paired]:
+        """Column -> B against A."""
+        found = {
+            name: paired(
+                [values[name] for values, _ in self.cases.values()],
+                [values[name] for _, values in self.cases.values()],
+                self.a["better"][name],
+            )
+            for name in self.columns
+        }
+        beside = with_holm({name: one for name, one in found.items() if name != PRIMARY})
+        return {name: beside.get(name, one) for name, one in found.items()}
+
+    @property
+    def verdict(self) -> str:
+        """What the numbers allow to say of the primary metric, in a sentence."""
+        found = self.metrics[PRIMARY]
+        if found.n == 0 or found.difference is None:
+            return "No case has a Dice in both: nothing can be said."
+        low, high = found.ci95
+        interval = (
+            "" if low is None or high is None else f", 95 % interval {low:+.3f} to {high:+.3f}"
+        )
+        head = f"Mean Dice of B - A: {found.difference:+.4f} over {found.n} cases{interval}."
+        if found.p is None:
+            differing = found.better_a + found.better_b
+            return (
+                f"{head} Too few to test: {differing} of them differ, and with fewer than "
+                f"{FEWEST_TO_TEST} no result could reach p < {LEVEL}. It describes these cases and "
+                "says nothing of others."
+            )
+        tested = f"Wilcoxon signed-rank p = {found.p:.2g}"
+        if found.p >= LEVEL:
+            return f"{head} {tested}: no difference is shown, which is no proof that there is none."
+        winner = "B" if found.difference > 0 else "A"
+        if (found.better_b - found.better_a) * found.difference < 0:
+            more = "A" if winner == "B" else "B"
+            return (
+                f"{head} {tested}, but they point two ways: {more} is better in more cases, "
+                f"{winner} by the mean, which a few large differences decide. Look at the cases."
+            )
+        return f"{head} {tested}: {winner} is better on such cases."
+
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """What was said beforehand, and which metrics leave out cases."""
+        left_out = []
+        for name in self.columns:
+            alone_a, alone_b = self._alone(name)
+            if count := alone_a + alone_b:
+                what = "cases" if self.a["classes"] is None else "pairs of case and class"
+                left_out.append(
+                    f"{name}: {count} {what} with a value in only one of the two, left out "
+                    f"(A alone {alone_a}, B alone {alone_b})"
+                )
+        n = self.metrics[PRIMARY].n
+        few = [FEW_NOTE.format(n)] if 1 < n < FEW_CASES else []
+        return (*self.notes, *left_out, *few, P_NOTE)
+
+    def _alone(self, column: str) -> tuple[int, int]:
+        """How many values A has that B has not, and the other way round."""
+        first, second = (
+            {(row["id"], row.get("class")) for row in one["cases"] if row[column] is not None}
+            for one in (self.a, self.b)
+        )
+        return len(first - second), len(second - first)
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of `--json`."""
+        rows = [
+            {
+                "id": name,
+                **{
+                    f"{column}_{side}": values[column]
+                    for column in self.columns
+                    for side, values in (("a", a), ("b", b))
+                },
+            }
+            for name, (a, b) in self.cases.items()
+        ]
+        values = {
+            "a": self.names[0],
+            "b": self.names[1],
+            "grid": self.a["grid"],
+            "protocol": self.a["protocol"],
+            "split": self.a["split"],
+            "tolerance": self.a["tolerance"],
+            "detection_iou": self.a["detection_iou"],
+            "primary": PRIMARY,
+            "verdict": self.verdict,
+            "metrics": {name: one.to_json() for name, one in self.metrics.items()},
+            "cases": rows,
+            "notes": self.all_notes,
+            "provenance": {"a": self.a["provenance"], "b": self.b["provenance"]},
+        }
+        return cast("dict[str, Any]", strict(values))
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The table, a row for each metric, under `TABLE`."""
+        return [(name, *_cells(one)) for name, one in self.metrics.items()]
+
+    def write(self, folder: Path) -> Comparison:
+        """Write compare.csv, compare.json, compare.tex and compare.png; returns it with its files.
+
+        Raises:
+            RunError: The disk refused.
+        """
+        files = [folder / f"compare.{kind}" for kind in ("csv", "json", "tex", "png")]
+        found = self.to_json()
+        rows = cast("list[dict[str, Cell]]", found["cases"])
+        write_csv(files[0], list(rows[0]) if rows else ["id"], rows)
+        write_json(files[1], found)
+        caption = (
+            f"A: {self.names[0]}. B: {self.names[1]}. {self.a['protocol']} protocol, "
+            f"{self.a['grid']} grid. {self.verdict} {P_NOTE}."
+        )
+        write_latex(files[2], TABLE, self.rows(), caption)
+        dice = {name: (a[PRIMARY], b[PRIMARY]) for name, (a, b) in self.cases.items()}
+        comparison_picture(files[3], dice, self.names, self.metrics[PRIMARY])
+        return replace(self, files=tuple(files))
+
+
+_Rows = dict[Any, Mapping[str, Any]]
+"""Class -> its row; None where all foreground was scored as one."""
+
+
+def _by_case(found: Evaluation) -> dict[str, _Rows]:
+    """Case -> its rows."""
+    gathered: dict[str, _Rows] = {}
+    for row in found["cases"]:
+        gathered.setdefault(row["id"], {})[row.get("class")] = row
+    return gathered
+
+
+def _means(a: _Rows, b: _Rows, column: str) -> tuple[float | None, float | None]:
+    """Of one case: over the classes that both have; without one, of whoever has any alone."""
+    first, second = (
+        {label: row[column] for label, row in rows.items() if row[column] is not None}
+        for rows in (a, b)
+    )
+    common = [label for label in first if label in second]
+    if not common and first and second:
+        return None, None
+    one, other = (
+        [v for k, v in side.items() if not common or k in common] for side in (first, second)
+    )
+    return (sum(one) / len(one) if one else None, sum(other) / len(other) if other else None)
+
+
+def _cells(one: Paired) -> tuple[str, ...]:
+    low, high = one.ci95
+    interval = "-" if low is None or high is None else f"{low:+.3f} to {high:+.3f}"
+    p = one.p if one.p_holm is None else one.p_holm
+    means = ["-" if value is None else f"{value:.3f}" for value in (one.a, one.b)]
+    difference = "-" if one.difference is None else f"{one.difference:+.3f}"
+    shown = "too few" if p is None else f"{p:.2g}"
+    return (*means, difference, interval, str(one.n), shown)

@@ -6,33 +6,49 @@ the slice that shows it. Then the report is written, and the best, median and wo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sdseg_cli.core.config import THRESHOLD, SampleConfig
 from sdseg_cli.core.errors import DataError
 from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.data.manifest import PreparedCase
 from sdseg_cli.evaluation.cached_masks import CachedMask, CachedMasks
-from sdseg_cli.evaluation.case_panels import panel_of
-from sdseg_cli.evaluation.case_scores import CaseResult, score_case
-from sdseg_cli.evaluation.evaluate_pictures import draw_cases
-from sdseg_cli.evaluation.evaluation_split import CaseProgress, EvaluationSplit, open_held_out
+from sdseg_cli.evaluation.evaluation_split import (
+    CaseProgress,
+    EvaluationSplit,
+    SplitOptions,
+    open_held_out,
+    panel_of,
+)
 from sdseg_cli.evaluation.page import write_report
-from sdseg_cli.evaluation.protocols import ProtocolSummary, chosen_way
-from sdseg_cli.evaluation.results import EvaluateReport
+from sdseg_cli.evaluation.results import (
+    CaseResult,
+    EvaluateReport,
+    ProtocolSummary,
+    score_case,
+)
+from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.volume import Volume
 from sdseg_cli.inference.decoders import decoder_identity
 from sdseg_cli.metrics import Grid, Protocol, ScoringOptions
 from sdseg_cli.report.panels import CasePanel, save_panels
+from sdseg_cli.report.pictures import CasePlane, case_plane, save_cases
 
 if TYPE_CHECKING:
-    from sdseg_cli.inference.predictor import Predictor
+    pass
 
-Way = tuple[Protocol, Grid]
-WAYS: tuple[Way, ...] = (("standard", "native"), ("standard", "model"), ("official", "model"))
+PROTOCOLS: tuple[tuple[Protocol, Grid], ...] = (
+    ("standard", "native"),
+    ("standard", "model"),
+    ("official", "model"),
+)
 """How the same predictions are scored; the first is the default."""
 OFFICIAL_NOTE = (
     "official protocol: scored on the 256 x 256 planes, one value per 3D case; an empty reference "
@@ -48,16 +64,9 @@ def evaluate(
     run: Path | None,
     workspace: Path,
     *,
-    split: str = "test",
-    grid: str = "native",
-    protocol: str = "standard",
-    terms: ScoringOptions | None = None,
-    seed: int = 0,
+    options: ScoringOptions | None = None,
+    cases: SplitOptions | None = None,
     sample: SampleConfig | None = None,
-    device: str = "auto",
-    batch_size: int | None = None,
-    decoder: str = "auto",
-    predictor: Predictor | None = None,
     command: str = "",
     progress: Progress = no_op,
 ) -> EvaluateReport:
@@ -66,17 +75,9 @@ def evaluate(
     Args:
         run: The run folder; None for the newest finished run of the workspace.
         workspace: Folder that holds `prepared/` and `runs/`.
-        split: "train", "val" or "test".
-        grid: "native" scores on each scan's own voxels, "model" on the 256 x 256 planes.
-        protocol: "standard", or "official": the official code's rules for empty masks, on the
-            model's planes whatever `grid` says.
-        terms: How a case is judged: tolerance and the like.
-        seed: Of all noise.
+        options: How a case is judged: grid, protocol, tolerance and the like.
+        cases: Which split, and how its cases are predicted.
         sample: Reverse steps and samples; None is the run's setting.
-        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        batch_size: Slices at a time; None for what suits the device.
-        decoder: As `Predictor`.
-        predictor: The run's model if it is loaded already.
         command: What was typed, for the report.
         progress: Told in slices.
 
@@ -92,63 +93,63 @@ def evaluate(
         WeightsError: The checkpoint is missing or damaged.
         RunError: The disk refused.
     """
-    way = chosen_way(protocol, grid)
-    held = open_held_out(
-        run,
-        workspace,
-        split,
-        device=device,
-        batch_size=batch_size,
-        decoder=decoder,
-        predictor=predictor,
-    )
+    options, cases = options or ScoringOptions(), cases or SplitOptions()
+    held = open_held_out(run, workspace, cases)
     sample = sample or held.run.config().sample
     masks = CachedMasks(
-        held.run.predictions / split,
+        held.run.predictions / cases.split,
         held.checkpoint_sha256,
         decoder_identity(held.predictor.decoder, held.run.path),
         held.predictor.device.type,
-        seed,
+        cases.seed,
         sample,
     )
-    scoring = _Scoring(held, masks, terms or ScoringOptions(), progress)
+    scoring = _Scoring(held, masks, options, progress)
     scored = scoring.score_all()
     report = EvaluateReport(
         run=held.run.path,
-        split=split,
-        grid=way[1],
-        protocol=way[0],
-        cases=tuple(case.results[way] for case in scored),
-        seed=seed,
+        split=cases.split,
+        grid=options.grid,
+        protocol=options.protocol,
+        cases=tuple(case.results[options.protocol, options.grid] for case in scored),
+        seed=cases.seed,
         sample=sample,
         decoder=held.predictor.decoder,
-        terms=scoring.terms,
+        options=options,
         protocols=tuple(
-            ProtocolSummary.of(*each, tuple(case.results[each] for case in scored)) for each in WAYS
+            ProtocolSummary.of(*each, tuple(case.results[each] for case in scored))
+            for each in PROTOCOLS
         ),
         provenance=held.provenance(command),
-        notes=_notes(way),
+        notes=_notes(options),
     )
-    folder = held.report_folder("" if way == WAYS[0] else f"-{way[1]}-{way[0]}")
+    default = (options.protocol, options.grid) == PROTOCOLS[0]
+    folder = held.report_folder("" if default else f"-{options.grid}-{options.protocol}")
     files = report.write(folder)
     save_panels(folder, [case.panel for case in scored])
     pictures = draw_cases(
-        held, report.cases, folder, scoring.answer, seed=seed, sample=sample, progress=progress
+        held,
+        report.cases,
+        folder,
+        scoring.answer,
+        seed=cases.seed,
+        sample=sample,
+        progress=progress,
     )
     page = write_report(folder, title=held.title, config=held.config_text)
     return replace(report, files=(*files, *pictures, page))
 
 
-def _notes(way: Way) -> tuple[str, ...]:
-    official = (OFFICIAL_NOTE,) if way[0] == "official" else ()
-    return (*official, MODEL_NOTE) if way[1] == "model" else ()
+def _notes(options: ScoringOptions) -> tuple[str, ...]:
+    official = (OFFICIAL_NOTE,) if options.protocol == "official" else ()
+    return (*official, MODEL_NOTE) if options.grid == "model" else ()
 
 
 @dataclass(frozen=True, eq=False)
 class _Scored:
     """One case, by every protocol, and its picture."""
 
-    results: Mapping[Way, CaseResult]
+    results: Mapping[tuple[Protocol, Grid], CaseResult]
     panel: CasePanel
 
 
@@ -158,7 +159,7 @@ class _Scoring:
 
     held: EvaluationSplit
     masks: CachedMasks
-    terms: ScoringOptions
+    options: ScoringOptions
     progress: Progress
 
     def score_all(self) -> tuple[_Scored, ...]:
@@ -183,11 +184,9 @@ class _Scoring:
                 case.id,
                 *((kept.mask, reference) if grid == "native" else (kept.planes, planes)),
                 scan.spacing_mm if grid == "native" else None,
-                grid=grid,
-                protocol=protocol,
-                terms=self.terms,
+                options=replace(self.options, protocol=protocol, grid=grid),
             )
-            for protocol, grid in WAYS
+            for protocol, grid in PROTOCOLS
         }
         return _Scored(results, panel_of(self.held, case, scan, reference, kept.mask))
 
@@ -205,3 +204,80 @@ class _Scoring:
         )
         planes = prediction.probability > THRESHOLD
         return self.masks.keep(case.id, prediction.mask(), planes, scan)
+
+
+PICTURES = ("best.png", "median.png", "worst.png", "cases.png")
+Answer = Callable[[PreparedCase, Volume, Progress], CachedMask]
+"""A case, its scan and a callback -> what the run says of it."""
+
+
+def draw_cases(
+    held: EvaluationSplit,
+    results: tuple[CaseResult, ...],
+    folder: Path,
+    answer: Answer,
+    *,
+    seed: int,
+    sample: SampleConfig,
+    progress: Progress,
+) -> tuple[Path, ...]:
+    """Draw best.png, median.png, worst.png and cases.png (all three); none if no case has a Dice.
+
+    One slice of each is predicted anew, for its probability.
+
+    Raises:
+        RunError: The disk refused.
+    """
+    ranked = sorted(
+        (result for result in results if result.values["dice"] is not None),
+        key=lambda result: result.values["dice"] or 0.0,
+    )
+    if not ranked:
+        for name in PICTURES:  # of a former call, whose cases these would seem to be
+            (folder / name).unlink(missing_ok=True)
+        return ()
+    picks = {"best": ranked[-1], "median": ranked[(len(ranked) - 1) // 2], "worst": ranked[0]}
+    cases = {case.id: case for case in held.cases}
+    wanted = {result.case_id: result for result in picks.values()}
+    count = CaseProgress([cases[name] for name in wanted], progress, "drawing case")
+    drawn: dict[str, CasePlane] = {}
+    for name, result in wanted.items():
+        case = cases[name]
+        scan, reference = held.read(case)
+        mask = answer(case, scan, count.of(case)).mask
+        drawn[name] = _plane(held, result, scan, reference, mask, seed, sample)
+        count.finish(case)
+    pictures = {name: [replace(drawn[pick.case_id], heading=name)] for name, pick in picks.items()}
+    pictures["cases"] = [
+        replace(plane, heading=", ".join(n for n, pick in picks.items() if pick.case_id == id))
+        for id, plane in drawn.items()
+    ]
+    files = {folder / f"{name}.png": rows for name, rows in pictures.items()}
+    for file, rows in files.items():
+        save_cases(file, rows)
+    return tuple(files)
+
+
+def _plane(
+    held: EvaluationSplit,
+    result: CaseResult,
+    scan: Volume,
+    reference: NDArray[np.bool_],
+    mask: NDArray[np.bool_],
+    seed: int,
+    sample: SampleConfig,
+) -> CasePlane:
+    """The telling slice of a case; of its probability that slice is all that is predicted."""
+    stack = held.predictor.stack(scan)
+    limits = Normalisation.from_dict(held.manifest.normalisation).limits(scan)
+    return case_plane(
+        result.case_id,
+        "",
+        scan,
+        reference,
+        mask,
+        partial(held.predictor.plane, stack, seed=seed, sample=sample),
+        stack.restore,
+        dice=result.values["dice"],
+        window=(limits.low, limits.high),
+    )

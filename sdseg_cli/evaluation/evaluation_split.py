@@ -1,4 +1,4 @@
-"""The cases a run is judged on: what `evaluate` and `stability` both start from."""
+"""The cases a run is judged on, with a panel of each: where `evaluate` and `stability` start."""
 
 from __future__ import annotations
 
@@ -16,11 +16,16 @@ from sdseg_cli.core.progress import Progress
 from sdseg_cli.data.manifest import Manifest, PreparedCase
 from sdseg_cli.data.spec import SPLITS
 from sdseg_cli.evaluation.cached_masks import sha256_of
-from sdseg_cli.evaluation.provenance import provenance
+from sdseg_cli.evaluation.results import provenance
 from sdseg_cli.imaging.cleaning import Cleaning
+from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.io.files import read_image, read_labels
 from sdseg_cli.imaging.reorient import reorient_to
+from sdseg_cli.imaging.slices import SliceTransform
 from sdseg_cli.imaging.volume import Volume, require_same_grid
+from sdseg_cli.metrics.agreement import disagreement_of_counts
+from sdseg_cli.report.panels import CasePanel, case_panel, map_panel
+from sdseg_cli.report.pictures import largest_area_slice
 
 if TYPE_CHECKING:
     from sdseg_cli.inference.predictor import Predictor
@@ -104,26 +109,36 @@ class EvaluationSplit:
         return np.moveaxis(plane, 0, -1) if plane.ndim == 3 else plane
 
 
+@dataclass(frozen=True)
+class SplitOptions:
+    """Which cases of a run's data are predicted, and how.
+
+    Attributes:
+        split: "train", "val" or "test".
+        seed: Of all noise; where a case is predicted several times, of the first.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        batch_size: Slices at a time; None for what suits the device.
+        decoder: "auto", "exact" or "fast", as `Predictor`.
+        predictor: The run's model if it is loaded already.
+    """
+
+    split: str = "test"
+    seed: int = 0
+    device: str = "auto"
+    batch_size: int | None = None
+    decoder: str = "auto"
+    predictor: Predictor | None = None
+
+
 def open_held_out(
-    run: Path | None,
-    workspace: Path,
-    split: str,
-    *,
-    device: str = "auto",
-    batch_size: int | None = None,
-    decoder: str = "auto",
-    predictor: Predictor | None = None,
+    run: Path | None, workspace: Path, options: SplitOptions | None = None
 ) -> EvaluationSplit:
     """Find the run and its data, check that they belong together, and load the model.
 
     Args:
         run: The run folder; None for the newest finished run of the workspace.
         workspace: Folder that holds `prepared/` and `runs/`.
-        split: "train", "val" or "test".
-        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        batch_size: Slices at a time; None for what suits the device.
-        decoder: "auto", "exact" or "fast".
-        predictor: The run's model if it is loaded already.
+        options: Which split, and how its cases are predicted.
 
     Raises:
         ConfigError: There is no such run, split or prepared set; the split has no case; or the
@@ -133,6 +148,8 @@ def open_held_out(
     """
     from sdseg_cli.runs.run_folder import find_run
 
+    options = options or SplitOptions()
+    split = options.split
     if split not in SPLITS:
         raise ConfigError(f"--split is {split!r}.", f"Choose one of {', '.join(SPLITS)}.")
     folder = find_run(workspace, run)
@@ -143,10 +160,16 @@ def open_held_out(
             f"{manifest.name} has no {split} case.", "Choose another --split, or prepare it anew."
         )
     before = sha256_of(folder.best) if folder.best.is_file() else ""
+    predictor = options.predictor
     if predictor is None:
         from sdseg_cli.inference.predictor import Predictor
 
-        predictor = Predictor(folder.path, device=device, batch_size=batch_size, decoder=decoder)
+        predictor = Predictor(
+            folder.path,
+            device=options.device,
+            batch_size=options.batch_size,
+            decoder=options.decoder,
+        )
         if sha256_of(folder.best) != before:
             raise RunError(
                 f"{folder.best} was replaced while it was read.", "The run trains: call again."
@@ -194,3 +217,70 @@ class CaseProgress:
         """One pass through a case is done, however it was come by."""
         self._done += case.slices
         self._progress(self._done, self._total, f"{self._what} {case.id}")
+
+
+def panel_of(
+    held: EvaluationSplit,
+    case: PreparedCase,
+    scan: Volume,
+    reference: NDArray[np.bool_],
+    prediction: NDArray[np.bool_],
+) -> CasePanel:
+    """The slice with the largest reference; both masks (I,J,K) bool on the scan's grid."""
+    restore = SliceTransform.of(scan.geometry)
+    k = largest_area_slice(reference, prediction, restore)
+    return case_panel(
+        case.id,
+        _place(restore, k),
+        scan.values(restore.canonical_plane(scan.array, k)),
+        np.asarray(restore.canonical_plane(reference, k)),
+        np.asarray(restore.canonical_plane(prediction, k)),
+        *_looks(held, scan, restore),
+    )
+
+
+def map_panel_of(
+    held: EvaluationSplit,
+    case: PreparedCase,
+    scan: Volume,
+    reference: NDArray[np.bool_],
+    votes: NDArray[np.unsignedinteger],
+    runs: int,
+    k: int,
+) -> CasePanel:
+    """Slice k with the disagreement of its runs.
+
+    Args:
+        held: The split.
+        case: One of its cases.
+        scan: As read.
+        reference: (I,J,K) bool on the scan's grid.
+        votes: (I,J,K), how many runs call each voxel foreground.
+        runs: How many there are.
+        k: Slice number, from the feet.
+    """
+    restore = SliceTransform.of(scan.geometry)
+    plane = np.asarray(restore.canonical_plane(votes, k))
+    where = _place(restore, k)
+    return map_panel(
+        case.id,
+        f"{where}, where {runs} runs disagree most" if where else f"where {runs} runs disagree",
+        scan.values(restore.canonical_plane(scan.array, k)),
+        np.asarray(restore.canonical_plane(reference, k)),
+        2 * plane.astype(np.int64) > runs,
+        disagreement_of_counts(plane, runs),
+        *_looks(held, scan, restore),
+    )
+
+
+def _place(restore: SliceTransform, k: int) -> str:
+    return "" if restore.slices == 1 else f"slice {k + 1} of {restore.slices}"
+
+
+def _looks(
+    held: EvaluationSplit, scan: Volume, restore: SliceTransform
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The values drawn black and white, and the size of a pixel."""
+    limits = Normalisation.from_dict(held.manifest.normalisation).limits(scan)
+    height_mm, width_mm, _ = restore.planes.spacing_mm
+    return (limits.low, limits.high), (height_mm, width_mm)

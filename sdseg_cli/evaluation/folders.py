@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,12 +14,16 @@ from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.data.layouts.folder import FOLDER
 from sdseg_cli.data.recognise import adapter
 from sdseg_cli.evaluation.page import require_own_folder, write_report
-from sdseg_cli.evaluation.pair_scoring import CaseScores, Judging, score_pair
-from sdseg_cli.evaluation.pairing import CHANNEL, Pair, Pairing, pair_folders
-from sdseg_cli.evaluation.protocols import chosen_way
-from sdseg_cli.evaluation.provenance import provenance
-from sdseg_cli.evaluation.results import EvaluateReport
-from sdseg_cli.evaluation.undefined import shortened
+from sdseg_cli.evaluation.pairs import (
+    CHANNEL,
+    CaseScores,
+    Pair,
+    Pairing,
+    PairOptions,
+    pair_folders,
+    score_pair,
+)
+from sdseg_cli.evaluation.results import EvaluateReport, provenance, shortened
 from sdseg_cli.metrics import ScoringOptions
 
 _PAIRS_EACH = 4
@@ -34,19 +38,32 @@ OFFICIAL_NOTE = (
 )
 
 
+@dataclass(frozen=True)
+class FolderOptions:
+    """How the masks of a folder and their references are read.
+
+    Attributes:
+        target: Labels that count as foreground; None for the data set's, or all but 0.
+        classes: Labels to score each on its own; any other label but 0 is refused.
+        dataset: Adapter whose rules read the references; None for plain label maps.
+        resample: Bring masks that lie on another grid onto their reference's; what they hold
+            beyond it is false.
+        workers: Processes that read and score; None for what suits the machine.
+    """
+
+    target: tuple[int, ...] | None = None
+    classes: tuple[int, ...] | None = None
+    dataset: str | None = None
+    resample: bool = False
+    workers: int | None = None
+
+
 def evaluate_folders(
     pred: Path,
     ref: Path,
     *,
-    target: tuple[int, ...] | None = None,
-    classes: tuple[int, ...] | None = None,
-    dataset: str | None = None,
-    grid: str = "native",
-    protocol: str = "standard",
-    terms: ScoringOptions | None = None,
-    resample: bool = False,
-    allow_missing: bool = False,
-    workers: int | None = None,
+    reading: FolderOptions | None = None,
+    options: ScoringOptions | None = None,
     report: Path | None = None,
     command: str = "",
     progress: Progress = no_op,
@@ -61,17 +78,8 @@ def evaluate_folders(
     Args:
         pred: Folder of masks; what is not 0 is foreground. Label maps are searched for the target.
         ref: Folder of label maps.
-        target: Labels that count as foreground; None for the data set's, or all but 0.
-        classes: Labels to score each on its own; any other label but 0 is refused.
-        dataset: Adapter whose rules read the references; None for plain label maps.
-        grid: "native", or "model": both are taken to the model's planes, where overlaps are scored.
-        protocol: "standard", or "official": the official code's rules, on the model's planes.
-        terms: How a case is judged.
-        resample: Bring masks that lie on another grid onto their reference's; what they hold
-            beyond it is false.
-        allow_missing: Score the rest where references have no mask.
-        workers: Processes; default one per core where there are cases enough. The result does not
-            depend on it.
+        reading: How masks and references are read.
+        options: How a case is judged: grid, protocol, tolerance and the like.
         report: Folder for evaluate.csv, .json and .tex and report.html; None writes no file.
         command: What was typed, for the report.
         progress: Told in cases.
@@ -87,41 +95,45 @@ def evaluate_folders(
         GeometryError: A mask does not lie on its reference's grid.
         RunError: The disk refused, or a worker was killed.
     """
-    if classes is not None and target is not None:
+    reading, scoring = reading or FolderOptions(), options or ScoringOptions()
+    if reading.classes is not None and reading.target is not None:
         raise ConfigError(
             "--classes and --target are both given.",
             "--classes scores each label on its own, --target several as one: choose one.",
         )
     if pred.resolve() == ref.resolve():
         raise ConfigError(f"{pred} is both --pred and --ref.", "Give two folders of masks.")
-    judging = _judging(target, classes, dataset, grid, protocol, terms or ScoringOptions())
+    how = _pair_options(reading, scoring)
     if report is not None:
         require_own_folder(report)
         if report.resolve() in (pred.resolve(), ref.resolve()):
             raise ConfigError(f"{report} holds the masks.", "Give --report another folder.")
-    pairing = pair_folders(pred, ref, allow_missing=allow_missing, resample=resample)
+    pairing = pair_folders(
+        pred, ref, allow_missing=scoring.allow_missing, resample=reading.resample
+    )
+    workers = reading.workers
     workers = _workers(len(pairing.pairs)) if workers is None else max(1, workers)
-    scored = _score(pairing.pairs, judging, workers, progress)
-    _require_target(judging.target, scored, ref)
+    scored = _score(pairing.pairs, how, workers, progress)
+    _require_target(how.target, scored, ref)
     several = any(len(one.labels) > 1 for one in scored)
-    if judging.target is not None and several:
+    if how.target is not None and several:
         # Beside label maps, a mask with one value that is no target is a label map without it.
-        wrong = [n for n, one in enumerate(scored) if _lacks(one, judging.target)]
+        wrong = [n for n, one in enumerate(scored) if _lacks(one, how.target)]
         again = [pairing.pairs[n] for n in wrong]
-        second = _score(again, replace(judging, plain=False), workers, progress)
+        second = _score(again, replace(how, plain=False), workers, progress)
         for n, one in zip(wrong, second, strict=True):
             scored[n] = one
     found = EvaluateReport(
         run=None,
         split=None,
-        grid=judging.grid,
-        protocol=judging.protocol,
+        grid=scoring.grid,
+        protocol=scoring.protocol,
         cases=tuple(row for one in scored for row in one.rows),
-        notes=tuple(_notes(pairing, judging, scored)),
-        terms=judging.terms,
+        notes=tuple(_notes(pairing, how, scored)),
+        options=scoring,
         pred=pred,
         ref=ref,
-        classes=classes,
+        classes=reading.classes,
         missing=pairing.missing,
         resampled=pairing.resampled,
         outside={
@@ -143,17 +155,10 @@ def _workers(pairs: int) -> int:
     return max(1, min(available_cores(), pairs // _PAIRS_EACH))
 
 
-def _judging(
-    target: tuple[int, ...] | None,
-    classes: tuple[int, ...] | None,
-    dataset: str | None,
-    grid: str,
-    protocol: str,
-    terms: ScoringOptions,
-) -> Judging:
+def _pair_options(reading: FolderOptions, scoring: ScoringOptions) -> PairOptions:
     """The options, checked."""
-    spec = FOLDER if dataset is None else adapter(dataset)
-    rules, chosen = chosen_way(protocol, grid)
+    spec = FOLDER if reading.dataset is None else adapter(reading.dataset)
+    target, classes = reading.target, reading.classes
     if classes is not None and (not classes or min(classes) < 1 or len({*classes}) < len(classes)):
         raise ConfigError(
             f"--classes is {','.join(map(str, classes))}.",
@@ -161,14 +166,14 @@ def _judging(
         )
     if classes is None and target is None:
         target = spec.target
-    return Judging(target, classes, spec.mask_levels, chosen, rules, terms)
+    return PairOptions(target, classes, spec.mask_levels, scoring)
 
 
 def _score(
-    pairs: Sequence[Pair], judging: Judging, workers: int, progress: Progress
+    pairs: Sequence[Pair], how: PairOptions, workers: int, progress: Progress
 ) -> list[CaseScores]:
     """All pairs, in their order."""
-    work, found = partial(score_pair, judging=judging), []
+    work, found = partial(score_pair, options=how), []
     try:
         with closing(in_processes(work, pairs, workers)) as results:
             for pair, one in zip(pairs, results, strict=True):
@@ -201,12 +206,12 @@ def _lacks(one: CaseScores, target: tuple[int, ...]) -> bool:
     return len(one.labels) == 1 and one.labels[0] not in target
 
 
-def _notes(pairing: Pairing, judging: Judging, scored: Sequence[CaseScores]) -> list[str]:
+def _notes(pairing: Pairing, how: PairOptions, scored: Sequence[CaseScores]) -> list[str]:
     """What a reader of the scores has to know."""
     notes = []
-    if judging.grid == "model":
+    if how.scoring.grid == "model":
         notes.append(PLANES_NOTE)
-    if judging.protocol == "official":
+    if how.scoring.protocol == "official":
         notes.append(OFFICIAL_NOTE)
     if pairing.missing:
         count = len(pairing.missing)
@@ -235,14 +240,12 @@ def _notes(pairing: Pairing, judging: Judging, scored: Sequence[CaseScores]) -> 
         notes.append(
             f"predicted voxels beyond the reference's grid, counted as false: {shortened(beyond)}"
         )
-    return (
-        notes if judging.classes is not None else [*notes, *_label_notes(pairing, judging, scored)]
-    )
+    return notes if how.classes is not None else [*notes, *_label_notes(pairing, how, scored)]
 
 
-def _label_notes(pairing: Pairing, judging: Judging, scored: Sequence[CaseScores]) -> list[str]:
+def _label_notes(pairing: Pairing, how: PairOptions, scored: Sequence[CaseScores]) -> list[str]:
     """Where one foreground was made of several labels, or of one that may be another organ's."""
-    target, notes = judging.target, []
+    target, notes = how.target, []
     asked = "any label counts" if target is None else f"--target {_listed(target)} counts"
     for what, labels in (
         ("masks", [one.labels for one in scored]),

@@ -21,14 +21,14 @@ from sdseg_cli.core.errors import ConfigError, DataError, RunError
 from sdseg_cli.core.files import replacing
 from sdseg_cli.evaluation.evaluation_view import Evaluation, evaluation_view
 from sdseg_cli.evaluation.stability_view import Stability, Sweep, stability_view, sweep_view
-from sdseg_cli.report import distribution, map_panels, panels, stored, sweep_chart, wording
+from sdseg_cli.report import distribution, panels, stored, sweep_chart, wording
 from sdseg_cli.report.drawing import PREDICTION_COLOUR, REFERENCE_COLOUR
-from sdseg_cli.report.panels import CasePanel, Polyline, media_type
+from sdseg_cli.report.panels import MAP_FILE, CasePanel, Polyline, media_type
 from sdseg_cli.report.stored import Unreadable
 
 SOURCES = ("evaluate.json", "stability.json", "sweep.json")
 FILE = "report.html"
-OF_RUNS = ("stability.json", "sweep.json", panels.FILE, map_panels.FILE)
+OF_RUNS = ("stability.json", "sweep.json", panels.FILE, MAP_FILE)
 """What only a run's report has."""
 MOST_PANELS = 300
 TEMPLATE = Path(__file__).parent / "template"
@@ -116,7 +116,7 @@ def _read(folder: Path) -> _Page:
             f"median, least stable and the {MOST_PANELS} worst cases"
         )
     picture = _picture(folder / "stability.png", notes)
-    maps = _kept(_panels(folder, map_panels.FILE, notes), evaluation, stability)
+    maps = _kept(_panels(folder, MAP_FILE, notes), evaluation, stability)
     page = _Page(evaluation, stability, sweep, kept, maps, picture, tuple(notes))
     return replace(page, notes=(*notes, *_differing_checkpoints(page)))
 

@@ -1,23 +1,139 @@
-"""The scores of many cases: one object for the terminal, the JSON and the CSV."""
+"""Scores of one case, of many and by each protocol, and where the numbers come from.
+
+One object for the terminal, the JSON and the CSV.
+"""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
+from sdseg_cli import __version__
 from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.tables import Cell, strict, write_csv, write_json
-from sdseg_cli.evaluation.case_scores import CaseResult
-from sdseg_cli.evaluation.protocols import ProtocolSummary
-from sdseg_cli.evaluation.undefined import undefined_notes
-from sdseg_cli.metrics import Grid, Protocol, ScoringOptions, mask_metrics
+from sdseg_cli.evaluation.cached_masks import sha256_of
+from sdseg_cli.metrics import (
+    Grid,
+    Length,
+    Mask,
+    Protocol,
+    Score,
+    ScoringOptions,
+    Spacing,
+)
+from sdseg_cli.metrics.lesions import Lesions
+from sdseg_cli.metrics.mask_metrics import METRICS
+from sdseg_cli.metrics.pair import MaskPair
 from sdseg_cli.metrics.statistics import FEW_CASES, Summary, summarise
 from sdseg_cli.report.latex import write_latex
+
+_LESIONS = ("reference_lesions", "predicted_lesions", "matched_lesions")
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """The scores of one case, or of one class of it, and the sizes they were counted on."""
+
+    case_id: str
+    scores: tuple[Score, ...]
+    reference_voxels: int
+    predicted_voxels: int
+    class_label: int | None = None
+    """The label that was scored; None where all foreground was."""
+    reference_sha256: str = ""
+    """Of which voxels are reference."""
+    lesions: Lesions | None = None
+    """None on the model's planes, which have none to count, of an excluded case, and unasked."""
+    counts_lesions: bool = False
+    """Whether they were asked for."""
+
+    @property
+    def name(self) -> str:
+        """For messages: the case, with its class if there are several."""
+        return self.case_id if self.class_label is None else f"{self.case_id} {self.class_label}"
+
+    @property
+    def values(self) -> dict[str, float | None]:
+        """Column name -> value, for example `{"dice": 0.91, "iou": 0.83}`."""
+        return {score.column: score.value for score in self.scores}
+
+    @property
+    def counts(self) -> dict[str, int | None]:
+        """What the scores were counted on, by column."""
+        counts: dict[str, int | None] = {
+            "reference_voxels": self.reference_voxels,
+            "predicted_voxels": self.predicted_voxels,
+        }
+        if self.counts_lesions:
+            found = self.lesions
+            lesions = (found.reference, found.predicted, found.matched) if found else (None,) * 3
+            counts.update(zip(_LESIONS, lesions, strict=True))
+        return counts
+
+
+def score_case(
+    case_id: str,
+    pred: Mask,
+    label: Mask,
+    spacing_mm: Spacing | None,
+    *,
+    options: ScoringOptions | None = None,
+    class_label: int | None = None,
+    start: tuple[int, ...] | None = None,
+) -> CaseResult:
+    """Apply every mask metric that has a meaning on the grid to one case; those of lesions where
+    the options ask for them.
+
+    Args:
+        case_id: The case.
+        pred: Predicted mask, any shape, bool.
+        label: Reference mask, the same shape, bool.
+        spacing_mm: Along each axis of the masks, mm; None on the model's planes, which know no
+            distances, and for pictures, whose distances are in pixels.
+        options: What the masks lie on, and how they are judged.
+        class_label: The label these masks are of, where each is scored on its own.
+        start: Where the reference's own grid begins in theirs, if theirs reaches beyond it.
+
+    Returns:
+        One score per metric; by `standard` all undefined where both masks are empty.
+
+    Raises:
+        ValueError: The masks differ in shape, or are not bool.
+    """
+    options = options or ScoringOptions()
+    grid, protocol = options.grid, options.protocol
+    length: Length = "px" if spacing_mm is None else "mm"
+    spacing: Spacing | None = None
+    if grid == "native":
+        spacing = (1.0,) * label.ndim if spacing_mm is None else spacing_mm
+    pair = MaskPair(pred, label, spacing, length=length, options=options, start=start)
+    excluded = protocol == "standard" and not (pair.predicted_voxels or pair.reference_voxels)
+    scores = []
+    by_lesion = options.detection_iou is not None
+    for metric in METRICS:
+        unit = metric.unit_in(pair.length)
+        if unit is not None and (by_lesion or metric.needs != "lesions"):
+            value = None if excluded else metric.of(pair, protocol)
+            scores.append(Score(case_id, metric.name, value, grid, unit))
+    return CaseResult(
+        case_id,
+        tuple(scores),
+        pair.reference_voxels,
+        pair.predicted_voxels,
+        class_label,
+        pair.reference_sha256,
+        pair.lesions if by_lesion and not excluded and spacing is not None else None,
+        by_lesion,
+    )
+
 
 SUMMARY = ("metric", "mean", "sd", "median", "95 % from", "95 % to", "cases", "undefined")
 FEW_NOTE = "{} cases: too few for the 95 % interval, which is too narrow; read it as a range"
@@ -43,7 +159,7 @@ class EvaluateReport:
     files: tuple[Path, ...] = ()
     """Written."""
     notes: tuple[str, ...] = ()
-    terms: ScoringOptions = field(default_factory=ScoringOptions)
+    options: ScoringOptions = field(default_factory=ScoringOptions)
     pred: Path | None = None
     """Folder of the masks; None for a run's own."""
     ref: Path | None = None
@@ -58,7 +174,7 @@ class EvaluateReport:
     protocols: tuple[ProtocolSummary, ...] = ()
     """The same predictions by each protocol, where that was looked at."""
     provenance: Mapping[str, object] = field(default_factory=dict)
-    """Of `provenance.py`."""
+    """Of `provenance`."""
 
     @cached_property
     def scored(self) -> tuple[CaseResult, ...]:
@@ -88,7 +204,7 @@ class EvaluateReport:
     def better(self) -> dict[str, str]:
         """Column name -> where a good value lies: "higher", "lower" or "zero"."""
         scores = self.cases[0].scores if self.cases else ()
-        good = {metric.name: metric.better for metric in mask_metrics()}
+        good = {metric.name: metric.better for metric in METRICS}
         return {score.column: good[score.metric] for score in scores}
 
     @property
@@ -148,8 +264,8 @@ class EvaluateReport:
             "decoder": self.decoder,
             "grid": self.grid,
             "protocol": self.protocol,
-            "tolerance": {"value": self.terms.tolerance, "unit": unit} if measured else None,
-            "detection_iou": self.terms.detection_iou if measured else None,
+            "tolerance": {"value": self.options.tolerance, "unit": unit} if measured else None,
+            "detection_iou": self.options.detection_iou if measured else None,
             "units": self.units,
             "better": self.better,
             "metrics": _as_json(self.metrics),
@@ -190,7 +306,7 @@ class EvaluateReport:
         text += f", {self.grid} grid"
         if "surface_dice" in self.units:
             unit = "px" if "hd95" in self.units else "mm"
-            text += f", surface Dice within {self.terms.tolerance:g} {unit}"
+            text += f", surface Dice within {self.options.tolerance:g} {unit}"
         if self.missing:
             text += f"; {len(self.missing)} references without a prediction are left out"
         return f"{text}."
@@ -234,3 +350,114 @@ def _summaries(rows: Sequence[CaseResult], columns: Iterable[str]) -> dict[str, 
 
 def _as_json(summaries: dict[str, Summary]) -> dict[str, dict[str, object]]:
     return {column: summary.to_json() for column, summary in summaries.items()}
+
+
+_WHY = {
+    "hd95": "with one empty mask",
+    "assd": "with one empty mask",
+    "precision": "with no predicted voxel",
+    "recall": "with no reference voxel",
+}
+_FLATTERING = ("hd95", "assd")
+_NAMED_CASES = 5
+"""So many cases are listed in a note."""
+
+
+def shortened(names: Sequence[str], most: int = _NAMED_CASES) -> str:
+    """`a, b, c` of a few names, `a, b, c, d, e and 7 more` of many."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def undefined_notes(rows: Sequence[CaseResult]) -> tuple[str, ...]:
+    """What each metric's mean leaves out, in words; metrics that leave out the same share a note.
+
+    Args:
+        rows: The results that are scored, without the excluded ones.
+    """
+    left_out: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for number, score in enumerate(rows[0].scores if rows else ()):
+        names = tuple(row.name for row in rows if row.scores[number].value is None)
+        if names:
+            why = _WHY.get(score.metric, "for which it is undefined")
+            if score.metric in _FLATTERING and len(names) < len(rows):
+                why += "; over the rest the mean is optimistic"
+            left_out.setdefault((why, names), []).append(score.column)
+    notes = []
+    for (reason, names), columns in left_out.items():
+        why, _, warning = reason.partition("; ")
+        verb = "leaves" if len(columns) == 1 else "leave"
+        one = "1 case" if len(rows) == 1 else f"{len(names)} of {len(rows)} cases"
+        text = f"{' and '.join(columns)} {verb} out {one} {why} ({shortened(names)})"
+        notes.append(f"{text}: {warning}" if warning else text)
+    return tuple(notes)
+
+
+@dataclass(frozen=True)
+class ProtocolSummary:
+    """What the same predictions come to by one protocol on one grid."""
+
+    protocol: Protocol
+    grid: Grid
+    dice: Summary
+    iou: Summary
+    excluded: int
+    """Cases that are not scored."""
+
+    @classmethod
+    def of(cls, protocol: Protocol, grid: Grid, cases: Sequence[CaseResult]) -> ProtocolSummary:
+        """Sum up the cases as scored by it."""
+        dice, iou = (summarise([one.values[name] for one in cases]) for name in ("dice", "iou"))
+        return cls(protocol, grid, dice, iou, len(cases) - dice.n)
+
+    def to_json(self) -> dict[str, Any]:
+        """A row of `protocols` in the JSON of `evaluate`."""
+        return {
+            "protocol": self.protocol,
+            "grid": self.grid,
+            "dice": self.dice.to_json(),
+            "iou": self.iou.to_json(),
+            "excluded": self.excluded,
+        }
+
+
+LIBRARIES = ("torch", "monai", "numpy", "scipy", "SimpleITK", "nibabel")
+"""Those whose version can change a score."""
+
+
+def provenance(*, command: str, files: Mapping[str, Path | str]) -> dict[str, object]:
+    """What a reader needs to get the same numbers again.
+
+    Args:
+        command: As it was typed.
+        files: Name -> file that the numbers rest on, for example a manifest; one that is not there
+            gets no hash. Or its sha256, of one that may have been replaced since.
+
+    Returns:
+        `command`, `date` (ISO 8601, UTC, to the second), `sdseg`, `python`, `platform` (system and
+        processor; never the machine's or a person's name), `versions` by library
+        (None where it is not installed) and `sha256` by name (None without a file).
+    """
+    return {
+        "command": command,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "sdseg": __version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "versions": {name: _version(name) for name in LIBRARIES},
+        "sha256": {name: _sha256(file) for name, file in files.items()},
+    }
+
+
+def _sha256(file: Path | str) -> str | None:
+    if isinstance(file, str):
+        return file
+    return sha256_of(file) if file.is_file() else None
+
+
+def _version(name: str) -> str | None:
+    """Of an installed package; read from its metadata, so nothing heavy is imported."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -11,44 +11,84 @@ Beyond the paper, on the scan's own grid:
 
     Dice                  per run the mean over cases, and its spread over runs; per case likewise
     flipped               the voxels on which not all runs agree, counted and drawn as a map
+
+Of a case three things are kept while its runs pass by: how many of them call each voxel foreground
+(a byte a voxel), their probabilities on disk, and each run's Dice. Nothing grows with the number of
+runs but that file.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
 from sdseg_cli.core.config import SampleConfig
+from sdseg_cli.core.disk_buffer import DiskBuffer
+from sdseg_cli.core.errors import ConfigError, DataError, WeightsError
 from sdseg_cli.core.files import replacing_folder
 from sdseg_cli.core.progress import Progress, no_op
-from sdseg_cli.evaluation.evaluation_split import CaseProgress
+from sdseg_cli.data.manifest import PreparedCase
+from sdseg_cli.evaluation.evaluation_split import (
+    CaseProgress,
+    EvaluationSplit,
+    SplitOptions,
+    map_panel_of,
+    open_held_out,
+)
 from sdseg_cli.evaluation.page import write_report
-from sdseg_cli.evaluation.stability_picture import stability_picture
-from sdseg_cli.evaluation.stability_scores import StabilityReport
-from sdseg_cli.evaluation.stability_trial import Trial, open_conditions
-from sdseg_cli.evaluation.table5 import table5_rows, write_table5
-from sdseg_cli.report import map_panels
-from sdseg_cli.report.panels import save_panels
+from sdseg_cli.evaluation.stability_results import (
+    Comparison,
+    StabilityReport,
+    table5_rows,
+    write_table5,
+)
+from sdseg_cli.imaging.io.files import write_probability
+from sdseg_cli.imaging.io.picture import Picture
+from sdseg_cli.imaging.planes import Planes
+from sdseg_cli.imaging.volume import Volume
+from sdseg_cli.metrics.agreement import Flips, disagreement_of_counts
+from sdseg_cli.metrics.lpips import BACKBONE, HEADS, Lpips
+from sdseg_cli.metrics.mask_metrics import dice
+from sdseg_cli.metrics.pair import MaskPair
+from sdseg_cli.metrics.pairwise_similarity import Measured, Pair, compare
+from sdseg_cli.model.sources import recognise
+from sdseg_cli.model.store import WeightStore
+from sdseg_cli.model.tensor_files import read_tensors
+from sdseg_cli.report.panels import MAP_FILE, CasePanel, save_panels
+from sdseg_cli.report.pictures import StabilityPlane, stability_picture
 
 if TYPE_CHECKING:
-    from sdseg_cli.inference.predictor import Predictor
+    from sdseg_cli.inference.predictor import Prediction
+
+
+@dataclass(frozen=True)
+class StabilityOptions:
+    """How often each case is predicted, and the weights of LPIPS.
+
+    Attributes:
+        runs: How often each case is predicted, at least 2; run m starts from seed + m - 1.
+        lpips_backbone: ImageNet AlexNet in torchvision's names; None for that of the weight store.
+        lpips_linear: LPIPS v0.1 heads for AlexNet; None for those of the weight store.
+    """
+
+    runs: int = 5
+    lpips_backbone: Path | None = None
+    lpips_linear: Path | None = None
 
 
 def stability(
     run: Path | None,
     workspace: Path,
     *,
-    runs: int = 5,
-    split: str = "test",
-    seed: int = 0,
+    options: StabilityOptions | None = None,
+    cases: SplitOptions | None = None,
     sample: SampleConfig | None = None,
-    device: str = "auto",
-    batch_size: int | None = None,
-    decoder: str = "auto",
-    lpips_backbone: Path | None = None,
-    lpips_linear: Path | None = None,
-    predictor: Predictor | None = None,
     command: str = "",
     progress: Progress = no_op,
 ) -> StabilityReport:
@@ -57,16 +97,9 @@ def stability(
     Args:
         run: The run folder; None for the newest finished run of the workspace.
         workspace: Folder that holds `prepared/` and `runs/`.
-        runs: How often each case is predicted, at least 2; run m starts from seed + m - 1.
-        split: "train", "val" or "test".
-        seed: Of the first run's noise.
+        options: How many runs, and the weights they are measured with.
+        cases: Which split, and how its cases are predicted.
         sample: Reverse steps and samples; None is the run's setting.
-        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        batch_size: Slices at a time; None for what suits the device.
-        decoder: As `Predictor`.
-        lpips_backbone: ImageNet AlexNet in torchvision's names; None for that of the weight store.
-        lpips_linear: LPIPS v0.1 heads for AlexNet; None for those of the weight store.
-        predictor: The run's model if it is loaded already.
         command: What was typed, for the report.
         progress: Told in slices.
 
@@ -81,23 +114,11 @@ def stability(
         WeightsError: The checkpoint or a file of LPIPS is missing or damaged.
         RunError: The network answers with NaN, or the disk refused.
     """
-    under = open_conditions(
-        run,
-        workspace,
-        runs=runs,
-        split=split,
-        seed=seed,
-        device=device,
-        batch_size=batch_size,
-        decoder=decoder,
-        lpips_backbone=lpips_backbone,
-        lpips_linear=lpips_linear,
-        predictor=predictor,
-    )
+    under = open_conditions(run, workspace, options, cases)
     folder = under.folder / "instability"
     with replacing_folder(folder) as maps_folder:
         trial = Trial.of_all_pairs(under, under.sampling(sample), maps_folder)
-        report = trial.run(CaseProgress(under.held.cases, progress, repeats=runs))
+        report = trial.run(CaseProgress(under.held.cases, progress, repeats=len(under.seeds)))
     report = replace(
         report,
         maps=tuple(folder / path.relative_to(maps_folder) for path in report.maps),
@@ -111,6 +132,286 @@ def stability(
     else:
         files.append(picture)
         stability_picture(picture, trial.shown, report.dice)
-    save_panels(under.folder, trial.panels, map_panels.FILE)
+    save_panels(under.folder, trial.panels, MAP_FILE)
     page = write_report(under.folder, title=under.held.title, config=under.held.config_text)
     return replace(report, files=(*files, page, *report.maps))
+
+
+CHUNK_PLANES = 64
+"""Planes of all runs together that are compared at a time: 16 MB."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What stays the same in all trials: cases, seeds and measures."""
+
+    held: EvaluationSplit
+    seeds: tuple[int, ...]
+    """One per run."""
+    lpips: FoundLpips
+    device: str
+    """Where torch measures: "cpu" or "cuda"."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the reports go."""
+        return self.held.run.report / self.held.split
+
+    @property
+    def dataset(self) -> str:
+        """Name of the prepared set."""
+        return self.held.manifest.name
+
+    def sampling(self, sample: SampleConfig | None) -> SampleConfig:
+        """How to sample; None is the run's setting.
+
+        Raises:
+            ConfigError: There would be no noise, so that nothing could vary.
+        """
+        sample = sample or self.held.run.config().sample
+        if sample.noise == "zero":
+            raise ConfigError(
+                f"{self.held.run.path}: predicts without noise (sample.noise is zero), so nothing "
+                "can vary.",
+                "Choose a run that draws its noise.",
+            )
+        return sample
+
+
+def open_conditions(
+    run: Path | None,
+    workspace: Path,
+    options: StabilityOptions | None = None,
+    cases: SplitOptions | None = None,
+) -> Conditions:
+    """Check the options and load the model; see `stability` for the arguments and errors."""
+    options, cases = options or StabilityOptions(), cases or SplitOptions()
+    if options.runs < 2:
+        raise ConfigError(
+            f"--runs is {options.runs}: there is nothing to compare.",
+            "Give at least 2, for example 5.",
+        )
+    held = open_held_out(run, workspace, cases)
+    device = "cuda" if held.predictor.device.type == "cuda" else "cpu"
+    lpips = find_lpips(
+        options.lpips_backbone, options.lpips_linear, WeightStore.default(), device=device
+    )
+    seeds = tuple(range(cases.seed, cases.seed + options.runs))
+    return Conditions(held, seeds, lpips, device)
+
+
+@dataclass
+class Trial:
+    """One way of sampling, tried on every case; what gathers meanwhile."""
+
+    under: Conditions
+    sample: SampleConfig
+    pairs: tuple[Pair, ...]
+    """Runs that are compared, from 0."""
+    maps_folder: Path | None = None
+    """Where each voxel's disagreement is written; None writes none."""
+    comparisons: list[Comparison] = field(default_factory=list)
+    dice: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    flips: dict[str, Flips] = field(default_factory=dict)
+    maps: list[Path] = field(default_factory=list)
+    panels: list[CasePanel] = field(default_factory=list)
+    """Of the maps, one slice of each case."""
+    timed: list[tuple[float, int]] = field(default_factory=list)
+    """Seconds and slices of each prediction, in order."""
+    shown: StabilityPlane | None = None
+    """The least stable slice of the least stable case so far."""
+    shown_share: float = -1.0
+
+    @classmethod
+    def of_all_pairs(cls, under: Conditions, sample: SampleConfig, maps_folder: Path) -> Trial:
+        """Every run against every other; maps are written."""
+        pairs = tuple(combinations(range(len(under.seeds)), 2))
+        return cls(under, sample, pairs, maps_folder)
+
+    @classmethod
+    def of_first_vs_rest(cls, under: Conditions, sample: SampleConfig) -> Trial:
+        """As the paper compares, and no more."""
+        return cls(under, sample, tuple((0, other) for other in range(1, len(under.seeds))))
+
+    def add(self, case: PreparedCase, count: CaseProgress) -> None:
+        """Predict a case with every seed, and take in what its runs say."""
+        held, runs = self.under.held, len(self.under.seeds)
+        scan, reference = held.read(case)
+        planes = held.reference_planes(case)
+        votes = np.zeros(reference.shape, np.min_scalar_type(runs), "F")
+        scores: list[float | None] = []
+        with DiskBuffer(held.run.path) as kept:
+            for seed in self.under.seeds:
+                prediction = self._predict(case, scan, planes.shape, seed, count)
+                mask = prediction.mask()
+                votes += mask
+                scores.append(dice(MaskPair(mask != 0, reference, None)))
+                kept.add(prediction.probability)
+            self._compare(case, kept, np.any(planes, axis=(1, 2)))
+            by_slice = self._count(case, prediction.restore.planes, votes)
+            k = _slice_to_show(by_slice, planes)
+            self._show(case, kept, planes, k)
+        if reference.any():
+            self.dice[case.id] = tuple(score for score in scores if score is not None)
+        if self.maps_folder is not None:
+            suffix = ".png" if isinstance(scan, Picture) else ".nii.gz"
+            path = self.maps_folder / f"{case.id}{suffix}"
+            write_probability(path, disagreement_of_counts(votes, runs), scan)
+            self.maps.append(path)
+            self.panels.append(map_panel_of(held, case, scan, reference, votes, runs, k))
+
+    def _predict(
+        self,
+        case: PreparedCase,
+        scan: Volume,
+        shape: tuple[int, ...],
+        seed: int,
+        count: CaseProgress,
+    ) -> Prediction:
+        prediction = self.under.held.predictor.predict(
+            scan, case_id=case.id, seed=seed, sample=self.sample, progress=count.of(case)
+        )
+        count.finish(case)
+        found = prediction.probability.shape
+        if found != shape:
+            raise DataError(
+                f"case {case.id}: prepared as {shape}, now {found}.",
+                "The scan was changed: run the same `sdseg prepare` command again.",
+            )
+        self.timed.append((prediction.seconds, len(prediction.probability)))
+        return prediction
+
+    def _compare(self, case: PreparedCase, kept: DiskBuffer, filled: NDArray[np.bool_]) -> None:
+        """Slice n of a run with slice n of another, a few slices of all runs at a time."""
+        parts: dict[Pair, list[Measured]] = {pair: [] for pair in self.pairs}
+        size = max(1, CHUNK_PLANES // kept.count)
+        for start in range(0, len(filled), size):
+            stop = min(start + size, len(filled))
+            if self.under.lpips.measure is None and not filled[start:stop].any():
+                continue
+            found = compare(
+                kept.part(start, stop),
+                self.pairs,
+                filled[start:stop],
+                lpips=self.under.lpips.measure,
+                device=self.under.device,
+            )
+            for pair, measured in found.items():
+                parts[pair].append(measured)
+        for (first, other), measured_parts in parts.items():
+            values = {
+                key: np.concatenate([part[key] for part in measured_parts])
+                for key in (measured_parts[0] if measured_parts else ())
+            }
+            self.comparisons.append(Comparison(case.id, first + 1, other + 1, values))
+
+    def _count(
+        self, case: PreparedCase, planes: Planes, votes: NDArray[np.unsignedinteger]
+    ) -> list[Flips]:
+        """The voxels that flip, slice by slice; their sum is the case's."""
+        runs = len(self.under.seeds)
+        by_slice = [Flips.of_counts(plane, runs) for plane in planes.stacked(votes)]
+        self.flips[case.id] = sum(by_slice, Flips())
+        return by_slice
+
+    def _show(
+        self,
+        case: PreparedCase,
+        kept: DiskBuffer,
+        reference: NDArray[np.bool_],
+        k: int,
+    ) -> None:
+        """Keep slice k of this case if it is the least stable case yet."""
+        whole = self.flips[case.id]
+        share = whole.of_foreground or 0.0
+        if share <= self.shown_share or not (whole.ever or reference.any()):
+            return
+        image = self.under.held.image_plane(case, k)
+        views = kept.part(k, k + 1)[:, 0]
+        self.shown_share = share
+        self.shown = StabilityPlane(case.id, k, image, reference[k], views)
+
+    def run(self, count: CaseProgress) -> StabilityReport:
+        """Go through all cases and sum up; no report file is written yet."""
+        for case in self.under.held.cases:
+            self.add(case, count)
+        return StabilityReport(
+            run=self.under.held.run.path,
+            split=self.under.held.split,
+            seeds=self.under.seeds,
+            sample=self.sample,
+            decoder=self.under.held.predictor.decoder,
+            comparisons=tuple(self.comparisons),
+            dice=self.dice,
+            flips=self.flips,
+            missing_lpips=self.under.lpips.missing,
+            maps=tuple(self.maps),
+        )
+
+    @property
+    def seconds_per_slice(self) -> float | None:
+        """Of prediction alone, without the very first one, which also warms up."""
+        seconds, slices = (sum(part) for part in zip(*self.timed[1:], strict=True))
+        return seconds / slices if slices else None
+
+
+def _slice_to_show(by_slice: list[Flips], reference: NDArray[np.bool_]) -> int:
+    """Where most voxels flip; where none does, the largest reference."""
+    weights = [flips.flipped for flips in by_slice]
+    if not any(weights):
+        weights = [int(np.count_nonzero(plane)) for plane in reference]
+    return int(np.argmax(weights))
+
+
+_LPIPS_OPTIONS = {BACKBONE: "--lpips-backbone", HEADS: "--lpips-linear"}
+
+
+@dataclass(frozen=True)
+class FoundLpips:
+    """The measure, or what it lacks."""
+
+    measure: Lpips | None
+    missing: tuple[str, ...] = ()
+    """Names that `sdseg weights fetch` knows."""
+
+
+def find_lpips(
+    backbone: Path | None, heads: Path | None, store: WeightStore, *, device: str = "cpu"
+) -> FoundLpips:
+    """Load LPIPS.
+
+    Args:
+        backbone: The ImageNet AlexNet in torchvision's names; None for that of the store.
+        heads: The LPIPS v0.1 heads for AlexNet; None for those of the store.
+        store: Where weights are kept.
+        device: Where torch computes.
+
+    Raises:
+        ConfigError: One file is given, and the other is neither given nor in the store.
+        WeightsError: Weights are missing, damaged or of another kind.
+    """
+    given = {BACKBONE: backbone, HEADS: heads}
+    found = {kind: _lpips_weights(kind, path, store) for kind, path in given.items()}
+    missing = tuple(kind for kind, tensors in found.items() if tensors is None)
+    if missing and any(given.values()):
+        raise ConfigError(
+            "LPIPS needs two files, one is absent.",
+            f"Give {_LPIPS_OPTIONS[missing[0]]} as well, or run sdseg weights fetch {missing[0]}.",
+        )
+    alexnet, linear = found[BACKBONE], found[HEADS]
+    if alexnet is None or linear is None:
+        return FoundLpips(None, missing)
+    return FoundLpips(Lpips.of(alexnet, linear, device=device))
+
+
+def _lpips_weights(kind: str, path: Path | None, store: WeightStore) -> dict[str, Tensor] | None:
+    if path is None:
+        entry = store.of_kind(kind)
+        return None if entry is None else store.load(entry)
+    source = recognise(read_tensors(path), source=str(path))
+    if source.kind != kind:
+        raise WeightsError(
+            f"{path}: weights of kind {source.kind}, not {kind}.",
+            f"Check what {_LPIPS_OPTIONS[kind]} names.",
+        )
+    return source.tensors

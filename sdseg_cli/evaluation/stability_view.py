@@ -9,7 +9,7 @@ from typing import Any
 from sdseg_cli.report import stored, wording
 from sdseg_cli.report.stored import Unreadable
 from sdseg_cli.report.sweep_chart import SweepChart, sweep_chart
-from sdseg_cli.report.view import Cell, Column, Row, Table, numeric
+from sdseg_cli.report.wording import Cell, Column, Row, Table, numeric
 
 METRICS = {"lpips": "lower", "psnr": "higher", "ssim": "higher", "ms_ssim": "higher"}
 """Metric -> what is better."""

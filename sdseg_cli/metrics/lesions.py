@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, sparse
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from sdseg_cli.metrics import Mask, metric
+from sdseg_cli.metrics import Mask
 
 
 @dataclass(frozen=True)
@@ -62,17 +62,3 @@ def _parts(mask: Mask, where: Mask) -> tuple[NDArray[np.int32], NDArray[np.int64
     """
     labels, _ = ndimage.label(mask, ndimage.generate_binary_structure(mask.ndim, mask.ndim))
     return labels[where], np.bincount(labels[mask], minlength=1)
-
-
-@metric(unit="1", better="higher")
-def detection_f1(lesions: Lesions) -> float | None:
-    """Lesion-wise F1: 2 TP / (2 TP + FP + FN), which is twice the pairs over all parts.
-
-    Args:
-        lesions: Of the case.
-
-    Returns:
-        A value in [0, 1]: 0 when one mask is empty, None when both are.
-    """
-    parts = lesions.reference + lesions.predicted
-    return None if parts == 0 else 2 * lesions.matched / parts

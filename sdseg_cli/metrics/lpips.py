@@ -4,8 +4,9 @@
     five AlexNet feature maps, each pixel's feature vector divided by its length
     squared difference -> non-negative 1x1 linear head -> mean over the plane -> sum of the five
 
-No weights come with sdseg; `lpips_shapes.py` says what they are called, `model/sources.py` reads
-them.
+No weights come with sdseg; `model/sources.py` reads them. The backbone is the ImageNet AlexNet in
+torchvision's names (`features.0.weight`, ...); the linear heads are those of its authors'
+`alex.pth` (`lin0.model.1.weight`, ...).
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sdseg_cli.metrics.lpips_shapes import STAGES, backbone_shapes, linear_shapes
 from sdseg_cli.metrics.similarity import per_plane
 
 if TYPE_CHECKING:
@@ -26,10 +26,46 @@ if TYPE_CHECKING:
 MIN_SIDE_PX = 31
 """Below this, AlexNet's second pooling has nothing left to pool."""
 
-
 _SHIFT = (-0.030, -0.088, -0.188)  # ImageNet's mean and deviation, for input in [-1,1]
 _SCALE = (0.458, 0.448, 0.450)
 _EPSILON = 1e-10
+
+BACKBONE, HEADS = "lpips-alexnet", "lpips-linear"
+"""Kinds in the weight store, and names of what can be fetched."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One AlexNet convolution, with the pooling (3x3, stride 2) that precedes it or not."""
+
+    name: str
+    shape: tuple[int, int, int, int]
+    stride: int
+    padding: int
+    pool_first: bool
+
+
+STAGES = (
+    Stage("features.0", (64, 3, 11, 11), 4, 2, False),
+    Stage("features.3", (192, 64, 5, 5), 1, 2, True),
+    Stage("features.6", (384, 192, 3, 3), 1, 1, True),
+    Stage("features.8", (256, 384, 3, 3), 1, 1, False),
+    Stage("features.10", (256, 256, 3, 3), 1, 1, False),
+)
+
+
+def backbone_shapes() -> dict[str, tuple[int, ...]]:
+    """Name and shape of every backbone weight that LPIPS needs."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for stage in STAGES:
+        shapes[f"{stage.name}.weight"] = stage.shape
+        shapes[f"{stage.name}.bias"] = stage.shape[:1]
+    return shapes
+
+
+def linear_shapes() -> dict[str, tuple[int, ...]]:
+    """Name and shape of every linear head."""
+    return {f"lin{i}.model.1.weight": (1, stage.shape[0], 1, 1) for i, stage in enumerate(STAGES)}
 
 
 @dataclass(frozen=True)

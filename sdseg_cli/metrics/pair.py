@@ -24,14 +24,14 @@ class MaskPair:
         label: Reference mask, the same shape, bool.
         spacing: Distance between voxels along each axis; None where it has no meaning.
         length: What the spacing is counted in.
-        terms: How the case is judged.
+        options: How the case is judged.
         start: Index of the reference's own first voxel, where the grid was continued beyond it.
 
     Attributes:
         pred, label: The masks, cut, C-contiguous; uncut where both are empty.
         spacing: Along each axis of them.
         length: None without a spacing.
-        terms: As given.
+        options: As given.
 
     Raises:
         ValueError: The shapes differ, a mask is not bool, or the spacing has other axes.
@@ -44,7 +44,7 @@ class MaskPair:
         spacing: Spacing | None,
         *,
         length: Length = "mm",
-        terms: ScoringOptions | None = None,
+        options: ScoringOptions | None = None,
         start: tuple[int, ...] | None = None,
     ) -> None:
         if pred.shape != label.shape:
@@ -58,7 +58,7 @@ class MaskPair:
         self.label: Mask = np.ascontiguousarray(label[box].transpose(order))
         self.spacing = None if spacing is None else tuple(spacing[axis] for axis in order)
         self.length = None if spacing is None else length
-        self.terms = terms or ScoringOptions()
+        self.options = options or ScoringOptions()
         begin = start or (0,) * pred.ndim
         self._order = order
         self._start = [(part.start or 0) - one for part, one in zip(box, begin, strict=True)]
@@ -73,6 +73,11 @@ class MaskPair:
     def reference_voxels(self) -> int:
         """How many voxels the reference has."""
         return int(np.count_nonzero(self.label))
+
+    @cached_property
+    def shared_voxels(self) -> int:
+        """How many voxels are in both."""
+        return int(np.count_nonzero(self.pred & self.label))
 
     @cached_property
     def reference_sha256(self) -> str:
@@ -96,11 +101,6 @@ class MaskPair:
             raise ValueError("a grid without a spacing has no distances")
         return self.spacing
 
-    @property
-    def tolerance(self) -> float:
-        """Of `terms`."""
-        return self.terms.tolerance
-
     @cached_property
     def surfaces(self) -> SurfaceDistances:
         """Distances between both borders; a grid of one plane is measured within that plane."""
@@ -111,7 +111,7 @@ class MaskPair:
     @cached_property
     def lesions(self) -> Lesions:
         """Connected parts of both, and how many of them belong together."""
-        return match_lesions(self.pred, self.label, self.terms.detection_iou or DETECTION_IOU)
+        return match_lesions(self.pred, self.label, self.options.detection_iou or DETECTION_IOU)
 
 
 def _box(mask: Mask) -> tuple[slice, ...]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
-from sdseg_cli.metrics import Mask, Spacing, metric
+from sdseg_cli.metrics import Mask, Spacing
 
 Distances = NDArray[np.float64]
 
@@ -25,8 +25,6 @@ _TREE = {"leafsize": 32, "balanced_tree": False, "compact_nodes": False}
 """Split where the space is halved, not where the points are: quicker to build, and several times
 quicker to ask where all points of one border are about as far from the other, as from a shell to
 its centre."""
-_ROUNDING = 1e-6
-"""Share of the tolerance by which a distance may exceed it: 3 steps of 0.7 mm are 2.1 mm."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,55 +91,3 @@ def _distances(
     tree = KDTree(other * scale, **_TREE)
     distances[apart] = tree.query(own[apart] * scale)[0]
     return distances
-
-
-@metric(unit="mm", better="lower")
-def hd95(surfaces: SurfaceDistances) -> float | None:
-    """The 95th percentile of the surface distances of each direction, the larger of the two.
-
-    Percentiles are interpolated linearly, as MONAI's `compute_hausdorff_distance` does it.
-
-    Args:
-        surfaces: Of the case.
-
-    Returns:
-        mm, in pictures px; None if a mask is empty.
-    """
-    if not surfaces.defined:
-        return None
-    return float(max(np.percentile(one, 95) for one in (surfaces.to_label, surfaces.to_pred)))
-
-
-@metric(unit="mm", better="lower")
-def assd(surfaces: SurfaceDistances) -> float | None:
-    """The average symmetric surface distance: the mean of all distances of both directions.
-
-    MONAI's `compute_average_surface_distance(symmetric=True)`.
-
-    Args:
-        surfaces: Of the case.
-
-    Returns:
-        mm, in pictures px; None if a mask is empty.
-    """
-    return float(surfaces.both.mean()) if surfaces.defined else None
-
-
-@metric(unit="1", better="higher")
-def surface_dice(surfaces: SurfaceDistances, tolerance: float) -> float | None:
-    """The share of both borders that lies within the tolerance of the other one.
-
-    Border voxels are counted, as in MONAI's `compute_surface_dice(use_subvoxels=False)`; the
-    tolerance itself is within.
-
-    Args:
-        surfaces: Of the case.
-        tolerance: mm, in pictures px.
-
-    Returns:
-        A value in [0, 1]: 0 when one mask is empty, None when both are.
-    """
-    both = surfaces.both
-    if both.size == 0:
-        return None
-    return float(np.count_nonzero(both <= tolerance * (1 + _ROUNDING)) / both.size)

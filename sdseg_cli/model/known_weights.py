@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sdseg_cli.metrics.lpips_shapes import BACKBONE, HEADS
+from sdseg_cli.metrics.lpips import BACKBONE, HEADS
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch import Size, Tensor, nn
 
 from sdseg_cli.core.config import AutoencoderConfig
 from sdseg_cli.core.errors import WeightsError
-from sdseg_cli.metrics.lpips_shapes import BACKBONE, HEADS, backbone_shapes, linear_shapes
+from sdseg_cli.metrics.lpips import BACKBONE, HEADS, backbone_shapes, linear_shapes
 from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.naming import below, from_diffusers
 from sdseg_cli.model.pretrained import official_model

@@ -1,4 +1,4 @@
-"""Pictures a person judges a result by: scan, reference, prediction and probability of one slice.
+"""Pictures a person judges a result by: slices of cases, several runs of one, two runs compared.
 
 Planes are drawn as a radiologist sees them (front up, the patient's right on the left), with pixels
 of their true proportions.
@@ -6,7 +6,7 @@ of their true proportions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sdseg_cli.core.config import THRESHOLD
 from sdseg_cli.imaging.slices import SliceTransform
 from sdseg_cli.imaging.volume import Volume
+from sdseg_cli.metrics.paired import Paired
 from sdseg_cli.report.drawing import (
+    FAINT,
     INK,
     PANEL_INCHES,
     PAPER,
@@ -25,10 +28,12 @@ from sdseg_cli.report.drawing import (
     MaskPlane,
     Plane,
     bare,
+    chart,
     colour_bar,
     fitted,
     mark_orientation,
     mark_scale,
+    name_places,
     new_figure,
     not_black,
     save_figure,
@@ -183,3 +188,165 @@ def _draw_row(part: Any, row: CasePlane) -> None:
     if not row.is_picture:
         mark_orientation(scan)
         mark_scale(scan, view)
+
+
+_MOST_NAMED = 40
+"""So many cases at most are named below a chart."""
+_DICE_INCHES = 4 * PANEL_INCHES + 0.8
+
+
+@dataclass(frozen=True, eq=False)
+class StabilityPlane:
+    """One slice of one case as M runs saw it, on the model's plane."""
+
+    case_id: str
+    slice_index: int
+    """From the feet, 0-based."""
+    image: Plane
+    """(H,W), of a picture (H,W,3), in [-1,1]."""
+    reference: MaskPlane
+    """(H,W)."""
+    probability: NDArray[np.floating[Any]]
+    """(M,H,W) in [0,1], one per run."""
+
+
+def stability_picture(
+    path: Path, view: StabilityPlane, dice: Mapping[str, Sequence[float]]
+) -> None:
+    """Draw one slice (every run's outline, mean, spread), and the Dice of every run and case.
+
+    Args:
+        path: The .png file; missing folders are made.
+        view: The slice to show.
+        dice: Per case the Dice of each run, in order.
+
+    Raises:
+        RunError: The disk refused.
+    """
+    figure = new_figure(4 * PANEL_INCHES + 1.4, PANEL_INCHES + 3.2)
+    top, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.25, 1))[:, 0]
+    _draw_planes(top, view)
+    _draw_dice(below, dice)
+    save_figure(figure, path)
+
+
+def _draw_planes(part: Any, view: StabilityPlane) -> None:
+    part.set_facecolor(PAPER)
+    runs = len(view.probability)
+    is_picture = view.image.ndim == 3
+    place = "" if is_picture else f"    slice {view.slice_index + 1}"
+    name = fitted(view.case_id, 7.0, 12)
+    title = f"least stable case:  {name}{place}    {runs} runs"
+    part.suptitle(title, color=INK, fontsize=12, x=0.012, ha="left")
+    scan, outlines, mean, spread = part.subplots(1, 4)
+    bare(scan, f"{'picture' if is_picture else 'scan'} with reference", REFERENCE_COLOUR)
+    bare(outlines, f"outlines of {runs} runs", PREDICTION_COLOUR)
+    bare(mean, "mean probability")
+    bare(spread, "standard deviation over runs")
+    square = (1.0, 1.0)
+    for axes in (scan, outlines):
+        show_plane(axes, view.image, square, cmap="gray", limits=(-1.0, 1.0))
+    show_contour(scan, view.reference, square, REFERENCE_COLOUR)
+    probability = view.probability.astype(np.float32)
+    for plane in probability:
+        show_contour(outlines, plane > THRESHOLD, square, PREDICTION_COLOUR, width=0.9, alpha=0.8)
+    sd = probability.std(axis=0, ddof=1)
+    most = max(float(sd.max()), 0.01)
+    for axes, plane, high in ((mean, probability.mean(axis=0), 1.0), (spread, sd, most)):
+        drawn = show_plane(axes, plane, square, cmap="inferno", limits=(0.0, high))
+        colour_bar(part, drawn, axes)
+    union = view.reference | (probability > THRESHOLD).any(axis=0)
+    seen = view_mm(union, not_black(view.image, -1.0), square)
+    for axes in (scan, outlines, mean, spread):
+        zoom(axes, seen)
+
+
+def _draw_dice(part: Any, dice: Mapping[str, Sequence[float]]) -> None:
+    part.set_facecolor(PAPER)
+    axes = part.subplots()
+    chart(axes, "Dice of each run, by case", "")
+    ordered = sorted(dice.items(), key=lambda item: -float(np.mean(item[1])))
+    for place, (_, values) in enumerate(ordered):
+        x = np.full(len(values), float(place))
+        axes.plot(x, values, color=PREDICTION_COLOUR, alpha=0.35, linewidth=3)
+        axes.plot(x, values, color=PREDICTION_COLOUR, marker="o", markersize=4, linestyle="none")
+    if len(ordered) <= _MOST_NAMED:
+        name_places(axes, [name for name, _ in ordered], _DICE_INCHES)
+    axes.set_xlim(-0.6, len(ordered) - 0.4)
+    axes.margins(y=0.15)
+
+
+_DIFFERENCES_INCHES = 5.6
+_MEAN_COLOUR = "#b79cff"
+"""Neither a reference's nor a prediction's."""
+
+
+def comparison_picture(
+    path: Path,
+    dice: Mapping[str, tuple[float | None, float | None]],
+    names: tuple[str, str],
+    found: Paired,
+) -> None:
+    """Draw Dice of B against Dice of A, and B - A case by case in order.
+
+    Args:
+        path: The .png file; missing folders are made.
+        dice: Case -> Dice of A and of B; cases without both are left out.
+        names: What A and B are called.
+        found: Their comparison, for the mean and its interval.
+
+    Raises:
+        RunError: The disk refused.
+    """
+    both = {name: (a, b) for name, (a, b) in dice.items() if a is not None and b is not None}
+    figure = new_figure(11.0, 5.0)
+    figure.suptitle(
+        f"A: {fitted(names[0], 5.0, 10)}    B: {fitted(names[1], 5.0, 10)}",
+        color=INK,
+        fontsize=10,
+        x=0.012,
+        ha="left",
+    )
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.4))
+    values = np.array(list(both.values()), np.float64).reshape(-1, 2)
+    _draw_pairs(left, values)
+    _draw_differences(right, dict(zip(both, values[:, 1] - values[:, 0], strict=True)), found)
+    save_figure(figure, path)
+
+
+def _draw_pairs(axes: Any, values: np.ndarray[Any, Any]) -> None:
+    chart(axes, "Dice of each case", "A")
+    axes.set_ylabel("B", color=FAINT, fontsize=9)
+    low, high = (values.min(), values.max()) if len(values) else (0.0, 1.0)
+    margin = max(0.02, 0.08 * (high - low))
+    limits = (low - margin, high + margin)
+    axes.plot(limits, limits, color=FAINT, linewidth=0.8, linestyle="dashed")
+    axes.scatter(values[:, 0], values[:, 1], s=22, color=PREDICTION_COLOUR, alpha=0.8, zorder=3)
+    axes.set(xlim=limits, ylim=limits, aspect="equal")
+    for x, y, text, side in (
+        (0.03, 0.96, "B better", {"ha": "left", "va": "top"}),
+        (0.97, 0.04, "A better", {"ha": "right", "va": "bottom"}),
+    ):
+        axes.text(x, y, text, transform=axes.transAxes, color=FAINT, fontsize=8, **side)
+
+
+def _draw_differences(axes: Any, differences: dict[str, float], found: Paired) -> None:
+    chart(axes, "B - A, case by case", "")
+    ordered = sorted(differences.items(), key=lambda item: item[1])
+    places = np.arange(len(ordered))
+    heights = np.array([value for _, value in ordered], np.float64)
+    axes.axhline(0, color=FAINT, linewidth=0.8)
+    axes.vlines(places, 0, heights, color=PREDICTION_COLOUR, alpha=0.5, linewidth=2)
+    axes.scatter(places, heights, s=18, color=PREDICTION_COLOUR, zorder=3)
+    low, high = found.ci95
+    if found.difference is not None:
+        axes.axhline(found.difference, color=_MEAN_COLOUR, linewidth=1.2)
+    if low is not None and high is not None:
+        axes.axhspan(low, high, color=_MEAN_COLOUR, alpha=0.16, linewidth=0)
+        axes.set_title(
+            "mean and its 95 % interval", color=_MEAN_COLOUR, fontsize=9, loc="right", pad=6
+        )
+    if len(ordered) <= _MOST_NAMED:
+        name_places(axes, [name for name, _ in ordered], _DIFFERENCES_INCHES)
+    else:
+        axes.set_xticks([])

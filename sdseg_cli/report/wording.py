@@ -1,8 +1,9 @@
-"""How a report names metrics and writes numbers."""
+"""How a report names metrics, writes numbers and lays out a table."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 ABSENT = "\u2013"
 THIN_SPACE = "\u202f"
@@ -103,3 +104,46 @@ def percent(share: float | None) -> str:
 def digits(value: float) -> int:
     """Decimals that leave three digits which count, at least one decimal: 0.00213, 2.13, 21.3."""
     return 1 if value == 0 else max(1, 2 - math.floor(math.log10(abs(value))))
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading of a table."""
+
+    label: str
+    unit: str = ""
+    is_text: bool = False
+    """Sorted as text, else as numbers."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry: a text, and the number it is sorted by."""
+
+    text: str
+    value: float | None = None
+    """What a column of numbers is sorted by; None where undefined."""
+    below: str = ""
+    """A smaller second line."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line."""
+
+    cells: tuple[Cell, ...]
+    case_id: str
+    """The case whose picture belongs to it; empty if there is none."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns and rows."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+
+
+def numeric(value: float | None, places: int) -> Cell:
+    """A number with so many decimals."""
+    return Cell(number(value, places), value)

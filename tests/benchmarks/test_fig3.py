@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from benchmarks import fig3
 from benchmarks.fig3 import Subject, draw, of_eta, rows_of, table
 from benchmarks.results import Results
 from sdseg_cli.core.config import RunConfig
-from sdseg_cli.evaluation.evaluation_split import EvaluationSplit, open_held_out
+from sdseg_cli.evaluation.evaluation_split import EvaluationSplit, SplitOptions, open_held_out
 from tests.conftest import Workspace as Trained
 from tests.fake_run import Workspace, block, make_workspace
 
@@ -54,8 +55,8 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     made.answers(a=block(slice(4, 8)))
     made.predictor.config, made.predictor.step = RunConfig(dataset="toy"), 4
 
-    def held(run: Path, workspace: Path, split: str, device: str) -> EvaluationSplit:
-        return open_held_out(run, workspace, split, device=device, predictor=made.predictor)
+    def held(run: Path, workspace: Path, options: SplitOptions) -> EvaluationSplit:
+        return open_held_out(run, workspace, replace(options, predictor=made.predictor))
 
     monkeypatch.setattr(fig3, "open_held_out", held)
     return made

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sdseg_cli.core.errors import ConfigError, DataError, RunError
-from sdseg_cli.evaluation.compare import Rules, compare_folders, compare_runs
-from sdseg_cli.evaluation.comparison import Comparison
+from sdseg_cli.evaluation import compare as module
+from sdseg_cli.evaluation.compare import Comparison, compare_runs
+from sdseg_cli.evaluation.folders import FolderOptions
+from sdseg_cli.metrics import ScoringOptions
 from sdseg_cli.runs.run_folder import RunDir
+from tests.evaluation.options import gathered
 from tests.fake_run import AFFINE, EMPTY, block, make_workspace, write_nifti
 
 # 4 columns x 4 rows x 2 slices = 32 voxels each; moved by 1, 2 columns: 3/4, 1/2 overlap.
 ABOVE = block(slice(4, 8), rows=slice(10, 14))
 FOUR, BY_ONE, BY_TWO = block(slice(4, 8)), block(slice(5, 9)), block(slice(6, 10))
+
+
+def compare_folders(a: Path, b: Path, ref: Path, **options) -> Comparison:
+    kinds = {"reading": FolderOptions, "options": ScoringOptions}
+    return module.compare_folders(a, b, ref, **gathered(options, **kinds))
 
 
 def folders(root: Path, **sides: dict) -> list[Path]:
@@ -89,7 +98,7 @@ def test_cases_of_one_side_are_refused_or_left_out_and_named(tmp_path):
     )
     with pytest.raises(DataError, match="no mask for 1 of 2 cases: y"):
         compare_folders(a, b, ref, workers=1)
-    found = compare_folders(a, b, ref, workers=1, rules=Rules(allow_missing=True))
+    found = compare_folders(a, b, ref, workers=1, allow_missing=True)
     assert [case["id"] for case in found.to_json()["cases"]] == ["x"]
     assert any("only and left out: y" in note for note in found.to_json()["notes"])
 
@@ -117,7 +126,7 @@ def test_finding_nothing_where_nothing_is_is_said(tmp_path):
 def test_what_both_lack_or_both_find_empty_is_said(tmp_path):
     masks = {"x": FOUR, "y": EMPTY}
     a, b, ref = folders(tmp_path, a=masks, b=masks, ref={**masks, "z": FOUR})
-    found = compare_folders(a, b, ref, workers=1, rules=Rules(allow_missing=True))
+    found = compare_folders(a, b, ref, workers=1, allow_missing=True)
     notes = found.to_json()["notes"]
     assert notes.count("1 of 3 cases have no mask and are not scored: z") == 1
     assert "empty reference, and both found nothing, so not compared: y" in notes
@@ -202,7 +211,8 @@ def two_runs(tmp_path, monkeypatch, answers_a, answers_b, references_b=None):
     by_run = {workspace.run: workspace for workspace in made}
 
     def evaluated(run, _, **options):
-        return evaluate(run, by_run[run].root, predictor=by_run[run].predictor, **options)
+        cases = replace(options.pop("cases"), predictor=by_run[run].predictor)
+        return evaluate(run, by_run[run].root, cases=cases, **options)
 
     monkeypatch.setattr(compare, "evaluate", evaluated)
     return [RunDir(workspace.run) for workspace in made]

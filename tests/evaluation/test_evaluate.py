@@ -15,9 +15,11 @@ from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.errors import ConfigError, GeometryError
 from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.evaluation.evaluate import evaluate
+from sdseg_cli.evaluation.evaluation_split import SplitOptions
 from sdseg_cli.evaluation.results import FEW_NOTE
 from sdseg_cli.metrics import ScoringOptions
 from sdseg_cli.report.panels import load_panels
+from tests.evaluation.options import gathered
 from tests.fake_run import AFFINE, EMPTY, SHAPE, Workspace, block, make_workspace, write_nifti
 
 # Each block has 4 columns x 4 rows x 2 slices = 32 voxels; moved by 2 columns half of it overlaps.
@@ -28,7 +30,7 @@ FOUR, MOVED = block(slice(4, 8)), block(slice(6, 10))
 def drawn(monkeypatch) -> dict:
     """What would be drawn, path -> rows: drawing takes a second and is tested with `report`."""
     pictures: dict = {}
-    monkeypatch.setattr("sdseg_cli.evaluation.evaluate_pictures.save_cases", pictures.__setitem__)
+    monkeypatch.setattr("sdseg_cli.evaluation.evaluate.save_cases", pictures.__setitem__)
     return pictures
 
 
@@ -40,7 +42,9 @@ def workspace(tmp_path) -> Workspace:
 
 
 def run(workspace: Workspace, **options):
-    return evaluate(None, workspace.root, predictor=workspace.predictor, **options)
+    options["predictor"] = workspace.predictor
+    kinds = {"options": ScoringOptions, "cases": SplitOptions}
+    return evaluate(None, workspace.root, **gathered(options, **kinds))
 
 
 LESIONS = ScoringOptions(detection_iou=0.1)
@@ -56,7 +60,7 @@ def row(id: str, **values) -> dict:
 
 
 def test_scores_are_those_counted_by_hand(workspace):
-    found = run(workspace, terms=LESIONS).to_json()
+    found = run(workspace, options=LESIONS).to_json()
     # b: two slices are all border, so of 32 border voxels each 16 are shared, 8 lie 2 mm and 8 lie
     # 4 mm away.
     half = {"precision": 0.5, "recall": 0.5, "surface_dice": 0.75, "detection_f1": 1.0}
@@ -106,7 +110,7 @@ def test_scores_are_those_counted_by_hand(workspace):
 
 
 def test_a_case_empty_on_both_sides_is_excluded_and_listed(workspace):
-    report = run(workspace, terms=LESIONS)
+    report = run(workspace, options=LESIONS)
     assert report.to_json()["excluded"] == ["nothing"]
     with (workspace.run / "report" / "test" / "evaluate.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -257,13 +261,13 @@ def test_the_model_grid_is_scored_on_the_prepared_planes(workspace):
     found = report.to_json()
     assert list(found["units"]) == ["dice", "iou", "precision", "recall"]
     assert (found["tolerance"], found["detection_iou"]) == (None, None)
-    found = run(workspace, grid="model", terms=LESIONS).to_json()
+    found = run(workspace, grid="model", detection_iou=0.1).to_json()
     assert found["detection_iou"] is None
     assert found["cases"][0]["reference_lesions"] is None
 
 
 def test_what_a_case_is_judged_by_is_passed_on_and_said(workspace):
-    found = run(workspace, terms=ScoringOptions(tolerance=4.0, detection_iou=0.4)).to_json()
+    found = run(workspace, options=ScoringOptions(tolerance=4.0, detection_iou=0.4)).to_json()
     assert found["tolerance"] == {"value": 4.0, "unit": "mm"}
     assert found["detection_iou"] == 0.4
     assert found["cases"][1]["surface_dice"] == 1.0  # none lies further than 4 mm

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sdseg_cli.core.errors import ConfigError, DataError
-from sdseg_cli.evaluation.evaluation_split import CaseProgress, open_held_out
+from sdseg_cli.evaluation.evaluation_split import CaseProgress, SplitOptions, open_held_out
 from tests.fake_run import SHAPE, Workspace, block, make_workspace
 
 FOUR = block(slice(4, 8))
@@ -20,7 +20,7 @@ def workspace(tmp_path) -> Workspace:
 
 
 def opened(workspace: Workspace):
-    return open_held_out(None, workspace.root, "test", predictor=workspace.predictor)
+    return open_held_out(None, workspace.root, SplitOptions(predictor=workspace.predictor))
 
 
 def test_a_case_is_read_on_its_own_grid_and_on_the_models_planes(workspace):
@@ -55,7 +55,7 @@ def test_scans_that_were_moved_are_said_to_be_gone_and_whose_they_were(workspace
 
 def test_a_run_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no run yet"):
-        open_held_out(None, tmp_path, "test")
+        open_held_out(None, tmp_path)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no array"])

@@ -11,9 +11,11 @@ from PIL import Image
 
 from sdseg_cli.core.errors import ConfigError, DataError, GeometryError, RunError
 from sdseg_cli.core.processes import available_cores
-from sdseg_cli.evaluation.folders import evaluate_folders
+from sdseg_cli.evaluation import folders as module
+from sdseg_cli.evaluation.folders import FolderOptions
 from sdseg_cli.evaluation.results import FEW_NOTE
 from sdseg_cli.metrics import ScoringOptions
+from tests.evaluation.options import gathered
 from tests.fake_run import AFFINE, EMPTY, SHAPE, block, write_nifti
 
 # Each block has 4 columns x 4 rows x 2 slices = 32 voxels; moved by 2 columns half of it overlaps.
@@ -25,6 +27,11 @@ ORGANS = FOUR + 2 * block(slice(10, 12))  # 32 voxels of label 1, 16 of label 2
 def one_process(monkeypatch) -> None:
     """Starting processes takes longer than scoring blocks; one test asks for two."""
     monkeypatch.setattr("sdseg_cli.evaluation.folders.available_cores", lambda: 1)
+
+
+def evaluate_folders(pred, ref, **options):
+    kinds = {"reading": FolderOptions, "options": ScoringOptions}
+    return module.evaluate_folders(pred, ref, **gathered(options, **kinds))
 
 
 def folders(root, **pairs):
@@ -157,7 +164,7 @@ def test_several_processes_find_the_same(tmp_path):
 
 def test_the_report_says_where_the_masks_come_from_and_how_they_are_judged(tmp_path):
     pred, ref = folders(tmp_path, a=(FOUR, FOUR))
-    found = evaluate_folders(pred, ref, terms=ScoringOptions(3.0, 0.5)).to_json()
+    found = evaluate_folders(pred, ref, options=ScoringOptions(3.0, 0.5)).to_json()
     assert (found["run"], found["pred"], found["ref"]) == (None, str(pred), str(ref))
     assert found["tolerance"] == {"value": 3.0, "unit": "mm"}
     assert found["detection_iou"] == 0.5
@@ -508,7 +515,7 @@ def test_the_models_planes_are_those_of_the_reference_so_nothing_may_lie_beyond(
 
 
 def test_grids_that_reach_too_far_for_the_memory_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("sdseg_cli.evaluation.pair_scoring.available_bytes", lambda: 1000)
+    monkeypatch.setattr("sdseg_cli.evaluation.pairs.available_bytes", lambda: 1000)
     write_nifti(tmp_path / "pred" / "x.nii.gz", SPREAD)
     write_nifti(tmp_path / "ref" / "x.nii.gz", *cut(FOUR, slice(4, 8), slice(4, 8), slice(1, 3)))
     with pytest.raises(GeometryError, match=r"case x: .* do not fit into memory"):

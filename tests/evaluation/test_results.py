@@ -1,14 +1,28 @@
-"""Reports over a few scored cases."""
+"""Scores put together, what they leave out, and where they come from, without telling on whom."""
 
 from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+import platform
+from datetime import datetime, timedelta
 
 import numpy as np
 import pytest
 
-from sdseg_cli.evaluation.case_scores import CaseResult, score_case
-from sdseg_cli.evaluation.results import EvaluateReport
-from sdseg_cli.evaluation.undefined import shortened, undefined_notes
+from sdseg_cli import __version__
+from sdseg_cli.evaluation import results as module
+from sdseg_cli.evaluation.results import (
+    CaseResult,
+    EvaluateReport,
+    provenance,
+    score_case,
+    shortened,
+    undefined_notes,
+)
 from sdseg_cli.metrics import Score, ScoringOptions
+from tests.test_architecture import _loaded
 
 EMPTY = np.zeros((4, 4, 4), bool)
 ONE = EMPTY.copy()
@@ -78,9 +92,50 @@ def test_many_names_are_cut_short():
 def test_a_picture_is_scored_in_pixels_and_the_models_planes_without_distances():
     plane = ONE[:, :, 1:2]
     assert list(score_case("a", plane, plane, None).values)[4:6] == ["hd95", "assd"]
-    model = score_case("a", ONE, ONE, None, grid="model")
+    model = score_case("a", ONE, ONE, None, options=ScoringOptions(grid="model"))
     assert list(model.values) == ["dice", "iou", "precision", "recall"]
     assert model.counts == {"reference_voxels": 1, "predicted_voxels": 1}
-    asked = score_case("a", ONE, ONE, None, grid="model", terms=ScoringOptions(detection_iou=0.1))
+    both = ScoringOptions(detection_iou=0.1, grid="model")
+    asked = score_case("a", ONE, ONE, None, options=both)
     assert asked.counts["reference_lesions"] is None
     assert list(asked.values) == list(model.values)
+
+
+def test_files_are_known_by_their_hash(tmp_path):
+    (tmp_path / "best.pt").write_bytes(b"abc")
+    found = provenance(
+        command="sdseg evaluate",
+        files={"best.pt": tmp_path / "best.pt", "gone": tmp_path / "gone"},
+    )
+    assert found["sha256"] == {"best.pt": hashlib.sha256(b"abc").hexdigest(), "gone": None}
+    assert found["command"] == "sdseg evaluate"
+    assert found["sdseg"] == __version__
+    assert found["python"] == platform.python_version()
+
+
+def test_the_date_is_utc():
+    date = datetime.fromisoformat(str(provenance(command="", files={})["date"]))
+    assert date.utcoffset() == timedelta(0)
+
+
+def test_a_library_that_is_not_installed_has_no_version(monkeypatch):
+    monkeypatch.setattr(module, "LIBRARIES", ("numpy", "no-such-library"))
+    import numpy
+
+    versions = provenance(command="", files={})["versions"]
+    assert versions == {"numpy": numpy.__version__, "no-such-library": None}
+
+
+def test_neither_machine_nor_person_is_named(monkeypatch):
+    monkeypatch.setattr(platform, "node", lambda: "secret-host")
+    monkeypatch.setattr(getpass, "getuser", lambda: "secret-user")
+    text = json.dumps(provenance(command="sdseg evaluate", files={}))
+    assert "secret" not in text
+    assert set(json.loads(text)) == {
+        "command", "date", "sdseg", "python", "platform", "versions", "sha256",
+    }  # fmt: skip
+
+
+def test_asking_for_versions_loads_no_library():
+    statement = "import sdseg_cli.evaluation.results as p; p._version('torch')"
+    assert not _loaded(statement) & {"torch", "monai"}

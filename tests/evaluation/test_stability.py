@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.errors import ConfigError, DataError, WeightsError
 from sdseg_cli.core.progress import no_op
-from sdseg_cli.evaluation.evaluation_split import CaseProgress
-from sdseg_cli.evaluation.stability import stability
-from sdseg_cli.evaluation.stability_trial import Trial, open_conditions
+from sdseg_cli.evaluation.evaluation_split import CaseProgress, SplitOptions
+from sdseg_cli.evaluation.stability import StabilityOptions, Trial, open_conditions, stability
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.training.weights import add_weights
+from tests.evaluation.options import gathered
 from tests.fake_run import EMPTY, Workspace, block, make_workspace
 from tests.parity.fill import alexnet, lpips_heads
 
@@ -54,23 +54,17 @@ def workspace(tmp_path) -> Workspace:
 
 
 def run(workspace: Workspace, **options):
-    return stability(None, workspace.root, predictor=workspace.predictor, **options)
+    options["predictor"] = workspace.predictor
+    return stability(
+        None,
+        workspace.root,
+        **gathered(options, options=StabilityOptions, cases=SplitOptions),
+    )
 
 
 def opened(workspace: Workspace, runs: int):
-    return open_conditions(
-        None,
-        workspace.root,
-        runs=runs,
-        split="test",
-        seed=0,
-        device="cpu",
-        batch_size=None,
-        decoder="auto",
-        lpips_backbone=None,
-        lpips_linear=None,
-        predictor=workspace.predictor,
-    )
+    cases = SplitOptions(device="cpu", predictor=workspace.predictor)
+    return open_conditions(None, workspace.root, StabilityOptions(runs), cases)
 
 
 def test_one_run_is_refused(workspace):
@@ -399,7 +393,7 @@ def test_an_interrupted_call_leaves_the_maps_of_the_one_before(workspace, monkey
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sdseg_cli.evaluation.stability_trial.Trial._compare", interrupted)
+    monkeypatch.setattr("sdseg_cli.evaluation.stability.Trial._compare", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(workspace, runs=2)
     assert {path: path.read_bytes() for path in before.maps} == maps

@@ -12,6 +12,8 @@ from PIL import Image
 
 from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.errors import ConfigError
+from sdseg_cli.evaluation.evaluation_split import SplitOptions
+from sdseg_cli.evaluation.stability import StabilityOptions
 from sdseg_cli.evaluation.sweep import every_sampling, sweep
 from sdseg_cli.inference.predictor import Prediction
 from tests.fake_run import EMPTY, Workspace, block, make_workspace
@@ -73,9 +75,8 @@ def test_each_row_has_the_same_seeds_its_own_dice_and_its_own_speed(
         workspace.root,
         rows,
         skipped_eta=True,
-        runs=2,
-        seed=7,
-        predictor=workspace.predictor,
+        options=StabilityOptions(2),
+        cases=SplitOptions(seed=7, predictor=workspace.predictor),
         progress=lambda *now: told.append(now),
     )
     asked = [(seed, sample.steps) for _, seed, sample in workspace.predictor.calls]
@@ -99,7 +100,13 @@ def test_each_row_has_the_same_seeds_its_own_dice_and_its_own_speed(
 
 def test_the_files_say_the_same_and_no_map_is_written(workspace: Workspace) -> None:
     rows = how((1, 0, 1), (2, 0, 1), (2, 1, 1), (10, 0, 1), (10, 1, 1))
-    report = sweep(None, workspace.root, rows, runs=2, predictor=workspace.predictor)
+    report = sweep(
+        None,
+        workspace.root,
+        rows,
+        options=StabilityOptions(2),
+        cases=SplitOptions(predictor=workspace.predictor),
+    )
     folder = workspace.run / "report" / "test"
     assert {path.name for path in folder.iterdir()} == {
         "report.html",
@@ -130,7 +137,19 @@ def test_the_files_say_the_same_and_no_map_is_written(workspace: Workspace) -> N
 def test_one_run_and_no_noise_are_refused_here_too(workspace: Workspace) -> None:
     rows = how((1, 0, 1), (2, 0, 1))
     with pytest.raises(ConfigError, match="nothing to compare"):
-        sweep(None, workspace.root, rows, runs=1, predictor=workspace.predictor)
+        sweep(
+            None,
+            workspace.root,
+            rows,
+            options=StabilityOptions(1),
+            cases=SplitOptions(predictor=workspace.predictor),
+        )
     still = [SampleConfig(noise="zero", steps=steps) for steps in (1, 2)]
     with pytest.raises(ConfigError, match="predicts without noise"):
-        sweep(None, workspace.root, still, runs=2, predictor=workspace.predictor)
+        sweep(
+            None,
+            workspace.root,
+            still,
+            options=StabilityOptions(2),
+            cases=SplitOptions(predictor=workspace.predictor),
+        )

@@ -18,12 +18,14 @@ from sdseg_cli.core.errors import ConfigError, DataError
 from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.data.prepare import prepare
 from sdseg_cli.evaluation.evaluate import evaluate
+from sdseg_cli.evaluation.evaluation_split import SplitOptions
 from sdseg_cli.evaluation.folders import evaluate_folders
-from sdseg_cli.evaluation.stability import stability
+from sdseg_cli.evaluation.stability import StabilityOptions, stability
 from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.io.files import read_image
 from sdseg_cli.inference.predict import predict_file
 from sdseg_cli.inference.predictor import Predictor
+from sdseg_cli.metrics import ScoringOptions
 from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training.train import train
 from tests.conftest import Workspace, tiny_settings
@@ -160,7 +162,7 @@ def test_a_run_of_volumes_refuses_a_picture(tiny_run: Workspace, tmp_path: Path)
 def test_evaluate_scores_each_picture_and_keeps_png_masks(
     pictures: Workspace, answering: FakePredictor
 ) -> None:
-    report = evaluate(pictures.run.path, pictures.root, predictor=answering)
+    report = evaluate(pictures.run.path, pictures.root, cases=SplitOptions(predictor=answering))
     (case,) = pictures.manifest.cases("test")
     (scored,) = report.cases
     kept = pictures.run.predictions / "test" / f"{case.id}.png"
@@ -178,7 +180,12 @@ def test_evaluate_scores_each_picture_and_keeps_png_masks(
 def test_stability_compares_seeded_masks_of_pictures(
     pictures: Workspace, answering: FakePredictor
 ) -> None:
-    report = stability(pictures.run.path, pictures.root, runs=2, predictor=answering)
+    report = stability(
+        pictures.run.path,
+        pictures.root,
+        options=StabilityOptions(2),
+        cases=SplitOptions(predictor=answering),
+    )
     assert 0 < report.to_json()["seg"]["ssim"] < 1
     assert (pictures.run.report / "test/stability.png").is_file()
 
@@ -192,9 +199,15 @@ def test_pictures_go_through_all_five_verbs(pictures: Workspace) -> None:
     predict_file(pictures.scan, mask, predictor)
     assert png(mask).shape == SHAPE
     for grid in ("native", "model"):
-        report = evaluate(run.path, pictures.root, grid=grid, predictor=predictor)
+        report = evaluate(
+            run.path,
+            pictures.root,
+            options=ScoringOptions(grid=grid),
+            cases=SplitOptions(predictor=predictor),
+        )
         assert 0 <= report.cases[0].values["dice"] <= 1
-    assert stability(run.path, pictures.root, runs=2, predictor=predictor).files
+    cases = SplitOptions(predictor=predictor)
+    assert stability(run.path, pictures.root, options=StabilityOptions(2), cases=cases).files
 
 
 def test_two_folders_of_pictures_are_scored(tmp_path: Path) -> None:

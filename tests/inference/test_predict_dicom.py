@@ -16,7 +16,7 @@ from pydicom import Dataset, dcmread
 
 from sdseg_cli.cli.app import run_command
 from sdseg_cli.core.errors import ConfigError
-from sdseg_cli.evaluation.folders import evaluate_folders
+from sdseg_cli.evaluation.folders import FolderOptions, evaluate_folders
 from sdseg_cli.imaging.io.files import read_image, read_labels, write_mask
 from sdseg_cli.imaging.volume import Volume
 from sdseg_cli.inference.predict import predict_file
@@ -250,7 +250,9 @@ def test_a_real_las_reference_scores_a_mask_on_its_lps_series(
     write_mask(tmp_path / "pred" / "ct.nii.gz", liver, scan)
     (tmp_path / "ref").mkdir()
     shutil.copy(labels.source, tmp_path / "ref" / "ct.nii.gz")
-    report = evaluate_folders(tmp_path / "pred", tmp_path / "ref", target=(5,))
+    report = evaluate_folders(
+        tmp_path / "pred", tmp_path / "ref", reading=FolderOptions(target=(5,))
+    )
     assert report.to_json()["metrics"]["dice"]["mean"] == 1
 
 

@@ -20,10 +20,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from sdseg_cli.metrics.overlap import dice, iou, precision, recall
+from sdseg_cli.metrics.mask_metrics import assd, dice, iou, precision, recall, volume_difference
 from sdseg_cli.metrics.pair import MaskPair
-from sdseg_cli.metrics.surfaces import assd
-from sdseg_cli.metrics.volume import volume_difference
 
 CASES = ("pt_100", "pt_13", "pt_22")
 RIGHT_PAROTID, LEFT_PAROTID = 3, 4
@@ -65,13 +63,14 @@ def second_opinion(pred, label, spacing):
 def test_overlaps_and_volumes_are_simpleitks(real_data: Path, case: str) -> None:
     for _, pred, label, spacing in pairs(real_data / "openkbp-hn-ct" / case):
         theirs, _ = second_opinion(pred, label, spacing)
-        assert dice(pred, label) == pytest.approx(theirs.GetDiceCoefficient(), abs=1e-12)
-        assert iou(pred, label) == pytest.approx(theirs.GetJaccardCoefficient(), abs=1e-12)
-        assert precision(pred, label) == pytest.approx(1 - theirs.GetFalseDiscoveryRate())
-        assert recall(pred, label) == pytest.approx(1 - theirs.GetFalseNegativeError())
+        pair = MaskPair(pred, label, spacing)
+        assert dice(pair) == pytest.approx(theirs.GetDiceCoefficient(), abs=1e-12)
+        assert iou(pair) == pytest.approx(theirs.GetJaccardCoefficient(), abs=1e-12)
+        assert precision(pair) == pytest.approx(1 - theirs.GetFalseDiscoveryRate())
+        assert recall(pair) == pytest.approx(1 - theirs.GetFalseNegativeError())
         # Theirs is 2 (P - R) / (P + R).
         both_ml = (pred.sum() + label.sum()) * np.prod(spacing) / 1000
-        of_ours = 2 * volume_difference(pred, label, spacing) / both_ml
+        of_ours = 2 * volume_difference(pair) / both_ml
         assert of_ours == pytest.approx(theirs.GetVolumeSimilarity(), abs=1e-9)
 
 
@@ -81,12 +80,12 @@ def test_hausdorff_distances_are_simpleitks_but_for_a_filled_pocket(real_data: P
     for case in CASES:
         for name, pred, label, spacing in pairs(real_data / "openkbp-hn-ct" / case):
             _, theirs = second_opinion(pred, label, spacing)
-            surfaces = MaskPair(pred, label, spacing).surfaces
-            largest, maximum = surfaces.both.max(), theirs.GetHausdorffDistance()
+            pair = MaskPair(pred, label, spacing)
+            largest, maximum = pair.surfaces.both.max(), theirs.GetHausdorffDistance()
             assert largest >= maximum - 1e-4
             if largest > maximum + 1e-4:
                 apart[case, name] = (round(float(largest), 2), round(maximum, 2))
-            ratios.append((assd(surfaces) or 0) / theirs.GetAverageHausdorffDistance())
+            ratios.append((assd(pair) or 0) / theirs.GetAverageHausdorffDistance())
     assert apart == {("pt_13", "4 dilated"): (7.13, 5.08)}
     assert len(ratios) == 45
     assert min(ratios) == pytest.approx(0.999, abs=5e-4)

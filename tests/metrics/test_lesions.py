@@ -7,7 +7,8 @@ import pytest
 
 from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.metrics import ScoringOptions
-from sdseg_cli.metrics.lesions import Lesions, detection_f1, match_lesions
+from sdseg_cli.metrics.lesions import Lesions, match_lesions
+from sdseg_cli.metrics.mask_metrics import detection_f1
 from sdseg_cli.metrics.pair import MaskPair
 
 
@@ -19,17 +20,22 @@ def row(*spans: tuple[int, int]) -> np.ndarray:
     return mask
 
 
+def f1(pred: np.ndarray, label: np.ndarray, least_iou: float = 0.1) -> float | None:
+    options = ScoringOptions(detection_iou=least_iou)
+    return detection_f1(MaskPair(pred, label, (1.0,) * 3, options=options))
+
+
 def test_a_lesion_that_is_found_one_missed_and_one_made_up():
-    found = match_lesions(row((0, 4), (30, 32)), row((1, 5), (20, 22)), 0.1)
-    assert found == Lesions(reference=2, predicted=2, matched=1)
-    assert detection_f1(found) == 2 * 1 / (2 * 1 + 1 + 1)
+    pred, label = row((0, 4), (30, 32)), row((1, 5), (20, 22))
+    assert match_lesions(pred, label, 0.1) == Lesions(reference=2, predicted=2, matched=1)
+    assert f1(pred, label) == 2 * 1 / (2 * 1 + 1 + 1)
 
 
 def test_one_prediction_over_two_lesions_finds_one_of_them():
     # IoU 4/12 with each of both.
-    found = match_lesions(row((0, 12)), row((0, 4), (8, 12)), 0.1)
-    assert found == Lesions(reference=2, predicted=1, matched=1)
-    assert detection_f1(found) == pytest.approx(2 / 3)
+    pred, label = row((0, 12)), row((0, 4), (8, 12))
+    assert match_lesions(pred, label, 0.1) == Lesions(reference=2, predicted=1, matched=1)
+    assert f1(pred, label) == pytest.approx(2 / 3)
 
 
 def test_as_many_are_paired_as_can_be():
@@ -61,20 +67,20 @@ def test_an_empty_mask_finds_nothing():
     empty, one = row(), row((0, 3))
     assert match_lesions(empty, one, 0.1) == Lesions(reference=1, predicted=0, matched=0)
     assert match_lesions(one, empty, 0.1) == Lesions(reference=0, predicted=1, matched=0)
-    assert detection_f1(Lesions(1, 0, 0)) == detection_f1(Lesions(0, 1, 0)) == 0.0
-    assert detection_f1(match_lesions(empty, empty, 0.1)) is None
+    assert f1(empty, one) == f1(one, empty) == 0.0
+    assert f1(empty, empty) is None
 
 
 def test_equal_masks_and_one_voxel_against_one_voxel():
     mask = row((0, 1), (5, 9), (39, 40))  # touching both ends
-    assert detection_f1(match_lesions(mask, mask, 1.0)) == 1.0
-    assert detection_f1(match_lesions(row((3, 4)), row((3, 4)), 1.0)) == 1.0
-    assert detection_f1(match_lesions(row((3, 4)), row((4, 5)), 0.1)) == 0.0
+    assert f1(mask, mask, 1.0) == 1.0
+    assert f1(row((3, 4)), row((3, 4)), 1.0) == 1.0
+    assert f1(row((3, 4)), row((4, 5))) == 0.0
 
 
-def test_a_pair_is_judged_by_its_terms():
+def test_a_pair_is_judged_by_its_options():
     strict = MaskPair(
-        row((0, 5)), row((0, 10)), (1.0,) * 3, terms=ScoringOptions(detection_iou=0.6)
+        row((0, 5)), row((0, 10)), (1.0,) * 3, options=ScoringOptions(detection_iou=0.6)
     )
     loose = MaskPair(row((0, 5)), row((0, 10)), (1.0,) * 3)
     assert (strict.lesions.matched, loose.lesions.matched) == (0, 1)
@@ -89,6 +95,6 @@ def test_a_pair_is_judged_by_its_terms():
         ({"detection_iou": 1.5}, "--detection-iou is 1.5"),
     ],
 )
-def test_terms_that_make_no_sense_are_refused(wrong, named):
+def test_options_that_make_no_sense_are_refused(wrong, named):
     with pytest.raises(ConfigError, match=named):
         ScoringOptions(**wrong)

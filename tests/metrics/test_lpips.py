@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdseg_cli.metrics.lpips import Lpips
-from sdseg_cli.metrics.lpips_shapes import backbone_shapes, linear_shapes
+from sdseg_cli.metrics.lpips import Lpips, backbone_shapes, linear_shapes
 from tests.parity.fill import alexnet, lpips_heads
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from sdseg_cli.metrics import ScoringOptions
+from sdseg_cli.metrics.mask_metrics import assd, hd95, surface_dice
 from sdseg_cli.metrics.pair import MaskPair
-from sdseg_cli.metrics.surfaces import assd, border, hd95, surface_dice, surface_distances
+from sdseg_cli.metrics.surfaces import border, surface_distances
 
 SPACING = (1.0, 2.0, 4.0)
 
@@ -23,8 +24,8 @@ def voxels(*places, shape=(6, 6, 6)):
 
 def measured(pred, label, spacing=SPACING, tolerance=2.0):
     """HD95, ASSD and surface Dice."""
-    surfaces = surface_distances(pred, label, spacing)
-    return hd95(surfaces), assd(surfaces), surface_dice(surfaces, tolerance)
+    pair = MaskPair(pred, label, spacing, options=ScoringOptions(tolerance=tolerance))
+    return hd95(pair), assd(pair), surface_dice(pair)
 
 
 @pytest.mark.parametrize(("step", "mm"), [((1, 0, 0), 1), ((0, 1, 0), 2), ((0, 0, 1), 4)])
@@ -71,21 +72,22 @@ def test_a_mask_that_touches_the_edge_of_the_grid_ends_there():
     # Two layers are all border; the middle of the upper one lies inside of the full grid, 1 mm
     # from that grid's border.
     assert sorted(surfaces.to_pred) == [0.0] * 17 + [1.0]
-    assert assd(surfaces) == pytest.approx((9 * 3 + 1) / (26 + 18))
-    assert hd95(surfaces) == 3.0
+    farthest, mean, _ = measured(full, less, (3.0, 1.0, 1.0))
+    assert mean == pytest.approx((9 * 3 + 1) / (26 + 18))
+    assert farthest == 3.0
 
 
 def test_hd95_is_the_larger_direction_and_interpolates():
     # From 11 voxels in a row to the first of them: 0..10 mm, of which the 95th percentile is 9.5;
     # the other direction is 0.
-    row, first = voxels(np.s_[:11], shape=(11,)), voxels(np.s_[:1], shape=(11,))
-    surfaces = surface_distances(row[:, None], first[:, None], (1.0, 1.0))
-    assert sorted(surfaces.to_label) == list(range(11))
-    assert hd95(surfaces) == pytest.approx(9.5)
-    assert assd(surfaces) == pytest.approx(55 / 12)
-    assert surface_dice(surfaces, 2.0) == pytest.approx((3 + 1) / 12)
-    swapped = surface_distances(first[:, None], row[:, None], (1.0, 1.0))
-    assert hd95(swapped) == pytest.approx(9.5)
+    row, first = voxels(np.s_[:11, 0], shape=(11, 2)), voxels((0, 0), shape=(11, 2))
+    assert sorted(surface_distances(row, first, (1.0, 1.0)).to_label) == list(range(11))
+    assert measured(row, first, (1.0, 1.0)) == (
+        pytest.approx(9.5),
+        pytest.approx(55 / 12),
+        pytest.approx((3 + 1) / 12),
+    )
+    assert measured(first, row, (1.0, 1.0))[0] == pytest.approx(9.5)
 
 
 def test_a_distance_of_exactly_the_tolerance_is_within():
@@ -112,10 +114,10 @@ def test_a_pair_is_cut_to_its_box_and_keeps_its_distances():
     pred, label = voxels((0, 0, 5), (4, 1, 1)), voxels((4, 2, 1))
     for order in "CF":
         laid = (np.asarray(mask, order=order) for mask in (pred, label))
-        pair = MaskPair(*laid, SPACING, terms=ScoringOptions(tolerance=1.0))
+        pair = MaskPair(*laid, SPACING, options=ScoringOptions(tolerance=1.0))
         assert sorted(pair.pred.shape) == [3, 5, 5]
         assert pair.pred.flags.c_contiguous and pair.label.flags.c_contiguous
-        assert (pair.predicted_voxels, pair.reference_voxels, pair.tolerance) == (2, 1, 1.0)
+        assert (pair.predicted_voxels, pair.reference_voxels, pair.options.tolerance) == (2, 1, 1.0)
         # (0,0,5) to (4,2,1): 4 mm, 2 x 2 mm, 4 x 4 mm.
         far = (16 + 16 + 256) ** 0.5
         assert sorted(pair.surfaces.to_label) == pytest.approx([2.0, far])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sdseg_cli.core.errors import WeightsError
-from sdseg_cli.metrics.lpips_shapes import backbone_shapes, linear_shapes
+from sdseg_cli.metrics.lpips import backbone_shapes, linear_shapes
 from sdseg_cli.model.naming import below
 from sdseg_cli.model.sources import recognise
 from sdseg_cli.model.tensor_files import read_tensors

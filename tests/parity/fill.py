@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sdseg_cli.metrics.lpips_shapes import backbone_shapes, linear_shapes
+from sdseg_cli.metrics.lpips import backbone_shapes, linear_shapes
 
 HERE = Path(__file__).parent
 SCALE_FACTOR = np.float32(0.125)

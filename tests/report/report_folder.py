@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sdseg_cli.report import map_panels
-from sdseg_cli.report.panels import CasePanel, case_panel, save_panels
+from sdseg_cli.report.panels import MAP_FILE, CasePanel, case_panel, save_panels
 
 HOSTILE = (
     "<img src=x onerror=alert(1)>",
@@ -145,6 +144,6 @@ def write_folder(folder: Path) -> Path:
         (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     save_panels(folder, [panel(case_id, seed) for seed, case_id in enumerate(IDS)])
     maps = [replace(panel(case_id), caption="where 3 runs disagree") for case_id in IDS]
-    save_panels(folder, maps, map_panels.FILE)
+    save_panels(folder, maps, MAP_FILE)
     Image.new("RGB", (8, 6), (20, 40, 60)).save(folder / "stability.png")
     return folder

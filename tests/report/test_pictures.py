@@ -9,12 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdseg_cli.evaluation.stability_picture import StabilityPlane, stability_picture
 from sdseg_cli.imaging.io.files import read_image, read_labels
 from sdseg_cli.imaging.slices import SliceTransform
 from sdseg_cli.report import drawing
 from sdseg_cli.report.drawing import PREDICTION_COLOUR, REFERENCE_COLOUR, view_mm
-from sdseg_cli.report.pictures import CasePlane, case_plane, largest_area_slice, save_cases
+from sdseg_cli.report.pictures import (
+    CasePlane,
+    StabilityPlane,
+    case_plane,
+    largest_area_slice,
+    save_cases,
+    stability_picture,
+)
 from tests.fake_run import volume
 
 OPENKBP = Path(__file__).resolve().parents[2] / "../shared/data/openkbp-hn-ct"

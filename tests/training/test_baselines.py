@@ -17,6 +17,7 @@ from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.core.networks import BASELINES, Network
 from sdseg_cli.core.presets import PRESETS, for_network
 from sdseg_cli.evaluation.evaluate import evaluate
+from sdseg_cli.evaluation.evaluation_split import SplitOptions
 from sdseg_cli.evaluation.stability import stability
 from sdseg_cli.imaging.io.files import read_image
 from sdseg_cli.inference.decoders import choose_decoder
@@ -156,7 +157,7 @@ def test_the_best_weights_reach_the_dice_of_their_validation(
 
 
 def test_evaluate_scores_it_as_any_run(run: RunDir, tiny_set: Workspace) -> None:
-    report = evaluate(run.path, tiny_set.root, device="cpu")
+    report = evaluate(run.path, tiny_set.root, cases=SplitOptions(device="cpu"))
     assert 0 <= report.to_json()["metrics"]["dice"]["mean"] <= 1
 
 
@@ -173,7 +174,7 @@ def test_nothing_is_sampled(run: RunDir, tiny_set: Workspace) -> None:
 
 def test_stability_says_that_there_is_no_noise(run: RunDir, tiny_set: Workspace) -> None:
     with pytest.raises(ConfigError, match="predicts without noise"):
-        stability(run.path, tiny_set.root, device="cpu")
+        stability(run.path, tiny_set.root, cases=SplitOptions(device="cpu"))
 
 
 def test_what_needs_latents_is_refused_by_the_networks_name(run: RunDir, tmp_path: Path) -> None:

@@ -7,8 +7,14 @@ import numpy as np
 import pytest
 
 from sdseg_cli.core.config import SampleConfig
-from sdseg_cli.evaluation.stability_scores import Comparison, StabilityReport
-from sdseg_cli.evaluation.table5 import COLUMNS, table5_caption, table5_rows, write_table5
+from sdseg_cli.evaluation.stability_results import (
+    COLUMNS,
+    Comparison,
+    StabilityReport,
+    table5_caption,
+    table5_rows,
+    write_table5,
+)
 from sdseg_cli.report import paper_tables
 
 
