@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdseg_cli.core.errors import ConfigError, DataError
 from sdseg_cli.core.filenames import natural_key, safe_id
-from sdseg_cli.data.layouts.dataset_json import read_json
+from sdseg_cli.core.json_files import read_object
 from sdseg_cli.data.spec import SPLITS
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class Manifest:
         """
         file = self.root / case.folder / "case.json"
         hint = "Run the same `sdseg prepare` command again; it redoes what is damaged."
-        record = read_json(file, hint)
+        record = read_object(file, hint)
         try:
             found = {
                 str(_whole(int(label), 1)): [_whole(k, 0) for k in _listed(slices)]
@@ -171,7 +171,7 @@ class Manifest:
         """
         file = path / FILE_NAME if path.is_dir() else path
         hint = "Prepare the data set again with `sdseg prepare`."
-        content = read_json(file, hint)
+        content = read_object(file, hint)
         if content.get("format_version") != FORMAT_VERSION:
             raise DataError(
                 f"{file}: format version {content.get('format_version')}, not {FORMAT_VERSION}.",

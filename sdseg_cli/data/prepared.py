@@ -17,6 +17,7 @@ from numpy.lib.format import write_array_header_1_0
 
 from sdseg_cli.core.errors import DataError, RunError
 from sdseg_cli.core.filenames import is_picture
+from sdseg_cli.core.json_files import read_object
 from sdseg_cli.imaging.cleaning import Cleaning
 from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation, extent, guess_modality
 from sdseg_cli.imaging.io.files import read_geometry, read_image, read_labels
@@ -116,10 +117,10 @@ def finished(job: CaseJob, folder: Path) -> dict[str, Any] | None:
     """
     case = folder / job.id
     try:
-        record: dict[str, Any] = json.loads((case / "case.json").read_bytes())
+        record = read_object(case / "case.json")
         if record["fingerprint"] != job.fingerprint() or not _is_whole(record, case):
             return None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (DataError, OSError, ValueError, KeyError, TypeError):
         return None  # cut short or damaged: it is made again
     return record
 
