@@ -19,8 +19,7 @@ from sdseg_cli.evaluation.cached_masks import sha256_of
 from sdseg_cli.evaluation.provenance import provenance
 from sdseg_cli.imaging.cleaning import Cleaning
 from sdseg_cli.imaging.io.files import read_image, read_labels
-from sdseg_cli.imaging.reorient import reorient_to
-from sdseg_cli.imaging.volume import Volume, require_same_grid
+from sdseg_cli.imaging.volume import Volume, reorient_to, require_same_grid
 
 if TYPE_CHECKING:
     from sdseg_cli.inference.predictor import Predictor

@@ -19,8 +19,7 @@ from sdseg_cli.core.filenames import (
     walked,
 )
 from sdseg_cli.imaging.io.files import read_geometry
-from sdseg_cli.imaging.reorient import geometry_like
-from sdseg_cli.imaging.volume import require_same_grid
+from sdseg_cli.imaging.volume import geometry_like, require_same_grid
 
 CHANNEL = "_0000"
 """What nnU-Net adds to the name of a scan, and a mask of the scan's name has too."""

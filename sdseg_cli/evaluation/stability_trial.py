@@ -26,8 +26,7 @@ from sdseg_cli.evaluation.stability_picture import StabilityPlane
 from sdseg_cli.evaluation.stability_scores import Comparison, StabilityReport
 from sdseg_cli.imaging.io.files import write_probability
 from sdseg_cli.imaging.io.picture import Picture
-from sdseg_cli.imaging.planes import Planes
-from sdseg_cli.imaging.volume import Volume
+from sdseg_cli.imaging.volume import Planes, Volume
 from sdseg_cli.metrics.agreement import Flips, disagreement_of_counts
 from sdseg_cli.metrics.overlap import dice
 from sdseg_cli.metrics.pairwise_similarity import Measured, Pair, compare

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from sdseg_cli.core.errors import DataError
 from sdseg_cli.imaging.io.files import read_image, read_labels
-from sdseg_cli.imaging.planes import Planes
-from sdseg_cli.imaging.reorient import reorient_to
 from sdseg_cli.imaging.statistics import (
     CaseFacts,
     Fault,
@@ -22,7 +20,7 @@ from sdseg_cli.imaging.statistics import (
     LabelStatistics,
     ScanStatistics,
 )
-from sdseg_cli.imaging.volume import Geometry, Volume, require_same_grid
+from sdseg_cli.imaging.volume import Geometry, Planes, Volume, reorient_to, require_same_grid
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Digest

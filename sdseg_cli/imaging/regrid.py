@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from sdseg_cli.imaging.volume import Array, Geometry, Volume
+from sdseg_cli.imaging.volume import Array, Geometry, Volume, bounding_box
 
 _EDGE = 1e-6
 """Of a voxel: a centre that lies on the border of another voxel is within it."""
@@ -64,7 +64,7 @@ def extended(grid: Geometry, labels: Volume) -> tuple[Geometry, Span]:
     """
     shape = np.array(grid.shape)
     first, last = np.zeros(3, np.int64), shape - 1
-    labelled = _labelled(labels.array)
+    labelled = bounding_box(labels.array)
     if labelled is not None:
         low, high = _span(labels.geometry, labelled, grid)
         first = np.minimum(first, np.ceil(low - _EDGE).astype(np.int64))
@@ -98,14 +98,3 @@ def _span(
     corners = np.array([[*corner, 1.0] for corner in edges])
     found = corners @ (np.linalg.inv(grid.affine) @ own.affine).T[:, :3]
     return np.maximum(found.min(axis=0), -_FARTHEST), np.minimum(found.max(axis=0), _FARTHEST)
-
-
-def _labelled(array: Array) -> Span | None:
-    """The box around all that is not 0; None where there is nothing."""
-    spans = []
-    for axis in range(3):
-        filled = np.flatnonzero(array.any(axis=tuple({0, 1, 2} - {axis})))
-        if filled.size == 0:
-            return None
-        spans.append(slice(int(filled[0]), int(filled[-1]) + 1))
-    return tuple(spans)
