@@ -23,7 +23,7 @@ from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation, extent, guess
 from sdseg_cli.imaging.io.files import read_geometry, read_image, read_labels
 from sdseg_cli.imaging.io.picture import MaskLevels, Picture
 from sdseg_cli.imaging.measure import facts_record, measure_grid, measure_labels, measure_scan
-from sdseg_cli.imaging.scan_state import size_and_time
+from sdseg_cli.imaging.scans import size_and_time
 from sdseg_cli.imaging.slices import to_stack
 from sdseg_cli.imaging.statistics import ScanStatistics
 from sdseg_cli.imaging.volume import Volume, geometry_like, reorient_to, require_same_grid

@@ -27,7 +27,7 @@ from sdseg_cli.core.json_files import read_object
 from sdseg_cli.core.tables import write_json
 from sdseg_cli.imaging.io.files import read_labels, write_mask
 from sdseg_cli.imaging.io.picture import Picture
-from sdseg_cli.imaging.scan_state import size_and_time
+from sdseg_cli.imaging.scans import size_and_time
 from sdseg_cli.imaging.volume import Volume
 
 FORMAT_VERSION = 3

@@ -13,7 +13,7 @@ from sdseg_cli.evaluation.case_scores import CaseResult, score_case
 from sdseg_cli.evaluation.pairing import Pair
 from sdseg_cli.imaging.io.files import read_labels
 from sdseg_cli.imaging.io.picture import MaskLevels
-from sdseg_cli.imaging.regrid import Span, extended, overlap, padded, resample_to
+from sdseg_cli.imaging.resample import Span, extended, overlap, padded, resample_to
 from sdseg_cli.imaging.slices import SliceTransform
 from sdseg_cli.imaging.volume import Array, Volume, reorient_to
 from sdseg_cli.metrics import Grid, Mask, Protocol, ScoringOptions

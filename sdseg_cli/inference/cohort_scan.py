@@ -22,8 +22,7 @@ from sdseg_cli.core.filenames import (
     storable,
 )
 from sdseg_cli.imaging.io.files import read_geometry
-from sdseg_cli.imaging.scan_state import size_and_time
-from sdseg_cli.imaging.scans import MASK_SUFFIXES, Scan
+from sdseg_cli.imaging.scans import MASK_SUFFIXES, Scan, size_and_time
 from sdseg_cli.inference.decoders import decoder_identity
 from sdseg_cli.inference.ledger import DONE, FAILED, Ledger, Model, Row
 from sdseg_cli.inference.predict import drawn_often, number_of_runs, predict_file

@@ -40,7 +40,7 @@ DONE, FAILED = "done", "failed"
 TABLE_SHARE = 0.02
 """Of the time may go into the table while the work goes on; at the end it is always written."""
 _LARGEST = 2**100
-"""A series' time is the sum of its files', in nanoseconds: of a dozen of them already above 2**64."""
+"""A series' time is the sum of its files', in nanoseconds: a dozen are above 2**64 already."""
 
 
 @dataclass(frozen=True)
