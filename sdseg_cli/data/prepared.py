@@ -88,14 +88,17 @@ class BadCase:
     error: DataError
 
     @classmethod
-    def of(cls, id: str, code: str, error: DataError) -> BadCase:
+    def of(cls, id: str, code: str, error: DataError | RunError) -> BadCase:
         """A fault whose message names the case; `code` says where, the error what.
 
         Args:
             id: Case id.
             code: "image", "label", "grid", "values", or "" when the error says it all.
-            error: What went wrong.
+            error: What went wrong. To read a picture is a RunError only where it does not fit into
+                memory: a fault of this case alone, of the kind "memory".
         """
+        if not isinstance(error, DataError):
+            error = DataError(error.message, error.hint, "memory")
         full = "-".join(part for part in (code, error.code) if part)
         named = type(error)(f"case {id}: {error.message}", error.hint, error.code)
         return cls(id, full, named)
@@ -182,7 +185,7 @@ def check_headers(id: str, image: Path, label: Path | None) -> BadCase | None:
         mask = geometry_like(read_geometry(label), scan)
         code = "grid"
         require_same_grid(scan, mask, f"scan {image.name}", f"label {label.name}")
-    except DataError as error:
+    except (DataError, RunError) as error:
         return BadCase.of(id, code, error)
     return None
 
@@ -218,7 +221,7 @@ def prepare_case(job: CaseJob, folder: Path) -> dict[str, Any] | BadCase:
         grid = None if values is None else measure_grid(image.geometry)
         measured = facts_record(values, measure_labels(label), grid)
         label = Cleaning.from_dict(job.cleaning).apply(label, image)
-    except DataError as error:
+    except (DataError, RunError) as error:
         return BadCase.of(job.id, code, error)
     temporary = folder / f".{job.id}.{os.getpid()}.part"
     try:

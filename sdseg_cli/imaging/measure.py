@@ -11,8 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdseg_cli.core.errors import DataError
+from sdseg_cli.core.errors import DataError, GeometryError, RunError
 from sdseg_cli.imaging.io.files import read_image, read_labels
+from sdseg_cli.imaging.io.picture import (
+    MaskLevels,
+    Picture,
+    labels_of,
+    levels_of,
+    read_picture,
+    read_picture_greys,
+)
 from sdseg_cli.imaging.statistics import (
     CaseFacts,
     Fault,
@@ -24,17 +32,6 @@ from sdseg_cli.imaging.volume import Geometry, Planes, Volume, reorient_to, requ
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Digest
-
-
-from sdseg_cli.core.errors import GeometryError
-from sdseg_cli.imaging.io.picture import (
-    MaskLevels,
-    Picture,
-    labels_of,
-    levels_of,
-    read_picture,
-    read_picture_greys,
-)
 
 AIR_BELOW_HU = -200.0
 SHIFTED_TISSUE = (850.0, 1150.0)
@@ -100,7 +97,7 @@ def measure_pictures(pair: Pair) -> CaseFacts:
         rows, columns = pixels.shape[:2]
         grid = GridStatistics(shape=(rows, columns), plane=(rows, columns))
         digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
-    except DataError as error:
+    except (DataError, RunError) as error:
         faults.append(fault_of("image", error))
     if pair.label is not None:
         role = "label"
@@ -116,7 +113,7 @@ def measure_pictures(pair: Pair) -> CaseFacts:
                     "Export both at one size, without resizing either.",
                     "shape",
                 )
-        except DataError as error:
+        except (DataError, RunError) as error:
             faults.append(fault_of(role, error))
     return CaseFacts(pair.id, pair.image, pair.label, grid, None, labels, tuple(faults), digest)
 
@@ -137,10 +134,13 @@ def measure_mask(greys: Picture, levels: MaskLevels | None = None) -> LabelStati
     return LabelStatistics(greys.array.size, found, between_share=between, graded=used is None)
 
 
-def fault_of(role: str, error: DataError) -> Fault:
-    """An error as a fault; the code is the role and the kind of error, "label-damaged"."""
-    code = f"{role}-{error.code}" if error.code else role
-    return Fault(code, error.message, error.hint)
+def fault_of(role: str, error: DataError | RunError) -> Fault:
+    """An error as a fault; the code is the role and the kind of error, "label-damaged".
+
+    To read a picture fails for want of memory alone: "image-memory".
+    """
+    kind = error.code if isinstance(error, DataError) else "memory"
+    return Fault(f"{role}-{kind}" if kind else role, error.message, error.hint)
 
 
 def measure_grid(geometry: Geometry) -> GridStatistics:

@@ -15,10 +15,12 @@ import pytest
 
 from sdseg_cli.core.errors import ConfigError, DataError, GeometryError, RunError, SdsegError
 from sdseg_cli.core.locks import locked
+from sdseg_cli.data.check import check
 from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.data.prepare import prepare
 from sdseg_cli.data.staging import lock_of
 from tests.raw_cases import AFFINE, IDS, SHAPE, contents
+from tests.raw_pictures import save, save_pair
 
 
 def break_shape(case: Path) -> None:
@@ -88,6 +90,23 @@ def test_a_faulty_case_can_be_left_out_and_is_listed(
     assert report.cases == {"train": 2, "val": 1, "test": 1}
     assert [path.name for path in (workspace / "prepared").iterdir()] == ["raw_data"]
     assert not (report.manifest.parent / "cases/pt_3").exists()
+
+
+def test_a_picture_too_large_for_memory_is_that_cases_fault(
+    tmp_path: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = tmp_path / "pictures"
+    for number in range(5):
+        save_pair(raw / f"images/{number}.png", raw / f"masks/{number}.png", number)
+    for kind in ("images", "masks"):
+        save(raw / kind / "3.png", np.zeros((1, 60_000), np.uint8))
+    monkeypatch.setattr("sdseg_cli.imaging.io.picture.available_bytes", lambda: 40_000_000_000)
+    with pytest.raises(DataError, match=r"case 3: .* 60000 x 1 pixels take 43\.20 GB"):
+        prepare(raw, workspace, workers=1)
+    report = prepare(raw, workspace, workers=1, skip_bad=True)
+    assert [(one["case"], one["code"]) for one in report.skipped] == [("3", "image-memory")]
+    found = check(raw, workers=1).findings
+    assert ("image-memory", "error", "3") in {(one.code, one.level, one.case) for one in found}
 
 
 def test_a_faulty_case_in_a_worker_process_is_named_too(raw: Path, workspace: Path) -> None:

@@ -178,6 +178,19 @@ def test_a_mask_that_prepare_refuses_is_a_fault(tmp_path: Path, kind: str) -> No
     assert [fault.message for fault in case.faults] == [refused.value.message]
 
 
+def test_a_picture_or_mask_too_large_for_memory_is_a_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("L", (60_000, 1)).save(tmp_path / "wide.png")
+    Image.new("L", (8, 6)).save(tmp_path / "a.png")
+    monkeypatch.setattr("sdseg_cli.imaging.io.picture.available_bytes", lambda: 40_000_000_000)
+    for names, code in ((("wide", "a"), "image-memory"), (("a", "wide"), "label-memory")):
+        image, label = (tmp_path / f"{name}.png" for name in names)
+        faults = measure_pictures(Pair("x", image, label)).faults
+        assert [fault.code for fault in faults][:1] == [code]
+        assert "60000 x 1 pixels take 43.20 GB of memory" in faults[0].message
+
+
 def test_the_same_picture_in_another_format_is_known_again(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8)
     for name in ("a.png", "b.bmp"):
