@@ -17,6 +17,7 @@ from numpy.lib.format import write_array_header_1_0
 
 from sdseg_cli.core.errors import DataError, RunError
 from sdseg_cli.core.filenames import is_picture
+from sdseg_cli.core.files import file_sha256
 from sdseg_cli.core.json_files import read_object
 from sdseg_cli.imaging.cleaning import Cleaning
 from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation, extent, guess_modality
@@ -134,7 +135,7 @@ def _is_whole(record: dict[str, Any], case: Path) -> bool:
     sizes = {name: (case / name).stat().st_size for name in record["bytes"]}
     if set(sizes) != set(_ARRAYS) or sizes != record["bytes"]:
         return False
-    hashes = [_sha256(case / name) for name in _ARRAYS]
+    hashes = [file_sha256(case / name) for name in _ARRAYS]
     return [record["pixels_sha256"], record["sha256"]] == [hashes[0], _joined(hashes)]
 
 
@@ -279,7 +280,7 @@ def _write_arrays(
             file.write(square.tobytes())
             for value in np.unique(square[square > 0]).tolist():
                 label_slices.setdefault(value, []).append(k)
-    hashes = [_sha256(folder / name) for name in _ARRAYS]
+    hashes = [file_sha256(folder / name) for name in _ARRAYS]
     record = {
         **measured,
         "slices": len(stack),
@@ -303,11 +304,6 @@ def _record_sha256(record: dict[str, Any]) -> str:
     """Of what a record holds beside this hash, as JSON gives it back."""
     rest = {key: value for key, value in record.items() if key != _RECORD_HASH}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from sdseg_cli.core.arrays import open_array
 from sdseg_cli.core.errors import ConfigError, DataError, RunError
+from sdseg_cli.core.files import file_sha256
 from sdseg_cli.core.progress import Progress
 from sdseg_cli.data.manifest import Manifest, PreparedCase
 from sdseg_cli.data.spec import SPLITS
-from sdseg_cli.evaluation.cached_masks import sha256_of
 from sdseg_cli.evaluation.provenance import provenance
 from sdseg_cli.imaging.cleaning import Cleaning
 from sdseg_cli.imaging.io.files import read_image, read_labels
@@ -141,12 +141,12 @@ def open_held_out(
         raise ConfigError(
             f"{manifest.name} has no {split} case.", "Choose another --split, or prepare it anew."
         )
-    before = sha256_of(folder.best) if folder.best.is_file() else ""
+    before = file_sha256(folder.best) if folder.best.is_file() else ""
     if predictor is None:
         from sdseg_cli.inference.predictor import Predictor
 
         predictor = Predictor(folder.path, device=device, batch_size=batch_size, decoder=decoder)
-        if sha256_of(folder.best) != before:
+        if file_sha256(folder.best) != before:
             raise RunError(
                 f"{folder.best} was replaced while it was read.", "The run trains: call again."
             )

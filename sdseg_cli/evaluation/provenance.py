@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from sdseg_cli import __version__
-from sdseg_cli.evaluation.cached_masks import sha256_of
+from sdseg_cli.core.files import file_sha256
 
 LIBRARIES = ("torch", "monai", "numpy", "scipy", "SimpleITK", "nibabel")
 """Those whose version can change a score."""
@@ -42,7 +42,7 @@ def provenance(*, command: str, files: Mapping[str, Path | str]) -> dict[str, ob
 def _sha256(file: Path | str) -> str | None:
     if isinstance(file, str):
         return file
-    return sha256_of(file) if file.is_file() else None
+    return file_sha256(file) if file.is_file() else None
 
 
 def _version(name: str) -> str | None:
