@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -397,3 +398,23 @@ def _mapping(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise TypeError(f"{value!r:.40} is no object")
     return dict(value)
+
+
+def open_array(path: Path) -> NDArray[np.generic]:
+    """A prepared .npy file, memory-mapped: only its header is read; a pickle in it is refused.
+
+    Raises:
+        DataError: Missing or damaged.
+    """
+    import numpy as np
+
+    hint = "Run the same `sdseg prepare` command again; it redoes what is missing."
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # a header that is none of ours
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # a damaged header is parsed as Python and may raise anything
+        raise DataError(f"{path}: missing or damaged.", hint) from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "buif":
+        raise DataError(f"{path}: damaged (no array of numbers).", hint)
+    return array

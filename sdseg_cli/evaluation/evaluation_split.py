@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sdseg_cli.core.arrays import open_array
 from sdseg_cli.core.errors import ConfigError, DataError, RunError
 from sdseg_cli.core.files import file_sha256
 from sdseg_cli.core.progress import Progress
-from sdseg_cli.data.manifest import Manifest, PreparedCase
+from sdseg_cli.data.manifest import Manifest, PreparedCase, open_array
 from sdseg_cli.data.spec import SPLITS
 from sdseg_cli.evaluation.provenance import provenance
 from sdseg_cli.imaging.cleaning import Cleaning
