@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from sdseg_cli.core.errors import DataError, GeometryError
-from sdseg_cli.core.memory import available_bytes
+from sdseg_cli.core.processes import available_bytes
 from sdseg_cli.evaluation.case_scores import CaseResult, score_case
 from sdseg_cli.evaluation.pairing import Pair
 from sdseg_cli.imaging.io.files import read_labels
