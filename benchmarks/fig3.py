@@ -34,7 +34,7 @@ from benchmarks.comparison_table import by_case, paired_difference, with_interva
 from benchmarks.results import Results, Row, clock, machine, told
 from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.errors import RunError
-from sdseg_cli.evaluation.cached_masks import sha256_of
+from sdseg_cli.core.files import file_sha256
 from sdseg_cli.evaluation.evaluation_split import EvaluationSplit, SplitOptions, open_held_out
 from sdseg_cli.evaluation.results import score_case
 from sdseg_cli.evaluation.sweep import every_sampling
@@ -76,7 +76,7 @@ class Subject:
     @cached_property
     def weights(self) -> str:
         """sha256 of the checkpoint that predicts."""
-        return sha256_of(self.run.best)
+        return file_sha256(self.run.best)
 
     @cached_property
     def identity(self) -> str:

@@ -13,7 +13,6 @@ is not so.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import random
@@ -28,6 +27,7 @@ from typing import Any
 
 import torch
 
+from sdseg_cli.core.files import file_sha256
 from sdseg_cli.demo.phantom import write_phantom_set
 from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.run_folder import RunDir
@@ -102,7 +102,7 @@ def check_checkpoints(folder: Path) -> int:
         # `best.pt` has none for the moment in which it is exchanged.
         if beside.exists() or path.name != "best.pt":
             written = beside.read_text(encoding="utf-8").split()[0]
-            if hashlib.sha256(path.read_bytes()).hexdigest() != written:
+            if file_sha256(path) != written:
                 raise SystemExit(f"{path} is not whole")
         if path.stem.startswith("step-"):
             steps.append(int(path.stem.removeprefix("step-")))

@@ -14,7 +14,7 @@ from sdseg_cli.core.config import RunConfig
 from sdseg_cli.core.config_file import from_dict
 from sdseg_cli.core.presets import PRESETS
 from sdseg_cli.data.manifest import Manifest
-from sdseg_cli.data.prepare import prepare
+from sdseg_cli.data.prepare import PrepareOptions, prepare
 from sdseg_cli.demo.phantom import Phantom, make_phantom, write_phantom_set
 from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.run_folder import RunDir
@@ -107,7 +107,7 @@ def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     root = tmp_path_factory.mktemp("workspace")
     for number in range(1, CASES + 1):
         write_case(root / "raw", number)
-    prepare(root / "raw", root, name="tiny", workers=1)
+    prepare(root / "raw", root, PrepareOptions(name="tiny", workers=1))
     return Workspace(root)
 
 

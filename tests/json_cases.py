@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+CODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-32"]
+"""Python begins the last three with the mark."""
+
 DAMAGED = {
     "nothing": b"",
     "half of it": b'{"step": 1, "be',

@@ -62,28 +62,26 @@ def prepare(
     refuse_pipes(split_file)
     if workers != 1:
         warm_up("sdseg_cli.data.prepared")
+    from sdseg_cli.data.prepare import PrepareOptions
     from sdseg_cli.data.prepare import prepare as run_prepare
     from sdseg_cli.runs.replacing_sets import replaced
 
+    options = PrepareOptions(
+        dataset=dataset,
+        name=name,
+        target=whole_numbers("--target", target),
+        split_file=split_file,
+        window=pair("--window", window),
+        image_glob=image_glob,
+        label_glob=label_glob,
+        crop=crop,
+        workers=workers,
+        skip_bad=skip_bad,
+        seed=seed,
+    )
     output = Output(as_json=as_json, quiet=quiet)
     with output.progress() as progress:
-        report = run_prepare(
-            source,
-            workspace(),
-            dataset=dataset,
-            name=name,
-            target=whole_numbers("--target", target),
-            split_file=split_file,
-            window=pair("--window", window),
-            image_glob=image_glob,
-            label_glob=label_glob,
-            crop=crop,
-            workers=workers,
-            skip_bad=skip_bad,
-            seed=seed,
-            progress=progress,
-            on_replace=replaced,
-        )
+        report = run_prepare(source, workspace(), options, progress=progress, on_replace=replaced)
     made = Manifest.load(report.manifest)
     output.say(f"scans below {_common_folder(made)}")
     output.say(_what_was_made(made))

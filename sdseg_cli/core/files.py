@@ -1,4 +1,4 @@
-"""Replace a file only by a complete new one."""
+"""Files: replaced only by complete new ones, and known again by their sha256."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ _LONGEST = 200
 
 LEFT_AFTER_S = 3600.0
 """So long nobody wrote to what counts as left behind, where others may write at the same time."""
+
+
+def file_sha256(path: Path) -> str:
+    """The file's sha256, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def temporary_for(path: Path) -> Path:

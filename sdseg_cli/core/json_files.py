@@ -1,4 +1,4 @@
-"""JSON as it comes from disk: of another program, of another version, or damaged by a hand.
+"""JSON and text from disk: of another program, of another version, or damaged by a hand.
 
 Whatever is wrong with a file is one DataError. What passes is plain: no NaN, no infinity, no key
 twice, no number that float or int64 arithmetic cannot hold, not nested so deep that others stumble.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,44 +24,67 @@ LARGEST = 2**64
 GET_AGAIN = "Write the file again with the program that made it, or delete it."
 
 
-def read_json(path: Path, hint: str = GET_AGAIN) -> Any:
-    """The value in a JSON file, in UTF-8 or UTF-16, with or without a byte order mark.
+_MARKS = (  # longest first: UTF-32's begins with UTF-16's
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),  # as PowerShell writes
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def read_text(path: Path, hint: str) -> str:
+    """The text of a file: UTF-8, or whatever the mark (BOM) it begins with says.
 
     Args:
-        path: The file; nothing but a regular file is opened, for a pipe may never end.
+        path: The file.
+        hint: What to do about one that holds no text.
+
+    Raises:
+        DataError: Missing, or not such text.
+    """
+    try:
+        return _decoded(_content(path, hint))
+    except ValueError as error:
+        raise DataError(f"{path}: {error}.", f"Save it as UTF-8. {hint}", "damaged") from error
+
+
+def read_json(path: Path, hint: str = GET_AGAIN, *, largest: int = LARGEST) -> Any:
+    """The value in a JSON file, decoded as `read_text` does.
+
+    Args:
+        path: The file.
         hint: What to do where it cannot be read.
+        largest: Whole numbers are below this.
 
     Raises:
         DataError: It is missing, cannot be read, or is no plain JSON; of code "damaged" then.
     """
-    try:
-        if path.exists() and not path.is_file():
-            raise DataError(f"{path}: is no file.", hint, "damaged")
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}).", hint) from error
-    return parse_json(content, source=str(path), hint=hint)
+    return parse_json(_content(path, hint), source=str(path), hint=hint, largest=largest)
 
 
-def read_object(path: Path, hint: str = GET_AGAIN) -> dict[str, Any]:
-    """The object in a JSON file.
+def read_object(path: Path, hint: str = GET_AGAIN, *, largest: int = LARGEST) -> dict[str, Any]:
+    """The object in a JSON file, read as by `read_json`.
 
     Raises:
         DataError: As `read_json`, or it holds something else than an object.
     """
-    value = read_json(path, hint)
+    value = read_json(path, hint, largest=largest)
     if not isinstance(value, dict):
         raise DataError(f"{path}: damaged (not a JSON object).", hint, "damaged")
     return value
 
 
-def parse_json(content: bytes | str, *, source: str, hint: str = GET_AGAIN) -> Any:
+def parse_json(
+    content: bytes | str, *, source: str, hint: str = GET_AGAIN, largest: int = LARGEST
+) -> Any:
     """The value that a piece of JSON says.
 
     Args:
-        content: The text, or its bytes in UTF-8 or UTF-16.
+        content: The text, or its bytes, decoded as `read_text` does.
         source: Where it comes from, for the message.
         hint: What to do where it is damaged.
+        largest: Whole numbers are below this.
 
     Raises:
         DataError: It is no plain JSON.
@@ -70,13 +94,13 @@ def parse_json(content: bytes | str, *, source: str, hint: str = GET_AGAIN) -> A
             _decoded(content) if isinstance(content, bytes) else content,
             parse_constant=_refused,
             parse_float=_number,
-            parse_int=_whole,
+            parse_int=partial(_whole, largest=largest),
             object_pairs_hook=_object,
         )
         if too_deep(value):
-            raise ValueError(f"nested more than {DEEPEST} deep")
+            raise ValueError("nested too deeply")
     except RecursionError as error:
-        raise DataError(f"{source}: damaged (nested too deep).", hint, "damaged") from error
+        raise DataError(f"{source}: damaged (nested too deeply).", hint, "damaged") from error
     except ValueError as error:  # of JSON, of its encoding, or of ours
         raise DataError(f"{source}: damaged ({error}).", hint, "damaged") from error
     return value
@@ -97,10 +121,24 @@ def too_deep(value: object) -> bool:
     return True
 
 
+def _content(path: Path, hint: str) -> bytes:
+    try:
+        if path.exists() and not path.is_file():  # a pipe may never end
+            raise DataError(f"{path}: is no file.", hint, "damaged")
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}).", hint) from error
+
+
 def _decoded(content: bytes) -> str:
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as PowerShell writes
-        return content.decode("utf-16")
-    return content.decode("utf-8-sig")
+    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text: {error.reason} at byte {error.start}") from error
+    if "\0" in text:
+        raise ValueError("holds zero bytes: UTF-16 without its mark, or no text")
+    return text
 
 
 def _refused(name: str) -> None:
@@ -110,16 +148,16 @@ def _refused(name: str) -> None:
 def _number(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text[:LONGEST_NUMBER]} is beyond every number")
+        raise ValueError(f"{text[:20]} is beyond any number")
     return value
 
 
-def _whole(text: str) -> int:
+def _whole(text: str, largest: int) -> int:
     if len(text) > LONGEST_NUMBER:
-        raise ValueError(f"a whole number of {len(text)} digits")
+        raise ValueError(f"a number of {len(text)} digits")
     value = int(text)
-    if abs(value) >= LARGEST:
-        raise ValueError(f"{text} is beyond every whole number")
+    if abs(value) >= largest:
+        raise ValueError(f"{text} is beyond any whole number")
     return value
 
 

@@ -31,8 +31,7 @@ from sdseg_cli.data.unexpected_files import (
     sets_in,
     unchecked_dicom,
 )
-from sdseg_cli.imaging.measure import Pair, measure_case
-from sdseg_cli.imaging.picture_facts import measure_pictures
+from sdseg_cli.imaging.measure import Pair, measure_case, measure_pictures
 from sdseg_cli.imaging.statistics import CaseFacts
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdseg_cli.core.errors import ConfigError, DataError
 from sdseg_cli.core.filenames import natural_key, safe_id
-from sdseg_cli.data.layouts.dataset_json import read_json
+from sdseg_cli.core.json_files import read_object
 from sdseg_cli.data.spec import SPLITS
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Manifest:
         """
         file = self.root / case.folder / "case.json"
         hint = "Run the same `sdseg prepare` command again; it redoes what is damaged."
-        record = read_json(file, hint)
+        record = read_object(file, hint)
         try:
             found = {
                 str(_whole(int(label), 1)): [_whole(k, 0) for k in _listed(slices)]
@@ -171,7 +172,7 @@ class Manifest:
         """
         file = path / FILE_NAME if path.is_dir() else path
         hint = "Prepare the data set again with `sdseg prepare`."
-        content = read_json(file, hint)
+        content = read_object(file, hint)
         if content.get("format_version") != FORMAT_VERSION:
             raise DataError(
                 f"{file}: format version {content.get('format_version')}, not {FORMAT_VERSION}.",
@@ -397,3 +398,23 @@ def _mapping(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise TypeError(f"{value!r:.40} is no object")
     return dict(value)
+
+
+def open_array(path: Path) -> NDArray[np.generic]:
+    """A prepared .npy file, memory-mapped: only its header is read; a pickle in it is refused.
+
+    Raises:
+        DataError: Missing or damaged.
+    """
+    import numpy as np
+
+    hint = "Run the same `sdseg prepare` command again; it redoes what is missing."
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # a header that is none of ours
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # a damaged header is parsed as Python and may raise anything
+        raise DataError(f"{path}: missing or damaged.", hint) from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "buif":
+        raise DataError(f"{path}: damaged (no array of numbers).", hint)
+    return array

@@ -56,19 +56,47 @@ OnReplace = Callable[[Path, Mapping[str, Any]], Finding | None]
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """The checked options of one call."""
+class PrepareOptions:
+    """What `prepare` may be told of a data set, and how to work.
 
+    Attributes:
+        dataset: Adapter; recognised by the layout when absent.
+        name: Name of the prepared set; default the adapter's, or for "folder" and for a part of
+            a published set of pictures the folder's.
+        target: Labels that count as foreground; default the adapter's.
+        split_file: Who trains, validates and tests; drawn when absent.
+        window: Values (HU) that become -1 and +1; default the adapter's, else by modality.
+        image_glob: Pattern of the scans relative to the folder; with `label_glob`.
+        label_glob: Pattern of the label maps.
+        crop: "none", or "body" for a square around the body in each slice.
+        workers: Processes; default one per core. The result does not depend on it.
+        skip_bad: Leave faulty cases out instead of stopping.
+        seed: Of the split.
+    """
+
+    dataset: str | None = None
+    name: str | None = None
+    target: tuple[int, ...] | None = None
+    split_file: Path | None = None
+    window: tuple[float, float] | None = None
+    image_glob: str | None = None
+    label_glob: str | None = None
+    crop: str = "none"
+    workers: int | None = None
+    skip_bad: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The options of one call, checked, with what was found in the folder."""
+
+    options: PrepareOptions
     spec: DatasetSpec
     source: Path
     name: str
     target: tuple[int, ...] | None
-    split_file: Path | None
-    seed: int
-    window: tuple[float, float] | None
-    crop: str
     workers: int
-    skip_bad: bool
     found: tuple[Finding, ...]
     """What `check_set` says of the files as a whole."""
     on_replace: OnReplace
@@ -77,18 +105,8 @@ class _Plan:
 def prepare(
     src: Path,
     workspace: Path,
+    options: PrepareOptions | None = None,
     *,
-    dataset: str | None = None,
-    name: str | None = None,
-    target: tuple[int, ...] | None = None,
-    split_file: Path | None = None,
-    window: tuple[float, float] | None = None,
-    image_glob: str | None = None,
-    label_glob: str | None = None,
-    crop: str = "none",
-    workers: int | None = None,
-    skip_bad: bool = False,
-    seed: int = 0,
     progress: Progress = no_op,
     on_replace: OnReplace = no_op,
 ) -> PrepareReport:
@@ -97,18 +115,7 @@ def prepare(
     Args:
         src: Folder of the data set.
         workspace: `prepared/<name>/` is made in it.
-        dataset: Adapter; recognised by the layout when absent.
-        name: Name of the prepared set; default the adapter's, or for "folder" and for a part of
-            a published set of pictures the folder's.
-        target: Labels that count as foreground; default the adapter's.
-        split_file: Who trains, validates and tests; drawn when absent.
-        window: Values (HU) that become -1 and +1; default the adapter's, else by modality.
-        image_glob: Pattern of the scans relative to `src`; with `label_glob`.
-        label_glob: Pattern of the label maps.
-        crop: "none", or "body" for a square around the body in each slice.
-        workers: Processes; default one per core. The result does not depend on it.
-        skip_bad: Leave faulty cases out instead of stopping.
-        seed: Of the split.
+        options: The defaults when absent.
         progress: Told of each case.
         on_replace: Asked what becomes of runs where a set of this name is there, see
             `runs/replacing_sets.py`; it may refuse.
@@ -119,28 +126,24 @@ def prepare(
         DataError: No cases, too few, or a faulty one; then nothing is left behind.
         RunError: The disk refused, or another process prepares a set of this name.
     """
-    if crop not in CROPS:
-        raise ConfigError(f"--crop {crop} is unknown.", f"Use one of {', '.join(CROPS)}.")
-    spec, cases = find_cases(src, dataset, image_glob, label_glob)
-    name = checked_name(name or own_name(src, spec, len(cases), named=dataset is not None))
-    target = spec.target if target is None else checked_target(target)
-    cores = available_cores() if workers is None else max(1, workers)
-    found = tuple(check_set(src, spec, cases, image_glob, label_glob))
+    options = options or PrepareOptions()
+    if options.crop not in CROPS:
+        raise ConfigError(f"--crop {options.crop} is unknown.", f"Use one of {', '.join(CROPS)}.")
+    globs = options.image_glob, options.label_glob
+    spec, cases = find_cases(src, options.dataset, *globs)
+    named = options.dataset is not None
+    target, workers = options.target, options.workers
     plan = _Plan(
+        options,
         spec,
-        src.resolve(),
-        name,
-        target,
-        split_file,
-        seed,
-        window,
-        crop,
-        cores,
-        skip_bad,
-        found,
-        on_replace,
+        source=src.resolve(),
+        name=checked_name(options.name or own_name(src, spec, len(cases), named=named)),
+        target=spec.target if target is None else checked_target(target),
+        workers=available_cores() if workers is None else max(1, workers),
+        found=tuple(check_set(src, spec, cases, *globs)),
+        on_replace=on_replace,
     )
-    staging = Staging(workspace.absolute() / "prepared" / name)
+    staging = Staging(workspace.absolute() / "prepared" / plan.name)
     # Two at once would build in one folder, and mix their settings in one set.
     with locked(
         lock_of(staging.final),
@@ -159,18 +162,18 @@ def _carry_out(
     listed = [case for case in cases if case.id in split.of]
     # Headers first: a mask of another shape is found before minutes of work.
     bad = _faults(plan, listed)
-    usable = _without(listed, bad, plan.skip_bad)
+    usable = _without(listed, bad, plan.options.skip_bad)
     modality, normalisation = _normalisation(plan, usable)
     target = None if plan.target is None else list(plan.target)
-    known = {"normalisation": normalisation.to_dict(), "crop": plan.crop, "target": target}
+    known = {"normalisation": normalisation.to_dict(), "crop": plan.options.crop, "target": target}
     plan.on_replace(staging.final, known)  # before minutes of work, too
     try:
         records, kept, late = _records(_jobs(plan, usable, normalisation), staging, plan, progress)
-        usable = _without(usable, late, plan.skip_bad)
+        usable = _without(usable, late, plan.options.skip_bad)
         split = _split(plan, cases, usable)
         while leaks := _leaks(usable, records, split):  # each turn leaves a case out
             late += leaks
-            usable = _without(usable, leaks, plan.skip_bad)
+            usable = _without(usable, leaks, plan.options.skip_bad)
             split = _split(plan, cases, usable)
         records = {case.id: records[case.id] for case in usable}
         kept &= set(records)
@@ -184,7 +187,7 @@ def _carry_out(
             target=plan.target,
             labels=labels_of(records),
             normalisation=normalisation.to_dict(),
-            crop=plan.crop,
+            crop=plan.options.crop,
             size=SIZE,
             split=split.to_dict(),
             entries=entries,
@@ -235,7 +238,7 @@ def _jobs(plan: _Plan, cases: Sequence[Case], normalisation: Normalisation) -> l
             case.image,
             case.label,
             normalisation,
-            plan.crop,
+            plan.options.crop,
             SIZE,
             plan.spec.cleaning,
             plan.spec.mask_levels,
@@ -264,7 +267,7 @@ def _records(
     with closing(in_processes(work, todo, plan.workers)) as results:
         for done, (job, result) in enumerate(zip(todo, results, strict=True), len(records) + 1):
             if isinstance(result, BadCase):
-                if not plan.skip_bad:
+                if not plan.options.skip_bad:
                     raise result.error
                 bad.append(result)
             else:
@@ -282,14 +285,14 @@ def _finished(jobs: Sequence[CaseJob], folder: Path, workers: int) -> Records:
 
 def _split(plan: _Plan, cases: Sequence[Case], left: Sequence[Case]) -> Split:
     """The split of the cases that are left of all."""
-    if plan.split_file is None:
-        return split_of(left, plan.spec, plan.seed)
-    split = read_split(plan.split_file, [case.id for case in cases], plan.seed)
+    if plan.options.split_file is None:
+        return split_of(left, plan.spec, plan.options.seed)
+    split = read_split(plan.options.split_file, [case.id for case in cases], plan.options.seed)
     split = split.among([case.id for case in left])
     for name in ("train", "val"):
         if not split.ids(name):
             raise DataError(
-                f"No usable {name} case is left of {plan.split_file}.",
+                f"No usable {name} case is left of {plan.options.split_file}.",
                 "Repair the skipped cases, or name others in the split file.",
             )
     return split
@@ -300,14 +303,14 @@ def _normalisation(plan: _Plan, cases: Sequence[Case]) -> tuple[str, Normalisati
     images = [case.image for case in cases]
     told = None if any(map(is_picture, images)) else plan.spec.modality
     modality = told or modality_of(images)
-    if modality == PHOTOGRAPH and plan.crop != "none":
+    if modality == PHOTOGRAPH and plan.options.crop != "none":
         raise ConfigError(
-            f"--crop {plan.crop} does not go with pictures.",
+            f"--crop {plan.options.crop} does not go with pictures.",
             "Leave it out: pictures are kept whole.",
         )
-    window = plan.window or plan.spec.window_hu
+    window = plan.options.window or plan.spec.window_hu
     if window:
-        kind = "window" if plan.window else plan.spec.window_kind
+        kind = "window" if plan.options.window else plan.spec.window_kind
         return modality, Normalisation(kind, *window)
     return modality, Normalisation.for_modality(modality)
 

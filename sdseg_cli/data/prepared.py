@@ -17,16 +17,17 @@ from numpy.lib.format import write_array_header_1_0
 
 from sdseg_cli.core.errors import DataError, RunError
 from sdseg_cli.core.filenames import is_picture
+from sdseg_cli.core.files import file_sha256
+from sdseg_cli.core.json_files import read_object
 from sdseg_cli.imaging.cleaning import Cleaning
 from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation, extent, guess_modality
 from sdseg_cli.imaging.io.files import read_geometry, read_image, read_labels
 from sdseg_cli.imaging.io.picture import MaskLevels, Picture
 from sdseg_cli.imaging.measure import facts_record, measure_grid, measure_labels, measure_scan
-from sdseg_cli.imaging.reorient import geometry_like, reorient_to
-from sdseg_cli.imaging.scan_state import size_and_time
+from sdseg_cli.imaging.scans import size_and_time
 from sdseg_cli.imaging.slices import to_stack
 from sdseg_cli.imaging.statistics import ScanStatistics
-from sdseg_cli.imaging.volume import Volume, require_same_grid
+from sdseg_cli.imaging.volume import Volume, geometry_like, reorient_to, require_same_grid
 
 FORMAT_VERSION = 2
 _BATCH = 16
@@ -88,14 +89,17 @@ class BadCase:
     error: DataError
 
     @classmethod
-    def of(cls, id: str, code: str, error: DataError) -> BadCase:
+    def of(cls, id: str, code: str, error: DataError | RunError) -> BadCase:
         """A fault whose message names the case; `code` says where, the error what.
 
         Args:
             id: Case id.
             code: "image", "label", "grid", "values", or "" when the error says it all.
-            error: What went wrong.
+            error: What went wrong. To read a picture is a RunError only where it does not fit into
+                memory: a fault of this case alone, of the kind "memory".
         """
+        if not isinstance(error, DataError):
+            error = DataError(error.message, error.hint, "memory")
         full = "-".join(part for part in (code, error.code) if part)
         named = type(error)(f"case {id}: {error.message}", error.hint, error.code)
         return cls(id, full, named)
@@ -116,10 +120,10 @@ def finished(job: CaseJob, folder: Path) -> dict[str, Any] | None:
     """
     case = folder / job.id
     try:
-        record: dict[str, Any] = json.loads((case / "case.json").read_bytes())
+        record = read_object(case / "case.json")
         if record["fingerprint"] != job.fingerprint() or not _is_whole(record, case):
             return None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (DataError, OSError, ValueError, KeyError, TypeError):
         return None  # cut short or damaged: it is made again
     return record
 
@@ -131,7 +135,7 @@ def _is_whole(record: dict[str, Any], case: Path) -> bool:
     sizes = {name: (case / name).stat().st_size for name in record["bytes"]}
     if set(sizes) != set(_ARRAYS) or sizes != record["bytes"]:
         return False
-    hashes = [_sha256(case / name) for name in _ARRAYS]
+    hashes = [file_sha256(case / name) for name in _ARRAYS]
     return [record["pixels_sha256"], record["sha256"]] == [hashes[0], _joined(hashes)]
 
 
@@ -182,7 +186,7 @@ def check_headers(id: str, image: Path, label: Path | None) -> BadCase | None:
         mask = geometry_like(read_geometry(label), scan)
         code = "grid"
         require_same_grid(scan, mask, f"scan {image.name}", f"label {label.name}")
-    except DataError as error:
+    except (DataError, RunError) as error:
         return BadCase.of(id, code, error)
     return None
 
@@ -218,7 +222,7 @@ def prepare_case(job: CaseJob, folder: Path) -> dict[str, Any] | BadCase:
         grid = None if values is None else measure_grid(image.geometry)
         measured = facts_record(values, measure_labels(label), grid)
         label = Cleaning.from_dict(job.cleaning).apply(label, image)
-    except DataError as error:
+    except (DataError, RunError) as error:
         return BadCase.of(job.id, code, error)
     temporary = folder / f".{job.id}.{os.getpid()}.part"
     try:
@@ -276,7 +280,7 @@ def _write_arrays(
             file.write(square.tobytes())
             for value in np.unique(square[square > 0]).tolist():
                 label_slices.setdefault(value, []).append(k)
-    hashes = [_sha256(folder / name) for name in _ARRAYS]
+    hashes = [file_sha256(folder / name) for name in _ARRAYS]
     record = {
         **measured,
         "slices": len(stack),
@@ -300,11 +304,6 @@ def _record_sha256(record: dict[str, Any]) -> str:
     """Of what a record holds beside this hash, as JSON gives it back."""
     rest = {key: value for key, value in record.items() if key != _RECORD_HASH}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

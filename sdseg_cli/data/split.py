@@ -12,7 +12,7 @@ from typing import Any
 
 from sdseg_cli.core.errors import ConfigError, DataError
 from sdseg_cli.core.filenames import natural_key, stem_of
-from sdseg_cli.data.layouts.dataset_json import read_json, read_text
+from sdseg_cli.core.json_files import read_object, read_text
 from sdseg_cli.data.spec import SPLITS, Case, DatasetSpec
 
 FEWEST_CASES = 3
@@ -213,7 +213,7 @@ def _content(path: Path) -> dict[str, Any]:
         if not files["train"].is_file():
             raise ConfigError(f"{path}: there is no train.txt.", _FORM)
         return {name: _lines(file) if file.is_file() else [] for name, file in files.items()}
-    return read_json(path, _FORM)
+    return read_object(path, _FORM)
 
 
 def _lines(file: Path) -> list[str]:

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from sdseg_cli.core.config import THRESHOLD, SampleConfig
 from sdseg_cli.core.errors import ConfigError
-from sdseg_cli.core.memory import available_bytes, largest_that_fits
 from sdseg_cli.core.presets import preset
+from sdseg_cli.core.processes import available_bytes, largest_that_fits
 from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.demo.phantom import make_phantom

@@ -11,7 +11,6 @@ in another's name.
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,21 +21,15 @@ from numpy.typing import NDArray
 
 from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.errors import DataError
-from sdseg_cli.core.files import replacing
+from sdseg_cli.core.files import file_sha256, replacing
 from sdseg_cli.core.json_files import read_object
 from sdseg_cli.core.tables import write_json
 from sdseg_cli.imaging.io.files import read_labels, write_mask
 from sdseg_cli.imaging.io.picture import Picture
-from sdseg_cli.imaging.scan_state import size_and_time
+from sdseg_cli.imaging.scans import size_and_time
 from sdseg_cli.imaging.volume import Volume
 
 FORMAT_VERSION = 3
-
-
-def sha256_of(path: Path) -> str:
-    """The file's sha256, hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +85,7 @@ class CachedMasks:
         paths, record = self._files(case_id, scan), self._records().get(case_id)
         if record is None or not all(path.is_file() for path in paths.values()):
             return None
-        if record != self._origin(scan) | {key: sha256_of(path) for key, path in paths.items()}:
+        if record != self._origin(scan) | {key: file_sha256(path) for key, path in paths.items()}:
             return None
         try:
             mask = read_labels(paths["mask_sha256"])
@@ -126,7 +119,7 @@ class CachedMasks:
         write_mask(paths["mask_sha256"], mask, scan)
         _write_planes(paths["planes_sha256"], planes)
         records = self._records()
-        hashes = {key: sha256_of(path) for key, path in paths.items()}
+        hashes = {key: file_sha256(path) for key, path in paths.items()}
         records[case_id] = self._origin(scan) | hashes
         cases = {name: records[name] for name in sorted(records)}
         write_json(self._index, {"format_version": FORMAT_VERSION, "cases": cases})

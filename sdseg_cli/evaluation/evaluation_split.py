@@ -10,19 +10,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sdseg_cli.core.arrays import open_array
 from sdseg_cli.core.errors import ConfigError, DataError, RunError
+from sdseg_cli.core.files import file_sha256
 from sdseg_cli.core.progress import Progress
-from sdseg_cli.data.manifest import Manifest, PreparedCase
+from sdseg_cli.data.manifest import Manifest, PreparedCase, open_array
 from sdseg_cli.data.spec import SPLITS
-from sdseg_cli.evaluation.cached_masks import sha256_of
 from sdseg_cli.evaluation.results import provenance
 from sdseg_cli.imaging.cleaning import Cleaning
 from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.io.files import read_image, read_labels
-from sdseg_cli.imaging.reorient import reorient_to
 from sdseg_cli.imaging.slices import SliceTransform
-from sdseg_cli.imaging.volume import Volume, require_same_grid
+from sdseg_cli.imaging.volume import Volume, reorient_to, require_same_grid
 from sdseg_cli.metrics.agreement import disagreement_of_counts
 from sdseg_cli.report.panels import CasePanel, case_panel, map_panel
 from sdseg_cli.report.pictures import largest_area_slice
@@ -159,7 +157,7 @@ def open_held_out(
         raise ConfigError(
             f"{manifest.name} has no {split} case.", "Choose another --split, or prepare it anew."
         )
-    before = sha256_of(folder.best) if folder.best.is_file() else ""
+    before = file_sha256(folder.best) if folder.best.is_file() else ""
     predictor = options.predictor
     if predictor is None:
         from sdseg_cli.inference.predictor import Predictor
@@ -170,7 +168,7 @@ def open_held_out(
             batch_size=options.batch_size,
             decoder=options.decoder,
         )
-        if sha256_of(folder.best) != before:
+        if file_sha256(folder.best) != before:
             raise RunError(
                 f"{folder.best} was replaced while it was read.", "The run trains: call again."
             )

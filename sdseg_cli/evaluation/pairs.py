@@ -24,14 +24,13 @@ from sdseg_cli.core.filenames import (
     suffix_of,
     walked,
 )
-from sdseg_cli.core.memory import available_bytes
+from sdseg_cli.core.processes import available_bytes
 from sdseg_cli.evaluation.results import CaseResult, score_case
 from sdseg_cli.imaging.io.files import read_geometry, read_labels
 from sdseg_cli.imaging.io.picture import MaskLevels
-from sdseg_cli.imaging.regrid import Span, extended, overlap, padded, resample_to
-from sdseg_cli.imaging.reorient import geometry_like, reorient_to
+from sdseg_cli.imaging.resample import Span, extended, overlap, padded, resample_to
 from sdseg_cli.imaging.slices import SliceTransform
-from sdseg_cli.imaging.volume import Array, Volume, require_same_grid
+from sdseg_cli.imaging.volume import Array, Volume, geometry_like, reorient_to, require_same_grid
 from sdseg_cli.metrics import Grid, Mask, ScoringOptions
 
 CHANNEL = "_0000"

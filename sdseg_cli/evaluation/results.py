@@ -18,8 +18,8 @@ import numpy as np
 
 from sdseg_cli import __version__
 from sdseg_cli.core.config import SampleConfig
+from sdseg_cli.core.files import file_sha256
 from sdseg_cli.core.tables import Cell, strict, write_csv, write_json
-from sdseg_cli.evaluation.cached_masks import sha256_of
 from sdseg_cli.metrics import (
     Grid,
     Length,
@@ -452,7 +452,7 @@ def provenance(*, command: str, files: Mapping[str, Path | str]) -> dict[str, ob
 def _sha256(file: Path | str) -> str | None:
     if isinstance(file, str):
         return file
-    return sha256_of(file) if file.is_file() else None
+    return file_sha256(file) if file.is_file() else None
 
 
 def _version(name: str) -> str | None:

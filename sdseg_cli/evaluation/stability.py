@@ -50,8 +50,7 @@ from sdseg_cli.evaluation.stability_results import (
 )
 from sdseg_cli.imaging.io.files import write_probability
 from sdseg_cli.imaging.io.picture import Picture
-from sdseg_cli.imaging.planes import Planes
-from sdseg_cli.imaging.volume import Volume
+from sdseg_cli.imaging.volume import Planes, Volume
 from sdseg_cli.metrics.agreement import Flips, disagreement_of_counts
 from sdseg_cli.metrics.lpips import BACKBONE, HEADS, Lpips
 from sdseg_cli.metrics.mask_metrics import dice

@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdseg_cli.imaging.intensity import Normalisation, extent, percentiles
-from sdseg_cli.imaging.planes import Planes
 from sdseg_cli.imaging.resample import resize_matrix
-from sdseg_cli.imaging.volume import Volume
+from sdseg_cli.imaging.volume import Planes, Volume
 
 BODY_HU = -400.0
 """Above this is body, below it air, lung or a mattress."""

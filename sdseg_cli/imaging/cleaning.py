@@ -6,10 +6,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sdseg_cli.imaging.intensity import extent
-from sdseg_cli.imaging.volume import Array, Volume
+from sdseg_cli.imaging.volume import Array, Volume, bounding_box
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def remove_small(labels: Array, smallest_voxels: int) -> None:
     from scipy import ndimage
 
     labelled = labels > 0
-    box = _bounding_box(labelled)
+    box = bounding_box(labelled)
     if box is None:
         return
     # The numbered components take four bytes a voxel: only where there is something to number.
@@ -67,14 +66,3 @@ def remove_small(labels: Array, smallest_voxels: int) -> None:
     small = np.bincount(numbers.ravel()) < smallest_voxels
     small[0] = False
     labels[box][small[numbers]] = 0
-
-
-def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, slice, slice] | None:
-    spans = []
-    for axis in range(3):
-        others = tuple(other for other in range(3) if other != axis)
-        filled = np.flatnonzero(mask.any(axis=others))
-        if not filled.size:
-            return None
-        spans.append(slice(int(filled[0]), int(filled[-1]) + 1))
-    return spans[0], spans[1], spans[2]

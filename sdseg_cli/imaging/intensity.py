@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdseg_cli.core.errors import ConfigError
-from sdseg_cli.imaging.planes import Planes
-from sdseg_cli.imaging.volume import Volume
+from sdseg_cli.imaging.volume import Planes, Volume
 
 CT_WINDOW_HU = (-175.0, 250.0)
 PERCENTILES = (0.5, 99.5)

@@ -1,4 +1,4 @@
-"""Measure a scan, a label map or a whole case: from arrays to plain numbers, plane by plane."""
+"""Measure a scan, a picture, a label map or a whole case: from arrays to plain numbers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdseg_cli.core.errors import DataError
+from sdseg_cli.core.errors import DataError, GeometryError, RunError
 from sdseg_cli.imaging.io.files import read_image, read_labels
-from sdseg_cli.imaging.planes import Planes
-from sdseg_cli.imaging.reorient import reorient_to
+from sdseg_cli.imaging.io.picture import (
+    MaskLevels,
+    Picture,
+    labels_of,
+    levels_of,
+    read_picture,
+    read_picture_greys,
+)
 from sdseg_cli.imaging.statistics import (
     CaseFacts,
     Fault,
@@ -22,7 +28,7 @@ from sdseg_cli.imaging.statistics import (
     LabelStatistics,
     ScanStatistics,
 )
-from sdseg_cli.imaging.volume import Geometry, Volume, require_same_grid
+from sdseg_cli.imaging.volume import Geometry, Planes, Volume, reorient_to, require_same_grid
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Digest
@@ -32,6 +38,8 @@ SHIFTED_TISSUE = (850.0, 1150.0)
 ABOVE_SHIFTED_AIR = 300.0
 WRAPPED = (64512.0, 65535.0)
 BEYOND_HU = (-32768.0, 20000.0)
+MANY_GREYS = 16
+"""A mask of more values than these, white among them, is a soft edge and no list of classes."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +87,60 @@ def measure_case(pair: Pair) -> CaseFacts:
     return CaseFacts(pair.id, pair.image, pair.label, grid, scan, labels, tuple(faults), content)
 
 
-def fault_of(role: str, error: DataError) -> Fault:
-    """An error as a fault; the code is the role and the kind of error, "label-damaged"."""
-    code = f"{role}-{error.code}" if error.code else role
-    return Fault(code, error.message, error.hint)
+def measure_pictures(pair: Pair) -> CaseFacts:
+    """Measure one picture and its mask; what cannot be read becomes a fault."""
+    faults: list[Fault] = []
+    grid = labels = None
+    digest = ""
+    try:
+        pixels = read_picture(pair.image).array
+        rows, columns = pixels.shape[:2]
+        grid = GridStatistics(shape=(rows, columns), plane=(rows, columns))
+        digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+    except (DataError, RunError) as error:
+        faults.append(fault_of("image", error))
+    if pair.label is not None:
+        role = "label"
+        try:
+            mask = read_picture_greys(pair.label, pair.levels)
+            labels = measure_mask(mask, pair.levels)
+            role = "grid"
+            rows, columns = mask.array.shape[:2]
+            if grid is not None and (rows, columns) != grid.plane:
+                raise GeometryError(
+                    f"image {pair.image.name} has {grid.plane[1]}x{grid.plane[0]} pixels, mask "
+                    f"{pair.label.name} has {columns}x{rows}.",
+                    "Export both at one size, without resizing either.",
+                    "shape",
+                )
+        except (DataError, RunError) as error:
+            faults.append(fault_of(role, error))
+    return CaseFacts(pair.id, pair.image, pair.label, grid, None, labels, tuple(faults), digest)
+
+
+def measure_mask(greys: Picture, levels: MaskLevels | None = None) -> LabelStatistics:
+    """The labels of a mask, and how much of it is none of its own greys.
+
+    Args:
+        greys: Of `read_picture_greys`.
+        levels: As of `Pair`.
+    """
+    values, counts = np.unique(labels_of(greys, levels).array, return_counts=True)
+    found = {int(value): int(count) for value, count in zip(values, counts, strict=True)}
+    used = levels_of(greys, levels)
+    own = [0, 255] if used is None or len(used) < 3 else [0, 128, 255]
+    is_soft = used is not None or (len(found) > MANY_GREYS and values[-1] == 255)
+    between = float(np.isin(greys.array, own, invert=True).mean()) if is_soft else 0.0
+    return LabelStatistics(greys.array.size, found, between_share=between, graded=used is None)
+
+
+def fault_of(role: str, error: DataError | RunError) -> Fault:
+    """An error as a fault; the code is the role and the kind of error, "label-damaged".
+
+    To read a picture fails for want of memory alone: "image-memory".
+    """
+    kind = error.code if isinstance(error, DataError) else "memory"
+    return Fault(f"{role}-{kind}" if kind else role, error.message, error.hint)
 
 
 def measure_grid(geometry: Geometry) -> GridStatistics:

@@ -1,4 +1,4 @@
-"""Which scans a folder or a list names, and where the mask of each goes."""
+"""Scans that a folder or a list names, where the mask of each goes, and their state on disk."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from sdseg_cli.core.filenames import (
     DICOM_SUFFIX,
     DICOM_SUFFIXES,
     LEDGER_FOLDER,
+    METAIMAGE_SUFFIXES,
     NIFTI_SUFFIXES,
     VOLUME_SUFFIXES,
     ZIP_SUFFIX,
@@ -24,6 +25,7 @@ from sdseg_cli.core.filenames import (
     is_picture,
     is_there,
     leads_nowhere,
+    listed,
     may_be_called_slice,
     natural_key,
     real_path,
@@ -33,7 +35,7 @@ from sdseg_cli.core.filenames import (
     walked,
 )
 from sdseg_cli.imaging.io.dicom_series import read_header
-from sdseg_cli.imaging.io.metaimage import WRITABLE
+from sdseg_cli.imaging.io.metaimage import WRITABLE, voxel_file
 
 LIST_SUFFIXES = (".txt", ".lst", ".csv")
 """A file that names scans, one path per line."""
@@ -392,3 +394,48 @@ def _refuse_strangers(
                     f"{path}: lies among the scans and would be replaced, and may be one.",
                     f"Give another folder than {path.parent}, or remove the file.",
                 )
+
+
+def size_and_time(path: Path) -> tuple[int, int]:
+    """Bytes and time of change, ns, of all that a scan is read from, summed.
+
+    While they hold still, so does what was made from the scan.
+
+    Of a DICOM series that is every file, and of a header the file of its voxels too.
+
+    Raises:
+        OSError: It is gone, or a folder of it cannot be searched.
+    """
+    try:
+        states = [file.stat() for file in _files(path)]
+    except DataError as error:
+        raise OSError(error.message) from error
+    return sum(state.st_size for state in states), sum(state.st_mtime_ns for state in states)
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        every = (file for _, files in walked(path) for file in files)
+        yield from filter(_may_be_of_series, every)
+    elif suffix_of(path) is None and not is_picture(path) and is_dicom_file(path):
+        yield from filter(_may_be_of_series, listed(path.parent)[1])
+    else:
+        yield path
+        if suffix_of(path) in METAIMAGE_SUFFIXES and path.is_file():  # a pipe would be waited for
+            yield from _voxels_elsewhere(path)
+
+
+def _may_be_of_series(file: Path) -> bool:
+    """Not what `predict` itself writes: masks and a ledger may lie below the series' folder."""
+    if suffix_of(file) or is_picture(file) or file.name.endswith("ledger.csv"):
+        return False
+    return file.is_file()
+
+
+def _voxels_elsewhere(header: Path) -> Iterator[Path]:
+    try:
+        file = voxel_file(header)
+    except DataError:  # reading the scan will say what is wrong with it
+        return
+    if file != header:
+        yield file

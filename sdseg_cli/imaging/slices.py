@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from sdseg_cli.imaging.body import body_boxes
 from sdseg_cli.imaging.intensity import Limits, Normalisation
-from sdseg_cli.imaging.planes import Planes
 from sdseg_cli.imaging.resample import nearest_indices, resize_matrix, span
-from sdseg_cli.imaging.volume import Array, Geometry, Volume
+from sdseg_cli.imaging.volume import Array, Geometry, Planes, Volume
 
 CROPS = ("none", "body")
 """What `--crop` may be: the whole plane, or a square around the body in each slice."""

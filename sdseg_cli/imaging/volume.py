@@ -1,4 +1,5 @@
-"""Geometry and Volume: an array that knows where its voxels lie in the patient.
+"""Geometry, Volume and Planes: an array that knows where its voxels lie in the patient, its axial
+planes, and the same voxels stored in another order of axes.
 
 One convention everywhere inside: indices (i, j, k) in the order the file stores them, and world
 coordinates in RAS+ millimetres. Only the readers of other formats know any other.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -210,3 +211,125 @@ class Volume:
             part = part.astype(np.float64) * self.slope + self.intercept
         with np.errstate(over="ignore"):  # Beyond float32 becomes infinite, which checks report.
             return np.ascontiguousarray(part, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Planes:
+    """How canonical axial planes lie in a stored array.
+
+    Attributes:
+        axes: Stored axis of the rows (front to back), the columns (right to left) and the slices
+            (feet to head).
+        reversed: Whether the stored axis runs the other way, for each.
+        count: Number of slices.
+        shape: Rows and columns of a plane.
+        spacing_mm: Distance between rows, columns and slices in mm.
+    """
+
+    axes: tuple[int, int, int]
+    reversed: tuple[bool, bool, bool]
+    count: int
+    shape: tuple[int, int]
+    spacing_mm: tuple[float, float, float]
+
+    @classmethod
+    def of(cls, geometry: Geometry) -> Planes:
+        """Read the nearest axes off the affine."""
+        side, front, head = geometry.axes
+        side_sign, front_sign, head_sign = geometry.signs
+        sizes, spacing = geometry.shape, geometry.spacing_mm
+        return cls(
+            axes=(front, side, head),
+            reversed=(front_sign > 0, side_sign > 0, head_sign < 0),
+            count=sizes[head],
+            shape=(sizes[front], sizes[side]),
+            spacing_mm=(spacing[front], spacing[side], spacing[head]),
+        )
+
+    @property
+    def stored_shape(self) -> tuple[int, int, int]:
+        """Shape (I, J, K) of the stored array."""
+        sizes = dict(zip(self.axes, (*self.shape, self.count), strict=True))
+        return sizes[0], sizes[1], sizes[2]
+
+    @property
+    def square(self) -> NDArray[np.int64]:
+        """(3,) int64: first row, first column and side of the whole plane padded to a square."""
+        rows, columns = self.shape
+        side = max(rows, columns)
+        return np.array([-((side - rows) // 2), -((side - columns) // 2), side], np.int64)
+
+    def get(self, array: Array, k: int) -> Array:
+        """The k-th axial slice from the feet, as a view (rows, cols) of the stored array."""
+        if not 0 <= k < self.count:
+            raise IndexError(f"slice {k} of {self.count}")
+        rows, columns, slices = self.axes
+        plane = np.moveaxis(array, slices, 0)[self.count - 1 - k if self.reversed[2] else k]
+        if rows > columns:
+            plane = plane.T
+        row_step, column_step = (-1 if flip else 1 for flip in self.reversed[:2])
+        view: Array = plane[::row_step, ::column_step]
+        return view
+
+    def stacked(self, array: Array) -> Array:
+        """All of them, feet to head, as a view (S, rows, cols) of the stored array."""
+        rows, columns, slices = self.axes
+        turned = array.transpose(slices, rows, columns)
+        row_step, column_step, step = (-1 if flip else 1 for flip in self.reversed)
+        view: Array = turned[::step, ::row_step, ::column_step]
+        return view
+
+
+def reorient_to(volume: Volume, grid: Geometry) -> Volume:
+    """The volume with its axes in the order and direction that another grid stores them.
+
+    Only axes are exchanged and turned round: each voxel keeps its value and its place in the world.
+    Whether both then lie on one grid is for `require_same_grid` to say.
+
+    Args:
+        volume: Any volume.
+        grid: Whose order of axes to take, whatever its shape.
+
+    Returns:
+        A view of the same memory, without a file header; `volume` itself if nothing differs.
+    """
+    own = volume.geometry
+    if (own.axes, own.signs) == (grid.axes, grid.signs):
+        return volume
+    order, steps = _turns(own, grid)
+    turns = tuple(slice(None, None, step) for step in steps)
+    array = volume.array.transpose(order)[turns]
+    return replace(volume, array=array, geometry=geometry_like(own, grid), header=None)
+
+
+def geometry_like(own: Geometry, grid: Geometry) -> Geometry:
+    """As `reorient_to`, for a grid alone."""
+    if (own.axes, own.signs) == (grid.axes, grid.signs):
+        return own
+    order, steps = _turns(own, grid)
+    turned = np.eye(4)
+    for axis, (source, step) in enumerate(zip(order, steps, strict=True)):
+        turned[:3, axis] = 0
+        turned[source, axis] = step
+        if step < 0:
+            turned[source, 3] = own.shape[source] - 1
+    rows, columns, slices = (own.shape[source] for source in order)
+    return Geometry((rows, columns, slices), own.affine @ turned)
+
+
+def _turns(own: Geometry, grid: Geometry) -> tuple[list[int], list[int]]:
+    """For each axis of `grid`: the stored axis of `own` along it, and -1 where it is turned."""
+    worlds = [grid.axes.index(axis) for axis in range(3)]
+    steps = [own.signs[world] * grid.signs[world] for world in worlds]
+    return [own.axes[world] for world in worlds], steps
+
+
+def bounding_box(array: Array) -> tuple[slice, slice, slice] | None:
+    """The box around all that is not 0 in an array (I, J, K); None where there is nothing."""
+    spans = []
+    for axis in range(3):
+        filled = np.flatnonzero(array.any(axis=tuple({0, 1, 2} - {axis})))
+        if filled.size == 0:
+            return None
+        spans.append(slice(int(filled[0]), int(filled[-1]) + 1))
+    return spans[0], spans[1], spans[2]

@@ -21,15 +21,14 @@ from sdseg_cli.core.filenames import (
     may_hold_dicom,
     storable,
 )
+from sdseg_cli.core.files import file_sha256
 from sdseg_cli.imaging.io.files import read_geometry
-from sdseg_cli.imaging.scan_state import size_and_time
-from sdseg_cli.imaging.scans import MASK_SUFFIXES, Scan
+from sdseg_cli.imaging.scans import MASK_SUFFIXES, Scan, size_and_time
 from sdseg_cli.inference.decoders import decoder_identity
 from sdseg_cli.inference.ledger import DONE, FAILED, Ledger, Model, Row
 from sdseg_cli.inference.predict import drawn_often, number_of_runs, predict_file
 from sdseg_cli.inference.predict_outputs import require_dtype
 from sdseg_cli.inference.predictor import Predictor
-from sdseg_cli.model.tensor_files import file_sha256
 from sdseg_cli.runs.package import is_package, read_description
 from sdseg_cli.runs.run_folder import RunDir
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from sdseg_cli.core.config import AutoencoderConfig
 from sdseg_cli.core.errors import ConfigError, DataError, WeightsError
-from sdseg_cli.core.files import replacing
+from sdseg_cli.core.files import file_sha256, replacing
 from sdseg_cli.core.json_files import parse_json
 from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.baselines import SliceModel
@@ -23,7 +23,7 @@ from sdseg_cli.model.mask_decoder import MaskDecoder, autoencoder_hash, read_mas
 from sdseg_cli.model.sdseg import SDSeg
 from sdseg_cli.model.shipped import shipped_file
 from sdseg_cli.model.store import WeightStore
-from sdseg_cli.model.tensor_files import file_sha256, read_metadata, read_tensors, write_tensors
+from sdseg_cli.model.tensor_files import read_metadata, read_tensors, write_tensors
 from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import FAST_DECODER, is_package
 from sdseg_cli.runs.run_folder import RunDir

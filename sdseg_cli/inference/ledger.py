@@ -11,7 +11,6 @@ for the table. So there is nothing to merge and nothing that grows with the numb
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import time
@@ -21,10 +20,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
 
-from sdseg_cli.core.errors import ConfigError, RunError
+from sdseg_cli.core.errors import ConfigError, DataError, RunError
 from sdseg_cli.core.filenames import LEDGER_FOLDER, as_path, is_there, natural_key
 from sdseg_cli.core.files import LEFT_AFTER_S, is_leftover_of, stands_for
 from sdseg_cli.core.findings import Finding
+from sdseg_cli.core.json_files import read_object
 from sdseg_cli.core.tables import write_csv, write_json
 
 try:
@@ -39,6 +39,8 @@ COLUMNS = (
 DONE, FAILED = "done", "failed"
 TABLE_SHARE = 0.02
 """Of the time may go into the table while the work goes on; at the end it is always written."""
+_LARGEST = 2**100
+"""A series' time is the sum of its files', in nanoseconds: a dozen are above 2**64 already."""
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,9 @@ class Ledger:
         if not self._model.exists():
             return None
         try:
-            values = json.loads(self._model.read_text(encoding="utf-8"))
+            values = read_object(self._model)
             path, sha256 = values["model"], values["sha256"]
-        except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        except (DataError, LookupError):
             path = sha256 = None
         if not (isinstance(path, str) and isinstance(sha256, str)):
             raise ConfigError(
@@ -272,12 +274,10 @@ class Ledger:
 
 def _read(path: Path) -> Row | None:
     """A row; None where there is none, or it is damaged or of another version."""
-    if not path.is_file():  # a pipe would be waited for
-        return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_object(path, largest=_LARGEST)
         return Row(**values) if _is_row(values) else None
-    except (OSError, ValueError, TypeError, OverflowError, RecursionError):
+    except (DataError, TypeError, OverflowError):
         return None
 
 

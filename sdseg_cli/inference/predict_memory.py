@@ -15,9 +15,8 @@ import numpy as np
 
 from sdseg_cli.core.errors import RunError
 from sdseg_cli.core.filenames import NIFTI_SUFFIXES, suffix_of
-from sdseg_cli.core.memory import available_bytes, largest_that_fits
-from sdseg_cli.imaging.planes import Planes
-from sdseg_cli.imaging.volume import Geometry
+from sdseg_cli.core.processes import available_bytes, largest_that_fits
+from sdseg_cli.imaging.volume import Geometry, Planes
 from sdseg_cli.inference.predict_outputs import OutputPaths
 
 PREVIEW_BYTES = 150_000_000

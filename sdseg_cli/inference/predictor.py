@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from sdseg_cli.core.config import THRESHOLD, RunConfig, SampleConfig
 from sdseg_cli.core.config_file import from_dict
 from sdseg_cli.core.errors import ConfigError, DataError, WeightsError
-from sdseg_cli.core.memory import require_batch_fits
+from sdseg_cli.core.processes import require_batch_fits
 from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.imaging.body import shows_body
 from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation

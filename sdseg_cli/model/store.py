@@ -19,10 +19,10 @@ from typing import Any
 from torch import Tensor
 
 from sdseg_cli.core.errors import DataError, WeightsError
-from sdseg_cli.core.files import replacing
+from sdseg_cli.core.files import file_sha256, replacing
 from sdseg_cli.core.json_files import read_object
 from sdseg_cli.model.sources import Source
-from sdseg_cli.model.tensor_files import file_sha256, positive_scale, read_tensors, write_tensors
+from sdseg_cli.model.tensor_files import positive_scale, read_tensors, write_tensors
 
 LONGEST_NAME = 100
 _TYPES: dict[str, type | tuple[type, ...]] = {

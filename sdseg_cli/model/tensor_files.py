@@ -4,7 +4,6 @@ every shape fits.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pickle
 import re
@@ -217,12 +216,6 @@ def read_metadata(path: Path) -> dict[str, str]:
             return dict(file.metadata() or {})
     except Exception as error:  # as in `_from_safetensors`
         raise WeightsError(f"{path}: damaged, or not a file of weights.", GET_AGAIN) from error
-
-
-def file_sha256(path: Path) -> str:
-    """The file's sha256, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_tensors(

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from sdseg_cli.imaging.intensity import Limits
 from sdseg_cli.imaging.io.picture import Picture
-from sdseg_cli.imaging.planes import Planes
-from sdseg_cli.imaging.volume import Volume
+from sdseg_cli.imaging.volume import Planes, Volume
 from sdseg_cli.report.drawing import (
     INK,
     PREDICTION_COLOUR,

@@ -23,18 +23,12 @@ from sdseg_cli.core.config import THRESHOLD, RunConfig
 from sdseg_cli.core.config_file import from_dict
 from sdseg_cli.core.errors import ConfigError, DataError, RunError, WeightsError
 from sdseg_cli.core.filenames import PACKAGE_FILE
-from sdseg_cli.core.files import remove_old_folders, temporary_for
+from sdseg_cli.core.files import file_sha256, remove_old_folders, temporary_for
 from sdseg_cli.core.json_files import read_object
 from sdseg_cli.model.baselines import SliceModel, unfilled_model
 from sdseg_cli.model.runtime import to_device
 from sdseg_cli.model.sdseg import SDSeg
-from sdseg_cli.model.tensor_files import (
-    file_sha256,
-    load_strictly,
-    positive_scale,
-    read_tensors,
-    write_tensors,
-)
+from sdseg_cli.model.tensor_files import load_strictly, positive_scale, read_tensors, write_tensors
 from sdseg_cli.runs.checkpoint import Checkpoint, to_float16
 from sdseg_cli.runs.run_folder import RunDir
 

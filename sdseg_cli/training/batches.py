@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sdseg_cli.core.arrays import open_array
 from sdseg_cli.core.errors import DataError
+from sdseg_cli.data.manifest import open_array
 from sdseg_cli.model.seeds import seeded_generator
 
 ForegroundRule = Callable[[NDArray[np.integer]], NDArray[np.bool_]]

@@ -11,8 +11,8 @@ import torch
 
 from sdseg_cli.core.config import RunConfig
 from sdseg_cli.core.errors import RunError
-from sdseg_cli.core.memory import require_batch_fits
 from sdseg_cli.core.networks import SDSEG
+from sdseg_cli.core.processes import require_batch_fits
 from sdseg_cli.model.baselines import build_model
 from sdseg_cli.model.distributed import Ranks
 from sdseg_cli.model.mask_decoder import build_mask_decoder

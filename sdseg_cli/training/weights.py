@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sdseg_cli.core.errors import ConfigError, WeightsError
+from sdseg_cli.core.files import file_sha256
 from sdseg_cli.core.presets import preset
 from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation
@@ -17,7 +18,7 @@ from sdseg_cli.model.known_weights import KNOWN
 from sdseg_cli.model.pretrained import official_config
 from sdseg_cli.model.sources import recognise
 from sdseg_cli.model.store import Entry, WeightStore
-from sdseg_cli.model.tensor_files import file_sha256, read_tensors
+from sdseg_cli.model.tensor_files import read_tensors
 from sdseg_cli.runs.checkpoint import Checkpoint, config_values
 from sdseg_cli.runs.package import Package, write_package
 from sdseg_cli.runs.run_folder import RunDir

@@ -12,6 +12,7 @@ from sdseg_cli.core import files as atomic
 from sdseg_cli.core.errors import ConfigError, RunError
 from sdseg_cli.core.files import (
     LEFT_AFTER_S,
+    file_sha256,
     is_leftover_of,
     remove_leftovers,
     replacing,
@@ -199,3 +200,10 @@ def test_a_folder_that_the_system_keeps_is_known_before() -> None:
     for name in ("/proc/mask.nii", "/proc/self/new/mask.nii"):
         with pytest.raises(RunError, match=rf"^{name}: cannot be written"):
             require_writable(Path(name))
+
+
+def test_the_hash_of_a_file_is_its_sha256(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert file_sha256(tmp_path / "abc").startswith("ba7816bf8f01cfea414140de5dae2223")
+    (tmp_path / "empty").write_bytes(b"")
+    assert file_sha256(tmp_path / "empty").startswith("e3b0c44298fc1c149afbf4c8996fb924")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from sdseg_cli.core.errors import DataError
-from sdseg_cli.core.json_files import parse_json, read_json, read_object, too_deep
-from tests.json_cases import DAMAGED, OF_ANOTHER_KIND
+from sdseg_cli.core.json_files import parse_json, read_json, read_object, read_text, too_deep
+from tests.json_cases import CODINGS, DAMAGED, OF_ANOTHER_KIND
 
 
 @pytest.mark.parametrize("what", DAMAGED)
@@ -26,15 +26,42 @@ def test_what_is_no_object_is_refused_where_one_is_wanted(tmp_path: Path, what: 
         read_object(tmp_path / "x.json")
 
 
-def test_what_other_programs_put_before_the_text_is_passed_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("coding", CODINGS)
+def test_text_is_read_by_the_mark_it_begins_with(tmp_path: Path, coding: str) -> None:
     text = '{"größe": [1, -2.5, true, null, "\\ud83d\\ude00"]}'
-    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
-        (tmp_path / "x.json").write_text(text, encoding=encoding)
-        assert read_object(tmp_path / "x.json") == {"größe": [1, -2.5, True, None, "😀"]}
+    (tmp_path / "a.json").write_text(text, encoding=coding)
+    assert read_object(tmp_path / "a.json") == {"größe": [1, -2.5, True, None, "😀"]}
+    (tmp_path / "a.txt").write_text("größe\r\n", encoding=coding)
+    assert read_text(tmp_path / "a.txt", "").split() == ["größe"]
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        ('{"a": 1}'.encode("utf-16-le"), "UTF-16 without its mark"),
+        ('{"ä": 1}'.encode("latin-1"), "not UTF-8 text"),
+        (b"\xff\xfe{", "not UTF-8 text"),
+        (b"", "damaged"),
+        (b"[1]", "not a JSON object"),
+        (b'{"a": ' * 100_000, "nested too deeply"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "a number of 5000 digits"),
+        (b'{"a": NaN}', "NaN is no number of JSON"),
+        (b'{"a": -Infinity}', "-Infinity is no number"),
+        (b'{"a": 1e999}', "1e999 is beyond any number"),
+    ],
+)
+def test_what_is_no_json_is_named_with_its_cause(tmp_path: Path, data: bytes, why: str) -> None:
+    (tmp_path / "a.json").write_bytes(data)
+    with pytest.raises(DataError, match=why) as caught:
+        read_object(tmp_path / "a.json", "Write it again.")
+    assert caught.value.hint.endswith("Write it again.")
 
 
 def test_sizes_and_times_in_nanoseconds_are_whole_numbers() -> None:
     assert parse_json(f"[{2**64 - 1}, {-(2**64) + 1}]", source="x") == [2**64 - 1, 1 - 2**64]
+    assert parse_json(str(2**70), source="x", largest=2**71) == 2**70
+    with pytest.raises(DataError, match="is beyond any whole number"):
+        parse_json(str(2**71), source="x", largest=2**71)
 
 
 def test_64_levels_are_allowed_and_no_more() -> None:
@@ -51,3 +78,13 @@ def test_a_pipe_a_folder_and_nothing_are_told_apart_and_none_is_waited_for(tmp_p
     for name, said in (("pipe", "is no file"), (".", "is no file"), ("gone", "cannot be read")):
         with pytest.raises(DataError, match=said):
             read_json(tmp_path / name)
+        with pytest.raises(DataError, match=said):
+            read_text(tmp_path / name, "Do this.")
+
+
+def test_text_that_is_none_is_named_with_its_cause(tmp_path: Path) -> None:
+    for content, why in ((b"\xe4", "not UTF-8 text"), (b"a\0", "holds zero bytes")):
+        (tmp_path / "a.txt").write_bytes(content)
+        with pytest.raises(DataError, match=why) as caught:
+            read_text(tmp_path / "a.txt", "Write it again.")
+        assert caught.value.hint == "Save it as UTF-8. Write it again."

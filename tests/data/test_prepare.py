@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sdseg_cli.data.manifest import Manifest
-from sdseg_cli.data.prepare import PrepareReport, prepare
+from sdseg_cli.data.prepare import PrepareOptions, PrepareReport, prepare
 from tests.raw_cases import AFFINE, IDS, contents, write_case
 
 
@@ -30,7 +30,7 @@ class Interrupting:
 
 
 def test_it_writes_squares_labels_a_split_and_a_manifest(raw: Path, workspace: Path) -> None:
-    report = prepare(raw, workspace, workers=1)
+    report = prepare(raw, workspace, PrepareOptions(workers=1))
     manifest = Manifest.load(report.manifest)
     assert report.manifest == workspace / "prepared/raw_data/manifest.json"
     assert [case.id for case in manifest.entries] == IDS
@@ -52,7 +52,7 @@ def test_it_writes_squares_labels_a_split_and_a_manifest(raw: Path, workspace: P
 
 
 def test_its_report_is_the_contracts_json(raw: Path, workspace: Path) -> None:
-    report = prepare(raw, workspace, name="small", target=(300,), workers=1)
+    report = prepare(raw, workspace, PrepareOptions(name="small", target=(300,), workers=1))
     assert json.loads(json.dumps(report.to_json())) == {
         "manifest": str(workspace / "prepared/small/manifest.json"),
         "cases": {"train": 3, "val": 1, "test": 1},
@@ -64,18 +64,20 @@ def test_its_report_is_the_contracts_json(raw: Path, workspace: Path) -> None:
 
 
 def test_the_bytes_do_not_depend_on_the_workers(raw: Path, workspace: Path) -> None:
-    prepare(raw, workspace / "one", workers=1)
-    prepare(raw, workspace / "two", workers=2)
+    prepare(raw, workspace / "one", PrepareOptions(workers=1))
+    prepare(raw, workspace / "two", PrepareOptions(workers=2))
     one, two = contents(workspace / "one"), contents(workspace / "two")
     assert len(one) == 3 * len(IDS) + 1
     assert one == two
 
 
 def test_a_second_run_redoes_nothing(raw: Path, workspace: Path) -> None:
-    report = prepare(raw, workspace, workers=1)
+    report = prepare(raw, workspace, PrepareOptions(workers=1))
     before, written = inodes(workspace), report.manifest.stat().st_mtime_ns
     calls: list[tuple[int, int]] = []
-    again = prepare(raw, workspace, workers=1, progress=lambda d, n, _: calls.append((d, n)))
+    again = prepare(
+        raw, workspace, PrepareOptions(workers=1), progress=lambda d, n, _: calls.append((d, n))
+    )
     assert again == report
     assert inodes(workspace) == before
     assert report.manifest.stat().st_mtime_ns == written
@@ -86,24 +88,24 @@ def test_an_interrupted_run_publishes_nothing_and_the_next_one_finishes_it(
     raw: Path, workspace: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        prepare(raw, workspace, workers=1, progress=Interrupting(after=2))
+        prepare(raw, workspace, PrepareOptions(workers=1), progress=Interrupting(after=2))
     assert not (workspace / "prepared/raw_data").exists()
     calls: list[int] = []
-    prepare(raw, workspace, workers=1, progress=lambda done, *_: calls.append(done))
-    prepare(raw, workspace / "at once", workers=1)
+    prepare(raw, workspace, PrepareOptions(workers=1), progress=lambda done, *_: calls.append(done))
+    prepare(raw, workspace / "at once", PrepareOptions(workers=1))
     assert calls == [2, 3, 4, 5]
     assert [path.name for path in (workspace / "prepared").iterdir()] == ["raw_data"]
     assert contents(workspace / "prepared") == contents(workspace / "at once/prepared")
 
 
 def test_a_changed_case_alone_is_redone(raw: Path, workspace: Path) -> None:
-    prepare(raw, workspace, workers=1)
+    prepare(raw, workspace, PrepareOptions(workers=1))
     before = inodes(workspace)
     for name in ("image.nii.gz", "label.nii.gz"):
         (raw / "pt_2" / name).unlink()
     (raw / "pt_2").rmdir()
     write_case(raw / "pt_2", 99)
-    prepare(raw, workspace, workers=1)
+    prepare(raw, workspace, PrepareOptions(workers=1))
     changed = {path for path, inode in inodes(workspace).items() if before[path] != inode}
     assert {Path(path).parent.name for path in changed} == {"pt_2"}
 
@@ -111,19 +113,24 @@ def test_a_changed_case_alone_is_redone(raw: Path, workspace: Path) -> None:
 def test_another_window_redoes_the_arrays_and_another_target_does_not(
     raw: Path, workspace: Path
 ) -> None:
-    first = Manifest.load(prepare(raw, workspace, workers=1).manifest)
+    first = Manifest.load(prepare(raw, workspace, PrepareOptions(workers=1)).manifest)
     before = inodes(workspace)
-    target = Manifest.load(prepare(raw, workspace, workers=1, target=(1,)).manifest)
+    target = Manifest.load(prepare(raw, workspace, PrepareOptions(workers=1, target=(1,))).manifest)
     assert inodes(workspace) == before
     assert (first.target, target.target) == (None, (1,))
     assert [case.foreground_slices for case in target.entries] == [2] * 5
-    window = Manifest.load(prepare(raw, workspace, workers=1, window=(0, 100)).manifest)
+    window = Manifest.load(
+        prepare(raw, workspace, PrepareOptions(workers=1, window=(0, 100))).manifest
+    )
     assert not set(inodes(workspace).values()) & set(before.values())
     assert window.normalisation == {"kind": "window", "low": 0, "high": 100}
 
 
 def test_the_body_crop_is_kept_in_the_manifest(raw: Path, workspace: Path) -> None:
-    assert Manifest.load(prepare(raw, workspace, workers=1, crop="body").manifest).crop == "body"
+    assert (
+        Manifest.load(prepare(raw, workspace, PrepareOptions(workers=1, crop="body")).manifest).crop
+        == "body"
+    )
 
 
 def test_scans_without_air_are_scaled_by_percentiles(raw: Path, workspace: Path) -> None:
@@ -131,7 +138,7 @@ def test_scans_without_air_are_scaled_by_percentiles(raw: Path, workspace: Path)
         image = nib.load(raw / id / "image.nii.gz")
         values = np.abs(np.asanyarray(image.dataobj))
         nib.save(nib.Nifti1Image(values, AFFINE), raw / id / "image.nii.gz")
-    manifest = Manifest.load(prepare(raw, workspace, workers=1).manifest)
+    manifest = Manifest.load(prepare(raw, workspace, PrepareOptions(workers=1)).manifest)
     assert manifest.modality == "MR/other"
     assert manifest.normalisation == {"kind": "percentile", "low": 0.5, "high": 99.5}
 
@@ -139,7 +146,7 @@ def test_scans_without_air_are_scaled_by_percentiles(raw: Path, workspace: Path)
 def test_a_split_file_decides_and_unlisted_cases_are_named(raw: Path, workspace: Path) -> None:
     split = workspace.parent / "split.json"
     split.write_text(json.dumps({"train": ["pt_10", "pt_2"], "val": ["pt_1"], "test": ["pt_3"]}))
-    report = prepare(raw, workspace, workers=1, split_file=split)
+    report = prepare(raw, workspace, PrepareOptions(workers=1, split_file=split))
     manifest = Manifest.load(report.manifest)
     assert [(case.id, case.split) for case in manifest.entries] == [
         ("pt_1", "val"),
@@ -154,7 +161,7 @@ def test_a_split_file_decides_and_unlisted_cases_are_named(raw: Path, workspace:
 def test_btcv_is_recognised_with_its_published_test_cases(
     phantom_set: Path, workspace: Path
 ) -> None:
-    report = prepare(phantom_set, workspace, workers=1)
+    report = prepare(phantom_set, workspace, PrepareOptions(workers=1))
     manifest = Manifest.load(report.manifest)
     assert (manifest.name, manifest.adapter, manifest.target) == (
         "btcv",
@@ -167,7 +174,7 @@ def test_btcv_is_recognised_with_its_published_test_cases(
 
 @pytest.mark.data
 def test_a_real_set_keeps_its_tumours(real_data: Path, workspace: Path) -> None:
-    report: PrepareReport = prepare(real_data / "ibsi-sts-ct", workspace, workers=1)
+    report: PrepareReport = prepare(real_data / "ibsi-sts-ct", workspace, PrepareOptions(workers=1))
     manifest = Manifest.load(report.manifest)
     assert (len(manifest.entries), manifest.modality) == (8, "CT")
     for case in manifest.entries:
@@ -180,13 +187,13 @@ def test_a_real_set_keeps_its_tumours(real_data: Path, workspace: Path) -> None:
 def test_a_label_map_stored_in_another_order_of_axes_gives_the_same_arrays(
     raw: Path, workspace: Path
 ) -> None:
-    prepare(raw, workspace / "before", workers=1)
+    prepare(raw, workspace / "before", PrepareOptions(workers=1))
     path = raw / "pt_2" / "label.nii.gz"
     label = nib.load(path)
     turned = label.as_reoriented([[2, 1], [0, -1], [1, 1]])
     assert turned.shape != label.shape
     nib.save(turned, path)
-    prepare(raw, workspace / "after", workers=1)
+    prepare(raw, workspace / "after", PrepareOptions(workers=1))
     place = "prepared/raw_data/cases/pt_2/labels.npy"
     before, after = (np.load(workspace / name / place) for name in ("before", "after"))
     assert before.any()

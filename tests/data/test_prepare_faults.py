@@ -15,10 +15,12 @@ import pytest
 
 from sdseg_cli.core.errors import ConfigError, DataError, GeometryError, RunError, SdsegError
 from sdseg_cli.core.locks import locked
+from sdseg_cli.data.check import check
 from sdseg_cli.data.manifest import Manifest
-from sdseg_cli.data.prepare import prepare
+from sdseg_cli.data.prepare import PrepareOptions, prepare
 from sdseg_cli.data.staging import lock_of
 from tests.raw_cases import AFFINE, IDS, SHAPE, contents
+from tests.raw_pictures import save, save_pair
 
 
 def break_shape(case: Path) -> None:
@@ -71,7 +73,7 @@ def test_a_faulty_case_stops_it_and_nothing_is_left(
 ) -> None:
     fault(raw / "pt_3")
     with pytest.raises(error, match="case pt_3: ") as caught:
-        prepare(raw, workspace, workers=1)
+        prepare(raw, workspace, PrepareOptions(workers=1))
     assert caught.value.hint
     assert "\n" not in caught.value.message
     assert list(workspace.iterdir()) == []
@@ -82,7 +84,7 @@ def test_a_faulty_case_can_be_left_out_and_is_listed(
     raw: Path, workspace: Path, fault: Callable[[Path], None], code: str, error: type[SdsegError]
 ) -> None:
     fault(raw / "pt_3")
-    report = prepare(raw, workspace, workers=1, skip_bad=True)
+    report = prepare(raw, workspace, PrepareOptions(workers=1, skip_bad=True))
     assert [(entry["case"], entry["code"]) for entry in report.skipped] == [("pt_3", code)]
     assert report.skipped[0]["why"].startswith("case pt_3: ")
     assert report.cases == {"train": 2, "val": 1, "test": 1}
@@ -90,20 +92,37 @@ def test_a_faulty_case_can_be_left_out_and_is_listed(
     assert not (report.manifest.parent / "cases/pt_3").exists()
 
 
+def test_a_picture_too_large_for_memory_is_that_cases_fault(
+    tmp_path: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = tmp_path / "pictures"
+    for number in range(5):
+        save_pair(raw / f"images/{number}.png", raw / f"masks/{number}.png", number)
+    for kind in ("images", "masks"):
+        save(raw / kind / "3.png", np.zeros((1, 60_000), np.uint8))
+    monkeypatch.setattr("sdseg_cli.imaging.io.picture.available_bytes", lambda: 40_000_000_000)
+    with pytest.raises(DataError, match=r"case 3: .* 60000 x 1 pixels take 43\.20 GB"):
+        prepare(raw, workspace, PrepareOptions(workers=1))
+    report = prepare(raw, workspace, PrepareOptions(workers=1, skip_bad=True))
+    assert [(one["case"], one["code"]) for one in report.skipped] == [("3", "image-memory")]
+    found = check(raw, workers=1).findings
+    assert ("image-memory", "error", "3") in {(one.code, one.level, one.case) for one in found}
+
+
 def test_a_faulty_case_in_a_worker_process_is_named_too(raw: Path, workspace: Path) -> None:
     break_values(raw / "pt_10")
     with pytest.raises(DataError, match="case pt_10: ") as caught:
-        prepare(raw, workspace, workers=2)
+        prepare(raw, workspace, PrepareOptions(workers=2))
     assert "Replace them" in caught.value.hint
     assert list(workspace.iterdir()) == []
 
 
 def test_a_failed_run_leaves_the_published_set_alone(raw: Path, workspace: Path) -> None:
-    prepare(raw, workspace, workers=1)
+    prepare(raw, workspace, PrepareOptions(workers=1))
     before = contents(workspace)
     break_cut(raw / "pt_3")
     with pytest.raises(DataError):
-        prepare(raw, workspace, workers=1, window=(0, 1))
+        prepare(raw, workspace, PrepareOptions(workers=1, window=(0, 1)))
     assert contents(workspace) == before
 
 
@@ -114,7 +133,7 @@ def test_skipping_every_validation_case_of_a_split_file_is_refused(
     split.write_text(json.dumps({"train": ["pt_10", "pt_2"], "val": ["pt_3"]}))
     break_values(raw / "pt_3")
     with pytest.raises(DataError, match="No usable val case"):
-        prepare(raw, workspace, workers=1, split_file=split, skip_bad=True)
+        prepare(raw, workspace, PrepareOptions(workers=1, split_file=split, skip_bad=True))
     assert list(workspace.iterdir()) == []
 
 
@@ -136,7 +155,7 @@ def test_options_that_make_no_sense_are_refused_and_write_nothing(
     raw: Path, workspace: Path, options: dict[str, object], error: type[SdsegError]
 ) -> None:
     with pytest.raises(error) as caught:
-        prepare(raw, workspace, workers=1, **options)  # type: ignore[arg-type]
+        prepare(raw, workspace, PrepareOptions(workers=1, **options))  # type: ignore[arg-type]
     assert caught.value.hint
     assert list(workspace.iterdir()) == []
 
@@ -150,14 +169,14 @@ def test_one_image_in_two_splits_stops_it(raw: Path, workspace: Path) -> None:
     split.write_text(json.dumps({"train": ["pt_1", "pt_2"], "val": ["pt_3"], "test": ["pt_10"]}))
     copy_image(raw / "pt_2", raw / "pt_10")  # with another mask: only the image gives it away
     with pytest.raises(DataError, match="case pt_10: the same image as case pt_2: one is in train"):
-        prepare(raw, workspace, workers=1, split_file=split)
+        prepare(raw, workspace, PrepareOptions(workers=1, split_file=split))
     assert list(workspace.iterdir()) == []
 
 
 def test_copies_of_an_image_can_be_left_out(raw: Path, workspace: Path) -> None:
     for other in ("pt_2", "pt_3"):
         copy_image(raw / "pt_1", raw / other)
-    report = prepare(raw, workspace, workers=1, skip_bad=True)
+    report = prepare(raw, workspace, PrepareOptions(workers=1, skip_bad=True))
     assert {(entry["case"], entry["code"]) for entry in report.skipped} <= {
         ("pt_2", "leakage"),
         ("pt_3", "leakage"),
@@ -173,7 +192,7 @@ def test_copies_within_a_split_are_a_warning(raw: Path, workspace: Path) -> None
     split = workspace.parent / "split.json"
     split.write_text(json.dumps({"train": ["pt_1", "pt_2"], "val": ["pt_3"], "test": ["pt_10"]}))
     copy_image(raw / "pt_1", raw / "pt_2")
-    report = prepare(raw, workspace, workers=1, split_file=split)
+    report = prepare(raw, workspace, PrepareOptions(workers=1, split_file=split))
     assert [(one.code, one.case) for one in report.warnings] == [("duplicate", "pt_2")]
 
 
@@ -182,10 +201,10 @@ def test_odd_values_are_warnings_that_a_second_run_repeats(raw: Path, workspace:
     values = np.asanyarray(image.dataobj) + 1024
     nib.save(nib.Nifti1Image(values.astype(np.int16), AFFINE), raw / "pt_3/image.nii.gz")
     nib.save(nib.Nifti1Image(np.zeros(SHAPE, np.uint8), AFFINE), raw / "pt_4/label.nii.gz")
-    first = prepare(raw, workspace, workers=1)
+    first = prepare(raw, workspace, PrepareOptions(workers=1))
     found = [(one.code, one.case, one.level) for one in first.warnings]
     assert found == [("hu-offset", "pt_3", "warning"), ("label-empty", "pt_4", "warning")]
-    again = prepare(raw, workspace, workers=1)
+    again = prepare(raw, workspace, PrepareOptions(workers=1))
     assert again.warnings == first.warnings
     assert json.loads(json.dumps(again.to_json()))["warnings"][0]["code"] == "hu-offset"
 
@@ -195,9 +214,9 @@ def test_two_cases_are_too_few(raw: Path, workspace: Path) -> None:
         prepare(
             raw,
             workspace,
-            workers=1,
-            image_glob="pt_[12]/image.nii.gz",
-            label_glob="pt_[12]/label.nii.gz",
+            PrepareOptions(
+                workers=1, image_glob="pt_[12]/image.nii.gz", label_glob="pt_[12]/label.nii.gz"
+            ),
         )
 
 
@@ -208,9 +227,9 @@ def test_a_second_prepare_of_a_name_is_refused_and_told_who_is_at_it(
     with locked(lock_of(root)):
         who = f"raw_data: process {os.getpid()} on {socket.gethostname()} is preparing this set"
         with pytest.raises(RunError, match=who) as caught:
-            prepare(raw, workspace, workers=1, crop="body")
+            prepare(raw, workspace, PrepareOptions(workers=1, crop="body"))
         assert "--name" in caught.value.hint
-        prepare(raw, workspace, workers=1, name="other")
+        prepare(raw, workspace, PrepareOptions(workers=1, name="other"))
     assert contents(root.parent).keys() == {
         f"other/{file}" for file in contents(root.with_name("other"))
     }
@@ -223,10 +242,10 @@ def test_two_at_once_make_one_set_of_one_crop(raw: Path, workspace: Path) -> Non
     def second(done: int, total: int, what: str) -> None:
         if done == 2:
             with pytest.raises(RunError) as caught:
-                prepare(raw, workspace, workers=1, crop="body")
+                prepare(raw, workspace, PrepareOptions(workers=1, crop="body"))
             refused.append(caught.value.message)
 
-    report = prepare(raw, workspace, workers=1, progress=second)
+    report = prepare(raw, workspace, PrepareOptions(workers=1), progress=second)
     assert len(refused) == 1
     assert Manifest.load(report.manifest).crop == "none"
     assert [path.name for path in (workspace / "prepared").iterdir()] == ["raw_data"]
@@ -236,7 +255,7 @@ def test_the_lock_of_a_killed_process_does_not_stay_in_the_way(raw: Path, worksp
     lock = lock_of(workspace / "prepared" / "raw_data")
     lock.parent.mkdir()
     lock.write_text(json.dumps({"pid": 1, "host": "gone"}))
-    prepare(raw, workspace, workers=1)
+    prepare(raw, workspace, PrepareOptions(workers=1))
     assert not lock.exists()
 
 
@@ -252,11 +271,13 @@ def flip(path: Path, place: int) -> None:
 def test_a_flipped_bit_in_an_array_is_found_and_that_case_made_again(
     raw: Path, workspace: Path, name: str, place: int
 ) -> None:
-    report = prepare(raw, workspace, workers=1)
+    report = prepare(raw, workspace, PrepareOptions(workers=1))
     before, inode = contents(workspace), (report.manifest.parent / "cases/pt_2/pixels.npy").stat()
     flip(report.manifest.parent / "cases/pt_3" / name, place)
     told: list[str] = []
-    again = prepare(raw, workspace, workers=1, progress=lambda a, b, what: told.append(what))
+    again = prepare(
+        raw, workspace, PrepareOptions(workers=1), progress=lambda a, b, what: told.append(what)
+    )
     assert told == ["done before", "case pt_3"]
     assert contents(workspace) == before
     assert (again.manifest.parent / "cases/pt_2/pixels.npy").stat().st_ino == inode.st_ino
@@ -267,24 +288,24 @@ def test_a_flipped_bit_in_an_array_is_found_and_that_case_made_again(
     [b"", b"{", b"[]", b"{}", b"[" * 100_000, b"\xff", b'{"bytes": 7}', b'{"fingerprint": null}'],
 )
 def test_a_damaged_record_is_made_again(raw: Path, workspace: Path, record: bytes) -> None:
-    report = prepare(raw, workspace, workers=1)
+    report = prepare(raw, workspace, PrepareOptions(workers=1))
     before = contents(workspace)
     file = report.manifest.parent / "cases/pt_3/case.json"
     file.unlink()
     file.write_bytes(record)
-    prepare(raw, workspace, workers=1)
+    prepare(raw, workspace, PrepareOptions(workers=1))
     assert contents(workspace) == before
 
 
 def test_a_record_whose_slices_were_changed_is_made_again(raw: Path, workspace: Path) -> None:
-    report = prepare(raw, workspace, workers=1)
+    report = prepare(raw, workspace, PrepareOptions(workers=1))
     before = contents(workspace)
     file = report.manifest.parent / "cases/pt_3/case.json"
     record = json.loads(file.read_text())
     record["label_slices"] = {"1": [0]}
     file.unlink()
     file.write_text(json.dumps(record))
-    prepare(raw, workspace, workers=1)
+    prepare(raw, workspace, PrepareOptions(workers=1))
     assert contents(workspace) == before
 
 
@@ -297,13 +318,18 @@ def test_an_interrupted_prepare_takes_up_only_whole_cases(raw: Path, workspace: 
             raise StopError
 
     with pytest.raises(StopError):
-        prepare(raw, workspace, workers=1, progress=stop)
+        prepare(raw, workspace, PrepareOptions(workers=1), progress=stop)
     built = workspace / "prepared/.raw_data.part/cases"
     flip(built / "pt_2/pixels.npy", -1)
     told: list[tuple[int, str]] = []
-    prepare(raw, workspace, workers=1, progress=lambda done, _, what: told.append((done, what)))
+    prepare(
+        raw,
+        workspace,
+        PrepareOptions(workers=1),
+        progress=lambda done, _, what: told.append((done, what)),
+    )
     assert told[:2] == [(2, "done before"), (3, "case pt_2")]
-    prepare(raw, workspace, name="undisturbed", workers=1)
+    prepare(raw, workspace, PrepareOptions(name="undisturbed", workers=1))
     prepared = workspace / "prepared"
     arrays = [
         {name: data for name, data in contents(prepared / one).items() if name != "manifest.json"}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sdseg_cli.data.prepare import prepare
+from sdseg_cli.data.prepare import PrepareOptions, prepare
 from tests.raw_cases import contents
 
 MOMENTS = 20
@@ -28,7 +28,7 @@ def start(raw: Path, home: Path) -> subprocess.Popen[bytes]:
 def test_sigkill_at_any_moment_leaves_what_the_same_command_finishes(
     raw: Path, tmp_path: Path
 ) -> None:
-    prepare(raw, tmp_path / "undisturbed", workers=1)
+    prepare(raw, tmp_path / "undisturbed", PrepareOptions(workers=1))
     wanted = contents(tmp_path / "undisturbed")
     started = time.monotonic()
     assert start(raw, tmp_path / "once").wait() == 0
@@ -41,6 +41,6 @@ def test_sigkill_at_any_moment_leaves_what_the_same_command_finishes(
         time.sleep(seconds * rng.uniform(0.3, 1.0))
         os.killpg(process.pid, signal.SIGKILL)  # an ended process stays until it is waited for
         stopped += process.wait() == -signal.SIGKILL
-        prepare(raw, home, workers=1)
+        prepare(raw, home, PrepareOptions(workers=1))
         assert contents(home) == wanted, f"moment {number}"
     assert stopped > MOMENTS / 2, "most were still at work"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sdseg_cli.core.config import SampleConfig
-from sdseg_cli.evaluation.cached_masks import CachedMasks, sha256_of
+from sdseg_cli.evaluation.cached_masks import CachedMasks
 from sdseg_cli.imaging.io.files import read_image
 from tests.fake_run import block, volume, write_nifti
 from tests.raw_pictures import save
@@ -29,12 +29,6 @@ def masks(tmp_path) -> CachedMasks:
     return CachedMasks(
         tmp_path / "predictions" / "test", "c" * 64, "exact ", "cpu", seed=0, sample=SampleConfig()
     )
-
-
-def test_sha256_is_that_of_the_bytes(tmp_path):
-    (tmp_path / "empty").write_bytes(b"")
-    # The well-known hash of nothing.
-    assert sha256_of(tmp_path / "empty").startswith("e3b0c44298fc1c149afbf4c8996fb924")
 
 
 def test_a_kept_mask_is_found_again(masks, scan):

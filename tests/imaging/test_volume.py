@@ -1,4 +1,4 @@
-"""Geometry and Volume."""
+"""Geometry, Volume and Planes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from sdseg_cli.core.errors import GeometryError
-from sdseg_cli.imaging.volume import Geometry, Volume, require_same_grid
+from sdseg_cli.imaging.volume import (
+    Geometry,
+    Planes,
+    Volume,
+    bounding_box,
+    reorient_to,
+    require_same_grid,
+)
+from tests.imaging.test_slices import ORDERS, SIGNS
 
 SIGNED_PERMUTATIONS = [
     (order, signs)
@@ -121,3 +129,54 @@ def test_grids_must_agree_in_shape_and_in_place() -> None:
     moved[2, 3] += 4  # mm, twice the smallest spacing
     with pytest.raises(GeometryError, match="lie up to 2 voxels apart"):
         require_same_grid(scan, Geometry((16, 16, 4), moved), "scan", "label")
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("signs", SIGNS)
+def test_all_planes_at_once_are_the_planes_one_by_one(
+    order: tuple[int, ...], signs: tuple[int, ...]
+) -> None:
+    affine = np.eye(4)
+    affine[:3, :3] = (np.diag(signs) @ np.diag([1.0, 2.0, 3.0]))[:, list(order)]
+    array = np.arange(24).reshape(2, 3, 4)
+    planes = Planes.of(Geometry((2, 3, 4), affine))
+    stacked = planes.stacked(array)
+    assert np.shares_memory(stacked, array)
+    assert np.array_equal(stacked, [planes.get(array, k) for k in range(planes.count)])
+
+
+OBLIQUE = np.array([[-1.6, 1.8, 0.1, 10], [-1.2, -2.4, 0.2, -20], [0, 0.1, 5, -300], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize("flips", list(itertools.product((1, -1), repeat=3)))
+def test_every_order_and_direction_comes_back_voxel_for_voxel(
+    axes: tuple[int, int, int], flips: tuple[int, int, int]
+) -> None:
+    array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    grid = Geometry((2, 3, 4), OBLIQUE)
+    stored = array.transpose(axes)[tuple(slice(None, None, step) for step in flips)]
+    affine = np.eye(4)
+    affine[:, :3] = OBLIQUE[:, [axes[0], axes[1], axes[2]]] * flips
+    corner = [0.0, 0.0, 0.0, 1.0]
+    for axis, flip in zip(axes, flips, strict=True):
+        corner[axis] = array.shape[axis] - 1 if flip < 0 else 0
+    affine[:, 3] = OBLIQUE @ corner
+    other = Volume(stored, Geometry(stored.shape, affine))
+    back = reorient_to(other, grid)
+    assert np.array_equal(back.array, array)
+    assert back.geometry.corner_distance_voxels(grid) < 1e-12
+
+
+def test_a_volume_in_the_same_order_is_left_alone() -> None:
+    volume = Volume(np.zeros((2, 3, 4)), Geometry((2, 3, 4), OBLIQUE), header="its own")
+    shifted = OBLIQUE.copy()
+    shifted[0, 3] += 500
+    assert reorient_to(volume, Geometry((9, 9, 9), shifted)) is volume
+
+
+def test_the_box_is_where_the_ones_are() -> None:
+    mask = np.zeros((5, 6, 7), np.uint8)
+    assert bounding_box(mask) is None
+    mask[1, 2, 3] = mask[3, 2, 6] = 1
+    assert bounding_box(mask) == (slice(1, 4), slice(2, 3), slice(3, 7))

@@ -16,7 +16,7 @@ from sdseg_cli.core.config import RunConfig
 from sdseg_cli.core.config_file import to_toml
 from sdseg_cli.core.errors import ConfigError, DataError
 from sdseg_cli.data.manifest import Manifest
-from sdseg_cli.data.prepare import prepare
+from sdseg_cli.data.prepare import PrepareOptions, prepare
 from sdseg_cli.evaluation.evaluate import evaluate
 from sdseg_cli.evaluation.evaluation_split import SplitOptions
 from sdseg_cli.evaluation.folders import evaluate_folders
@@ -47,7 +47,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     root = tmp_path_factory.mktemp("pictures")
     for number in range(5):
         save_pair(root / f"raw/images/{number}.png", root / f"raw/masks/{number}.png", number)
-    prepare(root / "raw", root, name="tiny", workers=1)
+    prepare(root / "raw", root, PrepareOptions(name="tiny", workers=1))
     workspace = Workspace(root)
     workspace.run.best.parent.mkdir(parents=True)
     workspace.run.best.write_bytes(b"a checkpoint")
@@ -97,7 +97,7 @@ def test_prepared_pictures_hold_three_channels(pictures: Workspace) -> None:
 
 def test_preparing_again_keeps_every_picture(pictures: Workspace) -> None:
     before = pictures.manifest.path.stat().st_mtime_ns
-    prepare(pictures.root / "raw", pictures.root, name="tiny", workers=1)
+    prepare(pictures.root / "raw", pictures.root, PrepareOptions(name="tiny", workers=1))
     assert pictures.manifest.path.stat().st_mtime_ns == before
 
 
@@ -233,23 +233,27 @@ def test_a_picture_without_its_mask_or_with_another_size_is_named(tmp_path: Path
         save_pair(tmp_path / f"raw/images/{number}.png", tmp_path / f"raw/masks/{number}.png", 0)
     save(tmp_path / "raw/masks/2.png", np.zeros((48, 63), np.uint8))
     with pytest.raises(DataError, match=r"case 2: .*\(48, 64, 1\).*\(48, 63, 1\)"):
-        prepare(tmp_path / "raw", tmp_path, workers=1)
+        prepare(tmp_path / "raw", tmp_path, PrepareOptions(workers=1))
     (tmp_path / "raw/masks/3.png").unlink()
     (tmp_path / "raw/masks/2.png").unlink()
     with pytest.raises(DataError, match="case 2: no label map"):
-        prepare(tmp_path / "raw", tmp_path, workers=1)
+        prepare(tmp_path / "raw", tmp_path, PrepareOptions(workers=1))
     assert not (tmp_path / "prepared").exists()
 
 
 def test_pictures_and_volumes_in_one_set_are_refused(raw: Path, workspace: Path) -> None:
     save_pair(raw / "pt_1/image.png", raw / "pt_1/label.png", 0)
     with pytest.raises(DataError, match=r"image\.png is a picture, image\.nii\.gz a volume"):
-        prepare(raw, workspace, image_glob="*/image.[np]*", label_glob="*/label.[np]*", workers=1)
+        prepare(
+            raw,
+            workspace,
+            PrepareOptions(image_glob="*/image.[np]*", label_glob="*/label.[np]*", workers=1),
+        )
 
 
 def test_a_body_is_not_looked_for_in_pictures(pictures: Workspace, workspace: Path) -> None:
     with pytest.raises(ConfigError, match="--crop body does not go with pictures"):
-        prepare(pictures.root / "raw", workspace, crop="body", workers=1)
+        prepare(pictures.root / "raw", workspace, PrepareOptions(crop="body", workers=1))
     assert list(workspace.iterdir()) == []
 
 

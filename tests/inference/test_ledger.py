@@ -25,7 +25,11 @@ def table(ledger: Ledger) -> list[dict[str, str]]:
 def test_a_row_comes_back_as_it_was_written(tmp_path: Path) -> None:
     ledger, mask = Ledger(tmp_path), Path("a/b.nii")
     written = row(
-        "a/b", slices=3, foreground_voxels=0, sha256="f" * 64, made_from={"task": "t", "bytes": 7}
+        "a/b",
+        slices=3,
+        foreground_voxels=0,
+        sha256="f" * 64,
+        made_from={"task": "t", "bytes": 7, "scan_modified_ns": 2000 * time.time_ns()},
     )
     assert ledger.find(mask) is None
     ledger.write(mask, written)

@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from sdseg_cli.core.errors import WeightsError
 from sdseg_cli.model.tensor_files import (
     check_tensors,
-    file_sha256,
     load_strictly,
     read_tensors,
     state_dict_of,
@@ -114,11 +113,6 @@ def test_a_written_file_may_be_read_by_whom_the_umask_allows(tmp_path: Path) -> 
         os.umask(before)
     assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o644
     assert read_tensors(tmp_path / "a.safetensors")["a"].tolist() == [1]
-
-
-def test_the_hash_of_a_file_is_its_sha256(tmp_path: Path) -> None:
-    (tmp_path / "abc").write_bytes(b"abc")
-    assert file_sha256(tmp_path / "abc").startswith("ba7816bf8f01cfea414140de5dae2223")
 
 
 def test_a_module_of_shapes_only_gets_the_tensors_as_its_own() -> None:

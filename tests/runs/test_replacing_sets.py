@@ -8,7 +8,7 @@ import pytest
 
 from sdseg_cli.core.errors import ConfigError, RunError
 from sdseg_cli.core.locks import locked
-from sdseg_cli.data.prepare import prepare
+from sdseg_cli.data.prepare import PrepareOptions, prepare
 from sdseg_cli.data.staging import lock_of
 from sdseg_cli.runs.replacing_sets import replaced, require_settled
 from tests.fake_run import Workspace, make_workspace
@@ -57,20 +57,27 @@ def test_prepare_refuses_that_before_it_reads_a_scan(
     monkeypatch.setattr("sdseg_cli.data.prepare._records", never)
     before = contents(trained.root)
     with locked(trained.run / ".lock"), pytest.raises(ConfigError, match="being trained on it"):
-        prepare(raw, trained.root, name="toy", crop="body", workers=1, on_replace=replaced)
+        prepare(
+            raw,
+            trained.root,
+            PrepareOptions(name="toy", crop="body", workers=1),
+            on_replace=replaced,
+        )
     assert contents(trained.root) == before
 
 
 def test_a_set_whose_scans_changed_is_not_replaced_under_a_run_that_trains(
     trained: Workspace, raw: Path
 ) -> None:
-    prepare(raw, trained.root, name="toy", workers=1, on_replace=replaced)  # other scans: a warning
+    prepare(
+        raw, trained.root, PrepareOptions(name="toy", workers=1), on_replace=replaced
+    )  # other scans: a warning
     manifest = replace(trained.manifest, root=trained.root / "prepared" / "toy").path
     before = manifest.read_bytes()
     (raw / "pt_1" / "image.nii.gz").unlink()
     (raw / "pt_1" / "label.nii.gz").unlink()
     with locked(trained.run / ".lock"), pytest.raises(ConfigError, match="another split, data"):
-        prepare(raw, trained.root, name="toy", workers=1, on_replace=replaced)
+        prepare(raw, trained.root, PrepareOptions(name="toy", workers=1), on_replace=replaced)
     assert manifest.read_bytes() == before
 
 

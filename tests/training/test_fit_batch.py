@@ -132,7 +132,7 @@ def test_several_processes_are_told_to_find_the_batch_with_one(
 def test_a_batch_that_memory_cannot_hold_is_refused_before_anything_is_written(
     tiny_set: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sdseg_cli.core.memory.available_bytes", lambda: 2_000_000_000)
+    monkeypatch.setattr("sdseg_cli.core.processes.available_bytes", lambda: 2_000_000_000)
     settings = tiny_settings(steps=4, batch_size=100_000)
     with pytest.raises(RunError) as refused:
         train(settings, tiny_set.manifest, RunDir(tmp_path / "run"), device="cpu", workers=1)

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 import sdseg_cli.model.download as download_module
 from sdseg_cli.core.errors import ConfigError, WeightsError
+from sdseg_cli.core.files import file_sha256
 from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.io.files import read_image
 from sdseg_cli.imaging.io.picture import Picture
@@ -21,7 +22,6 @@ from sdseg_cli.inference.predictor import Predictor
 from sdseg_cli.model.known_weights import KNOWN
 from sdseg_cli.model.pretrained import load_official
 from sdseg_cli.model.store import WeightStore
-from sdseg_cli.model.tensor_files import file_sha256
 from sdseg_cli.runs.package import read_package
 from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training.weights import add_weights, export_run, export_stored, fetch_weights

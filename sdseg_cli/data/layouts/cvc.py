@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sdseg_cli.core.config import ABOVE_128
 from sdseg_cli.core.errors import DataError
-from sdseg_cli.data.layouts.dataset_json import read_text
+from sdseg_cli.core.json_files import read_text
 from sdseg_cli.data.layouts.pairs import paired
 from sdseg_cli.data.spec import Case, DatasetSpec, in_order
 

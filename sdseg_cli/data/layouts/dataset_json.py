@@ -1,13 +1,7 @@
-"""dataset.json, in which nnU-Net and Decathlon data sets describe themselves.
-
-Also the one reader of JSON and text files of data sets: dataset.json, split files, manifests.
-"""
+"""dataset.json, in which nnU-Net and Decathlon data sets describe themselves."""
 
 from __future__ import annotations
 
-import codecs
-import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,88 +10,13 @@ from typing import Any
 from sdseg_cli.core.errors import DataError
 from sdseg_cli.core.filenames import natural_key, stem_of
 from sdseg_cli.core.findings import EVERY_CASE, WARNING, Finding
+from sdseg_cli.core.json_files import read_object
 from sdseg_cli.data.spec import Case, DatasetSpec
 
 DATASET_JSON, IMAGES, LABELS = "dataset.json", "imagesTr", "labelsTr"
 _HINT = "Repair it: labels and channel_names (or modality) as nnU-Net or the Decathlon write them."
 
-_MARKS = (  # longest first: UTF-32's begins with UTF-16's
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
 LARGEST_LABEL = 65535
-_MOST_DIGITS = 300
-"""No number of a data set is longer; Python itself refuses thousands."""
-
-
-def read_text(path: Path, hint: str) -> str:
-    """The text of a file: UTF-8, or whatever the mark (BOM) it begins with says.
-
-    Args:
-        path: The file.
-        hint: What to do about one that is none.
-
-    Raises:
-        DataError: Missing, or not such text.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).", hint) from error
-    coding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
-    try:
-        text = data.decode(coding)
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: not UTF-8 text ({error.reason} at byte {error.start}).",
-            f"Save it as UTF-8. {hint}",
-        ) from error
-    if "\0" in text:
-        raise DataError(
-            f"{path}: holds zero bytes: UTF-16 without its mark, or no text.",
-            f"Save it as UTF-8. {hint}",
-        )
-    return text
-
-
-def read_json(path: Path, hint: str) -> dict[str, Any]:
-    """A JSON object from a file; see `read_text`. Strict: no NaN, no number without end.
-
-    Raises:
-        DataError: Missing, or not a JSON object.
-    """
-    text = read_text(path, hint)
-    try:
-        content = json.loads(
-            text, parse_constant=_refuse_constant, parse_int=_whole, parse_float=_finite
-        )
-    except RecursionError as error:
-        raise DataError(f"{path}: damaged (nested too deeply).", hint) from error
-    except ValueError as error:
-        raise DataError(f"{path}: damaged ({error}).", hint) from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: damaged (not a JSON object).", hint)
-    return content
-
-
-def _refuse_constant(text: str) -> None:
-    raise ValueError(f"{text} is no number of JSON")
-
-
-def _whole(digits: str) -> int:
-    if len(digits) > _MOST_DIGITS:
-        raise ValueError(f"a number of {len(digits)} digits")
-    return int(digits)
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text[:20]} is beyond any number")
-    return value
 
 
 @dataclass(frozen=True)
@@ -128,7 +47,7 @@ def describe(root: Path) -> Description:
         DataError: Missing, no JSON, or a part of it has another form.
     """
     file = root / DATASET_JSON
-    content = read_json(file, _HINT)
+    content = read_object(file, _HINT)
     try:
         channels = content.get("channel_names", content.get("modality", {"0": "unknown"}))
         labels = _label_numbers(content["labels"])

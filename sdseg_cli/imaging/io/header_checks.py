@@ -1,20 +1,32 @@
-"""What a header claims against what the file holds: checked before memory is taken for voxels."""
+"""What headers claim: no more voxels than the file holds, and a grid with axes at right angles.
+
+Sizes are checked before memory is taken for voxels. Scanners measure along three perpendicular
+axes: a header that says otherwise by a fraction of a degree was rounded, by a few is straightened;
+one that says otherwise by many (a tilted gantry) needs resampling, which is not ours to do
+silently.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sdseg_cli.core.errors import DataError
-from sdseg_cli.imaging.volume import Array
+from sdseg_cli.imaging.volume import Array, Geometry
 
 PACKED_RATIO = 1032
 """Deflate (gzip, zlib) unpacks to at most so many times its size."""
 BLOCK_BYTES = 1 << 20
 """Files are read in blocks of this size."""
+ROUNDING_DEGREES = 0.01
+"""Less than this is how headers round: the affine is taken as it stands."""
+LARGEST_SHEAR_DEGREES = 5.0
+"""More than this is refused; between the two, the nearest rotation is read instead."""
 
 _HINT = "The header is wrong or the file was cut short: export it again."
 
@@ -66,3 +78,77 @@ def read_array(stream: BinaryIO, shape: tuple[int, int, int], dtype: Any) -> Arr
         target[filled : filled + len(block)] = block
         filled += len(block)
     return flat.reshape(shape, order="F")
+
+
+def geometry_of(path: Path, shape: tuple[int, int, int], affine: NDArray[np.float64]) -> Geometry:
+    """The geometry a header describes, with a small shear straightened.
+
+    Args:
+        path: The file, for messages.
+        shape: Number of voxels (I, J, K).
+        affine: (4, 4) float64, voxel index -> RAS+ mm, as the header says.
+
+    Returns:
+        A geometry with axes at right angles (up to `ROUNDING_DEGREES`); its `shear_degrees` is what
+        was taken away. Spacing and the centre of the grid stay where they were.
+
+    Raises:
+        DataError: The affine is no grid at all, or is sheared by more than is allowed.
+    """
+    try:
+        geometry = Geometry(shape, affine)
+    except ValueError as error:
+        raise DataError(
+            f"{path}: its header gives no usable grid ({error}).",
+            "Export the scan again, or repair its size, spacing and orientation.",
+            "affine",
+        ) from error
+    shear = shear_degrees(affine)
+    if shear > LARGEST_SHEAR_DEGREES:
+        raise DataError(
+            f"{path}: its axes are {shear:.1f} degrees off right angles; "
+            f"{LARGEST_SHEAR_DEGREES:g} are allowed.",
+            "Resample it to a straight grid first (a tilted gantry: dcm2niix does it).",
+            "sheared",
+        )
+    if shear <= ROUNDING_DEGREES:
+        return geometry
+    return Geometry(shape, straightened(affine, shape), shear_degrees=shear)
+
+
+def shear_degrees(affine: NDArray[np.float64]) -> float:
+    """By how many degrees the worst pair of axes misses a right angle.
+
+    Args:
+        affine: (4, 4), invertible.
+    """
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    cosines = [
+        abs(directions[:, a] @ directions[:, b]) for a, b in itertools.combinations((0, 1, 2), 2)
+    ]
+    return float(np.degrees(np.arcsin(min(1.0, max(cosines)))))
+
+
+def straightened(affine: NDArray[np.float64], shape: tuple[int, int, int]) -> NDArray[np.float64]:
+    """The affine with its directions replaced by the nearest rotation (polar decomposition).
+
+    Args:
+        affine: (4, 4), invertible.
+        shape: The grid's, whose centre stays where it is.
+
+    Returns:
+        (4, 4) float64 with the same spacing, handedness and centre.
+    """
+    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    straight = affine.copy()
+    straight[:3, :3] = nearest_rotation(affine[:3, :3] / spacing_mm) * spacing_mm
+    centre = (np.asarray(shape) - 1) / 2
+    straight[:3, 3] += (affine[:3, :3] - straight[:3, :3]) @ centre
+    return straight
+
+
+def nearest_rotation(directions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The three perpendicular directions nearest to others, (3, 3) both (polar decomposition)."""
+    left, _, right = np.linalg.svd(directions)
+    turned: NDArray[np.float64] = left @ right
+    return turned

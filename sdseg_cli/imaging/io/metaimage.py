@@ -22,6 +22,7 @@ from sdseg_cli.core.errors import DataError
 from sdseg_cli.core.filenames import storable
 from sdseg_cli.core.files import replacing
 from sdseg_cli.imaging.io import nrrd
+from sdseg_cli.imaging.io.header_checks import geometry_of
 from sdseg_cli.imaging.io.native import silenced
 from sdseg_cli.imaging.io.text_header import (
     HeaderError,
@@ -41,7 +42,6 @@ from sdseg_cli.imaging.io.text_header import (
     three,
     whole,
 )
-from sdseg_cli.imaging.shear import geometry_of
 from sdseg_cli.imaging.volume import LPS_TO_RAS, Array, Geometry, OnHeader, Volume
 
 WRITABLE = (".nrrd", ".mha")

@@ -22,8 +22,15 @@ from numpy.typing import NDArray
 
 from sdseg_cli.core.errors import DataError
 from sdseg_cli.core.files import replacing
-from sdseg_cli.imaging.io.header_checks import BLOCK_BYTES, read_array, require_held
-from sdseg_cli.imaging.shear import ROUNDING_DEGREES, geometry_of, nearest_rotation, shear_degrees
+from sdseg_cli.imaging.io.header_checks import (
+    BLOCK_BYTES,
+    ROUNDING_DEGREES,
+    geometry_of,
+    nearest_rotation,
+    read_array,
+    require_held,
+    shear_degrees,
+)
 from sdseg_cli.imaging.volume import GRID_TOLERANCE_VOXELS, Array, Geometry, OnHeader, Volume
 
 _FREE_TEXTS = {"descrip", "aux_file", "db_name", "data_type"}

@@ -35,7 +35,7 @@ from sdseg_cli.core.config import ABOVE_128
 from sdseg_cli.core.errors import DataError, RunError, SdsegError
 from sdseg_cli.core.filenames import JPEG_SUFFIXES
 from sdseg_cli.core.files import replacing
-from sdseg_cli.core.memory import available_bytes
+from sdseg_cli.core.processes import available_bytes
 from sdseg_cli.imaging.volume import Array, Geometry, OnHeader, Volume
 
 MaskLevels = tuple[tuple[int, int], ...]

@@ -1,4 +1,4 @@
-"""The reader of dataset.json and of other text of data sets."""
+"""The reader of dataset.json; splits are read as it is."""
 
 from __future__ import annotations
 
@@ -9,45 +9,13 @@ import pytest
 
 from sdseg_cli.core.errors import ConfigError, DataError
 from sdseg_cli.core.findings import Finding
-from sdseg_cli.data.layouts.dataset_json import describe, read_json, read_text
+from sdseg_cli.data.layouts.dataset_json import describe
 from sdseg_cli.data.recognise import find_cases
 from sdseg_cli.data.split import read_split
 from sdseg_cli.data.unexpected_files import check_set
 from tests.archives import scan, tooth, write_decathlon, write_nifti, write_nnunet
+from tests.json_cases import CODINGS
 from tests.raw_pictures import save_pair
-
-CODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-32"]
-"""Python begins the last three with the mark."""
-
-
-@pytest.mark.parametrize("coding", CODINGS)
-def test_text_is_read_by_the_mark_it_begins_with(tmp_path: Path, coding: str) -> None:
-    (tmp_path / "a.json").write_text('{"größe": 1}', encoding=coding)
-    assert read_json(tmp_path / "a.json", "") == {"größe": 1}
-    (tmp_path / "a.txt").write_text("größe\r\n", encoding=coding)
-    assert read_text(tmp_path / "a.txt", "").split() == ["größe"]
-
-
-@pytest.mark.parametrize(
-    ("data", "why"),
-    [
-        ('{"a": 1}'.encode("utf-16-le"), "UTF-16 without its mark"),
-        ('{"ä": 1}'.encode("latin-1"), "not UTF-8 text"),
-        (b"\xff\xfe{", "not UTF-8 text"),
-        (b"", "damaged"),
-        (b"[1]", "not a JSON object"),
-        (b'{"a": ' * 100_000, "nested too deeply"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "a number of 5000 digits"),
-        (b'{"a": NaN}', "NaN is no number of JSON"),
-        (b'{"a": -Infinity}', "-Infinity is no number"),
-        (b'{"a": 1e999}', "1e999 is beyond any number"),
-    ],
-)
-def test_what_is_no_json_is_named_with_its_cause(tmp_path: Path, data: bytes, why: str) -> None:
-    (tmp_path / "a.json").write_bytes(data)
-    with pytest.raises(DataError, match=why) as caught:
-        read_json(tmp_path / "a.json", "Write it again.")
-    assert caught.value.hint.endswith("Write it again.")
 
 
 @pytest.mark.parametrize("coding", CODINGS)

@@ -10,7 +10,7 @@ import pytest
 
 from sdseg_cli.core.errors import DataError
 from sdseg_cli.data.manifest import Manifest
-from sdseg_cli.data.prepare import prepare
+from sdseg_cli.data.prepare import PrepareOptions, prepare
 from sdseg_cli.data.recognise import find_cases
 from tests.archives import write_decathlon, write_nifti
 
@@ -23,7 +23,7 @@ def test_the_listed_pairs_are_the_cases_without_macos_twins(tmp_path: Path) -> N
 
 
 def test_a_task_prepares(tmp_path: Path) -> None:
-    report = prepare(write_decathlon(tmp_path / "Task02"), tmp_path, workers=1)
+    report = prepare(write_decathlon(tmp_path / "Task02"), tmp_path, PrepareOptions(workers=1))
     manifest = Manifest.load(report.manifest)
     assert report.cases == {"train": 2, "val": 1, "test": 1}
     assert (manifest.labels, manifest.cleaning) == ((1, 2), {})
@@ -39,14 +39,14 @@ def test_a_4d_scan_that_is_not_described_as_such_is_refused(tmp_path: Path) -> N
     write_decathlon(tmp_path / "d")
     write_nifti(tmp_path / "d/imagesTr/la_001.nii.gz", np.zeros((12, 10, 6, 2), np.int16))
     with pytest.raises(DataError, match=r"la_001.*\(12, 10, 6, 2\), not one 3D volume"):
-        prepare(tmp_path / "d", tmp_path, workers=1)
+        prepare(tmp_path / "d", tmp_path, PrepareOptions(workers=1))
 
 
 def test_a_listed_file_that_is_missing_is_named(tmp_path: Path) -> None:
     write_decathlon(tmp_path / "d")
     (tmp_path / "d/imagesTr/la_002.nii.gz").unlink()
     with pytest.raises(DataError, match=r"case la_002: .*la_002\.nii\.gz does not exist"):
-        prepare(tmp_path / "d", tmp_path, workers=1)
+        prepare(tmp_path / "d", tmp_path, PrepareOptions(workers=1))
 
 
 @pytest.mark.parametrize("path", ["../secret.nii.gz", "/etc/passwd", "imagesTr/../../x.nii.gz"])
@@ -79,5 +79,5 @@ def test_the_real_hippocampus_prepares_in_its_original_layout(
         ],
     }
     (root / "dataset.json").write_text(json.dumps(described))
-    report = prepare(root, tmp_path, workers=1)
+    report = prepare(root, tmp_path, PrepareOptions(workers=1))
     assert sum(report.cases.values()) == len(names) == 40

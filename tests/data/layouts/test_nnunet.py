@@ -9,7 +9,7 @@ import pytest
 
 from sdseg_cli.core.errors import DataError
 from sdseg_cli.data.manifest import Manifest
-from sdseg_cli.data.prepare import prepare
+from sdseg_cli.data.prepare import PrepareOptions, prepare
 from sdseg_cli.data.recognise import find_cases
 from tests.archives import write_nnunet
 from tests.raw_pictures import save_pair
@@ -33,7 +33,7 @@ def test_both_versions_are_recognised(tmp_path: Path, description: dict) -> None
 
 def test_other_channels_than_ct_are_scaled_by_percentiles(tmp_path: Path) -> None:
     write_nnunet(tmp_path / "d", channel_names={"0": "T1"})
-    manifest = Manifest.load(prepare(tmp_path / "d", tmp_path, workers=1).manifest)
+    manifest = Manifest.load(prepare(tmp_path / "d", tmp_path, PrepareOptions(workers=1)).manifest)
     assert (manifest.name, manifest.modality) == ("nnunet", "MR/other")
     assert manifest.normalisation["kind"] == "percentile"
 
@@ -93,5 +93,5 @@ def test_pictures_are_pictures_whatever_dataset_json_calls_them(
         "file_ending": ".png",
     }
     (root / "dataset.json").write_text(json.dumps(said))
-    manifest = Manifest.load(prepare(root, workspace, workers=1).manifest)
+    manifest = Manifest.load(prepare(root, workspace, PrepareOptions(workers=1)).manifest)
     assert (manifest.adapter, manifest.modality) == ("nnunet", "photograph")

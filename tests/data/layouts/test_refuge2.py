@@ -9,7 +9,7 @@ import pytest
 
 from sdseg_cli.data.layouts.refuge2 import REFUGE2, find_cases, recognises
 from sdseg_cli.data.manifest import Manifest
-from sdseg_cli.data.prepare import prepare
+from sdseg_cli.data.prepare import PrepareOptions, prepare
 from sdseg_cli.data.split import split_of
 from tests.raw_pictures import save, touch
 
@@ -55,7 +55,9 @@ def test_the_cup_is_0_the_rim_128_the_background_255(tmp_path: Path, workspace: 
         image = np.full((256, 256, 3), number, np.uint8)  # one image in two splits is refused
         save(tmp_path / "raw" / f"{name.format('images')}.png", image)
         save(tmp_path / "raw" / f"{name.format('mask')}.bmp", grey)
-    manifest = Manifest.load(prepare(tmp_path / "raw", workspace, workers=1).manifest)
+    manifest = Manifest.load(
+        prepare(tmp_path / "raw", workspace, PrepareOptions(workers=1)).manifest
+    )
     assert (manifest.adapter, manifest.labels, manifest.target) == ("refuge2", (1, 2), (1,))
     labels = np.load(manifest.labels_file(manifest.cases("test")[0]))
     assert (labels == 1).sum() == 64 * 64

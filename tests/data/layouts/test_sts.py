@@ -8,7 +8,7 @@ import numpy as np
 
 from sdseg_cli.data.layouts.sts import STS
 from sdseg_cli.data.manifest import Manifest
-from sdseg_cli.data.prepare import prepare
+from sdseg_cli.data.prepare import PrepareOptions, prepare
 from sdseg_cli.data.recognise import find_cases
 from sdseg_cli.imaging.intensity import Normalisation
 from tests.archives import write_sts
@@ -38,7 +38,7 @@ def test_level_500_width_1200_is_minus_100_to_1100() -> None:
 
 
 def test_it_prepares_with_the_papers_split_and_cleaned_labels(tmp_path: Path) -> None:
-    report = prepare(write_sts(tmp_path / "sts"), tmp_path, workers=1)
+    report = prepare(write_sts(tmp_path / "sts"), tmp_path, PrepareOptions(workers=1))
     manifest = Manifest.load(report.manifest)
     assert [case.id for case in manifest.cases("test")] == [
         "Teeth_0010",

@@ -24,7 +24,7 @@ from sdseg_cli.imaging.io.files import (
     write_mask,
     write_probability,
 )
-from sdseg_cli.imaging.shear import straightened
+from sdseg_cli.imaging.io.header_checks import straightened
 from sdseg_cli.imaging.volume import Geometry, Volume
 
 GRID_FIELDS = (

@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from sdseg_cli.core.errors import DataError
 from sdseg_cli.imaging.io.files import read_geometry, read_image, write_mask
-from sdseg_cli.imaging.shear import geometry_of, shear_degrees, straightened
+from sdseg_cli.imaging.io.header_checks import geometry_of, shear_degrees, straightened
 
 SHAPE = (9, 7, 5)
 SPACING_MM = np.array([0.8, 1.5, 4.0])
