@@ -1,6 +1,6 @@
 """Validation Dice against steps, by what the `tiny` networks start from.
 
-    python scripts/warm_up_tiny.py --state warm.pt --out warm.safetensors
+    python -m scripts.warm_up_tiny --state warm.pt --out warm.safetensors
     python -m benchmarks.warm_start --workspace FOLDER --dataset msd-hippocampus --steps 700 \
         --stop 120 --weights warm.safetensors --out results.json
 
