@@ -27,7 +27,8 @@ from scripts.scenes import RULES, random_scene
 from sdseg_cli.core.presets import PRESETS
 from sdseg_cli.inference.decoders import find_mask_decoder
 from sdseg_cli.model import diffusion
-from sdseg_cli.model.sdseg import SDSeg, as_three_channels, build_sdseg, foreground_weight
+from sdseg_cli.model.interface import as_three_channels
+from sdseg_cli.model.sdseg import SDSeg, build_sdseg, foreground_weight
 from sdseg_cli.model.shipped import load_tiny_autoencoder
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import write_tensors

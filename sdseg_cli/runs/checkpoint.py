@@ -15,7 +15,7 @@ import torch
 from sdseg_cli.core.config import RunConfig
 from sdseg_cli.core.errors import WeightsError
 from sdseg_cli.core.files import replacing
-from sdseg_cli.model.baselines import SliceModel
+from sdseg_cli.model.interface import SliceModel
 from sdseg_cli.model.tensor_files import file_sha256, plain, positive_scale, unpickled
 
 FORMAT_VERSION = 2

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-import sdseg_cli.training.objective as objective
 from sdseg_cli.core.config import TrainConfig
 from sdseg_cli.core.config_file import from_dict
 from sdseg_cli.core.errors import ConfigError, DataError, RunError, WeightsError
@@ -20,6 +19,7 @@ from sdseg_cli.core.findings import Finding
 from sdseg_cli.core.locks import locked
 from sdseg_cli.core.progress import TrainProgress
 from sdseg_cli.data.manifest import Manifest
+from sdseg_cli.model import diffusion
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import networks_of
@@ -331,7 +331,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     tiny_set: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nan = torch.tensor(float("nan"), requires_grad=True)
-    monkeypatch.setattr(objective.diffusion, "loss_terms", lambda *_, **__: (nan, nan))
+    monkeypatch.setattr(diffusion, "loss_terms", lambda *_, **__: (nan, nan))
     run = RunDir(tmp_path / "run")
     with pytest.raises(
         RunError, match=r"the loss is nan at step 1, of case_\d slice \d, case_\d slice \d"
