@@ -37,7 +37,7 @@ class TrainPictures:
     ) -> None:
         from sdseg_cli.report.validation_picture import ShownSlice, ValidationHistory
 
-        self._run = run
+        self._run, self.slices = run, fixed
         self.positions = shown_slices(fixed, evenly_spaced(fixed, recipe.validation_slices))
         """Which validation slices are shown."""
         shown = []

@@ -25,7 +25,7 @@ from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import networks_of
 from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training.step import Trainer, learning_rate
-from sdseg_cli.training.train import train
+from sdseg_cli.training.train import TrainOptions, train
 from tests.conftest import Workspace, tiny_settings
 from tests.raw_cases import contents
 
@@ -288,9 +288,9 @@ def test_the_papers_start_names_the_weights_that_are_missing(
 ) -> None:
     paper = {"autoencoder": {"channels": 32, "channel_mult": [1, 2, 4, 4], "norm_groups": 32}}
     config = from_dict({"model": paper}, tiny_settings(), source="test")
-    store = WeightStore(tmp_path / "empty")
+    store, run = WeightStore(tmp_path / "empty"), RunDir(tmp_path / "run")
     with pytest.raises(WeightsError, match="kl-f8") as caught:
-        train(config, tiny_set.manifest, RunDir(tmp_path / "run"), device="cpu", store=store)
+        train(config, tiny_set.manifest, run, device="cpu", options=TrainOptions(store=store))
     assert "sdseg weights fetch" in caught.value.hint
     assert not (tmp_path / "run").exists()
 
