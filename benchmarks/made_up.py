@@ -13,10 +13,9 @@ from sdseg_cli.model.baselines import build_model
 from sdseg_cli.model.interface import SliceModel
 from sdseg_cli.model.sdseg import has_latents
 from sdseg_cli.runs.checkpoint import Checkpoint
-from sdseg_cli.training.batches import FLIPS, PreparedSlices, flipped
+from sdseg_cli.training.batches import FLIPS, PreparedSlices, StepSource, flipped
 from sdseg_cli.training.latents import MaskLatents, encode_masks, open_latents
 from sdseg_cli.training.step import StepResult, Trainer
-from sdseg_cli.training.steps import StepSource
 
 SIZE = 256
 

@@ -29,10 +29,10 @@ from sdseg_cli.inference.decoders import find_mask_decoder
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.interface import as_three_channels
 from sdseg_cli.model.sdseg import SDSeg, build_sdseg, foreground_weight
-from sdseg_cli.model.shipped import load_tiny_autoencoder
+from sdseg_cli.model.starts import load_tiny_autoencoder
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import write_tensors
-from sdseg_cli.training.mask_loss import DecodedMaskLoss
+from sdseg_cli.training.objective import DecodedMaskLoss
 
 TINY = PRESETS["tiny"]
 NAMES = tuple(RULES)

@@ -39,8 +39,7 @@ from sdseg_cli.model.sdseg import SDSeg, build_sdseg, full_precision
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import read_trained, sdseg_of
-from sdseg_cli.training.batches import evenly_spaced
-from sdseg_cli.training.splits import open_split
+from sdseg_cli.training.batches import evenly_spaced, open_split
 
 SIDE, ROUNDS, CPU = 256, 2, torch.device("cpu")
 SLICE_BYTES = 3 * 4 * SIDE**2 + 40 * SIDE**2

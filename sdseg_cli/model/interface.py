@@ -22,7 +22,7 @@ baseline's logits (B,1,H,W) Dice loss and cross-entropy, (2,).
 
 
 class LossInputs(Protocol):
-    """What a loss reads of a batch; see `training.steps.StepInputs`."""
+    """What a loss reads of a batch; see `training.batches.StepInputs`."""
 
     @property
     def image(self) -> Tensor: ...

@@ -35,9 +35,8 @@ from sdseg_cli.model.store import WeightStore
 from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import networks_of
 from sdseg_cli.runs.run_folder import RunDir
-from sdseg_cli.training.batches import PreparedSlices, evenly_spaced
+from sdseg_cli.training.batches import PreparedSlices, evenly_spaced, open_split
 from sdseg_cli.training.distillation import ADAPT_STEPS, adapted, own_latents
-from sdseg_cli.training.splits import open_split
 from sdseg_cli.training.validation import validation
 
 ADAPT_SLICES = 96

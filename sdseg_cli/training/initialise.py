@@ -14,10 +14,10 @@ from sdseg_cli.core.config_file import differing_keys, from_dict
 from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.core.presets import PRESETS
 from sdseg_cli.model.baselines import build_model
+from sdseg_cli.model.diffusion import seeded_generator
 from sdseg_cli.model.interface import SliceModel, as_three_channels
 from sdseg_cli.model.pretrained import official_config
 from sdseg_cli.model.sdseg import SDSeg, has_latents
-from sdseg_cli.model.seeds import seeded_generator
 from sdseg_cli.model.starts import (
     Origin,
     require_pretrained,

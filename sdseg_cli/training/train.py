@@ -28,20 +28,23 @@ from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.model.distributed import ranks_of, training_together
 from sdseg_cli.model.runtime import choose_device, peak_gpu_bytes, stop_signals
 from sdseg_cli.model.store import WeightStore
+from sdseg_cli.runs.checkpoint import refuse_foreign, resumed
 from sdseg_cli.runs.log import require_tensorboard
 from sdseg_cli.runs.replacing_sets import require_settled
-from sdseg_cli.runs.resume import refuse_foreign, resumed
 from sdseg_cli.runs.run_folder import RunDir
-from sdseg_cli.training.batches import PreparedSlices
+from sdseg_cli.training.batches import (
+    PreparedSlices,
+    StepInputs,
+    StepSource,
+    default_workers,
+    open_split,
+)
 from sdseg_cli.training.fit_batch import fitting_batch_size, require_batch_memory
 from sdseg_cli.training.initialise import initial_checkpoint
 from sdseg_cli.training.latents import MaskLatents, open_latents
-from sdseg_cli.training.mask_loss import decoder_to_train_through, keep_for_training
-from sdseg_cli.training.run_files import RunFiles
-from sdseg_cli.training.splits import open_split
+from sdseg_cli.training.objective import decoder_to_train_through, keep_for_training
+from sdseg_cli.training.run_files import RunFiles, TrainPictures
 from sdseg_cli.training.step import StepResult, Trainer
-from sdseg_cli.training.steps import StepInputs, StepSource, default_workers
-from sdseg_cli.training.train_pictures import TrainPictures
 
 OnWarning = Callable[[Finding], None]
 """Told what is odd and stops nothing."""

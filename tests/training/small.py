@@ -15,10 +15,9 @@ from sdseg_cli.model import sdseg
 from sdseg_cli.model.distributed import Ranks
 from sdseg_cli.model.sdseg import SDSeg, build_sdseg
 from sdseg_cli.runs.checkpoint import Checkpoint
-from sdseg_cli.training.batches import PreparedSlices
+from sdseg_cli.training.batches import PreparedSlices, StepInputs, StepSource
 from sdseg_cli.training.latents import MaskLatents
 from sdseg_cli.training.step import Trainer
-from sdseg_cli.training.steps import StepInputs, StepSource
 
 SIZE = 32
 ROW = (8, SIZE // 8, SIZE // 8)
