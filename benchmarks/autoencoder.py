@@ -23,7 +23,7 @@ from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.io.files import read_image, read_labels
 from sdseg_cli.imaging.slices import to_stack
 from sdseg_cli.model.autoencoder import Autoencoder
-from sdseg_cli.model.shipped import load_tiny_autoencoder
+from sdseg_cli.model.starts import load_tiny_autoencoder
 
 Mask = NDArray[np.bool_]
 

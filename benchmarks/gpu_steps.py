@@ -18,9 +18,9 @@ from benchmarks.results import Row, seconds
 from benchmarks.train_speed import milliseconds_by_operator, plain_loop
 from sdseg_cli.core.config import RunConfig
 from sdseg_cli.model.runtime import ran_out_of_memory
+from sdseg_cli.training.batches import StepSource
 from sdseg_cli.training.latents import MaskLatents
 from sdseg_cli.training.step import StepResult, Trainer
-from sdseg_cli.training.steps import StepSource
 
 SLICES = 64
 PAPER_SLICES = 100_000 * 4

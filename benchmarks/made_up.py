@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from sdseg_cli.core.config import RunConfig
-from sdseg_cli.model.baselines import SliceModel, build_model
-from sdseg_cli.model.sdseg import SDSeg
+from sdseg_cli.model.baselines import build_model
+from sdseg_cli.model.interface import SliceModel
+from sdseg_cli.model.sdseg import has_latents
 from sdseg_cli.runs.checkpoint import Checkpoint
-from sdseg_cli.training.batches import FLIPS, PreparedSlices, flipped
+from sdseg_cli.training.batches import FLIPS, PreparedSlices, StepSource, flipped
 from sdseg_cli.training.latents import MaskLatents, encode_masks, open_latents
 from sdseg_cli.training.step import StepResult, Trainer
-from sdseg_cli.training.steps import StepSource
 
 SIZE = 256
 
@@ -74,7 +74,7 @@ def keep_all_latents(
         latents: Where the moments are kept.
         flips: `train.flips`.
     """
-    if not isinstance(model, SDSeg):
+    if not has_latents(model):
         return
     device = next(model.parameters()).device
     codes = torch.arange(4)

@@ -26,10 +26,10 @@ from sdseg_cli.inference.decoders import find_mask_decoder
 from sdseg_cli.model.arithmetic import gflop
 from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.mask_decoder import MaskDecoder
-from sdseg_cli.model.shipped import load_tiny_autoencoder
+from sdseg_cli.model.starts import load_tiny_autoencoder
 from sdseg_cli.model.store import WeightStore
+from sdseg_cli.training.batches import open_split
 from sdseg_cli.training.distillation import Teacher
-from sdseg_cli.training.splits import open_split
 
 THIN_PX, SMALL_PX, AROUND_PX = 5, 16, 4
 MOST_SLICES = 200

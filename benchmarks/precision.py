@@ -36,8 +36,9 @@ from sdseg_cli.inference.sampling import shifted
 from sdseg_cli.metrics.mask_metrics import dice
 from sdseg_cli.metrics.pair import MaskPair
 from sdseg_cli.model import diffusion
+from sdseg_cli.model.interface import as_three_channels
 from sdseg_cli.model.runtime import choose_device
-from sdseg_cli.model.sdseg import SDSeg, as_three_channels
+from sdseg_cli.model.sdseg import SDSeg
 from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import sdseg_of
 from sdseg_cli.runs.run_folder import RunDir, find_run

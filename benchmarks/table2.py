@@ -52,14 +52,12 @@ from sdseg_cli.model.store import WeightStore
 from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import networks_of
 from sdseg_cli.runs.run_folder import RunDir
-from sdseg_cli.training.batches import evenly_spaced
+from sdseg_cli.training.batches import StepSource, evenly_spaced, open_split
 from sdseg_cli.training.calibration import calibrate
 from sdseg_cli.training.initialise import initial_checkpoint
 from sdseg_cli.training.latents import open_latents
-from sdseg_cli.training.mask_loss import decoder_to_train_through
-from sdseg_cli.training.splits import open_split
+from sdseg_cli.training.objective import decoder_to_train_through
 from sdseg_cli.training.step import Trainer
-from sdseg_cli.training.steps import StepSource
 from sdseg_cli.training.train import train
 
 WARM, MEASURED = 3, 12

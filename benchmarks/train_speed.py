@@ -30,8 +30,9 @@ from sdseg_cli.core.config import RunConfig
 from sdseg_cli.core.presets import preset
 from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.model import diffusion
+from sdseg_cli.model.interface import as_three_channels
 from sdseg_cli.model.runtime import choose_device
-from sdseg_cli.model.sdseg import as_three_channels, build_sdseg, foreground_weight, full_precision
+from sdseg_cli.model.sdseg import build_sdseg, foreground_weight, full_precision
 from sdseg_cli.training.batches import PreparedSlices
 
 

@@ -1,6 +1,6 @@
 """Validation Dice against steps, by what the `tiny` networks start from.
 
-    python scripts/warm_up_tiny.py --state warm.pt --out warm.safetensors
+    python -m scripts.warm_up_tiny --state warm.pt --out warm.safetensors
     python -m benchmarks.warm_start --workspace FOLDER --dataset msd-hippocampus --steps 700 \
         --stop 120 --weights warm.safetensors --out results.json
 
@@ -28,8 +28,7 @@ from sdseg_cli.core.presets import preset
 from sdseg_cli.core.progress import TrainProgress
 from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.model.sdseg import SDSeg
-from sdseg_cli.model.shipped import WARM_PARTS, fill_warm
-from sdseg_cli.model.starts import Origin, start_vision_encoder
+from sdseg_cli.model.starts import WARM_PARTS, Origin, fill_warm, start_vision_encoder
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import read_tensors
 from sdseg_cli.runs.run_folder import RunDir

@@ -1,9 +1,9 @@
 """Warm up the vision encoder and the U-Net of the `tiny` preset on procedural scenes.
 
-    python scripts/warm_up_tiny.py --state warm.pt --out warm.safetensors
+    python -m scripts.warm_up_tiny --state warm.pt --out warm.safetensors
 
 The same command resumes from the state file. Each sample is a scene and one of the rules by which
-its mask is made (`training/scenes.py`). The rules share the vision encoder's trunk and the U-Net;
+its mask is made (`scenes.py`). The rules share the vision encoder's trunk and the U-Net;
 each has its own last layers of the vision encoder, `conv_out` and `out`, so that no rule need be
 guessed and none unlearns another. What is written lies between the start and the averaged trunk and
 U-Net, with the last layers of the rule "any". Timestep and optimiser are the preset's; the loss is
@@ -23,15 +23,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from scripts.scenes import RULES, random_scene
 from sdseg_cli.core.presets import PRESETS
 from sdseg_cli.inference.decoders import find_mask_decoder
 from sdseg_cli.model import diffusion
-from sdseg_cli.model.sdseg import SDSeg, as_three_channels, build_sdseg, foreground_weight
-from sdseg_cli.model.shipped import load_tiny_autoencoder
+from sdseg_cli.model.interface import as_three_channels
+from sdseg_cli.model.sdseg import SDSeg, build_sdseg, foreground_weight
+from sdseg_cli.model.starts import load_tiny_autoencoder
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import write_tensors
-from sdseg_cli.training.mask_loss import DecodedMaskLoss
-from sdseg_cli.training.scenes import RULES, random_scene
+from sdseg_cli.training.objective import DecodedMaskLoss
 
 TINY = PRESETS["tiny"]
 NAMES = tuple(RULES)

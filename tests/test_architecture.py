@@ -53,6 +53,14 @@ def test_only_the_command_line_prints_or_exits() -> None:
         assert path.is_relative_to(CLI) or ast.unparse(node.func) not in banned, path.name
 
 
+def test_only_the_model_package_asks_which_model_it_is() -> None:
+    for path, node in _nodes(ast.Call):
+        assert isinstance(node, ast.Call)
+        if ast.unparse(node.func) == "isinstance" and path.parent != PACKAGE / "model":
+            names = {name.id for name in ast.walk(node.args[1]) if isinstance(name, ast.Name)}
+            assert not names & {"SDSeg", "Baseline", "SliceModel"}, path.name
+
+
 def test_nothing_loads_loosely_or_swallows_errors() -> None:
     for path, node in _nodes(ast.Call, ast.ExceptHandler):
         if isinstance(node, ast.Call):

@@ -111,7 +111,7 @@ def train(
     from sdseg_cli.runs.run_folder import RunDir
     from sdseg_cli.training.calibration import work_in_validations
     from sdseg_cli.training.initialise import resolved_start
-    from sdseg_cli.training.train import fitted
+    from sdseg_cli.training.train import TrainOptions, fitted
     from sdseg_cli.training.train import train as run_train
 
     start = resolved_start(settings.train.init, workspace(), WeightStore.default())
@@ -135,10 +135,7 @@ def train(
             manifest,
             folder,
             device=device,
-            workers=workers,
-            compiled=compiled,
-            adapts=adapts,
-            tensorboard=tensorboard,
+            options=TrainOptions(workers, compiled, adapts, tensorboard),
             on_step=_saying_where_it_begins(output, on_step),
             on_warning=lambda finding: output.warn([finding]),
             on_stop=asked,

@@ -28,7 +28,7 @@ weights = typer.Typer(
 @weights.command("list")
 def list_stored(as_json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
     """Show what is in the store, and what can be fetched."""
-    from sdseg_cli.model.known_weights import KNOWN
+    from sdseg_cli.model.download import KNOWN
 
     store = _store()
     entries, damaged = store.entries(), store.damaged()

@@ -18,10 +18,10 @@ from sdseg_cli.core.errors import ConfigError, DataError, WeightsError
 from sdseg_cli.core.files import file_sha256, replacing
 from sdseg_cli.core.json_files import parse_json
 from sdseg_cli.model.autoencoder import Autoencoder
-from sdseg_cli.model.baselines import SliceModel
+from sdseg_cli.model.interface import SliceModel
 from sdseg_cli.model.mask_decoder import MaskDecoder, autoencoder_hash, read_mask_decoder
-from sdseg_cli.model.sdseg import SDSeg
-from sdseg_cli.model.shipped import shipped_file
+from sdseg_cli.model.sdseg import has_latents
+from sdseg_cli.model.starts import shipped_file
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import read_metadata, read_tensors, write_tensors
 from sdseg_cli.runs.checkpoint import Checkpoint
@@ -113,7 +113,7 @@ def choose_decoder(
     """
     if asked not in DECODERS:
         raise ConfigError(f'there is no decoder "{asked}".', "Choose auto, exact or fast.")
-    if not isinstance(networks, SDSeg):
+    if not has_latents(networks):
         if asked == "fast":
             raise ConfigError(
                 f"--decoder fast: a {networks.config.network} has no decoder to replace.",

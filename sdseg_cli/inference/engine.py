@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 
 from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.errors import ConfigError, RunError
-from sdseg_cli.model.baselines import SliceModel
+from sdseg_cli.model.interface import SliceModel
 from sdseg_cli.model.runtime import ran_out_of_memory
-from sdseg_cli.model.sdseg import SDSeg
 from sdseg_cli.model.winograd import use_winograd
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
@@ -43,19 +42,10 @@ Compute = Callable[..., torch.Tensor]
 
 
 def optimize_for_inference(model: SliceModel) -> None:
-    """On a CPU, the wide convolutions of the encoder and the decoder with fewer multiplications,
-    and those of a baseline.
-
-    SDSeg's U-Net keeps its own: an error of the noise may reach the latent 38.66 times larger.
-    """
-    if next(model.parameters()).device.type != "cpu":
-        return
-    if not isinstance(model, SDSeg):
-        use_winograd(model.unet)
-    else:
-        use_winograd(model.vision_encoder)
-        if model.mask_decoder is None:
-            use_winograd(model.autoencoder.decoder)
+    """On a CPU, wide convolutions with fewer multiplications, in the parts that bear it."""
+    if model.device.type == "cpu":
+        for part in model.winograd_parts():
+            use_winograd(part)
 
 
 def compile_networks(model: SliceModel) -> None:

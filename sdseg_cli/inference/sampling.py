@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from functools import partial
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from sdseg_cli.core.config import THRESHOLD, SampleConfig
-from sdseg_cli.core.errors import ConfigError
-from sdseg_cli.model import diffusion
-from sdseg_cli.model.baselines import Baseline, SliceModel
+from sdseg_cli.model.interface import SliceModel
 from sdseg_cli.model.mask_decoder import MaskDecoder
-from sdseg_cli.model.runtime import memory_format, reduced_precision
-from sdseg_cli.model.sdseg import SDSeg, as_three_channels, full_precision
+from sdseg_cli.model.sdseg import SDSeg
 
 _FLIP_AXIS = {"h": -1, "v": -2}
 
@@ -36,7 +32,7 @@ def predict_planes(
     Returns:
         (B,H,W) float32 in [0,1], on the CPU.
     """
-    total = torch.zeros((len(pixels), *pixels.shape[-2:]), device=_device_of(model))
+    total = torch.zeros((len(pixels), *pixels.shape[-2:]), device=model.device)
     for probability in draws(model, pixels, slices, seed=seed, sample=sample):
         total += probability
     return (total / sample.samples).cpu()
@@ -64,19 +60,10 @@ def draws(
     Raises:
         ConfigError: A baseline, which answers at once, shall take more steps or draw noise.
     """
-    as_seen: Callable[[Tensor], Iterator[Tensor]]
-    if isinstance(model, SDSeg):
-        as_seen = partial(_draws_as_seen, model, slices=slices, seed=seed, sample=sample)
-    elif sample.steps == sample.samples == 1 and not sample.eta:
-        as_seen = partial(_answer, model)
-    else:
-        raise ConfigError(
-            f"{model.config.network} is no diffusion model: it takes one step and draws no noise.",
-            "Leave out --steps, --eta and --samples.",
-        )
 
     def answers(seen: Tensor) -> Iterator[Tensor]:
-        return (shifted(probability, model.threshold) for probability in as_seen(seen))
+        drawn = model.probabilities(seen, slices, seed=seed, sample=sample)
+        return (shifted(probability, model.threshold) for probability in drawn)
 
     return flip_average(answers, pixels, sample.flips)
 
@@ -121,7 +108,7 @@ def predict_latents(
     on_step = model.autoencoder.post_quant_conv.register_forward_pre_hook(look)
     try:
         with decoded_by(model, None):
-            (drawn,) = _draws_as_seen(model, pixels, slices, seed, SampleConfig())
+            (drawn,) = model.probabilities(pixels, slices, seed=seed, sample=SampleConfig())
     finally:
         on_step.remove()
     return latents[0].float(), drawn
@@ -145,49 +132,3 @@ def flip_average(
     for answers in zip(*(predict(pixels.flip(axes)) for axes in ways), strict=True):
         back = [answer.flip(axes) for answer, axes in zip(answers, ways, strict=True)]
         yield torch.stack(back).mean(dim=0)
-
-
-@torch.inference_mode()
-def _draws_as_seen(
-    model: SDSeg, pixels: Tensor, slices: Sequence[int], seed: int, sample: SampleConfig
-) -> Iterator[Tensor]:
-    """`draws` of the pixels as they are, without flips; each part in its precision."""
-    device = _device_of(model)
-    lowered = partial(reduced_precision, device, model.config.precision)
-    # TF32 is a setting of the whole process, which threads on a CPU must not turn.
-    exact = (
-        partial(full_precision, tf32=model.config.tf32) if device.type == "cuda" else nullcontext
-    )
-    image = as_three_channels(pixels.to(device))
-    with exact(), lowered():
-        zc = model.encode_image(image.contiguous(memory_format=torch.channels_last)).float()
-    shape = model.latent_shape(*pixels.shape[-2:])
-    names = ["shared"] * len(slices) if sample.noise == "shared" else slices
-
-    def noise(*draw: int) -> Tensor:
-        if sample.noise == "zero":
-            return torch.zeros((len(slices), *shape), device=device)
-        return diffusion.seeded_noise(seed, names, shape, *draw).to(device)
-
-    for number in range(sample.samples):
-        start, fresh = noise(number) if number else noise(), partial(noise, number)
-        with exact():
-            z0 = diffusion.ddim(model.denoise, start, zc, sample.steps, eta=sample.eta, fresh=fresh)
-            with lowered():
-                probability = model.probability(z0)
-        yield probability
-
-
-@torch.inference_mode()
-def _answer(model: Baseline, pixels: Tensor) -> Iterator[Tensor]:
-    """What a baseline says of the pixels as they are: one answer."""
-    device = _device_of(model)
-    image = as_three_channels(pixels.to(device))
-    image = image.contiguous(memory_format=memory_format(model, device))
-    with reduced_precision(device, model.config.precision):
-        probability = model.probability(image)
-    yield probability
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device

@@ -19,6 +19,7 @@ reaches `z0_pred` multiplied by 38.66, so both stay in float32.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,8 +28,6 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-
-from sdseg_cli.model.seeds import seeded_generator
 
 TIMESTEPS = 1000
 LAST = TIMESTEPS - 1
@@ -262,3 +261,13 @@ def seeded_noise(
     return torch.stack(
         [torch.randn(shape, generator=seeded_generator("noise", seed, k, *draw)) for k in slices]
     )
+
+
+def seeded_generator(*key: int | str) -> torch.Generator:
+    """A CPU generator of its own for each key, for example `("noise", seed, slice)`.
+
+    torch's CPU generator keeps 32 bits of its seed, so keys are hashed rather than added up: two
+    keys that differ anywhere have unrelated streams.
+    """
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=4).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))

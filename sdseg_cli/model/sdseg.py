@@ -6,17 +6,20 @@ noise ------------------> zt --unet(zt, t, zc)--> z0_pred --autoencoder.decode--
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from sdseg_cli.core.config import THRESHOLD, AutoencoderConfig, ModelConfig
+from sdseg_cli.core.config import AutoencoderConfig, ModelConfig, SampleConfig, TrainConfig
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.autoencoder import Autoencoder, Encoder, sample_posterior
 from sdseg_cli.model.diffusion import Estimate
-from sdseg_cli.model.mask_decoder import MaskDecoder
+from sdseg_cli.model.interface import LossInputs, MaskLossOf, SliceModel, as_three_channels
+from sdseg_cli.model.runtime import reduced_precision
 from sdseg_cli.model.unet import UNet
 
 
@@ -34,7 +37,7 @@ class VisionEncoder(nn.Module):
         return zc
 
 
-class SDSeg(nn.Module):
+class SDSeg(SliceModel):
     """The model of the paper.
 
     Args:
@@ -45,6 +48,8 @@ class SDSeg(nn.Module):
         latent_scale: What a mask latent is multiplied by to have about unit size.
     """
 
+    unet: UNet
+
     def __init__(
         self,
         config: ModelConfig,
@@ -54,16 +59,11 @@ class SDSeg(nn.Module):
         unet: UNet,
         latent_scale: float = 1.0,
     ) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.autoencoder = autoencoder.requires_grad_(False)
         self.vision_encoder = vision_encoder.requires_grad_(config.train_encoder)
         self.unet = unet
         self.latent_scale = latent_scale
-        self.threshold = THRESHOLD
-        """The probability above which a pixel is foreground, where training chose one."""
-        self.mask_decoder: MaskDecoder | None = None
-        """In place of the autoencoder's decoder, where predictions are to be fast."""
         self.train()
 
     def train(self, mode: bool = True) -> SDSeg:
@@ -75,13 +75,19 @@ class SDSeg(nn.Module):
         return self
 
     def trained_parts(self) -> tuple[nn.Module, ...]:
-        """The networks a training step computes again and again."""
+        """Without the frozen autoencoder, whose latents are kept."""
         return self.vision_encoder, self.unet
 
     def predicting_parts(self) -> tuple[nn.Module, ...]:
-        """The networks a prediction computes."""
+        """With whichever decoder draws."""
         decoder = self.autoencoder.decoder if self.mask_decoder is None else self.mask_decoder
         return self.vision_encoder, self.unet, decoder
+
+    def winograd_parts(self) -> tuple[nn.Module, ...]:
+        """Not the U-Net: an error of the noise may reach the latent 38.66 times larger."""
+        if self.mask_decoder is not None:
+            return (self.vision_encoder,)
+        return self.vision_encoder, self.autoencoder.decoder
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(4,h,w) for a plane of (H,W) px."""
@@ -137,6 +143,83 @@ class SDSeg(nn.Module):
             return fast
         return ((self.decode(z0).float() + 1) / 2).clamp(0, 1).mean(dim=1)
 
+    @torch.inference_mode()
+    def probabilities(
+        self, pixels: Tensor, slices: Sequence[int], *, seed: int, sample: SampleConfig
+    ) -> Iterator[Tensor]:
+        """Each part in its precision; the image is encoded once for all draws."""
+        device = self.device
+        lowered = partial(reduced_precision, device, self.config.precision)
+        # TF32 is a setting of the whole process, which threads on a CPU must not turn.
+        exact = (
+            partial(full_precision, tf32=self.config.tf32) if device.type == "cuda" else nullcontext
+        )
+        image = as_three_channels(pixels.to(device))
+        with exact(), lowered():
+            zc = self.encode_image(image.contiguous(memory_format=torch.channels_last)).float()
+        shape = self.latent_shape(*pixels.shape[-2:])
+        names = ["shared"] * len(slices) if sample.noise == "shared" else slices
+
+        def noise(*draw: int) -> Tensor:
+            if sample.noise == "zero":
+                return torch.zeros((len(slices), *shape), device=device)
+            return diffusion.seeded_noise(seed, names, shape, *draw).to(device)
+
+        for number in range(sample.samples):
+            start, fresh = noise(number) if number else noise(), partial(noise, number)
+            with exact():
+                z0 = diffusion.ddim(
+                    self.denoise, start, zc, sample.steps, eta=sample.eta, fresh=fresh
+                )
+                with lowered():
+                    probability = self.probability(z0)
+            yield probability
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """The two terms of Eq. 3."""
+        return "loss_noise", "loss_latent"
+
+    def loss_terms(
+        self,
+        inputs: LossInputs,
+        recipe: TrainConfig,
+        mask_loss: MaskLossOf | None,
+        weight: Tensor | None,
+        mean_weight: Tensor | None,
+    ) -> Tensor:
+        """Eq. 3, and perhaps the mask of the estimate.
+
+        moments, posterior noise --> z0 --Eq. 1--> zt --unet(zt, t, zc)--> estimate --Eq. 3--> loss
+        image --vision_encoder--> zc ------------------------'
+        """
+        image = as_three_channels(inputs.image).contiguous(memory_format=torch.channels_last)
+        with reduced_precision(image.device, self.config.precision):
+            zc = self.encode_image(image).float()
+        z0 = self.sample_latent(inputs.moments, inputs.posterior_noise)
+        zt = diffusion.add_noise(z0, inputs.noise, inputs.t)
+        estimate = self.denoise(zt, inputs.t, zc)
+        loss_noise, loss_latent = diffusion.loss_terms(
+            estimate,
+            inputs.noise,
+            z0,
+            weight,
+            mean_weight=mean_weight,
+            importance=inputs.importance if recipe.timesteps == "latent-weighted" else None,
+            squared=recipe.latent_loss == "l2",
+        )
+        loss = recipe.noise_loss_weight * loss_noise + recipe.latent_loss_weight * loss_latent
+        if mask_loss is None:
+            return torch.stack([loss, loss_noise, loss_latent])
+        loss_mask = mask_loss(estimate.z0_pred, inputs.foreground)
+        loss = loss + recipe.mask_loss_weight * loss_mask
+        return torch.stack([loss, loss_noise, loss_latent, loss_mask])
+
+
+def has_latents(model: SliceModel) -> TypeGuard[SDSeg]:
+    """Whether it works on latents, so that there are an autoencoder and a decoder to ask for."""
+    return isinstance(model, SDSeg)
+
 
 @contextmanager
 def full_precision(*, tf32: bool = False) -> Iterator[None]:
@@ -181,8 +264,3 @@ def foreground_weight(foreground: Tensor, factor: int, strength: float) -> Tenso
     """
     touched = nn.functional.max_pool2d(foreground, factor)
     return 1 + strength * nn.functional.max_pool2d(touched, 3, stride=1, padding=1)
-
-
-def as_three_channels(plane: Tensor) -> Tensor:
-    """(B,H,W) -> (B,3,H,W), the channel repeated (a view); (B,3,H,W) as it is."""
-    return plane if plane.ndim == 4 else plane.unsqueeze(1).expand(-1, 3, -1, -1)

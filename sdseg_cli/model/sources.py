@@ -24,9 +24,13 @@ from sdseg_cli.core.config import AutoencoderConfig
 from sdseg_cli.core.errors import WeightsError
 from sdseg_cli.metrics.lpips import BACKBONE, HEADS, backbone_shapes, linear_shapes
 from sdseg_cli.model.autoencoder import Autoencoder
-from sdseg_cli.model.naming import below, from_diffusers
-from sdseg_cli.model.pretrained import official_model
-from sdseg_cli.model.sizes import autoencoder_sizes, unet_sizes
+from sdseg_cli.model.pretrained import (
+    autoencoder_sizes,
+    below,
+    from_diffusers,
+    official_model,
+    unet_sizes,
+)
 from sdseg_cli.model.tensor_files import check_tensors
 from sdseg_cli.model.unet import UNet
 

@@ -3,31 +3,39 @@
 The paper's start: kl-f8 is the autoencoder and the vision encoder's trunk, the unconditional LDM-8
 is the U-Net, its first convolution padded with zeros for the condition. The autoencoder is frozen,
 so it is never left random; `out` of the vision encoder always is. `tiny` has networks of its own.
+
+Those ship with the package, made by `scripts/` from procedural images alone: no patient and no
+downloaded weight is in them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from sdseg_cli.core.config import ModelConfig
 from sdseg_cli.core.errors import ConfigError, WeightsError
 from sdseg_cli.core.networks import BASELINES
 from sdseg_cli.core.presets import PRESETS
-from sdseg_cli.model.naming import below
+from sdseg_cli.model.autoencoder import Autoencoder
+from sdseg_cli.model.pretrained import below
 from sdseg_cli.model.sdseg import SDSeg
-from sdseg_cli.model.shipped import (
-    ORIGIN,
-    WARM_ORIGIN,
-    load_tiny_autoencoder,
-    load_warm_networks,
-    warm_networks_fit,
-)
 from sdseg_cli.model.sources import FIRST_CONVOLUTION
 from sdseg_cli.model.store import Entry, WeightStore
-from sdseg_cli.model.tensor_files import load_strictly
+from sdseg_cli.model.tensor_files import load_strictly, read_tensors
 from sdseg_cli.model.unet import UNet
+
+TINY = PRESETS["tiny"].model
+ORIGIN = "shipped with sdseg"
+WARM_ORIGIN = "shipped with sdseg, warmed up on procedural scenes"
+
+WARM_PARTS = ("vision_encoder", "unet")
 
 THE_PAPERS = {"autoencoder": "kl-f8", "unet": "ldm-8"}
 """Taken where several entries of the store fit."""
@@ -187,3 +195,69 @@ def _missing(model: SDSeg, store: WeightStore, absent: list[str]) -> WeightsErro
 
 def _named(entry: Entry) -> str:
     return f"{entry.name}, {entry.source}, sha256 {entry.source_sha256}"
+
+
+def load_tiny_autoencoder(autoencoder: Autoencoder) -> None:
+    """The autoencoder of the `tiny` preset, by `scripts/train_tiny_autoencoder.py`."""
+    load_strictly(autoencoder, _read("tiny_autoencoder"), source="tiny autoencoder")
+
+
+def warm_networks_fit(sizes: ModelConfig) -> bool:
+    """Whether the warm vision encoder and U-Net are of these sizes, and mean the same by what they
+    say; dropout, precision and what is trained may differ.
+    """
+    same = replace(
+        sizes,
+        unet=replace(sizes.unet, dropout=TINY.unet.dropout),
+        encoder_dropout=TINY.encoder_dropout,
+        train_encoder=TINY.train_encoder,
+        precision=TINY.precision,
+        tf32=TINY.tf32,
+    )
+    return same == TINY
+
+
+def load_warm_networks(model: SDSeg) -> None:
+    """Vision encoder and U-Net that have drawn other masks before, by `scripts/warm_up_tiny.py`.
+
+    Args:
+        model: To be filled; `warm_networks_fit` its sizes. It has its latent scale already.
+    """
+    fill_warm(model, _read("tiny_warm"), source="tiny warm networks")
+
+
+def fill_warm(
+    model: SDSeg,
+    tensors: Mapping[str, Tensor],
+    *,
+    source: str,
+    parts: Sequence[str] = WARM_PARTS,
+) -> None:
+    """Warm networks, as `scripts/warm_up_tiny.py` writes them, in a model with a latent scale.
+
+    Args:
+        model: To be filled.
+        tensors: `vision_encoder.*` and `unet.*`; the U-Net answers with latents of scale 1.
+        source: Their name, for messages.
+        parts: Those to fill.
+
+    Raises:
+        WeightsError: They are of other sizes.
+    """
+    for name in parts:
+        load_strictly(getattr(model, name), below(tensors, f"{name}."), source=source)
+    if "unet" in parts:
+        # z0 is the latent times the scale: the same masks are drawn at any.
+        with torch.no_grad():
+            for value in model.unet.out[-1].parameters():
+                value.mul_(model.latent_scale)
+
+
+def shipped_file(name: str) -> AbstractContextManager[Path]:
+    """A file of weights that comes with the package, within a block."""
+    return resources.as_file(resources.files("sdseg_cli.model") / "shipped_files" / name)
+
+
+def _read(name: str) -> Mapping[str, Tensor]:
+    with shipped_file(f"{name}.safetensors") as path:
+        return read_tensors(path)

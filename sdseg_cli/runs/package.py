@@ -25,10 +25,16 @@ from sdseg_cli.core.errors import ConfigError, DataError, RunError, WeightsError
 from sdseg_cli.core.filenames import PACKAGE_FILE
 from sdseg_cli.core.files import file_sha256, remove_old_folders, temporary_for
 from sdseg_cli.core.json_files import read_object
-from sdseg_cli.model.baselines import SliceModel, unfilled_model
+from sdseg_cli.model.baselines import unfilled_model
+from sdseg_cli.model.interface import SliceModel
 from sdseg_cli.model.runtime import to_device
-from sdseg_cli.model.sdseg import SDSeg
-from sdseg_cli.model.tensor_files import load_strictly, positive_scale, read_tensors, write_tensors
+from sdseg_cli.model.sdseg import SDSeg, has_latents
+from sdseg_cli.model.tensor_files import (
+    load_strictly,
+    positive_scale,
+    read_tensors,
+    write_tensors,
+)
 from sdseg_cli.runs.checkpoint import Checkpoint, to_float16
 from sdseg_cli.runs.run_folder import RunDir
 
@@ -220,7 +226,7 @@ def sdseg_of(checkpoint: Checkpoint, device: torch.device, *, source: str) -> SD
         ConfigError: It is another network.
     """
     model = networks_of(checkpoint, device, source=source)
-    if not isinstance(model, SDSeg):
+    if not has_latents(model):
         raise ConfigError(
             f"{source}: is a {model.config.network}, which has no latents and no decoder.",
             "Choose a run of SDSeg.",

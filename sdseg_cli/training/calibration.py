@@ -30,14 +30,13 @@ from sdseg_cli.inference.sampling import decoded_by
 from sdseg_cli.model.distributed import Ranks
 from sdseg_cli.model.mask_decoder import MaskDecoder
 from sdseg_cli.model.runtime import choose_device, ran_out_of_memory, stop_signals
-from sdseg_cli.model.sdseg import SDSeg
+from sdseg_cli.model.sdseg import SDSeg, has_latents
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import networks_of
 from sdseg_cli.runs.run_folder import RunDir
-from sdseg_cli.training.batches import PreparedSlices, evenly_spaced
+from sdseg_cli.training.batches import PreparedSlices, evenly_spaced, open_split
 from sdseg_cli.training.distillation import ADAPT_STEPS, adapted, own_latents
-from sdseg_cli.training.splits import open_split
 from sdseg_cli.training.validation import validation
 
 ADAPT_SLICES = 96
@@ -168,7 +167,7 @@ def measure_run(
     if not best.best.get("val_dice"):
         return None
     model, recipe = networks_of(best, device, source=str(run.best)), run.config().train
-    if not isinstance(model, SDSeg):
+    if not has_latents(model):
         return None
     meant = kept_for_training(run, model.config.autoencoder)
     found = (

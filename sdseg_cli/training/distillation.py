@@ -25,9 +25,9 @@ from torch import Generator, Tensor
 from sdseg_cli.core.errors import WeightsError
 from sdseg_cli.inference.sampling import predict_latents
 from sdseg_cli.model.autoencoder import Autoencoder
+from sdseg_cli.model.diffusion import seeded_generator
 from sdseg_cli.model.mask_decoder import MaskDecoder
 from sdseg_cli.model.sdseg import SDSeg
-from sdseg_cli.model.seeds import seeded_generator
 from sdseg_cli.model.tensor_files import check_tensors, load_strictly
 from sdseg_cli.runs.checkpoint import restore_optimizer
 from sdseg_cli.training.batches import PreparedSlices

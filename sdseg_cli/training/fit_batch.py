@@ -18,10 +18,9 @@ from sdseg_cli.model.distributed import Ranks
 from sdseg_cli.model.mask_decoder import build_mask_decoder
 from sdseg_cli.model.runtime import ran_out_of_memory
 from sdseg_cli.runs.checkpoint import Checkpoint
-from sdseg_cli.training.batches import PreparedSlices
+from sdseg_cli.training.batches import PreparedSlices, StepSource
 from sdseg_cli.training.latents import open_latents
 from sdseg_cli.training.step import Trainer
-from sdseg_cli.training.steps import StepSource
 
 LARGEST = 256
 WORTH_IT = 1.05

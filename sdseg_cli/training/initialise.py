@@ -13,10 +13,11 @@ from sdseg_cli.core.config import RunConfig
 from sdseg_cli.core.config_file import differing_keys, from_dict
 from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.core.presets import PRESETS
-from sdseg_cli.model.baselines import SliceModel, build_model
+from sdseg_cli.model.baselines import build_model
+from sdseg_cli.model.diffusion import seeded_generator
+from sdseg_cli.model.interface import SliceModel, as_three_channels
 from sdseg_cli.model.pretrained import official_config
-from sdseg_cli.model.sdseg import SDSeg, as_three_channels
-from sdseg_cli.model.seeds import seeded_generator
+from sdseg_cli.model.sdseg import SDSeg, has_latents
 from sdseg_cli.model.starts import (
     Origin,
     require_pretrained,
@@ -82,7 +83,7 @@ def initial_model(
     model = build_model(config.model)
     if config.train.init not in KEYWORDS:
         return model, _start_from_model(model, config, store)
-    if not isinstance(model, SDSeg):
+    if not has_latents(model):
         return model, start_baseline(config.model.network, config.train.init)
     if config.train.init == "pretrained":
         require_pretrained(model, store)

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from sdseg_cli.core.errors import RunError
 from sdseg_cli.core.files import replacing
-from sdseg_cli.model.baselines import SliceModel
 from sdseg_cli.model.distributed import Ranks
-from sdseg_cli.model.sdseg import SDSeg, as_three_channels, full_precision
+from sdseg_cli.model.interface import SliceModel, as_three_channels
+from sdseg_cli.model.sdseg import SDSeg, full_precision, has_latents
 from sdseg_cli.training.batches import PreparedSlices
 
 FLIP_CODES = 4
@@ -139,7 +139,7 @@ def open_latents(
     Raises:
         RunError: None of the folders can be written.
     """
-    if not isinstance(model, SDSeg):
+    if not has_latents(model):
         return NoLatents()
     key = latents_key(model, data, device)
     channels, height, width = model.latent_shape(*slices.plane)

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from sdseg_cli.core.config import TrainConfig
 from sdseg_cli.core.config_file import to_toml
 from sdseg_cli.core.errors import RunError
 from sdseg_cli.core.files import remove_leftovers, replacing
 from sdseg_cli.core.findings import WARNING, Finding
-from sdseg_cli.runs.log import RunLog, truncate_log
-from sdseg_cli.runs.resume import Resumed, keep, set_aside
+from sdseg_cli.data.manifest import PreparedCase
+from sdseg_cli.runs.checkpoint import Resumed, keep, set_aside
+from sdseg_cli.runs.log import RunLog, read_log, truncate_log
 from sdseg_cli.runs.run_folder import RunDir
-from sdseg_cli.training.batches import PreparedSlices
+from sdseg_cli.training.batches import PreparedSlices, evenly_spaced
 from sdseg_cli.training.step import StepResult, Trainer
 from sdseg_cli.training.validation import Validation
+
+SHOWN = 4
 
 
 class RunFiles:
@@ -161,3 +169,85 @@ def _write_status(run: RunDir, state: str, step: int, best: dict[str, Any]) -> N
     with replacing(run.status_file) as temporary:
         values = {"state": state, "step": step, "best": best}
         temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def shown_slices(slices: PreparedSlices, among: Sequence[int], limit: int = SHOWN) -> list[int]:
+    """The slices with most foreground, from as many cases as there are.
+
+    Each case gives its best slice first; where cases are few they give more, but no neighbours,
+    which would look alike: at least a sixth of the case lies between two.
+
+    Args:
+        slices: The validation slices.
+        among: Positions to choose from, those that are validated.
+        limit: At most so many.
+
+    Returns:
+        Positions, in ascending order; none where nothing has foreground.
+    """
+    filled = set(slices.with_foreground)
+    areas = {p: int(slices.batch([p]).foreground.sum()) for p in among if p in filled}
+    cases: dict[int, list[int]] = {}
+    lengths: dict[int, int] = {}
+    for case, k in slices.places:
+        lengths[case] = max(lengths.get(case, 0), k + 1)
+    for position in sorted(areas, key=lambda p: (-areas[p], p)):
+        case, k = slices.places[position]
+        chosen = cases.setdefault(case, [])
+        if all(abs(k - slices.places[c][1]) > lengths[case] / 6 for c in chosen):
+            chosen.append(position)
+    # A case's second comes after every case's first; equals in the order of their area.
+    ranked = [(turn, -areas[p], p) for chosen in cases.values() for turn, p in enumerate(chosen)]
+    return sorted(position for _, _, position in sorted(ranked)[:limit])
+
+
+class TrainPictures:
+    """`report/training.png` and `report/validation.png` of a run.
+
+    Args:
+        run: The run.
+        fixed: The validation slices.
+        cases: Their cases.
+        recipe: How many of them are validated.
+        at: The step the run goes on from; what the pictures had past it is forgotten.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        fixed: PreparedSlices,
+        cases: Sequence[PreparedCase],
+        *,
+        recipe: TrainConfig,
+        at: int,
+    ) -> None:
+        from sdseg_cli.report.validation_picture import ShownSlice, ValidationHistory
+
+        self._run, self.slices = run, fixed
+        self.positions = shown_slices(fixed, evenly_spaced(fixed, recipe.validation_slices))
+        """Which validation slices are shown."""
+        shown = []
+        for position in self.positions:
+            batch, (case, k) = fixed.batch([position]), fixed.places[position]
+            place = f", slice {k + 1}" if cases[case].slices > 1 else ""
+            image = batch.image[0].numpy()
+            image = image.transpose(1, 2, 0) if image.ndim == 3 else image
+            name = f"{cases[case].id}{place}"
+            shown.append(ShownSlice(name, image, batch.foreground[0].numpy()))
+        self._history = ValidationHistory(run.history, tuple(self.positions), tuple(shown))
+        self._history.read(after=at)
+
+    def draw(self, step: int, planes: NDArray[np.float32]) -> None:
+        """The pictures as they are after the validation of a step.
+
+        Args:
+            step: The step.
+            planes: (K,H,W) in [0,1], the probabilities of the slices at `positions`.
+        """
+        from sdseg_cli.report.training_curve import training_curve
+        from sdseg_cli.report.validation_picture import validation_picture
+
+        training_curve(read_log(self._run.log_file), self._run.curve)
+        if self._history.shown:
+            self._history.add(step, planes)
+            validation_picture(self._run.validation_picture, self._history)

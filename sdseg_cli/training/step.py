@@ -16,17 +16,16 @@ from sdseg_cli.core.config import THRESHOLD, RunConfig, TrainConfig
 from sdseg_cli.core.errors import ConfigError, RunError, WeightsError
 from sdseg_cli.inference.sampling import decoded_by
 from sdseg_cli.model.baselines import build_model
+from sdseg_cli.model.diffusion import seeded_generator
 from sdseg_cli.model.distributed import Ranks
 from sdseg_cli.model.mask_decoder import MaskDecoder
 from sdseg_cli.model.runtime import Ema, needs_loss_scale, ran_out_of_memory, to_device
 from sdseg_cli.model.sdseg import full_precision
-from sdseg_cli.model.seeds import seeded_generator
 from sdseg_cli.model.tensor_files import load_strictly
 from sdseg_cli.runs.checkpoint import Checkpoint, config_values, restore_optimizer, to_float16
-from sdseg_cli.training.batches import PreparedSlices, evenly_spaced
+from sdseg_cli.training.batches import PreparedSlices, StepInputs, evenly_spaced
 from sdseg_cli.training.latents import MaskLatents
-from sdseg_cli.training.objective import Objective, PlaneObjective, objective_of
-from sdseg_cli.training.steps import StepInputs
+from sdseg_cli.training.objective import Objective
 from sdseg_cli.training.validation import THRESHOLDS, Validation, validation
 
 
@@ -113,8 +112,8 @@ class Trainer:
             for part in self.model.trained_parts():
                 part.compile()
         decoder = None if decoder is None else decoder.to(device)
-        self.objective = objective_of(self.model, recipe, decoder)
-        self._shared: Objective | PlaneObjective | DistributedDataParallel = self.objective
+        self.objective = Objective(self.model, recipe, decoder)
+        self._shared: Objective | DistributedDataParallel = self.objective
         if self.ranks.world > 1:
             self._shared = DistributedDataParallel(self.objective, gradient_as_bucket_view=True)
 

@@ -28,23 +28,44 @@ from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.model.distributed import ranks_of, training_together
 from sdseg_cli.model.runtime import choose_device, peak_gpu_bytes, stop_signals
 from sdseg_cli.model.store import WeightStore
+from sdseg_cli.runs.checkpoint import refuse_foreign, resumed
 from sdseg_cli.runs.log import require_tensorboard
 from sdseg_cli.runs.replacing_sets import require_settled
-from sdseg_cli.runs.resume import refuse_foreign, resumed
 from sdseg_cli.runs.run_folder import RunDir
-from sdseg_cli.training.batches import PreparedSlices
+from sdseg_cli.training.batches import (
+    PreparedSlices,
+    StepInputs,
+    StepSource,
+    default_workers,
+    open_split,
+)
 from sdseg_cli.training.fit_batch import fitting_batch_size, require_batch_memory
 from sdseg_cli.training.initialise import initial_checkpoint
 from sdseg_cli.training.latents import MaskLatents, open_latents
-from sdseg_cli.training.mask_loss import decoder_to_train_through, keep_for_training
-from sdseg_cli.training.run_files import RunFiles
-from sdseg_cli.training.splits import open_split
+from sdseg_cli.training.objective import decoder_to_train_through, keep_for_training
+from sdseg_cli.training.run_files import RunFiles, TrainPictures
 from sdseg_cli.training.step import StepResult, Trainer
-from sdseg_cli.training.steps import StepInputs, StepSource, default_workers
-from sdseg_cli.training.train_pictures import TrainPictures
 
 OnWarning = Callable[[Finding], None]
 """Told what is odd and stops nothing."""
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How a training computes, what else it writes, and where it finds pretrained weights."""
+
+    workers: int | None = None
+    """Threads that read slices ahead; None for what suits the machine."""
+    compiled: bool = False
+    """Compile the networks first."""
+    adapts: bool = False
+    """Where memory runs out, go on with batches in smaller parts."""
+    tensorboard: bool = False
+    """Write the log for TensorBoard too."""
+    store: WeightStore | None = None
+    """Where `train.init` finds pretrained weights; the user's own by default. A resumed run needs
+    none.
+    """
 
 
 @dataclass(frozen=True)
@@ -85,11 +106,7 @@ def train(
     run: RunDir,
     *,
     device: str = "auto",
-    workers: int | None = None,
-    compiled: bool = False,
-    adapts: bool = False,
-    store: WeightStore | None = None,
-    tensorboard: bool = False,
+    options: TrainOptions = TrainOptions(),
     on_step: OnStep = no_op,
     on_warning: OnWarning = no_op,
     on_stop: Callable[[], None] = no_op,
@@ -103,12 +120,7 @@ def train(
         manifest: The prepared set; only its train and val cases are read.
         run: Where to write; a run that is there is resumed if it has the same settings.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        workers: Threads that read slices ahead; None for what suits the machine.
-        compiled: Compile the networks first.
-        adapts: Where memory runs out, go on with batches in smaller parts.
-        store: Where `train.init` finds pretrained weights; the user's own by default. A resumed run
-            needs none.
-        tensorboard: Write the log for TensorBoard too.
+        options: How it computes, and where it finds pretrained weights.
         on_step: Told before the first step and after each.
         on_warning: Told at once of a damaged checkpoint that is passed over.
         on_stop: Told at once of the signal to stop, in its handler: it may neither wait nor print.
@@ -126,7 +138,7 @@ def train(
         KeyboardInterrupt: A second SIGINT; nothing is saved then, and nothing is lost either.
     """
     started = time.monotonic()
-    if tensorboard:
+    if options.tensorboard:
         require_tensorboard()
     refuse_foreign(run)
     ranks = ranks_of(os.environ)
@@ -136,17 +148,23 @@ def train(
         training_together(ranks, choose_device(device)) as own,
     ):
         slices, fixed = open_split(manifest, "train"), open_split(manifest, "val")
-        waiting = min(2 * (workers or default_workers()) + 1, config.train.steps)
+        waiting = min(2 * (options.workers or default_workers()) + 1, config.train.steps)
         require_batch_memory(config, math.prod(slices.batch([0]).image.shape), own, ranks, waiting)
         data = manifest.inference_settings()
         found = resumed(config, data, run)
         require_settled(manifest)
         state = found.checkpoint if found else None
-        store = store or WeightStore.default()
+        store = options.store or WeightStore.default()
         state = state or initial_checkpoint(config, data, slices, store)
         decoder = decoder_to_train_through(config, state.weights, run, store)
         loop = Trainer(
-            config, state, own, ranks=ranks, compiled=compiled, adapts=adapts, decoder=decoder
+            config,
+            state,
+            own,
+            ranks=ranks,
+            compiled=options.compiled,
+            adapts=options.adapts,
+            decoder=decoder,
         )
         begun, origin = state.step, state.origin
         # All have then read what the first will now change.
@@ -160,16 +178,14 @@ def train(
         pictures = TrainPictures(run, fixed, manifest.cases("val"), recipe=config.train, at=begun)
         folders = (manifest.root / "latents", run.path / "latents")
         shape, shown_to = loop.model.latent_shape(*slices.plane), on_step if ranks.writes else no_op
-        with RunFiles(run, loop, data, tensorboard=tensorboard) as files:
+        with RunFiles(run, loop, data, tensorboard=options.tensorboard) as files:
             latents = open_latents(folders, slices, loop.model, data, own, ranks)
             source = StepSource(config, slices, latents, shape, ranks)
             steps = source.prefetch(
-                begun, config.train.steps, workers=workers, pin=own.type == "cuda"
+                begun, config.train.steps, workers=options.workers, pin=own.type == "cuda"
             )
             with closing(steps) as ahead:
-                reached = _all_steps(
-                    loop, ahead, latents, slices, fixed, files, pictures, stop, shown_to
-                )
+                reached = _all_steps(loop, ahead, latents, slices, files, pictures, stop, shown_to)
     return TrainReport(
         run=run.path,
         step=loop.step,
@@ -187,7 +203,6 @@ def _all_steps(
     ahead: Iterable[StepInputs],
     latents: MaskLatents,
     slices: PreparedSlices,
-    fixed: PreparedSlices,
     files: RunFiles,
     pictures: TrainPictures,
     stop: threading.Event,
@@ -216,7 +231,7 @@ def _all_steps(
         while len(pending) > (on_gpu and not (validates or saves)):
             stopping |= files.log(pending.popleft(), slices)
         if validates:
-            validation = loop.validate(fixed, pictures.positions)
+            validation = loop.validate(pictures.slices, pictures.positions)
             now = replace(now, validation=files.log_validation(validation))
             if loop.ranks.writes:
                 pictures.draw(loop.step, validation.planes)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sdseg_cli.core.config import THRESHOLD, SampleConfig
 from sdseg_cli.inference.sampling import predict_planes, shifted
-from sdseg_cli.model.baselines import SliceModel
 from sdseg_cli.model.distributed import Ranks
+from sdseg_cli.model.interface import SliceModel
 from sdseg_cli.training.batches import PreparedSlices
 
 SEED = 0

@@ -14,7 +14,7 @@ from sdseg_cli.core.presets import preset
 from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation
 from sdseg_cli.inference.decoders import decoder_file, read_check
-from sdseg_cli.model.known_weights import KNOWN
+from sdseg_cli.model.download import KNOWN
 from sdseg_cli.model.pretrained import official_config
 from sdseg_cli.model.sources import recognise
 from sdseg_cli.model.store import Entry, WeightStore

@@ -21,11 +21,10 @@ from benchmarks.table2 import (
 )
 from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.model.store import WeightStore
+from sdseg_cli.training.batches import StepInputs, StepSource, open_split
 from sdseg_cli.training.initialise import initial_checkpoint
 from sdseg_cli.training.latents import open_latents
-from sdseg_cli.training.splits import open_split
 from sdseg_cli.training.step import StepResult, Trainer
-from sdseg_cli.training.steps import StepInputs, StepSource
 from tests.conftest import Workspace
 
 CPU = torch.device("cpu")

@@ -391,7 +391,8 @@ def test_train_hands_on_how_to_compute(
     told: list[Any] = []
 
     def reached(config: RunConfig, *_: object, **how: Any) -> None:
-        told.append((config.train.batch_size, how["adapts"], how["compiled"], how["workers"]))
+        options = how["options"]
+        told.append((config.train.batch_size, options.adapts, options.compiled, options.workers))
         raise RunError("far enough.", "Stop.")
 
     monkeypatch.setattr("sdseg_cli.training.train.train", reached)

@@ -9,7 +9,6 @@ import torch
 
 from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.presets import PRESETS
-from sdseg_cli.inference import sampling
 from sdseg_cli.inference.sampling import (
     flip_average,
     predict_draws,
@@ -17,7 +16,7 @@ from sdseg_cli.inference.sampling import (
     predict_planes,
     shifted,
 )
-from sdseg_cli.model import diffusion
+from sdseg_cli.model import diffusion, sdseg
 from sdseg_cli.model.mask_decoder import build_mask_decoder
 from sdseg_cli.model.sdseg import SDSeg, build_sdseg
 from tests.training.small import lower_as_a_gpu, parts_lowered
@@ -118,7 +117,7 @@ def test_prediction_computes_in_the_precision_of_the_model(
         asked.append(chosen)
         return contextlib.nullcontext()
 
-    monkeypatch.setattr(sampling, "reduced_precision", spied)
+    monkeypatch.setattr(sdseg, "reduced_precision", spied)
     model = build_sdseg(replace(PRESETS["tiny"].model, precision=precision)).eval()
     predict_planes(model, torch.zeros(1, 64, 64), [0], seed=0, sample=SampleConfig())
     assert asked == [precision, precision]  # the encoder, then the decoder

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
 
 from sdseg_cli.model import diffusion
-from sdseg_cli.model.diffusion import Estimate
+from sdseg_cli.model.diffusion import Estimate, seeded_generator
 
 
 def test_alpha_bar_has_the_values_of_the_paper() -> None:
@@ -188,3 +189,22 @@ def test_samples_and_steps_have_noise_of_their_own() -> None:
     draws: list[tuple[int, ...]] = [(), (1,), (2,), (0, 1), (0, 2), (1, 1), (1, 2)]
     noise = torch.cat([diffusion.seeded_noise(0, [3], (4, 8, 8), *draw) for draw in draws])
     assert len({tuple(plane.flatten().tolist()) for plane in noise}) == len(draws)
+
+
+def _stream(*key: int | str) -> tuple[float, ...]:
+    return tuple(torch.rand(4, generator=seeded_generator(*key)).tolist())
+
+
+def test_one_key_gives_one_stream() -> None:
+    assert _stream("step", 0, 7) == _stream("step", 0, 7)
+
+
+def test_keys_that_differ_anywhere_have_different_streams() -> None:
+    # 2**32 and 2**40 vanish in the 32 bits that torch keeps of a plain seed.
+    numbers = (0, 1, 2, 12, 2**32, 2**40, -1)
+    keys = [
+        (purpose, a, b)
+        for purpose in ("noise", "step")
+        for a, b in itertools.product(numbers, repeat=2)
+    ]
+    assert len({_stream(*key) for key in keys}) == len(keys)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from sdseg_cli.core.config import ModelConfig, UNetConfig
 from sdseg_cli.core.presets import PRESETS
 from sdseg_cli.model.diffusion import ALPHA_BAR, LAST
-from sdseg_cli.model.sdseg import SDSeg, as_three_channels, build_sdseg, foreground_weight
+from sdseg_cli.model.interface import as_three_channels
+from sdseg_cli.model.sdseg import SDSeg, build_sdseg, foreground_weight
 
 TINY = PRESETS["tiny"].model
 

@@ -8,7 +8,7 @@ import torch
 
 from sdseg_cli.core.errors import WeightsError
 from sdseg_cli.metrics.lpips import backbone_shapes, linear_shapes
-from sdseg_cli.model.naming import below
+from sdseg_cli.model.pretrained import below
 from sdseg_cli.model.sources import recognise
 from sdseg_cli.model.tensor_files import read_tensors
 from tests.parity.fill import alexnet, lpips_heads, tiny_autoencoder, tiny_checkpoint, tiny_ldm

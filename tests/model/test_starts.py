@@ -9,11 +9,11 @@ import torch
 from sdseg_cli.core.config import AutoencoderConfig, ModelConfig, UNetConfig
 from sdseg_cli.core.errors import WeightsError
 from sdseg_cli.core.presets import PRESETS
-from sdseg_cli.model.naming import below
+from sdseg_cli.model.pretrained import below
 from sdseg_cli.model.sdseg import SDSeg, build_sdseg
-from sdseg_cli.model.shipped import WARM_ORIGIN
 from sdseg_cli.model.sources import Source, recognise
 from sdseg_cli.model.starts import (
+    WARM_ORIGIN,
     Origin,
     require_pretrained,
     start_autoencoder,

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from sdseg_cli.model import unet
-from sdseg_cli.model.naming import below
-from sdseg_cli.model.pretrained import load_official
+from sdseg_cli.model.pretrained import below, load_official
 from sdseg_cli.model.sdseg import SDSeg
 from sdseg_cli.model.starts import start_unet
 from tests.parity.fill import manifest, state_dict, tiny_checkpoint, tiny_ldm

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from sdseg_cli.core.presets import PRESETS
-from sdseg_cli.model.naming import below
+from sdseg_cli.model.pretrained import below
 from sdseg_cli.model.sdseg import build_sdseg
-from sdseg_cli.model.shipped import load_tiny_autoencoder
+from sdseg_cli.model.starts import load_tiny_autoencoder
 from sdseg_cli.model.tensor_files import load_strictly, read_metadata, read_tensors
 
 

@@ -11,15 +11,13 @@ import torch
 from sdseg_cli.core.config import RunConfig
 from sdseg_cli.core.config_file import from_dict
 from sdseg_cli.core.presets import PRESETS
-from sdseg_cli.inference import sampling
+from sdseg_cli.model import sdseg
 from sdseg_cli.model.distributed import Ranks
 from sdseg_cli.model.sdseg import SDSeg, build_sdseg
 from sdseg_cli.runs.checkpoint import Checkpoint
-from sdseg_cli.training import objective
-from sdseg_cli.training.batches import PreparedSlices
+from sdseg_cli.training.batches import PreparedSlices, StepInputs, StepSource
 from sdseg_cli.training.latents import MaskLatents
 from sdseg_cli.training.step import Trainer
-from sdseg_cli.training.steps import StepInputs, StepSource
 
 SIZE = 32
 ROW = (8, SIZE // 8, SIZE // 8)
@@ -74,8 +72,7 @@ def lower_as_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def lowered(device: torch.device, precision: str = "mixed") -> torch.autocast:
         return torch.autocast("cpu", torch.bfloat16)
 
-    monkeypatch.setattr(sampling, "reduced_precision", lowered)
-    monkeypatch.setattr(objective, "reduced_precision", lowered)
+    monkeypatch.setattr(sdseg, "reduced_precision", lowered)
 
 
 def parts_lowered(model: SDSeg) -> dict[str, bool]:

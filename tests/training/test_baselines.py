@@ -26,10 +26,8 @@ from sdseg_cli.model.distributed import Ranks
 from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import networks_of, sdseg_of, write_package
 from sdseg_cli.runs.run_folder import RunDir
-from sdseg_cli.training.batches import PreparedSlices, evenly_spaced
+from sdseg_cli.training.batches import PreparedSlices, StepSource, evenly_spaced, open_split
 from sdseg_cli.training.latents import NoLatents
-from sdseg_cli.training.splits import open_split
-from sdseg_cli.training.steps import StepSource
 from sdseg_cli.training.train import train
 from sdseg_cli.training.validation import validation
 from tests.conftest import Workspace, tiny_settings

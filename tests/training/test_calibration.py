@@ -31,9 +31,9 @@ from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import networks_of, write_package
 from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training import calibration
+from sdseg_cli.training.batches import open_split
 from sdseg_cli.training.calibration import calibrate, measure, measure_run, work_in_validations
 from sdseg_cli.training.distillation import adapted
-from sdseg_cli.training.splits import open_split
 from tests.conftest import Workspace, rated
 
 SIZES = PRESETS["tiny"].model.autoencoder

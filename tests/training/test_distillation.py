@@ -8,9 +8,9 @@ import torch
 
 from sdseg_cli.core.presets import PRESETS
 from sdseg_cli.model.autoencoder import Autoencoder
+from sdseg_cli.model.diffusion import seeded_generator
 from sdseg_cli.model.mask_decoder import build_mask_decoder
-from sdseg_cli.model.seeds import seeded_generator
-from sdseg_cli.model.shipped import load_tiny_autoencoder
+from sdseg_cli.model.starts import load_tiny_autoencoder
 from sdseg_cli.training import distillation
 from sdseg_cli.training.distillation import (
     Distiller,

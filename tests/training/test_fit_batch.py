@@ -15,7 +15,7 @@ from sdseg_cli.core.errors import ConfigError, RunError
 from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training.fit_batch import fastest_batch_size, fitting_batch_size
 from sdseg_cli.training.objective import Objective
-from sdseg_cli.training.train import fitted, train
+from sdseg_cli.training.train import TrainOptions, fitted, train
 from tests.conftest import Workspace, tiny_settings
 from tests.training.small import small_config, small_slices
 
@@ -135,7 +135,8 @@ def test_a_batch_that_memory_cannot_hold_is_refused_before_anything_is_written(
     monkeypatch.setattr("sdseg_cli.core.processes.available_bytes", lambda: 2_000_000_000)
     settings = tiny_settings(steps=4, batch_size=100_000)
     with pytest.raises(RunError) as refused:
-        train(settings, tiny_set.manifest, RunDir(tmp_path / "run"), device="cpu", workers=1)
+        run, options = RunDir(tmp_path / "run"), TrainOptions(workers=1)
+        train(settings, tiny_set.manifest, run, device="cpu", options=options)
     # 65,536 pixels: 8 bytes in each of three steps' inputs, and 25 planes of float32 for each of 8
     # channels: 54 MB a slice.
     assert "--batch-size 100000: to train with it takes 5400.17 GB" in refused.value.message

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-import sdseg_cli.training.objective as objective
 from sdseg_cli.core.config import TrainConfig
 from sdseg_cli.core.config_file import from_dict
 from sdseg_cli.core.errors import ConfigError, DataError, RunError, WeightsError
@@ -20,12 +19,13 @@ from sdseg_cli.core.findings import Finding
 from sdseg_cli.core.locks import locked
 from sdseg_cli.core.progress import TrainProgress
 from sdseg_cli.data.manifest import Manifest
+from sdseg_cli.model import diffusion
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import networks_of
 from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training.step import Trainer, learning_rate
-from sdseg_cli.training.train import train
+from sdseg_cli.training.train import TrainOptions, train
 from tests.conftest import Workspace, tiny_settings
 from tests.raw_cases import contents
 
@@ -288,9 +288,9 @@ def test_the_papers_start_names_the_weights_that_are_missing(
 ) -> None:
     paper = {"autoencoder": {"channels": 32, "channel_mult": [1, 2, 4, 4], "norm_groups": 32}}
     config = from_dict({"model": paper}, tiny_settings(), source="test")
-    store = WeightStore(tmp_path / "empty")
+    store, run = WeightStore(tmp_path / "empty"), RunDir(tmp_path / "run")
     with pytest.raises(WeightsError, match="kl-f8") as caught:
-        train(config, tiny_set.manifest, RunDir(tmp_path / "run"), device="cpu", store=store)
+        train(config, tiny_set.manifest, run, device="cpu", options=TrainOptions(store=store))
     assert "sdseg weights fetch" in caught.value.hint
     assert not (tmp_path / "run").exists()
 
@@ -331,7 +331,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     tiny_set: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nan = torch.tensor(float("nan"), requires_grad=True)
-    monkeypatch.setattr(objective.diffusion, "loss_terms", lambda *_, **__: (nan, nan))
+    monkeypatch.setattr(diffusion, "loss_terms", lambda *_, **__: (nan, nan))
     run = RunDir(tmp_path / "run")
     with pytest.raises(
         RunError, match=r"the loss is nan at step 1, of case_\d slice \d, case_\d slice \d"

@@ -19,7 +19,7 @@ from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.io.files import read_image
 from sdseg_cli.imaging.io.picture import Picture
 from sdseg_cli.inference.predictor import Predictor
-from sdseg_cli.model.known_weights import KNOWN
+from sdseg_cli.model.download import KNOWN
 from sdseg_cli.model.pretrained import load_official
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.runs.package import read_package

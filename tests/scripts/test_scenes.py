@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdseg_cli.training.scenes import RULES, Organ, _draw, _organs, _tissues, random_scene
+from scripts.scenes import RULES, Organ, _draw, _organs, _tissues, random_scene
 
 DISK = Organ(
     row=32.0,
