@@ -68,7 +68,7 @@ def compare(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Compare two runs, or two folders of masks, case by case: differences, interval, p."""
+    """Compare two runs or folders of masks: differences, interval, p."""
     from sdseg_cli.evaluation.compare import Rules, compare_folders, compare_runs
 
     of_folders: dict[str, object] = {

@@ -16,11 +16,14 @@ from sdseg_cli.cli.options import (
     Decoder,
     Device,
     Eta,
+    FileOption,
     Input,
     Json,
+    MaskOption,
     Quiet,
     Run,
     Samples,
+    SamplingOption,
     Seed,
     Steps,
     Threads,
@@ -48,7 +51,7 @@ if TYPE_CHECKING:
 
 def predict(
     mask: Annotated[
-        str, typer.Option("--output", "-o", help="The mask to write; of many, their folder.")
+        str, FileOption("--output", "-o", help="The mask to write; of many, their folder.")
     ],
     scan: Annotated[
         Path | None,
@@ -58,52 +61,52 @@ def predict(
     ] = None,
     input_path: Input = None,
     series: Annotated[
-        str | None, typer.Option(help="Which DICOM series: its number, or the end of its UID.")
+        str | None, FileOption(help="Which DICOM series: its number, or the end of its UID.")
     ] = None,
     run: Run = None,
     model: Annotated[
-        Path | None, typer.Option(help="A package of `sdseg weights export`, instead of a run.")
+        Path | None, FileOption(help="A package of `sdseg weights export`, instead of a run.")
     ] = None,
-    prob: Annotated[str | None, typer.Option(help="Also write the probability map.")] = None,
-    prob_dtype: Annotated[str, typer.Option(help="uint8 (steps of 1/255) or float32.")] = "uint8",
+    prob: Annotated[str | None, FileOption(help="Also write the probability map.")] = None,
+    prob_dtype: Annotated[str, FileOption(help="uint8 (steps of 1/255) or float32.")] = "uint8",
     preview: Annotated[
-        str | None, typer.Option(help="Also draw the mask on its scan, a PNG.")
+        str | None, FileOption(help="Also draw the mask on its scan, a PNG.")
     ] = None,
     threshold: Annotated[
-        float, typer.Option(help="Foreground is what has a probability above this.")
+        float, MaskOption(help="Foreground is what has a probability above this.")
     ] = THRESHOLD,
     fill_holes: Annotated[
-        bool, typer.Option("--fill-holes", help="Fill what foreground encloses on all sides.")
+        bool, MaskOption("--fill-holes", help="Fill what foreground encloses on all sides.")
     ] = False,
     min_size: Annotated[
-        float | None, typer.Option(metavar="ML", help="Drop parts smaller than so many ml.")
+        float | None, MaskOption(metavar="ML", help="Drop parts smaller than so many ml.")
     ] = None,
     keep_largest: Annotated[
-        int | None, typer.Option(metavar="N", help="Keep only the N largest parts.")
+        int | None, MaskOption(metavar="N", help="Keep only the N largest parts.")
     ] = None,
     seed: Seed = 0,
     steps: Steps = None,
     eta: Eta = None,
     samples: Samples = None,
     tta: Annotated[
-        bool, typer.Option("--tta", help="Average over the flips that the run was trained with.")
+        bool, SamplingOption("--tta", help="Average over the flips that the run was trained with.")
     ] = False,
     deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="Predict from no noise at all.")
+        bool, SamplingOption("--deterministic", help="Predict from no noise at all.")
     ] = False,
     runs: Annotated[
         int | None,
-        typer.Option(
+        SamplingOption(
             metavar="K", min=2, max=100, help="Compare K noise draws; the mask is their mean."
         ),
     ] = None,
     uncertainty: Annotated[
-        str | None, typer.Option(help="Also write where K draws (default 5) disagree.")
+        str | None, FileOption(help="Also write where K draws (default 5) disagree.")
     ] = None,
     decoder: Decoder = "auto",
     crop: Annotated[
         str | None,
-        typer.Option(help="none, or body: a square around the body; default: the run's own."),
+        SamplingOption(help="none, or body: a square around the body; default: the run's own."),
     ] = None,
     batch_size: BatchSize = None,
     device: Device = "auto",

@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from sdseg_cli.cli.console import Output
-from sdseg_cli.cli.options import weak_run
+from sdseg_cli.cli.options import ClusterOption, weak_run
 from sdseg_cli.core.errors import CohortError, ConfigError
 from sdseg_cli.core.findings import Finding
 
@@ -22,14 +20,15 @@ if TYPE_CHECKING:
     from sdseg_cli.inference.cohort import CohortReport, Engine, Shard
 
 ShardText = Annotated[
-    str | None, typer.Option("--shard", help="Of a cohort: part i of n, i/n with i from 0 to n-1.")
+    str | None, ClusterOption("--shard", help="Of a cohort: part i of n, i/n with i from 0 to n-1.")
 ]
-EngineName = Annotated[str, typer.Option("--engine", help="Of a cohort: local, or ray.")]
+EngineName = Annotated[str, ClusterOption("--engine", help="Of a cohort: local, or ray.")]
 Workers = Annotated[
-    int | None, typer.Option(min=1, help="Of --engine ray: models at a time; default: one per GPU.")
+    int | None,
+    ClusterOption(min=1, help="Of --engine ray: models at a time; default: one per GPU."),
 ]
 RayAddress = Annotated[
-    str | None, typer.Option(help="Of --engine ray: a cluster; default: this machine alone.")
+    str | None, ClusterOption(help="Of --engine ray: a cluster; default: this machine alone.")
 ]
 
 
