@@ -110,6 +110,7 @@ def file_to_file(config: RunConfig, decoder: str, device: torch.device) -> Row:
     """A scan of 128 slices of 512x512, from a NIfTI file to its mask's, by an untrained model."""
     import nibabel as nib
 
+    from sdseg_cli.inference.options import OutputPaths
     from sdseg_cli.inference.predict import predict_file
     from sdseg_cli.inference.predictor import Predictor
 
@@ -134,7 +135,9 @@ def file_to_file(config: RunConfig, decoder: str, device: torch.device) -> Row:
         started = time.perf_counter()
         predictor = Predictor(folder / "package", device=device.type, decoder=decoder)
         loaded = time.perf_counter()
-        report = predict_file(folder / "scan.nii.gz", folder / "mask.nii.gz", predictor)
+        report = predict_file(
+            folder / "scan.nii.gz", OutputPaths(folder / "mask.nii.gz"), predictor
+        )
         return {
             "load_s": loaded - started,
             "predict_s": report.seconds,

@@ -47,7 +47,7 @@ class Case:
         slices: How many.
         suffix: Of scan and outputs.
         every: Each so many slices show a body.
-        options: Keyword arguments of `predict_file`; a name of a file stands for one in SCRATCH.
+        options: `post` (of `PostProcess`), and which files are written besides the mask.
     """
 
     name: str
@@ -160,22 +160,25 @@ def predict(folder: Path, case: Case) -> dict[str, Any]:
     """Predict one batch, then the case; in a process that has done nothing else."""
     from sdseg_cli.imaging.postprocess import PostProcess
     from sdseg_cli.inference.engine import DEFAULT_BATCH
+    from sdseg_cli.inference.options import OutputPaths, PredictOptions
     from sdseg_cli.inference.predict import predict_file
     from sdseg_cli.inference.predictor import Predictor
 
-    options: dict[str, Any] = {**case.options, "post": PostProcess(**case.options.get("post", {}))}
-    for name, suffix in (("probability", case.suffix), ("preview", ".png")):
-        if name in options:
-            options[name] = folder / f"{case.name}-{name}{suffix}"
+    options = PredictOptions(post=PostProcess(**case.options.get("post", {})))
     predictor = Predictor(folder / "run", device="cpu")
     batch = Case("batch", case.side, DEFAULT_BATCH["cpu"], case.suffix)
-    mask, scan = folder / f"{case.name}-mask{case.suffix}", folder / f"{case.name}{case.suffix}"
+    scan, named = folder / f"{case.name}{case.suffix}", folder / case.name
+    outputs = OutputPaths(
+        Path(f"{named}-mask{case.suffix}"),
+        Path(f"{named}-probability{case.suffix}") if "probability" in case.options else None,
+        preview=Path(f"{named}-preview.png") if "preview" in case.options else None,
+    )
     write_scan(first := folder / f"batch{case.suffix}", batch)
     model = high_water(back=True)
-    predict_file(first, mask, predictor, **options)
+    predict_file(first, outputs, predictor, options)
     one_batch = high_water()
     high_water(back=True)
-    report = predict_file(scan, mask, predictor, **options)
+    report = predict_file(scan, outputs, predictor, options)
     peak = high_water()
     return {
         "slices": report.slices,

@@ -13,6 +13,7 @@ import pytest
 from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.imaging.io.files import read_image, write_mask
 from sdseg_cli.inference.cohort_scan import Task
+from sdseg_cli.inference.options import OutputPaths, PredictOptions
 from sdseg_cli.inference.predict import PredictReport
 
 AFFINE = np.diag([-2.0, -2.0, 5.0, 1.0])
@@ -31,24 +32,25 @@ class StandIn:
         self.loaded += 1
         return "a model"
 
-    def predict(self, scan: Path, output: Path, predictor: object, **options) -> PredictReport:
+    def predict(
+        self, scan: Path, outputs: OutputPaths, predictor: object, options: PredictOptions
+    ) -> PredictReport:
         case = scan.parent.name
         self.predicted.append(case)
         if case in self.trouble:
             raise self.trouble[case]
         volume = read_image(scan)
-        mask = (volume.values() > options.get("threshold", 0)).astype(np.uint8)
-        write_mask(output, mask, volume)
-        if "probability" in options:
-            write_mask(options["probability"], mask, volume)
+        mask = (volume.values() > 0).astype(np.uint8)
+        for path in outputs.files:
+            write_mask(path, mask, volume)
         slices, voxels = mask.shape[2], int(mask.sum())
-        return PredictReport(output, Path("run"), 0, slices, voxels, None, 0.1, SampleConfig())
+        return PredictReport(outputs, Path("run"), 0, slices, voxels, None, 0.1, SampleConfig())
 
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     made = StandIn()
-    monkeypatch.setattr("sdseg_cli.inference.cohort_scan.Predictor", made.load)
+    monkeypatch.setattr("sdseg_cli.inference.cohort_scan.load_predictor", made.load)
     monkeypatch.setattr("sdseg_cli.inference.cohort_scan.predict_file", made.predict)
     return made
 
@@ -65,7 +67,7 @@ def task(tmp_path: Path) -> Task:
     (tmp_path / "in" / BAD / "ct.nii.gz").write_text("no scan")
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "checkpoints" / "best.pt").write_text("weights")
-    return Task(tmp_path / "run", tmp_path / "out")
+    return Task(tmp_path / "run", OutputPaths(tmp_path / "out"))
 
 
 def table(output: Path) -> dict[str, dict[str, str]]:

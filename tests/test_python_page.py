@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from sdseg_cli.inference.options import OutputPaths
 from sdseg_cli.inference.predict import predict_file
 from sdseg_cli.inference.predictor import Predictor
 from tests.conftest import Workspace
@@ -29,7 +30,11 @@ def test_the_examples_run_and_do_what_they_say(
     shutil.copy(tiny_run.scan, "scan.nii.gz")
     names: dict[str, Any] = {}
     exec(examples[0], names)
-    predict_file(Path("scan.nii.gz"), Path("same.nii.gz"), Predictor("runs/tiny/run", device="cpu"))
+    predict_file(
+        Path("scan.nii.gz"),
+        OutputPaths(Path("same.nii.gz")),
+        Predictor("runs/tiny/run", device="cpu"),
+    )
     assert Path("same.nii.gz").read_bytes() == Path("mask.nii.gz").read_bytes()
     assert names["prediction"].probability.shape == (6, 256, 256)
     for example in examples[1:]:

@@ -1,7 +1,7 @@
-"""The door: the table of commands, and the one place where errors become messages and exit codes.
+"""The table of commands, and the one place where errors become messages and exit codes.
 
-Nothing heavy is imported here or in `commands/`: verbs are imported inside the command bodies, so
-that --help costs nothing.
+Nothing heavy is imported at the top of `cli/`: commands import their work inside their bodies, so
+that --help starts at once.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from sdseg_cli.cli.console import (
 from sdseg_cli.cli.demo import demo
 from sdseg_cli.cli.distill import distill
 from sdseg_cli.cli.evaluate import evaluate
+from sdseg_cli.cli.options import PanelCommand
 from sdseg_cli.cli.predict import predict
 from sdseg_cli.cli.prepare import prepare
 from sdseg_cli.cli.runs import runs
@@ -68,7 +69,7 @@ COMMANDS = (
     bench,
 )
 for command in COMMANDS:
-    app.command()(command)
+    app.command(cls=PanelCommand)(command)
 app.add_typer(weights)
 
 

@@ -39,7 +39,7 @@ def bench(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Measure how fast this machine predicts, in every way, against the arithmetic."""
+    """Measure how fast this machine predicts, in every way it can."""
     from sdseg_cli.runs.run_folder import find_run
 
     output = Output(as_json=as_json, quiet=quiet)

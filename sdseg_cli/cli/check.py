@@ -40,7 +40,7 @@ def check(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Look for what is wrong or odd in a data set or a scan, and say what mends it."""
+    """Find what is wrong or odd in a data set or scan, and the fix."""
     source = one_input(src, input_path, "SRC")
     if workers != 1 and source.is_dir():
         warm_up("sdseg_cli.data.check")
@@ -75,7 +75,7 @@ def _count(number: int, what: str) -> str:
 
 
 def _rows(findings: Sequence[Finding]) -> Iterator[tuple[str, str, str, str, str]]:
-    """Level, code, cases, what was measured, what mends it."""
+    """Level, code, cases, what was measured, the fix."""
     for _, group in groupby(findings, lambda one: (one.level, one.code)):
         alike = list(group)
         if len(alike) <= SHOWN_CASES:

@@ -68,7 +68,7 @@ def compare(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Compare two runs, or two folders of masks, case by case: differences, interval, p."""
+    """Compare two runs or folders of masks: differences, interval, p."""
     from sdseg_cli.evaluation.compare import compare_folders, compare_runs
     from sdseg_cli.evaluation.evaluation_split import SplitOptions
     from sdseg_cli.evaluation.folders import FolderOptions

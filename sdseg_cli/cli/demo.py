@@ -24,7 +24,7 @@ def demo(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Make a CT phantom set and run the five verbs on it."""
+    """Make a CT phantom set and run the main commands on it."""
     from sdseg_cli.demo.demo import set_up
 
     started = time.monotonic()
@@ -55,7 +55,7 @@ def demo(
 
 
 def _app_of(context: typer.Context) -> typer.core.TyperGroup:
-    """The whole command line, so that each verb runs exactly as if it had been typed."""
+    """The whole command line, so that each command runs exactly as if it had been typed."""
     root = context.find_root().command
     assert isinstance(root, typer.core.TyperGroup)
     return root

@@ -29,7 +29,10 @@ def distill(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Train the fast mask decoder of an autoencoder, once; with --run, measure what it costs."""
+    """Train an autoencoder's fast mask decoder.
+
+    With --run, measure what it costs that run.
+    """
     from sdseg_cli.data.manifest import Manifest
     from sdseg_cli.runs.run_folder import find_run
     from sdseg_cli.training.distill import distill as run_distill

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from sdseg_cli.cli.console import Output
 from sdseg_cli.cli.options import (
     Adapter,
@@ -24,6 +22,7 @@ from sdseg_cli.cli.options import (
     Lesions,
     ProtocolName,
     Quiet,
+    ReferenceOption,
     Resample,
     Run,
     Samples,
@@ -65,18 +64,20 @@ the second, where all columns then fit into one table."""
 
 def evaluate(
     run: Run = None,
-    pred: Annotated[Path | None, typer.Option(help="Folder of masks to score instead.")] = None,
-    ref: Annotated[Path | None, typer.Option(help="Folder of reference masks, same names.")] = None,
+    pred: Annotated[Path | None, ReferenceOption(help="Folder of masks to score instead.")] = None,
+    ref: Annotated[
+        Path | None, ReferenceOption(help="Folder of reference masks, same names.")
+    ] = None,
     target: Target = None,
     classes: Classes = None,
     dataset: Adapter = None,
     resample: Resample = False,
     allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="With --ref: score the rest without them.")
+        bool, ReferenceOption("--allow-missing", help="With --ref: score the rest without them.")
     ] = False,
     workers: Workers = None,
     report_folder: Annotated[
-        Path | None, typer.Option("--report", help="With --ref: folder for CSV and JSON.")
+        Path | None, ReferenceOption("--report", help="With --ref: folder for CSV and JSON.")
     ] = None,
     split: Split = "test",
     grid: GridName = "native",
@@ -95,7 +96,7 @@ def evaluate(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Score predictions against references: overlap, distances and volume per case."""
+    """Score predictions case by case: overlap, distances and volume."""
     of_run: dict[str, object] = {"--run": run, "--steps": steps, "--eta": eta, "--samples": samples}
     of_folders = {
         "--target": target,

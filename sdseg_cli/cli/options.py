@@ -7,10 +7,12 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+from typer.core import TyperCommand
 
 from sdseg_cli.cli.console import Output
 from sdseg_cli.core.config import SampleConfig
@@ -24,63 +26,99 @@ if TYPE_CHECKING:
 
 WEAK_DICE = 0.3
 """A validation Dice below which a run is not used without a warning."""
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 (the second GPU) or mps.")]
-Input = Annotated[Path | None, typer.Option("--input", "-i", help="The same as the argument.")]
+MESSAGES = "Messages and help"
+"""The panel of `--help` in which `--help` itself stands."""
+FileOption = partial(typer.Option, rich_help_panel="Input and output")
+ReferenceOption = partial(typer.Option, rich_help_panel="Folders of masks")
+ScoringOption = partial(typer.Option, rich_help_panel="Scoring")
+MaskOption = partial(typer.Option, rich_help_panel="Post-processing")
+SamplingOption = partial(typer.Option, rich_help_panel="Sampling")
+HardwareOption = partial(typer.Option, rich_help_panel="Hardware and speed")
+ClusterOption = partial(typer.Option, rich_help_panel="Many scans and clusters")
+MessageOption = partial(typer.Option, rich_help_panel=MESSAGES)
+
+
+class PanelCommand(TyperCommand):
+    """A command whose help shows its options in panels: plain headings, for rich's boxes cost 0.1 s
+    at each start and read markup in the texts.
+    """
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the panels in the order of their first options; what has none comes before them."""
+        panels: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for parameter in self.get_params(ctx):
+            heading = getattr(parameter, "rich_help_panel", None)
+            if heading is None and "--help" in parameter.opts:
+                heading = MESSAGES
+            elif heading is None:
+                heading = "Arguments" if parameter.param_type_name == "argument" else "Options"
+            if (record := parameter.get_help_record(ctx)) is not None:
+                panels.setdefault(heading, []).append(record)
+        for heading, records in panels.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
+
+
+Json = Annotated[bool, MessageOption("--json", help="One JSON object on stdout, nothing else.")]
+Quiet = Annotated[bool, MessageOption("--quiet", "-q", help="No progress, no table.")]
+Debug = Annotated[bool, MessageOption("--debug", help="Show the traceback of an error.")]
+Device = Annotated[str, HardwareOption(help="auto, cpu, cuda, cuda:1 (the second GPU) or mps.")]
+Input = Annotated[Path | None, FileOption("--input", "-i", help="The same as the argument.")]
 """For those who write it so; see `one_input`."""
-BatchSize = Annotated[int | None, typer.Option(help="Slices at a time; the mask stays the same.")]
+BatchSize = Annotated[int | None, HardwareOption(help="Slices at a time; the mask stays the same.")]
 Compiled = Annotated[
-    bool, typer.Option("--compile", help="Compile the networks: a slow start, then faster.")
+    bool, HardwareOption("--compile", help="Compile the networks: a slow start, then faster.")
 ]
 Decoder = Annotated[
-    str, typer.Option(help="exact, fast, or auto: fast where it was measured as good, or meant.")
+    str, SamplingOption(help="exact, fast, or auto: fast where it was measured as good, or meant.")
 ]
 Run = Annotated[
     str | None,
-    typer.Option(metavar="PATH", help="Run folder, or its name; default: the newest finished run."),
+    FileOption(metavar="PATH", help="Run folder, or its name; default: the newest finished run."),
 ]
 """As typed: only the text tells the path `./x` from the name `x`."""
-Seed = Annotated[int, typer.Option(help="Seed of all noise.")]
+Seed = Annotated[int, SamplingOption(help="Seed of all noise.")]
 Steps = Annotated[
-    int | None, typer.Option(min=1, max=1000, help="Reverse steps: 1 = the paper, more = DDIM.")
+    int | None, SamplingOption(min=1, max=1000, help="Reverse steps: 1 = the paper, more = DDIM.")
 ]
 Eta = Annotated[
     float | None,
-    typer.Option(min=0, max=1, help="Fresh noise between steps: 0 = none, 1 = ancestral."),
+    SamplingOption(min=0, max=1, help="Fresh noise between steps: 0 = none, 1 = ancestral."),
 ]
-Samples = Annotated[int | None, typer.Option(min=1, max=1000, help="Noise draws to average.")]
+Samples = Annotated[int | None, SamplingOption(min=1, max=1000, help="Noise draws to average.")]
 Threads = Annotated[
-    int | None, typer.Option(help="CPU threads of one operation; default: as torch chooses.")
+    int | None, HardwareOption(help="CPU threads of one operation; default: as torch chooses.")
 ]
 Split = Annotated[str, typer.Option(help="train, val or test.")]
-GridName = Annotated[str, typer.Option(help="native: the scan's own; model: 256x256.")]
-ProtocolName = Annotated[str, typer.Option(help="standard, or official (the paper's code).")]
+GridName = Annotated[str, ScoringOption(help="native: the scan's own; model: 256x256.")]
+ProtocolName = Annotated[str, ScoringOption(help="standard, or official (the paper's code).")]
 Tolerance = Annotated[
-    float, typer.Option(metavar="MM", help="Of surface Dice; in pictures pixels.")
+    float, ScoringOption(metavar="MM", help="Of surface Dice; in pictures pixels.")
 ]
 Lesions = Annotated[
-    bool, typer.Option("--lesions", help="Connected parts too: how many were found, lesion F1.")
+    bool, ScoringOption("--lesions", help="Connected parts too: how many were found, lesion F1.")
 ]
 DetectionIou = Annotated[
     float | None,
-    typer.Option(metavar="SHARE", help="IoU from which a lesion counts as found (0.1); --lesions."),
+    ScoringOption(
+        metavar="SHARE", help="IoU from which a lesion counts as found (0.1); --lesions."
+    ),
 ]
 Target = Annotated[
-    str | None, typer.Option(help="With --ref: labels that count, e.g. 1,2; default: all.")
+    str | None, ReferenceOption(help="With --ref: labels that count, e.g. 1,2; default: all.")
 ]
 Classes = Annotated[
-    str | None, typer.Option(help="With --ref: labels to score each on its own, e.g. 1,2,5.")
+    str | None, ReferenceOption(help="With --ref: labels to score each on its own, e.g. 1,2,5.")
 ]
 Adapter = Annotated[
-    str | None, typer.Option(help="With --ref: adapter whose rules read the references.")
+    str | None, ReferenceOption(help="With --ref: adapter whose rules read the references.")
 ]
 Resample = Annotated[
-    bool, typer.Option("--resample", help="With --ref: masks may lie on other grids.")
+    bool, ReferenceOption("--resample", help="With --ref: masks may lie on other grids.")
 ]
 Workers = Annotated[
-    int | None, typer.Option(min=1, help="With --ref: processes; default: one per core.")
+    int | None, HardwareOption(min=1, help="With --ref: processes; default: one per core.")
 ]
 
 

@@ -1,26 +1,34 @@
-"""`sdseg predict`."""
+"""`sdseg predict`, of a scan or of many."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sdseg_cli.cli.console import Output
 from sdseg_cli.cli.options import (
     BatchSize,
+    ClusterOption,
     Compiled,
     Debug,
     Decoder,
     Device,
     Eta,
+    FileOption,
     Input,
     Json,
+    MaskOption,
     Quiet,
     Run,
     Samples,
+    SamplingOption,
     Seed,
     Steps,
     Threads,
@@ -31,24 +39,67 @@ from sdseg_cli.cli.options import (
     sampling,
     weak_run,
 )
-from sdseg_cli.cli.predict_cohort import (
-    EngineName,
-    RayAddress,
-    ShardText,
-    Spread,
-    Workers,
-    predict_cohort,
-)
-from sdseg_cli.core.config import THRESHOLD, RunConfig, SampleConfig
-from sdseg_cli.core.errors import ConfigError
+from sdseg_cli.core.config import THRESHOLD
+from sdseg_cli.core.errors import CohortError, ConfigError
+from sdseg_cli.core.findings import Finding
 
 if TYPE_CHECKING:
+    from sdseg_cli.core.config import RunConfig
+    from sdseg_cli.inference.cohort import CohortReport, Engine, Shard
+    from sdseg_cli.inference.options import OutputPaths, PredictOptions, PredictorOptions
     from sdseg_cli.inference.predict import PredictReport
+
+ShardText = Annotated[
+    str | None, ClusterOption("--shard", help="Of a cohort: part i of n, i/n with i from 0 to n-1.")
+]
+EngineName = Annotated[str, ClusterOption("--engine", help="Of a cohort: local, or ray.")]
+Workers = Annotated[
+    int | None,
+    ClusterOption(min=1, help="Of --engine ray: models at a time; default: one per GPU."),
+]
+RayAddress = Annotated[
+    str | None, ClusterOption(help="Of --engine ray: a cluster; default: this machine alone.")
+]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Over what a cohort is spread, as the command line says it."""
+
+    shard: str | None = None
+    engine: str = "local"
+    workers: int | None = None
+    ray_address: str | None = None
+
+    def refuse_for_one_scan(self) -> None:
+        """Raises ConfigError if an option of cohorts was given."""
+        if self != Spread():
+            raise ConfigError(
+                "--shard, --engine, --workers and --ray-address are for many scans.",
+                "Give a folder or a list of scans, and -o a folder; or leave them out.",
+            )
+
+    def make_engine(self) -> Engine:
+        """What does the scans. Raises ConfigError."""
+        from sdseg_cli.inference.cohort import one_by_one
+        from sdseg_cli.inference.ray import RayEngine, require_ray
+
+        if self.engine not in ("local", "ray"):
+            raise ConfigError(f'there is no engine "{self.engine}".', "Choose local or ray.")
+        if self.engine == "ray":
+            require_ray()
+            return RayEngine(self.workers, self.ray_address)
+        if self.workers is not None or self.ray_address is not None:
+            raise ConfigError(
+                "--workers and --ray-address need --engine ray.",
+                "Add it, or start several processes with --shard.",
+            )
+        return one_by_one
 
 
 def predict(
     mask: Annotated[
-        str, typer.Option("--output", "-o", help="The mask to write; of many, their folder.")
+        str, FileOption("--output", "-o", help="The mask to write; of many, their folder.")
     ],
     scan: Annotated[
         Path | None,
@@ -58,52 +109,52 @@ def predict(
     ] = None,
     input_path: Input = None,
     series: Annotated[
-        str | None, typer.Option(help="Which DICOM series: its number, or the end of its UID.")
+        str | None, FileOption(help="Which DICOM series: its number, or the end of its UID.")
     ] = None,
     run: Run = None,
     model: Annotated[
-        Path | None, typer.Option(help="A package of `sdseg weights export`, instead of a run.")
+        Path | None, FileOption(help="A package of `sdseg weights export`, instead of a run.")
     ] = None,
-    prob: Annotated[str | None, typer.Option(help="Also write the probability map.")] = None,
-    prob_dtype: Annotated[str, typer.Option(help="uint8 (steps of 1/255) or float32.")] = "uint8",
+    prob: Annotated[str | None, FileOption(help="Also write the probability map.")] = None,
+    prob_dtype: Annotated[str, FileOption(help="uint8 (steps of 1/255) or float32.")] = "uint8",
     preview: Annotated[
-        str | None, typer.Option(help="Also draw the mask on its scan, a PNG.")
+        str | None, FileOption(help="Also draw the mask on its scan, a PNG.")
     ] = None,
     threshold: Annotated[
-        float, typer.Option(help="Foreground is what has a probability above this.")
+        float, MaskOption(help="Foreground is what has a probability above this.")
     ] = THRESHOLD,
     fill_holes: Annotated[
-        bool, typer.Option("--fill-holes", help="Fill what foreground encloses on all sides.")
+        bool, MaskOption("--fill-holes", help="Fill what foreground encloses on all sides.")
     ] = False,
     min_size: Annotated[
-        float | None, typer.Option(metavar="ML", help="Drop parts smaller than so many ml.")
+        float | None, MaskOption(metavar="ML", help="Drop parts smaller than so many ml.")
     ] = None,
     keep_largest: Annotated[
-        int | None, typer.Option(metavar="N", help="Keep only the N largest parts.")
+        int | None, MaskOption(metavar="N", help="Keep only the N largest parts.")
     ] = None,
     seed: Seed = 0,
     steps: Steps = None,
     eta: Eta = None,
     samples: Samples = None,
     tta: Annotated[
-        bool, typer.Option("--tta", help="Average over the flips that the run was trained with.")
+        bool, SamplingOption("--tta", help="Average over the flips that the run was trained with.")
     ] = False,
     deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="Predict from no noise at all.")
+        bool, SamplingOption("--deterministic", help="Predict from no noise at all.")
     ] = False,
     runs: Annotated[
         int | None,
-        typer.Option(
+        SamplingOption(
             metavar="K", min=2, max=100, help="Compare K noise draws; the mask is their mean."
         ),
     ] = None,
     uncertainty: Annotated[
-        str | None, typer.Option(help="Also write where K draws (default 5) disagree.")
+        str | None, FileOption(help="Also write where K draws (default 5) disagree.")
     ] = None,
     decoder: Decoder = "auto",
     crop: Annotated[
         str | None,
-        typer.Option(help="none, or body: a square around the body; default: the run's own."),
+        SamplingOption(help="none, or body: a square around the body; default: the run's own."),
     ] = None,
     batch_size: BatchSize = None,
     device: Device = "auto",
@@ -132,92 +183,79 @@ def predict(
             (require_folder_name if many else require_file_name)(option, name)
     if not many:
         spread.refuse_for_one_scan()
-    do = predict_cohort if many else _predict_one
+    from sdseg_cli.inference.options import OutputPaths, PredictOptions, PredictorOptions
 
-    def sample(config: RunConfig) -> SampleConfig:
+    outputs = OutputPaths(Path(mask), _path(prob), prob_dtype, _path(uncertainty), _path(preview))
+    post = PostProcess(threshold, fill_holes, min_size, keep_largest)
+
+    def options(config: RunConfig) -> PredictOptions:
         flips = config.train.flips if tta else None
-        return sampling(
+        sample = sampling(
             config.sample, steps, eta, samples, deterministic=deterministic, flips=flips
         )
+        return PredictOptions(series, seed, sample, post, runs)
 
-    do(
-        source,
-        Path(mask),
-        output,
+    asked = Asked(
+        outputs,
+        PredictorOptions(device, decoder, batch_size, threads, crop, compiled),
+        options,
+        series,
         model=lambda: open_run(run, output).path if model is None else model,
         named=(run, model) != (None, None),
-        predictor={
-            "device": device,
-            "decoder": decoder,
-            "batch_size": batch_size,
-            "threads": threads,
-            "crop": crop,
-            "compiled": compiled,
-        },
-        options={
-            "series": series,
-            "seed": seed,
-            "post": PostProcess(threshold, fill_holes, min_size, keep_largest),
-            "runs": runs,
-            "probability_dtype": prob_dtype,
-        },
-        files={
-            "probability": _path(prob),
-            "uncertainty": _path(uncertainty),
-            "preview": _path(preview),
-        },
-        sample=sample,
-        spread=spread,
     )
+    if many:
+        _predict_cohort(source, asked, spread, output)
+    else:
+        _predict_one(source, asked, output)
 
 
-def _predict_one(
-    scan: Path,
-    mask: Path,
-    output: Output,
-    *,
-    model: Callable[[], Path],
-    named: bool,
-    predictor: Mapping[str, Any],
-    options: Mapping[str, Any],
-    files: Mapping[str, Any],
-    sample: Callable[[RunConfig], SampleConfig],
-    spread: Spread,
-) -> None:
-    """Predict one scan; the arguments are those of `predict_cohort`."""
+@dataclass(frozen=True)
+class Asked:
+    """What the command line asks of a scan or of many.
+
+    Attributes:
+        outputs: The files, or of many scans their folders.
+        predictor: How to load the model.
+        options: How to predict, by the settings of a run.
+        series: As in the options, which are known only once the run is.
+        model: Gives the run or package, once the scans are known to be there.
+        named: Somebody asked for this one; else what made the masks that are there makes the rest.
+    """
+
+    outputs: OutputPaths
+    predictor: PredictorOptions
+    options: Callable[[RunConfig], PredictOptions]
+    series: str | None
+    model: Callable[[], Path]
+    named: bool
+
+
+def _predict_one(scan: Path, asked: Asked, output: Output) -> None:
     from sdseg_cli.imaging.io.files import read_geometry
-    from sdseg_cli.inference.predict_outputs import OutputPaths
 
     # The names first, then the scan's header, before torch takes its seconds.
-    OutputPaths(mask, **files, probability_dtype=options["probability_dtype"]).check_names(scan)
-    read_geometry(scan, options["series"])
+    asked.outputs.check_names(scan)
+    read_geometry(scan, asked.series)
 
     from sdseg_cli.inference.predict import predict_file
-    from sdseg_cli.inference.predictor import Predictor
+    from sdseg_cli.inference.predictor import load_predictor
     from sdseg_cli.runs.run_folder import RunDir
 
-    trained = model()
+    trained = asked.model()
     with output.progress() as progress:
-        ready = Predictor(trained, **predictor)
-        report = predict_file(
-            scan,
-            mask,
-            ready,
-            **options,
-            **files,
-            sample=sample(ready.config),
-            progress=progress,
-        )
+        ready = load_predictor(trained, asked.predictor)
+        options = asked.options(ready.config)
+        report = predict_file(scan, asked.outputs, ready, options, progress=progress)
     output.warn(report.warnings)
     values = report.to_json()
-    if not named:
+    if not asked.named:
         values["warnings"] += [finding.to_json() for finding in weak_run(RunDir(trained))]
     output.result(
         values,
         title=f"segmented {scan.name}",
         columns=("", "value"),
         rows=_rows(report),
-        files=report.files,
+        files=report.outputs.files,
     )
 
 
@@ -257,3 +295,93 @@ def _rows(report: PredictReport) -> list[tuple[str, str]]:
         rows.append((f"Dice between {report.stability.runs} runs", number(report.stability.dice)))
         rows.append(("share of voxels that flip", number(report.stability.flipped)))
     return [*rows, ("seconds", f"{report.seconds:.1f}")]
+
+
+def _predict_cohort(source: Path, asked: Asked, spread: Spread, output: Output) -> None:
+    """Predict the scans of a folder or a list.
+
+    Raises:
+        CohortError: A scan failed, or was not begun because the work was stopped.
+        SdsegError: Nothing was begun, or nothing could be gone on with.
+    """
+    from sdseg_cli.imaging.scans import find_scans
+    from sdseg_cli.inference.ledger import Ledger
+
+    folder, named = asked.outputs.mask, asked.named
+    found = find_scans(source, folder, asked.outputs.beside)
+    goes_on = not named and Ledger(folder).model() is not None
+    trained = folder if goes_on else asked.model()  # which is found before torch takes its seconds
+
+    from sdseg_cli.inference.cohort import Shard, leave_together, predict_cohort, take_own_gpu
+    from sdseg_cli.inference.cohort_scan import Task, model_of_before, trained_config
+    from sdseg_cli.model.distributed import ranks_of
+    from sdseg_cli.runs.run_folder import RunDir
+
+    if goes_on:
+        trained = model_of_before(folder)
+        output.say(f"going on with {trained}, which the masks in {folder} are made with")
+    for suffix, count in sorted(found.passed_over.items()):
+        output.say(f"passed over {count} of {suffix}, which is no kind of scan this tool reads")
+    if found.channels == 1:
+        output.say("scans are named as nnU-Net names them: masks are called without _0000")
+    elif found.channels:
+        output.say(
+            f"scans are named as {found.channels} channels of nnU-Net's cases; a run reads one "
+            "image, so each is predicted by itself. For one channel give a list of its files."
+        )
+    ranks = ranks_of(os.environ)
+    shard = (Shard() if spread.shard is None else Shard.parse(spread.shard)).among(ranks)
+    engine = spread.make_engine()
+    take_own_gpu(ranks)
+    options = asked.options(trained_config(trained))
+    task = Task(trained, asked.outputs, asked.predictor, options)
+    try:
+        # Ray's own messages go to stdout, which is for the result.
+        with output.progress() as progress, redirect_stdout(sys.stderr):
+            report = predict_cohort(
+                found.scans, task, shard=shard, engine=engine, progress=progress, named=named
+            )
+    finally:
+        leave_together(os.environ)
+    weak = () if named else weak_run(RunDir(trained))
+    _show_cohort(report, shard, output, weak)
+
+
+def _show_cohort(
+    report: CohortReport, shard: Shard, output: Output, weak: Sequence[Finding]
+) -> None:
+    output.warn([Finding(**warning) for warning in report.warnings])
+    for row in report.failed:
+        output.say(f"failed {row.case}: {row.error}")
+    per_scan = report.seconds_per_scan
+    part = f", shard {shard.index}/{shard.count}" if shard.count > 1 else ""
+    values = report.to_json()
+    values["warnings"] += [finding.to_json() for finding in weak]
+    output.result(
+        values,
+        title=f"segmented {report.done} scans{part}",
+        columns=("scans", ""),
+        rows=[
+            ("done", str(report.done)),
+            ("failed", str(len(report.failed))),
+            ("skipped, done before", str(report.skipped)),
+            *([("not begun", str(report.left))] if report.left else []),
+            ("seconds per scan", "-" if per_scan is None else f"{per_scan:.1f}"),
+            ("seconds", f"{report.seconds:.1f}"),
+        ],
+        files=[report.ledger],
+    )
+    total = report.done + len(report.failed) + report.skipped + report.left
+    if report.failed:
+        left = f"; {report.left} were not begun" if report.left else ""
+        names = ", ".join(row.case for row in report.failed[:5])
+        more = f" and {len(report.failed) - 5} more" if len(report.failed) > 5 else ""
+        raise CohortError(
+            f"{len(report.failed)} of {total} scans failed: {names}{more}{left}.",
+            f"{report.ledger} says why; the same command tries them again.",
+        )
+    if report.left:
+        raise CohortError(
+            f"stopped with {report.left} of {total} scans not begun.",
+            "The same command goes on.",
+        )

@@ -66,7 +66,7 @@ def stability(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Predict the test cases with several noise seeds and measure how far the results part."""
+    """Measure how far predictions differ between noise seeds."""
     from sdseg_cli.evaluation.evaluation_split import SplitOptions
     from sdseg_cli.evaluation.stability import StabilityOptions
     from sdseg_cli.evaluation.stability import stability as run_stability

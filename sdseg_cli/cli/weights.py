@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sdseg_cli.cli.console import Output, show_help
-from sdseg_cli.cli.options import Debug, Json, Quiet, pair, refuse_pipes, workspace
+from sdseg_cli.cli.options import Debug, Json, PanelCommand, Quiet, pair, refuse_pipes, workspace
 from sdseg_cli.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ weights = typer.Typer(
 )
 
 
-@weights.command("list")
+@weights.command("list", cls=PanelCommand)
 def list_stored(as_json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
     """Show what is in the store, and what can be fetched."""
     from sdseg_cli.model.download import KNOWN
@@ -65,7 +65,7 @@ def list_stored(as_json: Json = False, quiet: Quiet = False, debug: Debug = Fals
         output.say(f"not here: {known.name}, {known.what}; sdseg weights fetch {known.name}")
 
 
-@weights.command()
+@weights.command(cls=PanelCommand)
 def add(
     path: Annotated[
         Path, typer.Argument(help="kl-f8, LDM-8, SD VAE, official SDSeg or LPIPS weights.")
@@ -77,7 +77,7 @@ def add(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Recognise and check a file of weights and keep it; nothing in it is ever run."""
+    """Check a file of weights and keep it; nothing in it is ever run."""
     from sdseg_cli.training.weights import add_weights
 
     refuse_pipes(path)
@@ -85,14 +85,14 @@ def add(
     _show_entry(add_weights(path, store, name=name), store, Output(as_json=as_json, quiet=quiet))
 
 
-@weights.command()
+@weights.command(cls=PanelCommand)
 def fetch(
     name: Annotated[str, typer.Argument(help="As `sdseg weights list` names it.")],
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Download public weights into the store; a stopped download goes on."""
+    """Download public weights into the store; it resumes if stopped."""
     from sdseg_cli.training.weights import fetch_weights
 
     output, store = Output(as_json=as_json, quiet=quiet), _store()
@@ -101,7 +101,7 @@ def fetch(
     _show_entry(entry, store, output)
 
 
-@weights.command()
+@weights.command(cls=PanelCommand)
 def export(
     run: Annotated[
         str, typer.Argument(metavar="RUN", help="A run, or a stored official SDSeg model.")
@@ -120,7 +120,10 @@ def export(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Write a small package for `predict --model`: float16 weights, settings, sha256, terms."""
+    """Write a small package for `predict --model`.
+
+    It holds float16 weights, settings, their sha256 and the terms of use.
+    """
     stored = _store().find(run) if Path(run).name == run else None
     if stored is not None:
         folder = package or Path(f"{stored.name}.sdseg")

@@ -1,4 +1,4 @@
-"""The demo: a CT phantom set, and the five verbs to run on it."""
+"""The demo: a CT phantom set, and the commands to run on it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Demo:
     picture: Path
 
     def was_stopped(self) -> bool:
-        """Whether the training was stopped before its end: its verbs then are not the demo's."""
+        """The training was stopped before its end, so what follows would not be the demo's."""
         from sdseg_cli.runs.run_folder import RunDir
 
         run = RunDir(self.folder / "runs" / NAME / RUN)

@@ -146,10 +146,10 @@ def predict_cohort(
     """
     task.check(scans)
     started, mine = time.monotonic(), (shard or Shard()).of(scans)
-    ledger = Ledger(task.output)
+    ledger = Ledger(task.outputs.mask)
     outcomes: list[Outcome] = []
     bad = 0
-    everything = {path for scan in scans for path in task.outputs(scan)}
+    everything = {path for scan in scans for path in task.outputs.of(scan).files}
     with ledger.in_use(everything), stop_signals() as stop:
         first = ledger.keep_model(recorded(task.model), named=named)
         ledger.forget_lost([scan.mask for scan in scans])

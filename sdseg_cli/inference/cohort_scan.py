@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,17 @@ from sdseg_cli.imaging.io.files import read_geometry
 from sdseg_cli.imaging.scans import MASK_SUFFIXES, Scan, size_and_time
 from sdseg_cli.inference.decoders import decoder_identity
 from sdseg_cli.inference.ledger import DONE, FAILED, Ledger, Model, Row
-from sdseg_cli.inference.predict import drawn_often, number_of_runs, predict_file
-from sdseg_cli.inference.predict_outputs import require_dtype
-from sdseg_cli.inference.predictor import Predictor
+from sdseg_cli.inference.options import (
+    OutputPaths,
+    PredictOptions,
+    PredictorOptions,
+    drawn_often,
+    require_dtype,
+)
+from sdseg_cli.inference.predict import predict_file
+from sdseg_cli.inference.predictor import Predictor, load_predictor
 from sdseg_cli.runs.package import is_package, read_description
 from sdseg_cli.runs.run_folder import RunDir
-
-SPEED_ONLY = frozenset({"device", "batch_size", "threads"})
-"""Options of a Predictor that do not decide what the mask is."""
 
 
 @dataclass(frozen=True)
@@ -42,32 +45,29 @@ class Task:
 
     Attributes:
         model: A run folder or a package.
-        output: The masks' folder.
-        predictor: Keyword arguments of `Predictor`.
-        options: Keyword arguments of `predict_file`, the same for all scans.
-        folders: Keyword arguments of `predict_file` that name a file: the folder of these files,
-            which lie and are called as the masks are.
+        outputs: The folders of the files.
+        predictor: How the model is loaded.
+        options: How scans are predicted.
     """
 
     model: Path
-    output: Path
-    predictor: Mapping[str, Any] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
-    folders: Mapping[str, Path] = field(default_factory=dict)
+    outputs: OutputPaths
+    predictor: PredictorOptions = field(default_factory=PredictorOptions)
+    options: PredictOptions = field(default_factory=PredictOptions)
 
     def identity(self) -> str:
-        """A hash of all that a mask depends on besides its scan: the model and the options."""
+        """A hash of all that a mask depends on besides its scan: the model and the options.
+
+        Folders that were begun by older versions hold it, so its bytes have to stay.
+        """
         plain = {
             "model": recorded(self.model).sha256,
-            "predictor": {
-                k: v for k, v in self.predictor.items() if k not in SPEED_ONLY and v is not None
-            },
-            "options": {k: v for k, v in self.options.items() if v is not None},
-            "beside": sorted(self.folders),
-            "decoder": decoder_identity(self.predictor.get("decoder", "auto"), self.model),
+            "predictor": self.predictor.key(),
+            "options": {**self.options.key(), "probability_dtype": self.outputs.probability_dtype},
+            "beside": sorted(self.outputs.beside),
+            "decoder": decoder_identity(self.predictor.decoder, self.model),
         }
-        text = json.dumps(plain, sort_keys=True, default=_plain)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
     def check(self, scans: Iterable[Scan]) -> None:
         """Refuse what none of the scans could be done with, before anything is recorded of any.
@@ -75,37 +75,24 @@ class Task:
         Raises:
             ConfigError: An option is wrong, or the name of a folder cannot be one.
         """
-        dtype = self.options.get("probability_dtype", "uint8")
+        outputs, dtype = self.outputs, self.outputs.probability_dtype
         require_dtype(dtype)
         pictures = all(is_picture(scan.mask) for scan in scans)
-        if "probability" in self.folders and dtype != "uint8" and pictures:
+        if outputs.probability is not None and dtype != "uint8" and pictures:
             raise ConfigError(f"a PNG holds no {dtype}.", "Use --prob-dtype uint8.")
-        runs = number_of_runs(self.options.get("runs"), self.folders.get("uncertainty"))
-        sample = self.options.get("sample")
-        if runs is not None and sample is not None:
-            drawn_often(sample, runs)
-        table = Ledger(self.output).table
+        runs = self.options.number_of_runs(outputs.uncertainty)
+        if runs is not None and self.options.sample is not None:
+            drawn_often(self.options.sample, runs)
+        table = Ledger(outputs.mask).table
         if table.is_dir():
             raise ConfigError(f"{table}: is a folder.", "Remove it, or give -o another folder.")
-        for folder in (self.output, *self.folders.values()):
+        for folder in outputs.files:
             there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
             if not there.is_dir() or folder.name.lower().endswith(MASK_SUFFIXES):
                 raise ConfigError(
                     f"{folder}: cannot be a folder.",
                     "Of many scans -o, --prob, --uncertainty and --preview name folders.",
                 )
-
-    def mask(self, scan: Scan) -> Path:
-        """Where a scan's mask goes."""
-        return self.output / scan.mask
-
-    def beside(self, scan: Scan) -> dict[str, Path]:
-        """The other files that are written with a scan's mask, by option."""
-        return {option: folder / scan.beside(option) for option, folder in self.folders.items()}
-
-    def outputs(self, scan: Scan) -> list[Path]:
-        """All files that are written for a scan."""
-        return [self.mask(scan), *self.beside(scan).values()]
 
 
 def recorded(model: Path) -> Model:
@@ -158,10 +145,6 @@ def trained_config(model: Path) -> RunConfig:
     return RunDir(model).config()
 
 
-def _plain(value: object) -> object:
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
-
-
 @dataclass(frozen=True)
 class Outcome:
     """A scan's row, and whether it was done before."""
@@ -181,7 +164,7 @@ class Worker:
 
     def __init__(self, task: Task, identity: str) -> None:
         self.task, self.identity = task, identity
-        self.ledger = Ledger(task.output)
+        self.ledger = Ledger(task.outputs.mask)
         self._predictor: Predictor | None = None
 
     def __call__(self, scan: Scan) -> Outcome:
@@ -200,7 +183,7 @@ class Worker:
                 self.ledger.write(scan.mask, row)
             return Outcome(scan, row, skipped=True)
         if self._predictor is None:
-            self._predictor = Predictor(self.task.model, **self.task.predictor)
+            self._predictor = load_predictor(self.task.model, self.task.predictor)
         row = predict_one(self.task, scan, self._predictor, origin)
         self.ledger.write(scan.mask, row)
         return Outcome(scan, row)
@@ -217,8 +200,8 @@ class Worker:
         if row.status != DONE or row.made_from != origin:
             return False
         try:
-            beside = {k: path.stat().st_size for k, path in self.task.beside(scan).items()}
-            mask = self.task.mask(scan)
+            outputs = self.task.outputs.of(scan)
+            beside, mask = _sizes(outputs), outputs.mask
             if beside != row.beside or file_sha256(mask) != row.sha256:
                 return False
             # A series' grid is spread over all its files, whose sizes and times were compared.
@@ -237,13 +220,10 @@ def predict_one(task: Task, scan: Scan, predictor: Predictor, made_from: Mapping
         predictor: The task's model.
         made_from: Kept in the row.
     """
-    started, mask = time.monotonic(), task.mask(scan)
-    beside: dict[str, Any] = {**task.beside(scan)}
-    names = row_names(task, scan)
+    started, outputs, names = time.monotonic(), task.outputs.of(scan), row_names(task, scan)
     try:
-        report = predict_file(scan.path, mask, predictor, **task.options, **beside)
-        sizes = {option: path.stat().st_size for option, path in beside.items()}
-        sha256 = file_sha256(mask)
+        report = predict_file(scan.path, outputs, predictor, task.options)
+        sizes, sha256 = _sizes(outputs), file_sha256(outputs.mask)
         warnings = [finding.to_json() for finding in report.warnings]
     except Exception as error:  # noqa: BLE001, the other scans still have to be done
         return failed_row(names, said(error), time.monotonic() - started, made_from)
@@ -259,6 +239,11 @@ def predict_one(task: Task, scan: Scan, predictor: Predictor, made_from: Mapping
         warnings=warnings,
         decoder=report.decoder,
     )
+
+
+def _sizes(outputs: OutputPaths) -> dict[str, int]:
+    """Bytes of what lies beside the mask, by option."""
+    return {option: path.stat().st_size for option, path in outputs.beside.items()}
 
 
 def failed_row(
@@ -287,6 +272,6 @@ def said(error: Exception) -> str:
 
 def row_names(task: Task, scan: Scan) -> dict[str, Any]:
     """What a row is called: case, input and output."""
-    paths = scan.case, scan.path.absolute(), task.mask(scan).absolute()
+    paths = scan.case, scan.path.absolute(), task.outputs.of(scan).mask.absolute()
     texts = (as_text(path) for path in paths)
     return dict(zip(("case", "input", "output"), texts, strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,25 +13,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdseg_cli.core.config import SampleConfig
-from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.core.filenames import is_picture
+from sdseg_cli.core.files import replacing
 from sdseg_cli.core.findings import WARNING, Finding
 from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.data.checks import check_grid, check_scan
-from sdseg_cli.imaging.intensity import Normalisation
-from sdseg_cli.imaging.io.files import read_image
+from sdseg_cli.imaging.intensity import Limits, Normalisation
+from sdseg_cli.imaging.io.files import read_image, write_mask, write_probability
 from sdseg_cli.imaging.io.picture import Picture
 from sdseg_cli.imaging.measure import measure_grid, measure_scan
 from sdseg_cli.imaging.postprocess import PostProcess
+from sdseg_cli.imaging.slices import SliceTransform
 from sdseg_cli.imaging.volume import Volume
 from sdseg_cli.inference.engine import give_memory_back
+from sdseg_cli.inference.options import OutputPaths, PredictOptions, drawn_often
 from sdseg_cli.inference.predict_memory import MemoryGuard
-from sdseg_cli.inference.predict_outputs import OutputArrays, OutputPaths
 from sdseg_cli.inference.predictor import Predictor
 from sdseg_cli.metrics.agreement import Agreement, Tally, disagreement
 
-DEFAULT_RUNS, MOST_RUNS = 5, 100
-"""Noise draws that are compared; those of one batch are held at once."""
 Batches = Iterator[tuple[int, NDArray[np.float32]]]
 """Number of the first slice, and probabilities (n,256,256), or (n,K,256,256) of K draws."""
 
@@ -56,7 +56,7 @@ _FIXES = {
 class PredictReport:
     """What `predict_file` wrote."""
 
-    output: Path
+    outputs: OutputPaths
     run: Path
     seed: int
     slices: int
@@ -67,23 +67,14 @@ class PredictReport:
     sample: SampleConfig
     decoder: str = "exact"
     post: PostProcess = field(default_factory=PostProcess)
-    probability: Path | None = None
-    uncertainty: Path | None = None
-    preview: Path | None = None
     stability: Agreement | None = None
     """How far the masks of several noise draws agree, where they were compared."""
     warnings: tuple[Finding, ...] = ()
 
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """Everything that was written."""
-        every = (self.output, self.probability, self.uncertainty, self.preview)
-        return tuple(path for path in every if path is not None)
-
     def to_json(self) -> dict[str, Any]:
         """The object of `--json`."""
         values: dict[str, Any] = {
-            "output": str(self.output),
+            "output": str(self.outputs.mask),
             "run": str(self.run),
             "seed": self.seed,
             "sample": asdict(self.sample),
@@ -95,9 +86,7 @@ class PredictReport:
             "seconds": round(self.seconds, 3),
             "warnings": [finding.to_json() for finding in self.warnings],
         }
-        for name in ("probability", "uncertainty", "preview"):
-            if (path := getattr(self, name)) is not None:
-                values[name] = str(path)
+        values |= {option: str(path) for option, path in self.outputs.beside.items()}
         if self.stability is not None:
             values["stability"] = self.stability.to_json()
         return values
@@ -105,36 +94,20 @@ class PredictReport:
 
 def predict_file(
     scan: Path,
-    output: Path,
+    outputs: OutputPaths,
     predictor: Predictor,
+    options: PredictOptions | None = None,
     *,
-    series: str | None = None,
-    seed: int = 0,
-    sample: SampleConfig | None = None,
-    post: PostProcess | None = None,
-    probability: Path | None = None,
-    probability_dtype: str = "uint8",
-    runs: int | None = None,
-    uncertainty: Path | None = None,
-    preview: Path | None = None,
     progress: Progress = no_op,
 ) -> PredictReport:
     """Predict one scan file and write its mask, and on request what else is known of it.
 
     Args:
         scan: The image file, or a DICOM series: its folder, a zip, or one of its files.
-        output: The mask file; folders are made, an old file is replaced only by a complete one.
+        outputs: What to write, on the scan's grid; folders are made, an old file is replaced only
+            by a complete one.
         predictor: The trained run.
-        series: Which DICOM series, where the scan holds several.
-        seed: Of all noise.
-        sample: Reverse steps and samples; None is the run's setting.
-        post: What is done after the network; None only takes what is above one half.
-        probability: Where to write the probability on the scan's grid.
-        probability_dtype: "uint8" (steps of 1/255) or "float32".
-        runs: Noise draws that are compared, in place of the samples; the mask is that of their
-            mean. None compares nothing, or five where an uncertainty is asked for.
-        uncertainty: Where to write how far they disagree, on the scan's grid.
-        preview: Where to draw the mask on its scan, a PNG.
+        options: How.
         progress: Told after each batch.
 
     Raises:
@@ -144,13 +117,12 @@ def predict_file(
         RunError: It does not fit into the memory that is free, or the disk refused.
     """
     started = time.monotonic()
-    outputs = OutputPaths(output, probability, probability_dtype, uncertainty, preview)
+    options = options or PredictOptions()
     outputs.check_names(scan)
-    runs = number_of_runs(runs, uncertainty)
-    sample = sample or predictor.config.sample
+    runs, post = options.number_of_runs(outputs.uncertainty), options.post
+    sample = options.sample or predictor.config.sample
     if runs is not None:
         sample = drawn_often(sample, runs)
-    post = post or PostProcess()
     give_memory_back()  # so that it counts as free
     guard = MemoryGuard(
         scan.name,
@@ -162,13 +134,13 @@ def predict_file(
     post.require_size_known(scan)
     if scan.exists():
         predictor.require_kind(scan.name, picture=is_picture(scan))  # before it is read
-    volume = read_image(scan, series, guard)
+    volume = read_image(scan, options.series, guard)
     outputs.check_scan(volume)
     warnings = check_volume(volume, predictor.normalisation)
     stack = predictor.stack(volume)
     maps = OutputArrays(outputs, stack.restore, post.threshold)
     predicted = predictor.planes if runs is None else predictor.draws
-    batches = predicted(stack, seed=seed, sample=sample, progress=progress)
+    batches = predicted(stack, seed=options.seed, sample=sample, progress=progress)
     stability: Agreement | None = None
     if runs is None:
         _fill(maps, batches)
@@ -178,50 +150,73 @@ def predict_file(
     maps.write(volume, stack.limits)
     voxels, spacing = int(np.count_nonzero(maps.mask)), volume.spacing_mm
     return PredictReport(
-        output=output,
+        outputs=outputs,
         run=predictor.run,
-        seed=seed,
-        sample=sample,
-        decoder=predictor.decoder,
-        post=post,
+        seed=options.seed,
         slices=len(stack),
         foreground_voxels=voxels,
         foreground_ml=None if spacing is None else voxels * float(np.prod(spacing)) / 1000,
         seconds=time.monotonic() - started,
-        probability=probability,
-        uncertainty=uncertainty,
-        preview=preview,
+        sample=sample,
+        decoder=predictor.decoder,
+        post=post,
         stability=stability,
         warnings=warnings,
     )
 
 
-def number_of_runs(runs: int | None, uncertainty: Path | None) -> int | None:
-    """How many noise draws are compared; None where nothing asks for it.
+class OutputArrays:
+    """The arrays of the outputs on the scan's grid, filled slice by slice.
 
-    Raises:
-        ConfigError: Too few to compare, or too many to hold for one batch.
+    Args:
+        outputs: Which arrays there are: one byte a voxel each, four for a float32 probability.
+        restore: The way from the model's planes.
+        threshold: A voxel is foreground where its probability is above it.
     """
-    if runs is None:
-        return None if uncertainty is None else DEFAULT_RUNS
-    if not 2 <= runs <= MOST_RUNS:
-        least = ": there is nothing to compare" if runs < 2 else ""
-        raise ConfigError(f"--runs is {runs}{least}.", f"Give 2 to {MOST_RUNS}, for example 5.")
-    return runs
 
+    def __init__(self, outputs: OutputPaths, restore: SliceTransform, threshold: float) -> None:
+        self.outputs, self.restore, self.threshold = outputs, restore, threshold
+        shape, dtype = restore.planes.stored_shape, np.dtype(outputs.probability_dtype)
+        # In the order in which files store voxels, so that writing one makes no turned copy.
+        self.mask = np.zeros(shape, np.uint8, "F")
+        self.probability = None if outputs.probability is None else np.zeros(shape, dtype, "F")
+        self.uncertainty = None if outputs.uncertainty is None else np.zeros(shape, np.uint8, "F")
 
-def drawn_often(sample: SampleConfig, runs: int) -> SampleConfig:
-    """The same way of sampling with so many draws of the noise.
+    def place(self, k: int, native: NDArray[np.float32]) -> None:
+        """Take in slice k: probabilities (rows,columns) in [0,1] on the scan's own plane."""
+        self.restore.place(self.mask, native > self.threshold, k)
+        if self.probability is not None:
+            # Halves round down, so that 0.5 itself stays below it: the mask is the map > 0.5.
+            shares = self.probability.dtype == np.uint8
+            self.restore.place(
+                self.probability, np.ceil(native * 255 - 0.5) if shares else native, k
+            )
 
-    Raises:
-        ConfigError: There is no noise to draw.
-    """
-    if sample.noise == "zero":
-        raise ConfigError(
-            "Without noise all runs are one and the same.",
-            "Give --runs and --uncertainty, or --deterministic.",
-        )
-    return replace(sample, samples=runs)
+    def place_uncertainty(self, k: int, plane: NDArray[np.uint8]) -> None:
+        """Take in slice k of the uncertainty, 255 being 1."""
+        if self.uncertainty is not None:
+            self.restore.place(self.uncertainty, plane, k)
+
+    def write(self, volume: Volume, limits: Limits) -> None:
+        """Write all files; none appears before every one of them is complete.
+
+        Raises:
+            RunError: The disk refused.
+        """
+        out = self.outputs
+        with ExitStack() as together:
+            for path, array in (
+                (out.probability, self.probability),
+                (out.uncertainty, self.uncertainty),
+            ):
+                if path is not None and array is not None:
+                    write_probability(together.enter_context(replacing(path)), array, volume)
+            if out.preview is not None:
+                from sdseg_cli.report.preview import save_preview
+
+                drawn = together.enter_context(replacing(out.preview))
+                save_preview(drawn, volume, self.mask, limits)
+            write_mask(together.enter_context(replacing(out.mask)), self.mask, volume)
 
 
 def _fill(maps: OutputArrays, batches: Batches) -> None:

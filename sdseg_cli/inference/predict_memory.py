@@ -17,7 +17,7 @@ from sdseg_cli.core.errors import RunError
 from sdseg_cli.core.filenames import NIFTI_SUFFIXES, suffix_of
 from sdseg_cli.core.processes import available_bytes, largest_that_fits
 from sdseg_cli.imaging.volume import Geometry, Planes
-from sdseg_cli.inference.predict_outputs import OutputPaths
+from sdseg_cli.inference.options import OutputPaths
 
 PREVIEW_BYTES = 150_000_000
 """Drawing: its library, and twelve slices of a large scan."""

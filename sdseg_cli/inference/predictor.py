@@ -37,6 +37,7 @@ from sdseg_cli.inference.engine import (
     optimize_for_inference,
     require_numbers,
 )
+from sdseg_cli.inference.options import PredictorOptions
 from sdseg_cli.inference.sampling import predict_draws, predict_planes
 from sdseg_cli.model.runtime import choose_device, to_device
 from sdseg_cli.model.store import WeightStore
@@ -286,6 +287,19 @@ class Predictor:
         for start, planes in self.planes(stack, seed=seed, sample=sample, progress=progress):
             probability[start : start + len(planes)] = planes
         return Prediction(case_id, probability, stack.restore, seed, time.monotonic() - started)
+
+
+def load_predictor(model: Path, options: PredictorOptions) -> Predictor:
+    """A run or a package, loaded as the options say; see `Predictor` for what it raises."""
+    return Predictor(
+        model,
+        device=options.device,
+        batch_size=options.batch_size,
+        threads=options.threads,
+        decoder=options.decoder,
+        crop=options.crop,
+        compiled=options.compiled,
+    )
 
 
 def checked_crop(crop: str, *, pictures: bool) -> str:

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sdseg_cli.core.errors import ConfigError, RunError, SdsegError
@@ -64,11 +64,12 @@ class RayEngine:
         identity = task.identity()
         self._connect()
         try:
-            device = str(task.predictor.get("device", "auto"))
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            workers, share = actor_shares(nodes, self.workers, device)
+            workers, share = actor_shares(nodes, self.workers, task.predictor.device)
             # Paths are the driver's: an actor works in another folder.
-            arguments = (_absolute(task), identity)
+            outputs = task.outputs.each(lambda _, path: path.absolute())
+            placed = replace(task, model=task.model.absolute(), outputs=outputs)
+            arguments = (placed, identity)
             kind: Any = ray.remote(max_restarts=-1, max_task_retries=RETRIES, **share)(_Actor)
             todo = [Scan(scan.case, scan.path.absolute(), scan.mask) for scan in scans]
             yield from _through_pool(kind, arguments, min(workers, len(scans)), todo, stop)
@@ -192,12 +193,5 @@ def _given_up(task: Task, scan: Scan) -> Outcome:
         "or predict it alone to see why."
     )
     row = failed_row(row_names(task, scan), error, 0.0, {})
-    Ledger(task.output).write(scan.mask, row)
+    Ledger(task.outputs.mask).write(scan.mask, row)
     return Outcome(scan, row)
-
-
-def _absolute(task: Task) -> Task:
-    folders = {option: folder.absolute() for option, folder in task.folders.items()}
-    return Task(
-        task.model.absolute(), task.output.absolute(), task.predictor, task.options, folders
-    )

@@ -53,6 +53,28 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert name in shown
 
 
+@pytest.mark.parametrize("asked", [["--help"], ["weights", "--help"]])
+def test_no_summary_is_cut_at_80_columns(
+    asked: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run_command(asked) == 0
+    _, *shown = capsys.readouterr().out.splitlines()
+    assert not [line for line in shown if line.endswith("...") or len(line) > 80]
+
+
+def test_help_shows_options_in_panels_as_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["predict", "--help"]) == 0
+    shown = capsys.readouterr().out
+    panels = ("Input and output", "Post-processing", "Sampling", "Hardware and speed")
+    headings = ["Arguments", *panels, "Many scans and clusters", "Messages and help"]
+    assert [line[:-1] for line in shown.splitlines() if line[:1].strip()][1:] == headings
+    cut = {heading: shown.index(f"\n{heading}:\n") for heading in headings}
+    assert cut["Post-processing"] < shown.index("--min-size ML") < cut["Sampling"]
+    assert shown.index("--help") > cut["Messages and help"]
+    assert shown.isascii()
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["--version"]) == 0
     assert capsys.readouterr().out == f"sdseg {__version__}\n"

@@ -28,11 +28,11 @@ __all__ = ["stand_in", "task"]
 def home(task: Task, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder: `in` with four scans, `run`."""
     (task.model / "config.toml").write_text(to_toml(RunConfig(dataset="toy")), encoding="utf-8")
-    monkeypatch.chdir(task.output.parent)
+    monkeypatch.chdir(task.outputs.mask.parent)
     monkeypatch.delenv("SDSEG_HOME", raising=False)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
-    return task.output.parent
+    return task.outputs.mask.parent
 
 
 def test_a_failed_scan_is_named_and_the_exit_code_is_3(
@@ -157,18 +157,18 @@ def test_a_model_that_cannot_be_loaded_is_not_kept(
         raise WeightsError("best.pt: damaged.", "Train again.")
 
     add_run(home, "btcv/bad", 0.8, written=1000)
-    monkeypatch.setattr("sdseg_cli.inference.cohort_scan.Predictor", damaged)
+    monkeypatch.setattr("sdseg_cli.inference.cohort_scan.load_predictor", damaged)
     assert run_command(["predict", "in", "-o", "out"]) == 2
-    monkeypatch.setattr("sdseg_cli.inference.cohort_scan.Predictor", stand_in.load)
+    monkeypatch.setattr("sdseg_cli.inference.cohort_scan.load_predictor", stand_in.load)
     add_run(home, "btcv/good", 0.8, written=2000)
     assert run_command(["predict", "in", "-o", "out"]) == 3
     assert "btcv/good" in (home / "out" / ".ledger" / "model").read_text()
 
 
 def test_shards_that_begin_at_once_agree_on_a_model(task: Task, stand_in: StandIn) -> None:
-    other = task.output.parent / "other"
+    other = task.outputs.mask.parent / "other"
     shutil.copytree(task.model, other)
-    scans = find_scans(task.output.parent / "in", task.output).scans
+    scans = find_scans(task.outputs.mask.parent / "in", task.outputs.mask).scans
     of_cohort(scans, task, shard=Shard(0, 2), named=False)
     with pytest.raises(ConfigError, match=r"another process began it with .*run"):
         of_cohort(scans, replace(task, model=other), shard=Shard(1, 2), named=False)

@@ -13,13 +13,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.errors import ConfigError, DataError, WeightsError
 from sdseg_cli.core.filenames import as_path
+from sdseg_cli.imaging.postprocess import PostProcess
 from sdseg_cli.imaging.scans import Scan, find_scans
 from sdseg_cli.inference import cohort_scan
 from sdseg_cli.inference.cohort import CohortReport, Shard, predict_cohort
 from sdseg_cli.inference.cohort_scan import Task, Worker, said
 from sdseg_cli.inference.ledger import Ledger
+from sdseg_cli.inference.options import OutputPaths, PredictOptions, PredictorOptions
 from sdseg_cli.inference.predict import PredictReport
 from sdseg_cli.model.distributed import Ranks
 from tests.cohort_cases import AFFINE, BAD, GOOD, StandIn, stand_in, table, task
@@ -30,11 +33,13 @@ __all__ = ["stand_in", "task"]
 
 
 def run(task: Task, **options) -> CohortReport:
-    return predict_cohort(find_scans(task.output.parent / "in", task.output).scans, task, **options)
+    return predict_cohort(
+        find_scans(task.outputs.mask.parent / "in", task.outputs.mask).scans, task, **options
+    )
 
 
 def rows(task: Task) -> dict[str, dict[str, str]]:
-    return table(task.output)
+    return table(task.outputs.mask)
 
 
 def test_one_bad_scan_is_one_row_and_the_model_is_loaded_once(
@@ -52,13 +57,13 @@ def test_one_bad_scan_is_one_row_and_the_model_is_loaded_once(
     assert "not a gzip file" in table["pt_3/ct"]["error"]
     assert table["pt_3/ct"]["sha256"] == ""
     assert told[-1] == (4, 4, "scans, 1 failed")
-    assert not (task.output / BAD).exists()
+    assert not (task.outputs.mask / BAD).exists()
 
 
 def test_scans_slices_and_folders_that_are_links_to_nowhere_are_rows(
     task: Task, stand_in: StandIn
 ) -> None:
-    source = task.output.parent / "in"
+    source = task.outputs.mask.parent / "in"
     write_series(source / "ct", leave_out=(5,))
     write_series(source / "half")
     for name in ("pt_1/gone.nii.gz", "ct/IM9", "half/IM9.dcm", "pt_4"):
@@ -74,7 +79,7 @@ def test_scans_slices_and_folders_that_are_links_to_nowhere_are_rows(
 
 def test_the_json_is_the_contracts_object(task: Task, stand_in: StandIn) -> None:
     values = run(task).to_json()
-    assert values["ledger"] == str(task.output / "ledger.csv")
+    assert values["ledger"] == str(task.outputs.mask / "ledger.csv")
     assert (values["done"], values["failed"], values["skipped"], values["left"]) == (3, 1, 0, 0)
     assert values["seconds"] >= values["seconds_per_scan"] >= 0
     assert [one["case"] for one in values["failures"]] == ["pt_3/ct"]
@@ -85,22 +90,22 @@ def test_the_json_is_the_contracts_object(task: Task, stand_in: StandIn) -> None
 
 def test_a_second_run_does_what_failed_and_nothing_else(task: Task, stand_in: StandIn) -> None:
     run(task)
-    before = contents(task.output)
+    before = contents(task.outputs.mask)
     stand_in.predicted.clear()
     again = run(task)
     assert (again.done, len(again.failed), again.skipped) == (0, 1, 3)
     assert stand_in.predicted == [BAD]
     masks = [f"{case}/ct.nii.gz" for case in GOOD]
-    assert all(contents(task.output)[name] == before[name] for name in masks)
-    good = task.output.parent / "in" / "pt_1" / "ct.nii.gz"
-    (task.output.parent / "in" / BAD / "ct.nii.gz").write_bytes(good.read_bytes())
+    assert all(contents(task.outputs.mask)[name] == before[name] for name in masks)
+    good = task.outputs.mask.parent / "in" / "pt_1" / "ct.nii.gz"
+    (task.outputs.mask.parent / "in" / BAD / "ct.nii.gz").write_bytes(good.read_bytes())
     mended = run(task)
     assert (mended.done, len(mended.failed), mended.skipped) == (1, 0, 3)
     assert {row["status"] for row in rows(task).values()} == {"done"}
 
 
 def test_a_run_with_nothing_to_do_loads_no_model(task: Task, stand_in: StandIn) -> None:
-    (task.output.parent / "in" / BAD / "ct.nii.gz").unlink()
+    (task.outputs.mask.parent / "in" / BAD / "ct.nii.gz").unlink()
     run(task)
     assert run(task).skipped == 3
     assert stand_in.loaded == 1
@@ -108,7 +113,7 @@ def test_a_run_with_nothing_to_do_loads_no_model(task: Task, stand_in: StandIn) 
 
 def test_what_changed_is_done_again(task: Task, stand_in: StandIn) -> None:
     run(task)
-    scans, mask = task.output.parent / "in", task.output / "pt_1" / "ct.nii.gz"
+    scans, mask = task.outputs.mask.parent / "in", task.outputs.mask / "pt_1" / "ct.nii.gz"
 
     def redone(task: Task) -> list[str]:
         stand_in.predicted.clear()
@@ -121,23 +126,38 @@ def test_what_changed_is_done_again(task: Task, stand_in: StandIn) -> None:
     assert redone(task) == ["pt_1"], "no mask"
     os.utime(scans / "pt_2" / "ct.nii.gz", ns=(1, 1))
     assert redone(task) == ["pt_2"], "another scan"
-    for record in (task.output / ".ledger").glob("*.json"):
+    for record in (task.outputs.mask / ".ledger").glob("*.json"):
         record.write_text("{}")
     assert redone(task) == GOOD, "no record"
-    assert redone(replace(task, options={"threshold": 10})) == GOOD, "another option"
-    assert redone(replace(task, options={"threshold": 10, "new": None})) == []
-    speed = {"device": "cpu", "crop": None}
-    assert redone(replace(task, options={"threshold": 10}, predictor=speed)) == []
-    cropped = replace(task, options={"threshold": 10}, predictor={"crop": "body"})
-    assert redone(cropped) == GOOD, "another crop"
+    task = replace(task, options=PredictOptions(post=PostProcess(0.4)))
+    assert redone(task) == GOOD, "another option"
+    assert redone(replace(task, options=replace(task.options, runs=None))) == []
+    assert redone(replace(task, predictor=PredictorOptions("cpu", batch_size=2, threads=1))) == []
+    assert redone(replace(task, predictor=PredictorOptions(crop="body"))) == GOOD, "another crop"
     (task.model / "checkpoints" / "best.pt").write_text("other weights")
-    assert redone(replace(task, options={"threshold": 10})) == GOOD, "another model"
+    assert redone(task) == GOOD, "another model"
+
+
+def test_the_identity_of_a_task_stays_what_older_versions_recorded(tmp_path: Path) -> None:
+    """Else a cohort that one of them has half done would be done again. Hashes of theirs."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best.pt").write_text("weights")
+    plain = Task(tmp_path, OutputPaths(Path("out")), options=PredictOptions(sample=SampleConfig()))
+    assert plain.identity() == "925e34b84c2f2f6010f9ae3805b7f8294e94f839dd65e9a3038f114cd3c055a3"
+    post, sample = PostProcess(0.4, True, 1.5, 2), SampleConfig(steps=2, eta=0.5)
+    asked = Task(
+        tmp_path,
+        OutputPaths(Path("out"), Path("p"), "float32", preview=Path("v")),
+        PredictorOptions("cpu", "exact", 4, crop="body", compiled=True),
+        PredictOptions("2", 3, sample, post, 3),
+    )
+    assert asked.identity() == "0741912df8ca80509ba788b0d0d9750e96e1ec522dae532bbc8967a7001ff288"
 
 
 def test_a_mask_that_no_longer_lies_on_its_scan_is_made_again(
     task: Task, stand_in: StandIn
 ) -> None:
-    scan = task.output.parent / "in" / "moved" / "ct.nii"
+    scan = task.outputs.mask.parent / "in" / "moved" / "ct.nii"
     scan.parent.mkdir()
     array = np.zeros((4, 3, 2), np.int16)
     nib.save(nib.Nifti1Image(array, AFFINE), scan)
@@ -157,18 +177,22 @@ def test_masks_below_a_dicom_folder_do_not_make_it_another_scan(
     task: Task, stand_in: StandIn, tmp_path: Path
 ) -> None:
     series = write_series(tmp_path / "series")
-    task = replace(task, output=series / "masks", folders={"probability": series / "prob"})
+    task = replace(task, outputs=OutputPaths(series / "masks", series / "prob"))
     for done in (1, 0):
-        report = predict_cohort(find_scans(series, task.output, task.folders).scans, task)
+        report = predict_cohort(
+            find_scans(series, task.outputs.mask, task.outputs.beside).scans, task
+        )
         assert (report.done, report.skipped) == (done, 1 - done)
 
 
 def test_files_beside_the_mask_go_to_their_folder_and_are_missed(
     task: Task, stand_in: StandIn
 ) -> None:
-    task = replace(task, folders={"probability": task.output.parent / "prob"})
+    task = replace(
+        task, outputs=replace(task.outputs, probability=task.outputs.mask.parent / "prob")
+    )
     run(task)
-    prob = task.output.parent / "prob" / "pt_1" / "ct.nii.gz"
+    prob = task.outputs.mask.parent / "prob" / "pt_1" / "ct.nii.gz"
     assert prob.exists()
     prob.unlink()
     stand_in.predicted.clear()
@@ -178,11 +202,11 @@ def test_files_beside_the_mask_go_to_their_folder_and_are_missed(
 
 
 def test_a_float_map_is_refused_where_all_scans_are_pictures(task: Task) -> None:
-    options = {"probability_dtype": "float32"}
-    task = replace(task, folders={"probability": task.output / "prob"}, options=options)
+    out = task.outputs.mask
+    task = replace(task, outputs=OutputPaths(out, out / "prob", "float32"))
     picture, volume = (Scan(name, Path(name), Path(name)) for name in ("a.png", "b.nii"))
     task.check([picture, volume])
-    replace(task, folders={}).check([picture])
+    replace(task, outputs=replace(task.outputs, probability=None)).check([picture])
     with pytest.raises(ConfigError, match="a PNG holds no float32"):
         task.check([picture])
 
@@ -190,7 +214,7 @@ def test_a_float_map_is_refused_where_all_scans_are_pictures(task: Task) -> None
 def test_a_folder_in_the_tables_place_is_refused_before_anything_is_predicted(
     task: Task, stand_in: StandIn
 ) -> None:
-    (task.output / "ledger.csv").mkdir(parents=True)
+    (task.outputs.mask / "ledger.csv").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"ledger\.csv: is a folder"):
         run(task)
     assert stand_in.predicted == []
@@ -215,7 +239,7 @@ LATIN_1 = os.fsdecode(b"pt_\xfc")
 
 
 def test_names_that_are_no_utf8_are_rows_like_any_other(task: Task, stand_in: StandIn) -> None:
-    scans = task.output.parent / "in"
+    scans = task.outputs.mask.parent / "in"
     (scans / "pt_1").rename(scans / LATIN_1)
     (scans / "pt_2").rename(scans / r"pt_\xfc")  # a backslash and letters: another name
     (scans / BAD).rename(scans / os.fsdecode(b"bad\xff"))
@@ -227,7 +251,7 @@ def test_names_that_are_no_utf8_are_rows_like_any_other(task: Task, stand_in: St
     assert r"in/bad\xff/ct.nii.gz: not a gzip file" in table[r"bad\xff/ct"]["error"]
     for case, name in ((r"pt_\xfc/ct", LATIN_1), (r"pt_\x5cxfc/ct", r"pt_\xfc")):
         assert as_path(table[case]["input"]) == scans / name / "ct.nii.gz"
-        assert as_path(table[case]["output"]) == task.output / name / "ct.nii.gz"
+        assert as_path(table[case]["output"]) == task.outputs.mask / name / "ct.nii.gz"
         assert as_path(table[case]["output"]).is_file()
 
 
@@ -279,7 +303,7 @@ WRONG_VALUES = {
 @pytest.mark.parametrize("fault", [*RECORDS, *WRONG_VALUES])
 def test_a_damaged_record_is_its_scan_done_again(task: Task, stand_in: StandIn, fault: str) -> None:
     run(task)
-    ledger = Ledger(task.output)
+    ledger = Ledger(task.outputs.mask)
     record = ledger._record(Path("pt_1/ct.nii.gz"))
     if fault in RECORDS:
         record.write_bytes(RECORDS[fault])
@@ -297,10 +321,10 @@ def test_a_record_that_is_no_file_or_a_strangers_ends_no_cohort(
     task: Task, stand_in: StandIn
 ) -> None:
     run(task)
-    os.mkfifo(task.output / ".ledger" / "pipe.json")
-    (task.output / ".ledger" / "folder.json").mkdir()
+    os.mkfifo(task.outputs.mask / ".ledger" / "pipe.json")
+    (task.outputs.mask / ".ledger" / "folder.json").mkdir()
     strange = {"case": "9" * 5000, "input": "/in/\x00", "output": "n" * 5000, "status": "failed"}
-    (task.output / ".ledger" / "stranger.json").write_text(json.dumps(strange))
+    (task.outputs.mask / ".ledger" / "stranger.json").write_text(json.dumps(strange))
     assert run(task).skipped == 3
     assert len(rows(task)) == 4, "a failure of a scan that is nowhere is forgotten"
 
@@ -311,10 +335,10 @@ def test_trouble_with_the_model_is_nobodys_row(
     def damaged(*_: object, **__: object) -> None:
         raise WeightsError("best.pt: damaged.", "Train again.")
 
-    monkeypatch.setattr("sdseg_cli.inference.cohort_scan.Predictor", damaged)
+    monkeypatch.setattr("sdseg_cli.inference.cohort_scan.load_predictor", damaged)
     with pytest.raises(WeightsError):
         run(task)
-    assert not (task.output / "ledger.csv").exists()
+    assert not (task.outputs.mask / "ledger.csv").exists()
 
 
 def test_a_signal_lets_the_scan_in_work_end_and_the_ledger_is_written(
@@ -352,7 +376,7 @@ def test_two_shards_at_once_do_everything_once_and_share_one_table(
         thread.join()
     assert sorted(stand_in.predicted) == sorted([*GOOD, BAD])
     assert len(rows(task)) == 4
-    (task.output / "ledger.csv").unlink()
+    (task.outputs.mask / "ledger.csv").unlink()
     half = run(task, shard=Shard(1, 2))
     assert (half.done, half.skipped) == (0, 2), "pt_2 and pt_10"
     assert len(rows(task)) == 4, "the table is that of all"
@@ -371,8 +395,8 @@ def test_a_shard_is_every_nth_scan() -> None:
 
 def test_a_worker_says_where_a_moved_folder_is_now(task: Task, stand_in: StandIn) -> None:
     run(task)
-    moved = task.output.rename(task.output.with_name("moved"))
-    task = replace(task, output=moved)
+    moved = task.outputs.mask.rename(task.outputs.mask.with_name("moved"))
+    task = replace(task, outputs=OutputPaths(moved))
     scan = find_scans(moved.parent / "in", moved).scans[0]
     outcome = Worker(task, task.identity())(scan)
     assert outcome.skipped
@@ -382,7 +406,7 @@ def test_a_worker_says_where_a_moved_folder_is_now(task: Task, stand_in: StandIn
 def test_each_header_that_points_nowhere_or_elsewhere_is_a_row(
     task: Task, stand_in: StandIn
 ) -> None:
-    folder = task.output.parent / "in"
+    folder = task.outputs.mask.parent / "in"
     fields = ("", " = ", " = /etc/passwd", " = LIST", " = %03d.raw 1 9 1", " = a\0b")
     for number, field in enumerate(fields):
         lines = f"NDims = 3\nDimSize = 2 2 2\nElementType = MET_UCHAR\nElementDataFile{field}\n"

@@ -23,6 +23,7 @@ from sdseg_cli.evaluation.folders import evaluate_folders
 from sdseg_cli.evaluation.stability import StabilityOptions, stability
 from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.io.files import read_image
+from sdseg_cli.inference.options import OutputPaths
 from sdseg_cli.inference.predict import predict_file
 from sdseg_cli.inference.predictor import Predictor
 from sdseg_cli.metrics import ScoringOptions
@@ -105,7 +106,7 @@ def test_a_mask_is_a_png_of_the_pictures_size(
     predictor: Predictor, pictures: Workspace, tmp_path: Path
 ) -> None:
     out, prob = tmp_path / "mask.png", tmp_path / "prob.png"
-    report = predict_file(pictures.scan, out, predictor, probability=prob)
+    report = predict_file(pictures.scan, OutputPaths(out, probability=prob), predictor)
     mask = png(out)
     assert (mask.shape, mask.dtype, set(np.unique(mask))) == (SHAPE, np.uint8, {0, 255})
     # The mask is the map above one half.
@@ -114,7 +115,7 @@ def test_a_mask_is_a_png_of_the_pictures_size(
     assert report.foreground_voxels == np.count_nonzero(mask)
     assert report.to_json()["foreground_ml"] is None
     again = tmp_path / "again.png"
-    predict_file(pictures.scan, again, predictor)
+    predict_file(pictures.scan, OutputPaths(again), predictor)
     assert again.read_bytes() == out.read_bytes()
 
 
@@ -132,15 +133,17 @@ def test_wrong_outputs_of_a_picture_are_refused_and_leave_nothing(
     predictor: Predictor, pictures: Workspace, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match="for a picture") as caught:
-        predict_file(pictures.scan, tmp_path / "mask.nii.gz", predictor)
+        predict_file(pictures.scan, OutputPaths(tmp_path / "mask.nii.gz"), predictor)
     assert caught.value.hint == "End the name in .png."
     with pytest.raises(ConfigError, match="holds no float32"):
         predict_file(
             pictures.scan,
-            tmp_path / "mask.png",
+            OutputPaths(
+                tmp_path / "mask.png",
+                probability=tmp_path / "prob.png",
+                probability_dtype="float32",
+            ),
             predictor,
-            probability=tmp_path / "prob.png",
-            probability_dtype="float32",
         )
     assert list(tmp_path.iterdir()) == []
 
@@ -148,14 +151,16 @@ def test_wrong_outputs_of_a_picture_are_refused_and_leave_nothing(
 def test_a_run_of_pictures_refuses_a_volume(predictor: Predictor, tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(np.zeros((8, 8, 2), np.int16), np.eye(4)), tmp_path / "ct.nii.gz")
     with pytest.raises(DataError, match=r"ct\.nii\.gz is a volume, .* trained on pictures"):
-        predict_file(tmp_path / "ct.nii.gz", tmp_path / "mask.nii.gz", predictor)
+        predict_file(tmp_path / "ct.nii.gz", OutputPaths(tmp_path / "mask.nii.gz"), predictor)
     assert not (tmp_path / "mask.nii.gz").exists()
 
 
 def test_a_run_of_volumes_refuses_a_picture(tiny_run: Workspace, tmp_path: Path) -> None:
     picture = save(tmp_path / "a.png", polyp(0)[0])
     with pytest.raises(DataError, match=r"a\.png is a picture, .* trained on volumes") as caught:
-        predict_file(picture, tmp_path / "mask.png", Predictor(tiny_run.run.path, device="cpu"))
+        predict_file(
+            picture, OutputPaths(tmp_path / "mask.png"), Predictor(tiny_run.run.path, device="cpu")
+        )
     assert "--run" in caught.value.hint
 
 
@@ -196,7 +201,7 @@ def test_pictures_go_through_all_five_verbs(pictures: Workspace) -> None:
     train(tiny_settings(steps=2), pictures.manifest, run, device="cpu")
     predictor = Predictor(run.path, device="cpu")
     mask = pictures.root / "mask.png"
-    predict_file(pictures.scan, mask, predictor)
+    predict_file(pictures.scan, OutputPaths(mask), predictor)
     assert png(mask).shape == SHAPE
     for grid in ("native", "model"):
         report = evaluate(

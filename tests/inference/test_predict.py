@@ -18,7 +18,8 @@ from sdseg_cli.imaging.intensity import PICTURE_WINDOW, Normalisation
 from sdseg_cli.imaging.postprocess import PostProcess
 from sdseg_cli.imaging.slices import SliceStack, to_stack
 from sdseg_cli.imaging.volume import Volume
-from sdseg_cli.inference.predict import DEFAULT_RUNS, predict_file
+from sdseg_cli.inference.options import DEFAULT_RUNS, OutputPaths, PredictOptions
+from sdseg_cli.inference.predict import predict_file
 from tests.fake_run import write_nifti
 
 SIDE, SLICES = 8, 5
@@ -79,7 +80,7 @@ def test_the_mask_is_what_lies_above_the_threshold(scan: Path, tmp_path: Path) -
     for threshold, columns in ((0.2, [1, 2, 3]), (0.25, [2, 3]), (0.5, [3]), (0.75, [])):
         out = tmp_path / "m.nii.gz"
         post = PostProcess(threshold=threshold)
-        report = predict_file(scan, out, Given(answer), post=post)  # type: ignore[arg-type]
+        report = predict_file(scan, OutputPaths(out), Given(answer), PredictOptions(post=post))  # type: ignore[arg-type]
         assert np.flatnonzero(read(out)[1, 2]).tolist() == columns
         assert report.foreground_voxels == len(columns)
         assert report.to_json()["post"] == {
@@ -94,7 +95,7 @@ def test_at_one_half_the_stored_map_says_the_mask_again(scan: Path, tmp_path: Pa
     answer = np.linspace(0, 1, SLICES * SIDE * SIDE, dtype=np.float32).reshape(zeros().shape)
     answer[2, 2, 2:5] = np.nextafter(HALF, 0), HALF, np.nextafter(HALF, 1)
     out, prob = tmp_path / "m.nii.gz", tmp_path / "p.nii.gz"
-    predict_file(scan, out, Given(answer), probability=prob)  # type: ignore[arg-type]
+    predict_file(scan, OutputPaths(out, probability=prob), Given(answer))  # type: ignore[arg-type]
     assert np.array_equal(read(prob) > 0.5, read(out) == 1)
     assert read(out)[2, 2, 2:5].tolist() == [0, 0, 1]
 
@@ -104,11 +105,9 @@ def test_at_any_threshold_a_float_map_says_the_mask_again(scan: Path, tmp_path: 
     out, prob = tmp_path / "m.nii.gz", tmp_path / "p.nii.gz"
     predict_file(
         scan,
-        out,
-        Given(answer),  # type: ignore[arg-type]
-        post=PostProcess(threshold=0.3),
-        probability=prob,
-        probability_dtype="float32",
+        OutputPaths(out, probability=prob, probability_dtype="float32"),
+        Given(answer),
+        PredictOptions(post=PostProcess(threshold=0.3)),
     )
     assert np.array_equal(read(prob) > np.float32(0.3), read(out) == 1)
 
@@ -122,7 +121,9 @@ def test_the_mask_is_cleaned_on_the_scans_grid_and_the_map_is_not(
     answer[0, 6, 6] = answer[4, 7, :2] = 1
     out, prob = tmp_path / "m.nii.gz", tmp_path / "p.nii.gz"
     post = PostProcess(fill_holes=True, min_size_ml=0.02, keep_largest=2)
-    report = predict_file(scan, out, Given(answer), post=post, probability=prob)  # type: ignore[arg-type]
+    report = predict_file(
+        scan, OutputPaths(out, probability=prob), Given(answer), PredictOptions(post=post)
+    )  # type: ignore[arg-type]
     expected = zeros()
     expected[1:4, 1:4, 1:4] = 1
     expected[4, 7, :2] = 1  # 0.024 ml; the voxel of 0.012 ml is gone
@@ -141,7 +142,7 @@ def test_of_two_draws_the_mask_is_the_mean_and_the_uncertainty_what_flips(
     second[3, 0, 0] = 0.6
     out, unc = tmp_path / "m.nii.gz", tmp_path / "u.nii.gz"
     given = Given(first, second)
-    report = predict_file(scan, out, given, runs=2, uncertainty=unc)  # type: ignore[arg-type]
+    report = predict_file(scan, OutputPaths(out, uncertainty=unc), given, PredictOptions(runs=2))  # type: ignore[arg-type]
     # Means 1, 0.6, 0.45, 0.3 and 0.3; masks 1110|0 and 1000|1.
     assert np.argwhere(read(out)).tolist() == [[1, 2, 0], [1, 2, 1]]
     image = nib.load(unc)
@@ -152,7 +153,7 @@ def test_of_two_draws_the_mask_is_the_mean_and_the_uncertainty_what_flips(
     # 3 and 2 voxels, 1 shared; of the 4 in any mask 3 flip.
     assert report.to_json()["stability"] == {"runs": 2, "dice": 0.4, "flipped": 0.75}
     assert report.to_json()["uncertainty"] == str(unc)
-    assert report.files == (out, unc)
+    assert report.outputs.files == (out, unc)
 
 
 def test_runs_alone_give_the_score_and_draws_that_agree_score_one(
@@ -161,17 +162,19 @@ def test_runs_alone_give_the_score_and_draws_that_agree_score_one(
     answer = zeros()
     answer[2, 2:4, 2:4] = 1
     out = tmp_path / "m.nii.gz"
-    report = predict_file(scan, out, Given(answer, answer, answer), runs=3)  # type: ignore[arg-type]
+    report = predict_file(
+        scan, OutputPaths(out), Given(answer, answer, answer), PredictOptions(runs=3)
+    )  # type: ignore[arg-type]
     assert report.stability is not None
     assert (report.stability.dice, report.stability.flipped) == (1.0, 0.0)
-    empty = predict_file(scan, out, Given(zeros(), zeros()), runs=2)  # type: ignore[arg-type]
+    empty = predict_file(scan, OutputPaths(out), Given(zeros(), zeros()), PredictOptions(runs=2))  # type: ignore[arg-type]
     assert empty.to_json()["stability"] == {"runs": 2, "dice": None, "flipped": None}
-    assert "stability" not in predict_file(scan, out, Given(answer)).to_json()  # type: ignore[arg-type]
+    assert "stability" not in predict_file(scan, OutputPaths(out), Given(answer)).to_json()  # type: ignore[arg-type]
 
 
 def test_an_uncertainty_alone_draws_five_times(scan: Path, tmp_path: Path) -> None:
     given = Given(*[zeros()] * DEFAULT_RUNS)
-    predict_file(scan, tmp_path / "m.nii.gz", given, uncertainty=tmp_path / "u.nii.gz")  # type: ignore[arg-type]
+    predict_file(scan, OutputPaths(tmp_path / "m.nii.gz", uncertainty=tmp_path / "u.nii.gz"), given)  # type: ignore[arg-type]
     assert given.asked == [SampleConfig(samples=5)]
 
 
@@ -183,7 +186,7 @@ def test_the_draws_are_compared_at_the_threshold_and_before_cleaning(
     first[4, 7, 7] = second[4, 7, 7] = 0.9
     post = PostProcess(threshold=0.75, keep_largest=1)
     out, given = tmp_path / "m.nii.gz", Given(first, second)
-    report = predict_file(scan, out, given, post=post, runs=2)  # type: ignore[arg-type]
+    report = predict_file(scan, OutputPaths(out), given, PredictOptions(post=post, runs=2))  # type: ignore[arg-type]
     # Means 0.8 twice and 0.9; 3 voxels and 1, 1 shared; 2 of 3 flip.
     assert np.argwhere(read(out)).tolist() == [[1, 2, 0], [1, 2, 1]]
     assert report.stability is not None
@@ -213,12 +216,9 @@ def test_a_picture_takes_all_options_but_millilitres(picture: Path, tmp_path: Pa
     out = {name: tmp_path / f"{name}.png" for name in ("mask", "unc", "look")}
     report = predict_file(
         picture,
-        out["mask"],
-        given,  # type: ignore[arg-type]
-        post=PostProcess(threshold=0.4, fill_holes=True, keep_largest=1),
-        runs=2,
-        uncertainty=out["unc"],
-        preview=out["look"],
+        OutputPaths(out["mask"], uncertainty=out["unc"], preview=out["look"]),
+        given,
+        PredictOptions(post=PostProcess(threshold=0.4, fill_holes=True, keep_largest=1), runs=2),
     )
     assert np.argwhere(png(out["mask"])).tolist() == [[r, c] for r in (1, 2, 3) for c in (1, 2, 3)]
     assert np.argwhere(png(out["unc"])).tolist() == [[6, 6]]
@@ -226,7 +226,12 @@ def test_a_picture_takes_all_options_but_millilitres(picture: Path, tmp_path: Pa
     assert png(out["look"]).ndim == 3
     assert report.foreground_voxels == 9
     with pytest.raises(ConfigError, match=r"polyp\.png: --min-size is in millilitres"):
-        predict_file(picture, out["mask"], given, post=PostProcess(min_size_ml=1.0))  # type: ignore[arg-type]
+        predict_file(
+            picture,
+            OutputPaths(out["mask"]),
+            given,
+            PredictOptions(post=PostProcess(min_size_ml=1.0)),
+        )  # type: ignore[arg-type]
 
 
 def test_a_picture_that_does_not_fit_is_refused_before_it_is_decoded(
@@ -238,36 +243,39 @@ def test_a_picture_that_does_not_fit_is_refused_before_it_is_decoded(
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decoded)
     monkeypatch.setattr("sdseg_cli.inference.predict_memory.available_bytes", lambda: 100)
     with pytest.raises(RunError, match=r"polyp\.png: predicting it takes .* GB are free"):
-        predict_file(picture, tmp_path / "m.png", Given(zeros()))  # type: ignore[arg-type]
+        predict_file(picture, OutputPaths(tmp_path / "m.png"), Given(zeros()))  # type: ignore[arg-type]
     assert not (tmp_path / "m.png").exists()
 
 
 def test_nothing_is_predicted_where_an_output_is_wrong(scan: Path, tmp_path: Path) -> None:
     given, out = Given(zeros()), tmp_path / "m.nii.gz"
-    wrong: list[tuple[type[Exception], str, dict[str, Any]]] = [
-        (ConfigError, "both mask and --uncertainty", {"uncertainty": out}),
+    once = PredictOptions()
+    wrong: list[tuple[type[Exception], str, dict[str, Path], PredictOptions]] = [
+        (ConfigError, "both mask and --uncertainty", {"uncertainty": out}, once),
         (
             ConfigError,
             "both --prob and --uncertainty",
             {"probability": tmp_path / "p.nii.gz", "uncertainty": tmp_path / "x/../p.nii.gz"},
+            once,
         ),
-        (ConfigError, "is the scan itself", {"uncertainty": scan}),
-        (DataError, "cannot write this kind", {"uncertainty": tmp_path / "u.docx"}),
-        (DataError, "a preview is a PNG", {"preview": tmp_path / "look.jpg"}),
-        (DataError, "is a folder", {"preview": tmp_path}),
-        (ConfigError, "--runs is 1: there is nothing to compare", {"runs": 1}),
-        (ConfigError, "--runs is 0", {"runs": 0}),
-        (ConfigError, "--runs is 101", {"runs": 101}),
+        (ConfigError, "is the scan itself", {"uncertainty": scan}, once),
+        (DataError, "cannot write this kind", {"uncertainty": tmp_path / "u.docx"}, once),
+        (DataError, "a preview is a PNG", {"preview": tmp_path / "look.jpg"}, once),
+        (DataError, "is a folder", {"preview": tmp_path}, once),
+        (ConfigError, "--runs is 1: there is nothing to compare", {}, PredictOptions(runs=1)),
+        (ConfigError, "--runs is 0", {}, PredictOptions(runs=0)),
+        (ConfigError, "--runs is 101", {}, PredictOptions(runs=101)),
         (
             ConfigError,
             "Without noise all runs are one",
-            {"runs": 2, "sample": SampleConfig(noise="zero")},
+            {},
+            PredictOptions(runs=2, sample=SampleConfig(noise="zero")),
         ),
     ]
     before = sorted(tmp_path.iterdir())
-    for kind, says, options in wrong:
+    for kind, says, beside, options in wrong:
         with pytest.raises(kind, match=says):
-            predict_file(scan, out, given, **options)  # type: ignore[arg-type]
+            predict_file(scan, OutputPaths(out, **beside), given, options)  # type: ignore[arg-type]
     assert given.asked == []
     assert sorted(tmp_path.iterdir()) == before
 
@@ -279,7 +287,11 @@ def test_a_preview_that_cannot_be_drawn_leaves_no_mask_either(
         raise OSError("no space left")
 
     monkeypatch.setattr("sdseg_cli.report.preview.save_preview", fails)
-    outputs = {"preview": tmp_path / "look.png", "probability": tmp_path / "new" / "p.nii.gz"}
+    outputs = OutputPaths(
+        tmp_path / "m.nii.gz",
+        probability=tmp_path / "new" / "p.nii.gz",
+        preview=tmp_path / "look.png",
+    )
     with pytest.raises(Exception, match="cannot be written"):
-        predict_file(scan, tmp_path / "m.nii.gz", Given(zeros()), **outputs)  # type: ignore[arg-type]
+        predict_file(scan, outputs, Given(zeros()))  # type: ignore[arg-type]
     assert [path.name for path in tmp_path.iterdir()] == ["scan.nii.gz"]

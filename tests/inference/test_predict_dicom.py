@@ -19,6 +19,7 @@ from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.evaluation.folders import FolderOptions, evaluate_folders
 from sdseg_cli.imaging.io.files import read_image, read_labels, write_mask
 from sdseg_cli.imaging.volume import Volume
+from sdseg_cli.inference.options import OutputPaths, PredictOptions
 from sdseg_cli.inference.predict import predict_file
 from sdseg_cli.inference.predictor import Predictor
 from tests.conftest import Workspace
@@ -69,17 +70,24 @@ def test_a_series_and_its_nifti_give_one_mask(predictor: Predictor, tmp_path: Pa
     scan = write_series(tmp_path / "scan", stored)
     hu = stored.astype(np.float32) - 1024
     nib.save(nib.Nifti1Image(hu, AFFINE), tmp_path / "scan.nii")
-    predict_file(tmp_path / "scan.nii", tmp_path / "wanted.nii.gz", predictor, seed=3)
+    predict_file(
+        tmp_path / "scan.nii",
+        OutputPaths(tmp_path / "wanted.nii.gz"),
+        predictor,
+        PredictOptions(seed=3),
+    )
     wanted = read_image(tmp_path / "wanted.nii.gz")
     assert 0 < wanted.array.mean() < 1
     archive = zipped(scan, tmp_path / "scan.zip")
-    predict_file(archive, tmp_path / "mask.nrrd", predictor, seed=3)
+    predict_file(archive, OutputPaths(tmp_path / "mask.nrrd"), predictor, PredictOptions(seed=3))
     mask = read_image(tmp_path / "mask.nrrd")
     assert np.array_equal(mask.array, wanted.array)
     assert mask.geometry.same_grid(wanted.geometry, 1e-5)
     if not HAS_HIGHDICOM:
         pytest.skip("the extra dicom-seg is not installed")
-    report = predict_file(scan / "IM1", tmp_path / "mask.dcm", predictor, seed=3)
+    report = predict_file(
+        scan / "IM1", OutputPaths(tmp_path / "mask.dcm"), predictor, PredictOptions(seed=3)
+    )
     seg = seg_as_volume(dcmread(tmp_path / "mask.dcm"))
     assert np.array_equal(seg, wanted.array)
     assert report.foreground_voxels == seg.sum()
@@ -91,7 +99,7 @@ def test_no_slice_of_the_scan_is_overwritten(predictor: Predictor, tmp_path: Pat
     before = (folder / "IM1.dcm").read_bytes()
     for source in (folder, folder / "IM2", folder / "IM1.dcm"):
         with pytest.raises(ConfigError, match=r"is (a slice of )?the scan itself"):
-            predict_file(source, folder / "IM1.dcm", predictor)
+            predict_file(source, OutputPaths(folder / "IM1.dcm"), predictor)
     assert (folder / "IM1.dcm").read_bytes() == before
 
 
@@ -227,8 +235,8 @@ def test_a_real_series_and_its_nifti_are_one_scan_with_one_mask(
     for file in series.header.files[20:23]:
         shutil.copy(series.source / file, tmp_path / "part")
     nifti_part = _middle(nifti, tmp_path / "part.nii")
-    predict_file(tmp_path / "part", tmp_path / "a.nii.gz", predictor)
-    predict_file(nifti_part, tmp_path / "b.nii.gz", predictor)
+    predict_file(tmp_path / "part", OutputPaths(tmp_path / "a.nii.gz"), predictor)
+    predict_file(nifti_part, OutputPaths(tmp_path / "b.nii.gz"), predictor)
     one, other = read_image(tmp_path / "a.nii.gz"), read_image(tmp_path / "b.nii.gz")
     assert 0 < one.array.mean() < 1
     assert np.array_equal(one.array, other.array)
@@ -264,8 +272,8 @@ def test_a_real_nrrd_predicts_to_nrrd_and_nifti_alike(
     scan = _middle(
         read_image(real_data / "pyradiomics-lung1/lung1_image.nrrd"), tmp_path / "s.nrrd"
     )
-    predict_file(scan, tmp_path / "m.nrrd", predictor)
-    predict_file(scan, tmp_path / "m.nii.gz", predictor)
+    predict_file(scan, OutputPaths(tmp_path / "m.nrrd"), predictor)
+    predict_file(scan, OutputPaths(tmp_path / "m.nii.gz"), predictor)
     nrrd, nifti = read_image(tmp_path / "m.nrrd"), read_image(tmp_path / "m.nii.gz")
     assert 0 < nrrd.array.mean() < 1
     assert np.array_equal(nrrd.array, nifti.array)

@@ -17,9 +17,9 @@ from sdseg_cli.imaging.slices import SliceStack
 from sdseg_cli.imaging.volume import Geometry
 from sdseg_cli.inference.cohort_scan import Task, predict_one
 from sdseg_cli.inference.ledger import FAILED
+from sdseg_cli.inference.options import OutputPaths, PredictOptions
 from sdseg_cli.inference.predict import predict_file
 from sdseg_cli.inference.predict_memory import PREVIEW_BYTES, MemoryGuard, Need, advice, need_of
-from sdseg_cli.inference.predict_outputs import OutputPaths
 from tests.fake_run import write_nifti
 from tests.inference.test_predict import SIDE, Given
 
@@ -140,9 +140,11 @@ def test_a_prediction_keeps_the_contracts_bound(suffix: str, tmp_path: Path) -> 
     count = voxels.size
     del voxels
     predictor: Any = Endless()
-    predict_file(scan, mask, predictor, post=post)  # loads libraries
+    predict_file(scan, OutputPaths(mask), predictor, PredictOptions(post=post))  # loads libraries
     tracemalloc.start()
-    report = predict_file(scan, mask, predictor, post=post, probability=probability)
+    report = predict_file(
+        scan, OutputPaths(mask, probability=probability), predictor, PredictOptions(post=post)
+    )
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert report.foreground_voxels > 0
@@ -156,7 +158,7 @@ def test_a_scan_that_does_not_fit_is_refused_before_it_is_read(
     monkeypatch.setattr("sdseg_cli.inference.predict_memory.available_bytes", lambda: 0)
     monkeypatch.setattr("sdseg_cli.imaging.io.nifti.read_array", None)
     with pytest.raises(RunError, match=r"ct\.nii: predicting it takes .* 0\.00 GB are free"):
-        predict_file(scan, tmp_path / "m.nii", Endless())  # type: ignore[arg-type]
+        predict_file(scan, OutputPaths(tmp_path / "m.nii"), Endless())  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == [scan]
 
 
@@ -164,6 +166,6 @@ def test_in_a_cohort_it_is_one_failed_row(tmp_path: Path, monkeypatch: pytest.Mo
     path = write_nifti(tmp_path / "in" / "ct.nii", np.zeros((8, 8, 8), np.int16))
     scan = Scan("ct", path, Path("ct.nii"))
     monkeypatch.setattr("sdseg_cli.inference.predict_memory.available_bytes", lambda: 0)
-    row = predict_one(Task(tmp_path, tmp_path / "out"), scan, Endless(), {})  # type: ignore[arg-type]
+    row = predict_one(Task(tmp_path, OutputPaths(tmp_path / "out")), scan, Endless(), {})  # type: ignore[arg-type]
     assert row.status == FAILED
     assert "GB are free. No option makes it fit" in row.error

@@ -14,6 +14,7 @@ from sdseg_cli.core.errors import ConfigError, DataError, RunError, WeightsError
 from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.io.files import read_image
 from sdseg_cli.imaging.volume import Geometry, Volume
+from sdseg_cli.inference.options import OutputPaths, PredictOptions
 from sdseg_cli.inference.predict import PredictReport, check_volume, predict_file
 from sdseg_cli.inference.predictor import Predictor, checked_crop
 from tests.conftest import Workspace
@@ -32,7 +33,7 @@ def _lively(predictor: Predictor) -> Predictor:
 
 
 def _bytes(predictor: Predictor, scan: Path, out: Path, seed: int = 0) -> bytes:
-    predict_file(scan, out, predictor, seed=seed)
+    predict_file(scan, OutputPaths(out), predictor, PredictOptions(seed=seed))
     return out.read_bytes()
 
 
@@ -40,7 +41,7 @@ def test_the_mask_lies_on_the_scan_bit_for_bit(
     predictor: Predictor, tiny_run: Workspace, tmp_path: Path
 ) -> None:
     out = tmp_path / "new folder" / "mask.nii.gz"
-    report = predict_file(tiny_run.scan, out, predictor, seed=1)
+    report = predict_file(tiny_run.scan, OutputPaths(out), predictor, PredictOptions(seed=1))
     scan, mask = nib.load(tiny_run.scan), nib.load(out)
     assert mask.shape == scan.shape
     assert mask.get_data_dtype() == np.uint8
@@ -90,7 +91,9 @@ def test_the_api_and_the_file_agree(
     prediction = predictor.predict(read_image(tiny_run.scan), case_id="x", seed=2)
     assert prediction.probability.shape == (6, 256, 256)
     assert 0 <= prediction.probability.min() and prediction.probability.max() <= 1
-    predict_file(tiny_run.scan, tmp_path / "m.nii.gz", predictor, seed=2)
+    predict_file(
+        tiny_run.scan, OutputPaths(tmp_path / "m.nii.gz"), predictor, PredictOptions(seed=2)
+    )
     assert np.array_equal(prediction.mask(), np.asarray(nib.load(tmp_path / "m.nii.gz").dataobj))
 
 
@@ -98,7 +101,7 @@ def test_the_probability_map_has_the_scans_grid_and_matches_the_mask(
     predictor: Predictor, tiny_run: Workspace, tmp_path: Path
 ) -> None:
     mask, prob = tmp_path / "m.nii.gz", tmp_path / "p.nii.gz"
-    predict_file(tiny_run.scan, mask, predictor, probability=prob)
+    predict_file(tiny_run.scan, OutputPaths(mask, probability=prob), predictor)
     image = nib.load(prob)
     assert image.get_data_dtype() == np.uint8
     assert image.dataobj.slope == pytest.approx(1 / 255, rel=1e-7)
@@ -115,12 +118,14 @@ def test_a_float_map_holds_the_probability_itself(
     predictor: Predictor, tiny_run: Workspace, tmp_path: Path, name: str
 ) -> None:
     mask, prob = tmp_path / "m.nii.gz", tmp_path / name
-    predict_file(tiny_run.scan, mask, predictor, probability=prob, probability_dtype="float32")
+    predict_file(
+        tiny_run.scan, OutputPaths(mask, probability=prob, probability_dtype="float32"), predictor
+    )
     values = read_image(prob).values()
     assert 0 <= values.min() < 0.5 < values.max() <= 1
     assert np.array_equal(values > 0.5, np.asarray(nib.load(mask).dataobj) > 0)
     with pytest.raises(ConfigError, match="--prob-dtype is 'half'"):
-        predict_file(tiny_run.scan, mask, predictor, probability_dtype="half")
+        predict_file(tiny_run.scan, OutputPaths(mask, probability_dtype="half"), predictor)
 
 
 def test_a_map_in_shares_is_written_as_float_where_there_is_no_slope(
@@ -128,7 +133,7 @@ def test_a_map_in_shares_is_written_as_float_where_there_is_no_slope(
 ) -> None:
     mask = tmp_path / "m.nii.gz"
     for name in ("p.nii.gz", "p.mha"):
-        predict_file(tiny_run.scan, mask, predictor, probability=tmp_path / name)
+        predict_file(tiny_run.scan, OutputPaths(mask, probability=tmp_path / name), predictor)
     shares, floats = (read_image(tmp_path / name).values() for name in ("p.nii.gz", "p.mha"))
     assert floats.max() <= 1
     assert np.allclose(shares, floats, atol=1e-6)
@@ -181,10 +186,14 @@ def test_the_report_says_how_it_was_sampled(
     predictor: Predictor, tiny_run: Workspace, tmp_path: Path
 ) -> None:
     out = tmp_path / "m.nii.gz"
-    report = predict_file(tiny_run.scan, out, predictor, sample=SampleConfig(samples=2))
+    report = predict_file(
+        tiny_run.scan, OutputPaths(out), predictor, PredictOptions(sample=SampleConfig(samples=2))
+    )
     expected = {"steps": 1, "eta": 0.0, "samples": 2, "noise": "slice", "flips": ""}
     assert report.to_json()["sample"] == expected
-    assert predict_file(tiny_run.scan, out, predictor).sample == predictor.config.sample
+    assert (
+        predict_file(tiny_run.scan, OutputPaths(out), predictor).sample == predictor.config.sample
+    )
 
 
 def test_a_scan_that_is_no_ct_is_predicted_with_a_warning(
@@ -205,7 +214,7 @@ def test_a_scan_that_is_no_ct_is_predicted_with_a_warning(
         label: ["image-looks-like-mask"],
     }
     for path, codes in expected.items():
-        report = predict_file(path, tmp_path / "m.nii.gz", predictor)
+        report = predict_file(path, OutputPaths(tmp_path / "m.nii.gz"), predictor)
         assert [(one.code, one.level) for one in report.warnings] == [
             (code, "warning") for code in codes
         ]
@@ -219,7 +228,7 @@ def test_mr_given_to_a_run_of_ct_is_said_not_to_look_like_ct(
     scan = nib.load(tiny_run.scan)
     values = np.random.default_rng(0).uniform(low, high, scan.shape).astype(np.float32)
     nib.save(nib.Nifti1Image(values, scan.affine), tmp_path / "mr.nii.gz")
-    report = predict_file(tmp_path / "mr.nii.gz", tmp_path / "m.nii.gz", predictor)
+    report = predict_file(tmp_path / "mr.nii.gz", OutputPaths(tmp_path / "m.nii.gz"), predictor)
     assert ["this does not look like CT" in one.measured for one in report.warnings] == [True]
 
 
@@ -259,7 +268,7 @@ def test_a_failure_leaves_an_existing_mask_untouched(predictor: Predictor, tmp_p
     out = tmp_path / "mask.nii.gz"
     out.write_bytes(b"precious")
     with pytest.raises(DataError):
-        predict_file(tmp_path / "bad.nii.gz", out, predictor)
+        predict_file(tmp_path / "bad.nii.gz", OutputPaths(out), predictor)
     assert out.read_bytes() == b"precious"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.nii.gz", "mask.nii.gz"]
 
@@ -269,10 +278,10 @@ def test_the_scan_is_never_overwritten(
 ) -> None:
     before = tiny_run.scan.read_bytes()
     with pytest.raises(ConfigError, match="is the scan itself"):
-        predict_file(tiny_run.scan, tiny_run.scan, predictor)
+        predict_file(tiny_run.scan, OutputPaths(tiny_run.scan), predictor)
     with pytest.raises(ConfigError, match="both mask and --prob"):
         out = tmp_path / "m.nii.gz"
-        predict_file(tiny_run.scan, out, predictor, probability=out)
+        predict_file(tiny_run.scan, OutputPaths(out, probability=out), predictor)
     assert tiny_run.scan.read_bytes() == before
 
 
@@ -289,11 +298,10 @@ def test_an_output_that_cannot_be_written_is_named_before_anything_is_predicted(
     (tmp_path / "file").write_text("a file")
     (tmp_path / "gone").symlink_to("nowhere")
     monkeypatch.setattr(Predictor, "stack", None)  # called, it would be another error
-    outputs = {"mask": tmp_path / "m.nii.gz"}
-    outputs[option] = tmp_path / name.format("p.png" if option == "preview" else "p.nii.gz")
-    with pytest.raises(RunError) as caught:
-        predict_file(tiny_run.scan, outputs.pop("mask"), predictor, **outputs)
     written = tmp_path / name.format("p.png" if option == "preview" else "p.nii.gz")
+    outputs = replace(OutputPaths(tmp_path / "m.nii.gz"), **{option: written})
+    with pytest.raises(RunError) as caught:
+        predict_file(tiny_run.scan, outputs, predictor)
     assert caught.value.message.startswith(f"{written}: cannot be written (")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "gone"]
 
@@ -312,7 +320,7 @@ def test_a_writer_that_fails_names_the_output(
     monkeypatch.setattr("sdseg_cli.imaging.io.nifti.replacing", lambda path: refuse())
     monkeypatch.setattr("SimpleITK.WriteImage", refuse)
     with pytest.raises(RunError) as caught:
-        predict_file(tiny_run.scan, tmp_path / name, predictor)
+        predict_file(tiny_run.scan, OutputPaths(tmp_path / name), predictor)
     assert (
         caught.value.message == f"{tmp_path / name}: cannot be written (No space left on device)."
     )
@@ -359,7 +367,7 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
 
 def test_the_report_is_the_contracts_object() -> None:
     report = PredictReport(
-        Path("m.nii.gz"), Path("run"), 3, 6, 10, 0.45, 1.23456, SampleConfig(steps=2)
+        OutputPaths(Path("m.nii.gz")), Path("run"), 3, 6, 10, 0.45, 1.23456, SampleConfig(steps=2)
     )
     assert report.to_json() == {
         "output": "m.nii.gz",
@@ -415,5 +423,5 @@ def test_a_diverged_network_is_an_error_and_no_empty_mask(
     with pytest.raises(RunError, match="NaN on slice 3"):
         broken.plane(broken.stack(volume), 2)
     with pytest.raises(RunError, match=named):
-        predict_file(tiny_run.scan, out, broken, runs=2)
+        predict_file(tiny_run.scan, OutputPaths(out), broken, PredictOptions(runs=2))
     assert not out.exists()

@@ -12,6 +12,7 @@ import torch
 import sdseg_cli.runs.package as package_module
 from sdseg_cli.core.errors import ConfigError, RunError, WeightsError
 from sdseg_cli.imaging.io.files import read_image
+from sdseg_cli.inference.options import OutputPaths
 from sdseg_cli.inference.predict import predict_file
 from sdseg_cli.inference.predictor import Predictor
 from sdseg_cli.runs.checkpoint import Checkpoint, to_float16
@@ -52,7 +53,7 @@ def test_run_and_package_predict_the_same_bytes(
     for number, trained in enumerate((tiny_run.run.path, package)):
         predictor = Predictor(trained, device="cpu", decoder="exact")
         mask = tmp_path / f"{number}.nii.gz"
-        predict_file(tiny_run.scan, mask, predictor)
+        predict_file(tiny_run.scan, OutputPaths(mask), predictor)
         masks.append(mask.read_bytes())
         maps.append(predictor.predict(read_image(tiny_run.scan)).probability)
     assert masks[0] == masks[1]

@@ -18,6 +18,7 @@ from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.io.files import read_image, write_mask
 from sdseg_cli.imaging.slices import SliceStack, SliceTransform, to_stack
 from sdseg_cli.imaging.volume import Geometry, Volume
+from sdseg_cli.inference.options import OutputPaths, PredictOptions
 from sdseg_cli.inference.predict import predict_file
 from sdseg_cli.inference.predictor import Prediction, Predictor
 from tests.conftest import Workspace
@@ -209,10 +210,9 @@ def test_planes_of_every_size_go_through_predict(
     nib.save(scan, tmp_path / "scan.nii.gz")
     report = predict_file(
         tmp_path / "scan.nii.gz",
-        tmp_path / "mask.nii.gz",
-        StandIn(size=256),  # type: ignore[arg-type]
-        sample=object(),  # type: ignore[arg-type]
-        probability=tmp_path / "prob.nii.gz",
+        OutputPaths(tmp_path / "mask.nii.gz", probability=tmp_path / "prob.nii.gz"),
+        StandIn(size=256),
+        PredictOptions(sample=object()),
     )
     mask = nib.load(tmp_path / "mask.nii.gz")
     assert (mask.shape, report.slices) == (shape, shape[2])

@@ -1,0 +1,206 @@
+"""What a prediction is asked: how the model is loaded, how scans are predicted, which files are
+written. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from sdseg_cli.core.config import SampleConfig
+from sdseg_cli.core.errors import ConfigError, DataError
+from sdseg_cli.core.filenames import is_picture, real_path
+from sdseg_cli.core.files import require_replaceable, require_writable
+from sdseg_cli.imaging.io import dicom
+from sdseg_cli.imaging.io.files import check_mask_writable, check_writable
+from sdseg_cli.imaging.io.picture import Picture
+from sdseg_cli.imaging.postprocess import PostProcess
+from sdseg_cli.imaging.scans import Scan
+from sdseg_cli.imaging.volume import Volume
+
+DEFAULT_RUNS, MOST_RUNS = 5, 100
+"""Noise draws that are compared; those of one batch are held at once."""
+
+
+@dataclass(frozen=True)
+class PredictorOptions:
+    """How a `Predictor` is made; it says what each means."""
+
+    device: str = "auto"
+    decoder: str = "auto"
+    batch_size: int | None = None
+    threads: int | None = None
+    crop: str | None = None
+    compiled: bool = False
+
+    def key(self) -> dict[str, Any]:
+        """What of it decides what a mask is: all but what changes speed and memory alone."""
+        values = {"decoder": self.decoder, "crop": self.crop, "compiled": self.compiled}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """How scans are predicted with a loaded model, the same for all scans of a cohort."""
+
+    series: str | None = None
+    """Which DICOM series, where a scan holds several."""
+    seed: int = 0
+    """Of all noise."""
+    sample: SampleConfig | None = None
+    """Reverse steps and samples; None is the run's setting."""
+    post: PostProcess = field(default_factory=PostProcess)
+    """What is done after the network."""
+    runs: int | None = None
+    """Noise draws that are compared, in place of the samples; the mask is that of their mean. None
+    compares nothing, or five where an uncertainty is asked for."""
+
+    def key(self) -> dict[str, Any]:
+        """What a mask depends on: all of it that is given."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def number_of_runs(self, uncertainty: Path | None) -> int | None:
+        """How many noise draws are compared; None where nothing asks for it.
+
+        Raises:
+            ConfigError: Too few to compare, or too many to hold for one batch.
+        """
+        if self.runs is None:
+            return None if uncertainty is None else DEFAULT_RUNS
+        if not 2 <= self.runs <= MOST_RUNS:
+            least = ": there is nothing to compare" if self.runs < 2 else ""
+            raise ConfigError(
+                f"--runs is {self.runs}{least}.", f"Give 2 to {MOST_RUNS}, for example 5."
+            )
+        return self.runs
+
+
+def drawn_often(sample: SampleConfig, runs: int) -> SampleConfig:
+    """The same way of sampling with so many draws of the noise.
+
+    Raises:
+        ConfigError: There is no noise to draw.
+    """
+    if sample.noise == "zero":
+        raise ConfigError(
+            "Without noise all runs are one and the same.",
+            "Give --runs and --uncertainty, or --deterministic.",
+        )
+    return replace(sample, samples=runs)
+
+
+@dataclass(frozen=True)
+class OutputPaths:
+    """The files of one prediction; of a cohort, the folder of each kind of file."""
+
+    mask: Path
+    probability: Path | None = None
+    probability_dtype: str = "uint8"
+    """"uint8" (steps of 1/255) or "float32"."""
+    uncertainty: Path | None = None
+    preview: Path | None = None
+
+    @property
+    def beside(self) -> dict[str, Path]:
+        """What is written besides the mask, by option."""
+        wanted = {
+            "probability": self.probability,
+            "uncertainty": self.uncertainty,
+            "preview": self.preview,
+        }
+        return {option: path for option, path in wanted.items() if path is not None}
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Everything that is written."""
+        return (self.mask, *self.beside.values())
+
+    def of(self, scan: Scan) -> OutputPaths:
+        """The files of one scan, where these are a cohort's folders; all are called as its mask."""
+        return self.each(lambda option, folder: folder / scan.beside(option))
+
+    def each(self, change: Callable[[str, Path], Path]) -> OutputPaths:
+        """The same with each path changed, by its option."""
+        beside = {option: change(option, path) for option, path in self.beside.items()}
+        return OutputPaths(
+            change("mask", self.mask),
+            beside.get("probability"),
+            self.probability_dtype,
+            beside.get("uncertainty"),
+            beside.get("preview"),
+        )
+
+    def check_names(self, scan: Path) -> None:
+        """Refuse what cannot be written, before the scan is read.
+
+        Raises:
+            ConfigError: A name is the scan itself or stands twice, or the type is unknown.
+            DataError: A name is a folder, or of a kind that is not written.
+            RunError: The disk takes no file of this name.
+        """
+        require_dtype(self.probability_dtype)
+        for option, path in self._maps.items():
+            # Only the mask may be DICOM, a SEG.
+            check_writable(path, scan if option == "mask" or is_picture(scan) else None)
+        if self.preview is not None:
+            _check_preview(self.preview)
+        taken: dict[Path, str] = {}
+        for option, path in self.named.items():
+            if path.exists() and scan.exists() and path.samefile(scan):
+                raise ConfigError(f"{path}: is the scan itself.", "Give each output another name.")
+            first = taken.setdefault(real_path(path), option)
+            if first != option:
+                raise ConfigError(
+                    f"{path}: is both {first} and {option}.", f"Give {option} another name."
+                )
+            require_writable(path)
+
+    def check_scan(self, volume: Volume) -> None:
+        """Refuse what cannot be written for this scan, before it is predicted.
+
+        Raises:
+            ConfigError: A picture's probability would need float32, or an output would replace a
+                slice of the scan.
+            DataError: The format cannot say where the scan lies.
+        """
+        for path in self._maps.values():
+            check_mask_writable(path, volume)
+        if self.preview is not None:
+            dicom.require_no_slice(self.preview, volume)
+        is_float = self.probability is not None and self.probability_dtype != "uint8"
+        if is_float and isinstance(volume, Picture):
+            raise ConfigError(
+                f"{self.probability}: a PNG holds no {self.probability_dtype}.", "Use uint8."
+            )
+
+    @property
+    def named(self) -> dict[str, Path]:
+        """Every file that is asked for, by its option."""
+        wanted = {**self._maps, "--preview": self.preview}
+        return {option: path for option, path in wanted.items() if path is not None}
+
+    @property
+    def _maps(self) -> dict[str, Path]:
+        """Those that lie on the scan's grid."""
+        wanted = {
+            "mask": self.mask,
+            "--prob": self.probability,
+            "--uncertainty": self.uncertainty,
+        }
+        return {option: path for option, path in wanted.items() if path is not None}
+
+
+def require_dtype(name: str) -> None:
+    """Refuse a type that probabilities are not written in. Raises ConfigError."""
+    if name not in ("uint8", "float32"):
+        raise ConfigError(f"--prob-dtype is {name!r}.", "Choose one of uint8, float32.")
+
+
+def _check_preview(path: Path) -> None:
+    if path.is_dir():
+        raise DataError(f"{path} is a folder.", "Name the file to write, such as preview.png.")
+    require_replaceable(path)
+    if path.suffix.lower() != ".png":
+        raise DataError(f"{path}: a preview is a PNG.", "End the name in .png.")
