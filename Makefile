@@ -25,7 +25,7 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not slow and not data and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not data and not gpu" --hypothesis-profile=quick
 
 format: $(READY)
 	$(BIN)/ruff format .

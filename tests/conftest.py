@@ -1,14 +1,22 @@
-"""Small data, made by code: boxes in a body, prepared, and a run trained on them for seconds."""
+"""Small data, made by code: boxes in a body, prepared, and a run trained on them for seconds.
+
+What takes long to make is made once and shared by the workers of pytest-xdist.
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from sdseg_cli.core.config import RunConfig
 from sdseg_cli.core.config_file import from_dict
@@ -22,6 +30,10 @@ from sdseg_cli.training.train import train
 from tests.raw_cases import write_cases
 
 torch.set_num_threads(1)  # on tensors this small, threads mostly wait for each other
+# Deadlines would fail on a busy machine. "quick" is for `make check`.
+hypothesis.settings.register_profile("full", deadline=None)
+hypothesis.settings.register_profile("quick", max_examples=15, deadline=None)
+hypothesis.settings.load_profile("full")
 
 CASES = 5
 SHAPE = (40, 36, 6)
@@ -101,21 +113,67 @@ def tiny_settings(**train_settings: object) -> RunConfig:
     return from_dict({"train": train_settings}, config, source="test")
 
 
-@pytest.fixture(scope="session")
-def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """Five prepared cases: 3 train, 1 val, 1 test. Treat as read-only."""
-    root = tmp_path_factory.mktemp("workspace")
+def built_once(
+    tmp_path_factory: pytest.TempPathFactory, name: str, build: Callable[[Path], None]
+) -> Path:
+    """A folder that the first worker builds, while the others wait, and that all share."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    folder, built = base / f"shared-{name}", base / f"shared-{name}.built"
+    with FileLock(base / f"shared-{name}.lock"):
+        if not built.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # a worker may have failed half-way
+            folder.mkdir()
+            build(folder)
+            built.touch()
+    return folder
+
+
+LINKED = (".npy", ".pt", ".gz")
+"""Large files that are never changed in place, only replaced."""
+
+
+def linked_copy(source: Path, target: Path) -> Path:
+    """A copy to be changed at will; its arrays and checkpoints are hard links."""
+
+    def copy(from_: str, to: str) -> str:
+        if from_.endswith(LINKED):
+            os.link(from_, to)
+            return to
+        return str(shutil.copy2(from_, to))
+
+    return Path(shutil.copytree(source, target, copy_function=copy, dirs_exist_ok=True))
+
+
+def _prepare_tiny(root: Path) -> None:
     for number in range(1, CASES + 1):
         write_case(root / "raw", number)
     prepare(root / "raw", root, PrepareOptions(name="tiny", workers=1))
-    return Workspace(root)
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tiny_set: Workspace) -> Workspace:
+def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Five prepared cases: 3 train, 1 val, 1 test. Treat as read-only."""
+    return Workspace(built_once(tmp_path_factory, "set", _prepare_tiny))
+
+
+@pytest.fixture(scope="session")
+def shared_run(tiny_set: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """As `tiny_set`, with a run of four steps. It predicts badly, but really. Read-only."""
-    train(tiny_settings(steps=4), tiny_set.manifest, tiny_set.run, device="cpu")
-    return tiny_set
+
+    def train_tiny(root: Path) -> None:
+        linked_copy(tiny_set.root / "prepared", root / "prepared")
+        workspace = Workspace(root)
+        train(tiny_settings(steps=4), workspace.manifest, workspace.run, device="cpu")
+
+    return Workspace(built_once(tmp_path_factory, "run", train_tiny))
+
+
+@pytest.fixture
+def tiny_run(shared_run: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """`shared_run` for this test alone, which may write into it."""
+    return Workspace(linked_copy(shared_run.root, tmp_path_factory.mktemp("workspace")))
 
 
 DATA = Path(__file__).resolve().parents[1] / "../shared/data"
@@ -132,9 +190,12 @@ def ct_phantom() -> Phantom:
 @pytest.fixture(scope="session")
 def phantom_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seven small patients in BTCV's layout; 1 to 4 test. Do not write into it."""
-    folder = tmp_path_factory.mktemp("btcv")
-    write_phantom_set(folder, cases=7, seed=0, shape=PHANTOM_SHAPE, spacing_mm=PHANTOM_SPACING_MM)
-    return folder
+
+    def write(folder: Path) -> None:
+        size = {"shape": PHANTOM_SHAPE, "spacing_mm": PHANTOM_SPACING_MM}
+        write_phantom_set(folder / "btcv", cases=7, seed=0, **size)
+
+    return built_once(tmp_path_factory, "phantoms", write) / "btcv"
 
 
 @pytest.fixture(scope="session")
@@ -161,3 +222,10 @@ def workspace(tmp_path: Path) -> Path:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--write-docs`: write the tables of docs/RELIABILITY.md instead of comparing them."""
     parser.addoption("--write-docs", action="store_true", help="write docs/RELIABILITY.md anew")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist starts its workers
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """`--write-docs` gathers the rows in one process."""
+    if config.getoption("--write-docs"):
+        config.option.numprocesses = 0

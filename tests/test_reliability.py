@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 from pathlib import Path
 
 import pytest
 
 from sdseg_cli.cli.app import run_command
-from tests.conftest import Workspace
+from tests.conftest import linked_copy
 from tests.reliability_cases import ROWS, Row
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/RELIABILITY.md"
 BEGIN, END = "<!-- rows: pytest tests/test_reliability.py --write-docs -->", "<!-- end of rows -->"
 ALL = [row for rows in ROWS.values() for row in rows]
-CHECKPOINTS = "runs/tiny/run/checkpoints"
 PRECIOUS = b"a mask of yesterday"
 _written: dict[str, str] = {}
 
@@ -32,18 +30,16 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def add_run(home: Path, tiny_run: Workspace) -> None:
-    """The trained run and its set; the large checkpoints are linked."""
-    shutil.copytree(tiny_run.root / "prepared", home / "prepared")
-    skipped = shutil.ignore_patterns("*.pt", "predictions", "report")
-    shutil.copytree(tiny_run.root / "runs", home / "runs", ignore=skipped)
-    for path in tiny_run.run.checkpoints.glob("*.pt"):
-        (home / CHECKPOINTS / path.name).symlink_to(path)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
+def contents(folder: Path) -> dict[str, object]:
+    """What each file holds; of a large one, shared by hard links, which file it is, and when it
+    was written."""
     files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+    return {path.relative_to(folder).as_posix(): _held(path) for path in files}
+
+
+def _held(path: Path) -> object:
+    state = path.stat()
+    return path.read_bytes() if state.st_nlink == 1 else (state.st_ino, state.st_mtime_ns)
 
 
 def line_of(row: Row, printed: str, folder: Path) -> str:
@@ -70,7 +66,7 @@ def test_it_ends_as_the_page_says(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     if row.home == "run":
-        add_run(place / "home", request.getfixturevalue("tiny_run"))
+        linked_copy(request.getfixturevalue("shared_run").root, place / "home")
     row.build(place)
     before = contents(place)
     capsys.readouterr()

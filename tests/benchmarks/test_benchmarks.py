@@ -22,6 +22,7 @@ from tests.conftest import Workspace, tiny_settings
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_the_gpu_suite_loads_on_a_bare_torch_machine() -> None:
     code = "import benchmarks.gpu_suite, sys, json; print(json.dumps(sorted(sys.modules)))"
     run = subprocess.run(
@@ -78,6 +79,7 @@ def compared(file: Path) -> dict[str, dict[str, float]]:
     return results.rows
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_networks")
 def test_the_gpu_suite_measures_sdseg_and_the_networks_it_is_compared_with(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -106,6 +108,7 @@ def test_the_gpu_suite_measures_sdseg_and_the_networks_it_is_compared_with(
     assert len({line.count("|") for line in lines}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_networks")
 def test_without_monai_nothing_is_stored_of_the_networks_that_need_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -201,6 +204,7 @@ def test_running_out_of_memory_is_a_result_also_where_a_person_is_told_what_to_d
         results.measure("diverged", diverged)
 
 
+@pytest.mark.slow
 def test_float32_differs_from_itself_by_nothing_and_rounded_weights_by_little(
     tiny_run: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

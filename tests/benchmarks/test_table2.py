@@ -133,6 +133,7 @@ def test_a_model_that_does_not_fit_into_memory_is_not_trained(tmp_path: Path) ->
     assert list(results.rows) == ["step/set/unet-tiny"]
 
 
+@pytest.mark.slow
 def test_steps_in_a_row_are_timed_when_the_latents_are_there(
     tiny_set: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from sdseg_cli.core.config import RunConfig, SampleConfig
 from sdseg_cli.core.config_file import to_toml
 from sdseg_cli.core.errors import GeometryError, RunError
 from sdseg_cli.runs.run_folder import RunDir
+from sdseg_cli.training.distillation import adapted
 from tests.conftest import Workspace, write_case
 from tests.parity.fill import tiny_autoencoder, tiny_checkpoint
 
@@ -40,6 +42,13 @@ def run_home(tiny_run: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SDSEG_HOME", str(tiny_run.root))
     return tmp_path
+
+
+@pytest.fixture
+def brief_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three steps of adapting the fast decoder instead of 200."""
+    monkeypatch.setattr("sdseg_cli.training.calibration.ADAPT_STEPS", 3)
+    monkeypatch.setattr("sdseg_cli.training.calibration.adapted", partial(adapted, steps=3))
 
 
 def _files(folder: Path) -> list[str]:
@@ -344,6 +353,7 @@ def test_what_is_for_official_models_is_refused_for_a_run(
     assert _files(run_home) == []
 
 
+@pytest.mark.usefixtures("brief_calibration")
 def test_train_starts_where_init_says(
     run_home: Path, tiny_run: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -389,6 +399,7 @@ def test_quiet_prints_nothing(
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.usefixtures("brief_calibration")
 def test_prepare_and_train_run_from_the_command_line(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -474,6 +485,7 @@ def test_a_set_that_is_replaced_under_a_run_is_told_under_quiet_too(
         ) is replaced
 
 
+@pytest.mark.usefixtures("brief_calibration")
 def test_a_trailing_slash_is_the_same_data_set_and_a_finished_run_says_so(
     run_home: Path, tiny_run: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:

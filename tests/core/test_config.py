@@ -163,6 +163,7 @@ def test_settings_that_need_noise_are_refused_without_it(setting: dict[str, floa
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
+@pytest.mark.slow
 @given(dataset=TEXTS, init=TEXTS, seed=st.integers(-(2**63), 2**63 - 1), rate=st.floats(1e-12, 10))
 def test_any_settings_survive_toml(dataset: str, init: str, seed: int, rate: float) -> None:
     config = from_dict(

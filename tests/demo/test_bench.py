@@ -24,6 +24,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_module, "ROUNDS", 1)
 
 
+@pytest.mark.slow
 def test_every_way_of_a_cpu_is_compared_with_the_plain_one(tiny_run: Workspace) -> None:
     told: list[tuple[int, int]] = []
     report = bench(
@@ -43,6 +44,7 @@ def test_every_way_of_a_cpu_is_compared_with_the_plain_one(tiny_run: Workspace) 
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
+@pytest.mark.slow
 def test_every_way_draws_by_the_threshold_of_the_run(tiny_run: Workspace, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     shutil.copytree(tiny_run.run.path, run.path)
@@ -88,6 +90,7 @@ def test_dice_counts_slices_with_foreground_in_either() -> None:
     assert bench_module._mean_dice(one[2:], other[2:]) == 1.0
 
 
+@pytest.mark.slow
 def test_threads_are_used_and_come_back() -> None:
     before = torch.get_num_threads()
     assert bench(slices=1, device="cpu", threads=2).threads == 2

@@ -57,9 +57,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 @pytest.fixture(scope="module")
-def predictor(pictures: Workspace, tiny_run: Workspace) -> Predictor:
+def predictor(pictures: Workspace, shared_run: Workspace) -> Predictor:
     """A run of volumes told that they were pictures, with a last layer that answers loudly."""
-    predictor = Predictor(tiny_run.run.path, device="cpu")
+    predictor = Predictor(shared_run.run.path, device="cpu")
     predictor.data = pictures.manifest.inference_settings()
     predictor.normalisation = Normalisation.from_dict(pictures.manifest.normalisation)
     predictor.skip_air = False

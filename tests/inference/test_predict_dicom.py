@@ -39,9 +39,9 @@ HAS_HIGHDICOM = importlib.util.find_spec("highdicom") is not None
 
 
 @pytest.fixture(scope="module")
-def predictor(tiny_run: Workspace) -> Predictor:
+def predictor(shared_run: Workspace) -> Predictor:
     """With a last layer that answers loudly: four steps of training predict next to nothing."""
-    made = Predictor(tiny_run.run.path, device="cpu")
+    made = Predictor(shared_run.run.path, device="cpu")
     generator = torch.Generator().manual_seed(0)
     torch.nn.init.normal_(made.model.unet.out[2].weight, std=0.3, generator=generator)
     return made

@@ -21,8 +21,8 @@ from tests.conftest import Workspace
 
 
 @pytest.fixture(scope="module")
-def predictor(tiny_run: Workspace) -> Predictor:
-    return _lively(Predictor(tiny_run.run.path, device="cpu"))
+def predictor(shared_run: Workspace) -> Predictor:
+    return _lively(Predictor(shared_run.run.path, device="cpu"))
 
 
 def _lively(predictor: Predictor) -> Predictor:

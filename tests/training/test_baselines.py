@@ -98,6 +98,7 @@ def test_settings_only_sdseg_has_are_not_written(run: RunDir) -> None:
     assert run.config() == settings(steps=12)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one(
     run: RunDir, tiny_set: Workspace, tmp_path: Path
 ) -> None:

@@ -94,6 +94,7 @@ def test_prepared_masks_are_those_of_training_cases_flipped(
     assert not all(found)
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_with_what_was_distilled_and_predicts_with_it_on_request(
     tiny_run: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,6 +114,7 @@ def test_a_run_or_its_package_gives_all_weights_and_the_scale(
         assert origin["autoencoder"] == "shipped with sdseg"
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_run_on_other_settings_of_training(
     tiny_run: Workspace, tmp_path: Path
 ) -> None:

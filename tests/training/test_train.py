@@ -89,6 +89,7 @@ def test_the_best_checkpoint_holds_what_prediction_needs(tiny_run: Workspace) ->
     assert torch.equal(kept.weights["unet.out.2.weight"], averaged.half())
 
 
+@pytest.mark.slow
 def test_the_best_weights_come_with_the_threshold_of_their_validation(
     tiny_run: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
