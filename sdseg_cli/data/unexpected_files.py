@@ -117,6 +117,16 @@ def _check_twins(cases: Collection[Case]) -> Iterator[Finding]:
                 f"several label maps: {case.label.name}, {names}",
                 "Keep the one that is right, or choose files with --image-glob and --label-glob.",
             )
+    owner: dict[Path, str] = {}
+    for case in cases:
+        if case.label is not None and owner.setdefault(case.label, case.id) != case.id:
+            yield Finding(
+                "label-shared",
+                ERROR,
+                case.id,
+                f"its label map {case.label.name} is that of case {owner[case.label]} too",
+                "Give each scan its own, in dataset.json or by other patterns.",
+            )
 
 
 def _labels_alone(root: Path, cases: Collection[Case]) -> Iterator[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -38,6 +39,12 @@ def find_cases(root: Path) -> list[Case]:
             f"{root}: its images are 4D, with {len(said.channels)} channels "
             f"({', '.join(said.channels)}); one is used.",
             "Write the channel you want as 3D files, and use the folder layout images/, labels/.",
+        )
+    twice = [listed for listed, count in Counter(said.training).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"{root / DATASET_JSON}: lists {twice[0][0]!a} twice under training.",
+            "Remove one of the two entries.",
         )
     cases = []
     for listed in said.training:

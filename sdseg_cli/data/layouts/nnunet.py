@@ -55,10 +55,16 @@ def recognises(root: Path) -> bool:
 
 def _require_one_channel(root: Path, said: Description, images: Stems) -> None:
     ending = said.file_ending
-    several = any(stem.endswith("_0001") for stem in images)
+    second = {stem.removesuffix("_0001") for stem in images if stem.endswith("_0001")}
+    alone = sorted(id for id in second if f"{id}{_CHANNEL}" not in images)
+    if alone and len(said.channels) == 1:
+        raise DataError(
+            f"{root}: dataset.json declares one channel, and {IMAGES}/{alone[0]}_0001 is a second.",
+            f"Rename it to {alone[0]}{_CHANNEL}, or take it out.",
+        )
     # nnU-Net names the three colours of a picture, which lie in one file.
     in_one = all(is_picture(image) for group in images.values() for image in group)
-    if several or (len(said.channels) > 1 and not in_one):
+    if second or (len(said.channels) > 1 and not in_one):
         raise DataError(
             f"{root}: its images have several channels ({', '.join(said.channels)}); one is used.",
             f"Choose one: --image-glob '{IMAGES}/*{_CHANNEL}{ending}' "

@@ -81,3 +81,22 @@ def test_the_real_hippocampus_prepares_in_its_original_layout(
     (root / "dataset.json").write_text(json.dumps(described))
     report = prepare(root, tmp_path, PrepareOptions(workers=1))
     assert sum(report.cases.values()) == len(names) == 40
+
+
+def test_an_entry_listed_twice_is_named_as_such(tmp_path: Path) -> None:
+    write_decathlon(tmp_path)
+    about = json.loads((tmp_path / "dataset.json").read_text())
+    about["training"].append(about["training"][0])
+    (tmp_path / "dataset.json").write_text(json.dumps(about))
+    with pytest.raises(DataError, match=r"lists './imagesTr/la_001\.nii\.gz' twice") as caught:
+        find_cases(tmp_path)
+    assert caught.value.hint == "Remove one of the two entries."
+
+
+def test_a_label_map_of_two_scans_is_an_error(tmp_path: Path) -> None:
+    write_decathlon(tmp_path / "d")
+    about = json.loads((tmp_path / "d/dataset.json").read_text())
+    about["training"][1]["label"] = about["training"][0]["label"]
+    (tmp_path / "d/dataset.json").write_text(json.dumps(about))
+    with pytest.raises(DataError, match=r"la_001\.nii\.gz is that of case la_001 too"):
+        prepare(tmp_path / "d", tmp_path, PrepareOptions(workers=1))

@@ -95,3 +95,11 @@ def test_pictures_are_pictures_whatever_dataset_json_calls_them(
     (root / "dataset.json").write_text(json.dumps(said))
     manifest = Manifest.load(prepare(root, workspace, PrepareOptions(workers=1)).manifest)
     assert (manifest.adapter, manifest.modality) == ("nnunet", "photograph")
+
+
+def test_a_second_channel_where_one_is_declared_is_named(tmp_path: Path) -> None:
+    write_nnunet(tmp_path)
+    stray = tmp_path / "imagesTr/case_002_0000.nii.gz"
+    stray.rename(stray.with_name("case_002_0001.nii.gz"))
+    with pytest.raises(DataError, match="declares one channel, and imagesTr/case_002_0001 is"):
+        find_cases(tmp_path)
