@@ -226,6 +226,7 @@ def test_predict_says_what_it_wrote_and_json_is_one_object(
     assert (run_home / "again.nii.gz").read_bytes() == (run_home / "mask.nii.gz").read_bytes()
 
 
+@pytest.mark.slow
 def test_evaluate_and_stability_speak_the_contracts_json(
     run_home: Path,
     tiny_run: Workspace,
@@ -353,6 +354,7 @@ def test_what_is_for_official_models_is_refused_for_a_run(
     assert _files(run_home) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("brief_calibration")
 def test_train_starts_where_init_says(
     run_home: Path, tiny_run: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -485,6 +487,7 @@ def test_a_set_that_is_replaced_under_a_run_is_told_under_quiet_too(
         ) is replaced
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("brief_calibration")
 def test_a_trailing_slash_is_the_same_data_set_and_a_finished_run_says_so(
     run_home: Path, tiny_run: Workspace, capsys: pytest.CaptureFixture[str]

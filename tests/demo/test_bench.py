@@ -54,6 +54,7 @@ def test_every_way_draws_by_the_threshold_of_the_run(tiny_run: Workspace, tmp_pa
     assert report.tiers[1].dice == pytest.approx(1.0, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_json_has_the_floor_of_each_stage_and_tier() -> None:
     report = bench(slices=1, device="cpu")
     values = report.to_json()
@@ -74,6 +75,7 @@ def test_the_json_has_the_floor_of_each_stage_and_tier() -> None:
     assert tier["dice"] is None
 
 
+@pytest.mark.slow
 def test_slices_come_from_a_phantom_where_the_prepared_set_is_not(
     tiny_run: Workspace, tmp_path: Path
 ) -> None:

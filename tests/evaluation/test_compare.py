@@ -218,6 +218,7 @@ def two_runs(tmp_path, monkeypatch, answers_a, answers_b, references_b=None):
     return [RunDir(workspace.run) for workspace in made]
 
 
+@pytest.mark.slow
 def test_runs_are_compared_on_their_test_cases(tmp_path, monkeypatch):
     a, b = two_runs(tmp_path, monkeypatch, {"x": BY_TWO}, {"x": BY_ONE})
     found = compare_runs(a, b, tmp_path)
@@ -226,6 +227,7 @@ def test_runs_are_compared_on_their_test_cases(tmp_path, monkeypatch):
     assert found.names == ("toy/tiny", "toy/tiny")
 
 
+@pytest.mark.slow
 def test_runs_judged_on_other_references_are_refused(tmp_path, monkeypatch):
     other = {"x": BY_ONE, "y": FOUR}  # as many voxels, elsewhere
     a, b = two_runs(tmp_path, monkeypatch, {}, {}, references_b=other)

@@ -337,6 +337,7 @@ def test_maps_lie_on_the_scan_bit_for_bit_and_say_4p_1_minus_p(workspace):
     assert not np.asarray(nib.load(report.maps[1]).dataobj).any()
 
 
+@pytest.mark.slow
 def test_more_than_255_runs_are_counted_rightly(tmp_path):
     made = make_workspace(tmp_path, {"a": EMPTY})
     made.answers(a={seed: FOUR if seed else EMPTY for seed in range(257)})

@@ -164,6 +164,7 @@ def test_a_run_of_volumes_refuses_a_picture(tiny_run: Workspace, tmp_path: Path)
     assert "--run" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_evaluate_scores_each_picture_and_keeps_png_masks(
     pictures: Workspace, answering: FakePredictor
 ) -> None:

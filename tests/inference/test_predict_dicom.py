@@ -65,6 +65,7 @@ def run_home(
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_series_and_its_nifti_give_one_mask(predictor: Predictor, tmp_path: Path) -> None:
     stored = stored_values()[:, :, :2]
     scan = write_series(tmp_path / "scan", stored)
@@ -141,6 +142,7 @@ def _nonsense(made: Dataset, k: int) -> None:
     made.PixelSpacing = [2, 2, 2]
 
 
+@pytest.mark.slow
 def test_no_patient_is_named_outside_a_dicom_object(
     run_home: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

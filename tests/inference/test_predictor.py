@@ -54,6 +54,7 @@ def test_the_mask_lies_on_the_scan_bit_for_bit(
     assert report.slices == 6
 
 
+@pytest.mark.slow
 def test_one_seed_gives_identical_bytes_and_another_seed_other_noise(
     predictor: Predictor, tiny_run: Workspace, tmp_path: Path
 ) -> None:
@@ -85,6 +86,7 @@ def test_the_batch_size_does_not_change_a_byte(tiny_run: Workspace, tmp_path: Pa
     assert 0 < (maps[0] > 0.5).mean() < 1
 
 
+@pytest.mark.slow
 def test_the_api_and_the_file_agree(
     predictor: Predictor, tiny_run: Workspace, tmp_path: Path
 ) -> None:
@@ -128,6 +130,7 @@ def test_a_float_map_holds_the_probability_itself(
         predict_file(tiny_run.scan, OutputPaths(mask, probability_dtype="half"), predictor)
 
 
+@pytest.mark.slow
 def test_a_map_in_shares_is_written_as_float_where_there_is_no_slope(
     predictor: Predictor, tiny_run: Workspace, tmp_path: Path
 ) -> None:
@@ -139,6 +142,7 @@ def test_a_map_in_shares_is_written_as_float_where_there_is_no_slope(
     assert np.allclose(shares, floats, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_more_reverse_steps_give_another_map(predictor: Predictor, tiny_run: Workspace) -> None:
     volume = read_image(tiny_run.scan)
     one, three = (
@@ -171,6 +175,7 @@ def test_a_slice_of_air_alone_is_zero_as_in_the_whole_scan(predictor: Predictor)
     assert not plane.any()
 
 
+@pytest.mark.slow
 def test_the_batch_size_changes_no_byte_with_fresh_noise_and_samples(tiny_run: Workspace) -> None:
     sample, volume = SampleConfig(steps=2, eta=1.0, samples=2), read_image(tiny_run.scan)
     maps = [
@@ -182,6 +187,7 @@ def test_the_batch_size_changes_no_byte_with_fresh_noise_and_samples(tiny_run: W
     assert np.array_equal(*maps)
 
 
+@pytest.mark.slow
 def test_the_report_says_how_it_was_sampled(
     predictor: Predictor, tiny_run: Workspace, tmp_path: Path
 ) -> None:
@@ -196,6 +202,7 @@ def test_the_report_says_how_it_was_sampled(
     )
 
 
+@pytest.mark.slow
 def test_a_scan_that_is_no_ct_is_predicted_with_a_warning(
     predictor: Predictor, tiny_run: Workspace, tmp_path: Path
 ) -> None:
@@ -389,6 +396,7 @@ def test_the_report_is_the_contracts_object() -> None:
     }
 
 
+@pytest.mark.slow
 def test_leaving_out_air_changes_no_other_slice(tiny_run: Workspace) -> None:
     volume = read_image(tiny_run.scan)
     hu = volume.array.copy()

@@ -8,6 +8,7 @@ from sdseg_cli.model import arithmetic
 from sdseg_cli.model.arithmetic import gflop, matrix_rate, seconds_of
 
 
+@pytest.mark.slow
 def test_a_convolution_is_two_operations_per_weight_and_place() -> None:
     layer, plane = nn.Conv2d(4, 8, 3, padding=1), torch.zeros(1, 4, 10, 20)
     assert gflop(lambda: layer(plane)) == 2 * (4 * 8 * 9) * (10 * 20) / 1e9

@@ -165,6 +165,7 @@ def test_dropout_and_precision_do_not_matter_to_them(tmp_path: Path) -> None:
     assert origin["unet"] == WARM_ORIGIN
 
 
+@pytest.mark.slow
 def test_a_unet_that_attends_takes_all_of_ldm_8_but_its_attention(store: WeightStore) -> None:
     torch.manual_seed(0)
     model = build_sdseg(replace(SIZES, fusion="cross-attention"))

@@ -100,6 +100,7 @@ def _norms_of_the_autoencoder(model: SDSeg, patch: pytest.MonkeyPatch) -> None:
             patch.setattr(module, "eps", 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mistake",
     [

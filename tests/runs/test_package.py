@@ -46,6 +46,7 @@ def test_a_package_holds_half_precision_weights_settings_hash_and_terms(
     assert "autoencoder: shipped with sdseg" in terms
 
 
+@pytest.mark.slow
 def test_run_and_package_predict_the_same_bytes(
     package: Path, tiny_run: Workspace, tmp_path: Path
 ) -> None:
@@ -60,6 +61,7 @@ def test_run_and_package_predict_the_same_bytes(
     assert np.array_equal(maps[0], maps[1])
 
 
+@pytest.mark.slow
 def test_run_and_package_have_the_threshold_that_a_validation_chose(
     tiny_run: Workspace, tmp_path: Path
 ) -> None:
