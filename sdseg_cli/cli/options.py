@@ -176,7 +176,10 @@ def open_run(run: str | None, output: Output) -> RunDir:
     dice, step = found.best_validation()
     if run is None:
         why = _why_taken(found, default_runs(workspace()))
-        output.say(f"using run {found.path}{why}: validation Dice {number(dice)} at step {step}")
+        reached = "not validated yet"
+        if dice is not None:
+            reached = f"validation Dice {number(dice)} at step {step}"
+        output.say(f"using run {found.path}{why}: {reached}")
         output.warn(weak_run(found))
     if dice == 0:
         output.say("this run found nothing on its validation cases: expect nothing of it")
@@ -184,10 +187,10 @@ def open_run(run: str | None, output: Output) -> RunDir:
 
 
 def _why_taken(taken: RunDir, runs: Sequence[RunDir]) -> str:
-    """Why this one of several data sets' runs; nothing where there is one data set."""
+    """Why this one of several data sets' runs; of one data set only whether it is unfinished."""
     sets = sorted({run.path.parent.name for run in runs})
     if len(sets) < 2:
-        return ""
+        return "" if taken.is_finished else ", the newest, for none is finished"
     what = "newest finished" if taken.is_finished else "newest, for none is finished,"
     return f", the {what} of {len(runs)} runs of {len(sets)} data sets ({', '.join(sets)}; --run)"
 
@@ -195,10 +198,11 @@ def _why_taken(taken: RunDir, runs: Sequence[RunDir]) -> str:
 def weak_run(run: RunDir) -> tuple[Finding, ...]:
     """A warning about a run that nobody named, where its masks are hardly worth having."""
     dice, _ = run.best_validation()
-    if dice is None or dice >= WEAK_DICE:
+    if dice is not None and dice >= WEAK_DICE:
         return ()
     name = f"{run.path.parent.name}/{run.path.name}"
-    measured = f"validation Dice {number(dice)}, below {WEAK_DICE:g}, and it is taken by default"
+    how = f"validation Dice {number(dice)}, below {WEAK_DICE:g}"
+    measured = f"{'not validated yet' if dice is None else how}, and it is taken by default"
     fix = "Name a better one with --run (sdseg runs lists them), or train longer."
     return (Finding("run-weak", WARNING, name, measured, fix),)
 

@@ -40,7 +40,7 @@ from sdseg_cli.data.prepared import (
 )
 from sdseg_cli.data.recognise import find_cases
 from sdseg_cli.data.spec import Case, DatasetSpec
-from sdseg_cli.data.split import Split, read_split, split_of
+from sdseg_cli.data.split import FEWEST_CASES, Split, read_split, split_of
 from sdseg_cli.data.staging import Staging, lock_of
 from sdseg_cli.data.unexpected_files import check_set
 from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation
@@ -162,18 +162,18 @@ def _carry_out(
     listed = [case for case in cases if case.id in split.of]
     # Headers first: a mask of another shape is found before minutes of work.
     bad = _faults(plan, listed)
-    usable = _without(listed, bad, plan.options.skip_bad)
+    usable = _without(listed, bad, plan.options)
     modality, normalisation = _normalisation(plan, usable)
     target = None if plan.target is None else list(plan.target)
     known = {"normalisation": normalisation.to_dict(), "crop": plan.options.crop, "target": target}
     plan.on_replace(staging.final, known)  # before minutes of work, too
     try:
         records, kept, late = _records(_jobs(plan, usable, normalisation), staging, plan, progress)
-        usable = _without(usable, late, plan.options.skip_bad)
+        usable = _without(usable, late, plan.options)
         split = _split(plan, cases, usable)
         while leaks := _leaks(usable, records, split):  # each turn leaves a case out
             late += leaks
-            usable = _without(usable, leaks, plan.options.skip_bad)
+            usable = _without(usable, leaks, plan.options)
             split = _split(plan, cases, usable)
         records = {case.id: records[case.id] for case in usable}
         kept &= set(records)
@@ -315,12 +315,18 @@ def _normalisation(plan: _Plan, cases: Sequence[Case]) -> tuple[str, Normalisati
     return modality, Normalisation.for_modality(modality)
 
 
-def _without(cases: list[Case], bad: Sequence[BadCase], skip_bad: bool) -> list[Case]:
-    if bad and not skip_bad:
+def _without(cases: list[Case], bad: Sequence[BadCase], options: PrepareOptions) -> list[Case]:
+    if bad and not options.skip_bad:
         raise bad[0].error
     left = [case for case in cases if case.id not in {fault.id for fault in bad}]
     if not left:
         raise DataError("No usable case is left.", bad[0].error.message)
+    if bad and options.split_file is None and len(left) < FEWEST_CASES:
+        faults = "; ".join(fault.error.message.rstrip(".") for fault in bad)
+        raise DataError(
+            f"Of {len(cases)} cases {len(left)} can be used ({faults}).",
+            f"At least {FEWEST_CASES} are needed: repair some of the skipped ones.",
+        )
     return left
 
 

@@ -261,3 +261,16 @@ def test_a_mistake_is_refused_before_anything_is_written(
     lines = capsys.readouterr().err.splitlines()
     assert named in lines[-2] and lines[-1].startswith("Hint: ")
     assert not (home / "out").exists()
+
+
+def test_a_run_that_still_trains_is_taken_by_default_only_with_a_word(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Between the first best weights and the first saved state its Dice is not known yet."""
+    add_run(home, "sts/new", 0.5, written=1000, state="running")
+    status = home / "runs/sts/new/status.json"
+    status.write_text(json.dumps({"state": "running", "step": 3, "best": {}}))
+    assert run_command(["predict", "in", "-o", "out"]) == 3
+    first, second, *_ = capsys.readouterr().err.splitlines()
+    assert first == "using run runs/sts/new, the newest, for none is finished: not validated yet"
+    assert second.startswith("warning run-weak, sts/new: not validated yet")

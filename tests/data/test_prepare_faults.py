@@ -336,3 +336,14 @@ def test_an_interrupted_prepare_takes_up_only_whole_cases(raw: Path, workspace: 
         for one in ("raw_data", "undisturbed")
     ]
     assert arrays[0] == arrays[1]
+
+
+def test_too_few_cases_for_want_of_good_ones_says_what_the_others_had(
+    raw: Path, workspace: Path
+) -> None:
+    for id in IDS[2:]:
+        (raw / id / "label.nii.gz").write_bytes(b"no")
+    said = rf"^Of {len(IDS)} cases 2 can be used \(.*{IDS[2]}.*{IDS[-1]}"
+    with pytest.raises(DataError, match=said) as caught:
+        prepare(raw, workspace, PrepareOptions(skip_bad=True, workers=1))
+    assert caught.value.hint.startswith("At least 3 are needed")

@@ -276,7 +276,7 @@ def check_readable(path: Path, series: str | None = None) -> str:
             "Give one scan file, or the folder of a DICOM series.",
             "kind",
         )
-    require_there(path, "Check the path; scans end in .nii or .nii.gz.")
+    require_there(path, "Check the path of the scan.")
     if not (path.is_file() or path.is_dir()):
         raise DataError(
             f"{path}: is a pipe or a device, not a file.",
