@@ -208,7 +208,7 @@ def find_series(source: Path, folder: Path, wanted: str | None = None) -> Series
     single = source if is_dicom_file(source) else None
     is_zip = folder != source and single is None
     files = _dicom_files(folder, nested=single is None, named=not is_zip)
-    instances = [read_header(path) for path in files]
+    instances = every = [read_header(path) for path in files]
     if single is not None:
         asked = read_header(single)
         if not asked.is_image:
@@ -219,7 +219,6 @@ def find_series(source: Path, folder: Path, wanted: str | None = None) -> Series
             )
         _refuse_nameless(asked, instances)
         uid = asked.text("SeriesInstanceUID")
-        _refuse_cut(asked, instances, named=True)
         instances = [one for one in instances if one.text("SeriesInstanceUID") == uid]
     images: dict[str, list[Instance]] = {}
     for one in instances:
@@ -233,7 +232,7 @@ def find_series(source: Path, folder: Path, wanted: str | None = None) -> Series
         )
     found = [Series(uid, tuple(images[uid])) for uid in sorted(images, key=natural_key)]
     chosen = _chosen(source, found, wanted)
-    _refuse_cut(chosen.instances[0], instances, named=not is_zip)
+    _refuse_cut(chosen.instances[0], every, named=not is_zip)
     _refuse_half_images(chosen, instances)
     return chosen
 
