@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sdseg_cli.report.drawing import PREDICTION_COLOUR
+from sdseg_cli.report.drawing import PREDICTION_COLOUR, rgb
 from sdseg_cli.report.training_curve import _envelope, _thinned, smoothed, training_curve
 from tests.report.test_pictures import pixels, shows
 
@@ -55,8 +55,7 @@ def test_a_single_validation_is_a_dot_that_is_seen_on_an_axis_of_whole_steps(tmp
     rows = [{"step": 1, "loss": 0.5, "loss_noise": 0.4, "lr": 1e-4}, {"step": 1, "val_dice": 0.6}]
     training_curve(rows, tmp_path / "curve.png")
     picture = pixels(tmp_path / "curve.png")
-    wanted = [int(PREDICTION_COLOUR[n : n + 2], 16) for n in (1, 3, 5)]
-    at = np.argwhere(np.abs(picture - wanted).max(axis=2) < 40)
+    at = np.argwhere(np.abs(picture - rgb(PREDICTION_COLOUR)).max(axis=2) < 40)
     assert np.ptp(at, axis=0).min() >= 9  # pixels across; a line of one point has none
     # The axis begins at 0: step 1 lies near its right end, not in the middle.
     assert at[:, 1].mean() > 0.9 * picture.shape[1]
