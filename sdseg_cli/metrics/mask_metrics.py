@@ -195,21 +195,16 @@ def _box(mask: Mask) -> tuple[slice, ...]:
 
 
 def dice(pair: MaskPair) -> float | None:
-    """Twice the overlap over the sum of both sizes: 2|A n B| / (|A| + |B|).
+    """Twice the overlap over the sum of both sizes: 2|A n B| / (|A| + |B|), in [0, 1].
 
-    Returns:
-        A value in [0, 1]: 0 when one mask is empty, None (nothing to score) when both are.
+    0 when one mask is empty, None (nothing to score) when both are; IoU, surface Dice and F1 too.
     """
     total = pair.predicted_voxels + pair.reference_voxels
     return None if total == 0 else 2 * pair.shared_voxels / total
 
 
 def iou(pair: MaskPair) -> float | None:
-    """The overlap over the union: |A n B| / |A u B|, the Jaccard index.
-
-    Returns:
-        A value in [0, 1]: 0 when one mask is empty, None (nothing to score) when both are.
-    """
+    """The overlap over the union: |A n B| / |A u B|, the Jaccard index."""
     union = pair.predicted_voxels + pair.reference_voxels - pair.shared_voxels
     return None if union == 0 else pair.shared_voxels / union
 
@@ -227,10 +222,8 @@ def recall(pair: MaskPair) -> float | None:
 def hd95(pair: MaskPair) -> float | None:
     """The 95th percentile of the surface distances of each direction, the larger of the two.
 
-    Percentiles are interpolated linearly, as MONAI's `compute_hausdorff_distance` does it.
-
-    Returns:
-        mm, in pictures px; None if a mask is empty.
+    In mm, in pictures px; None if a mask is empty. Percentiles are interpolated linearly, as
+    MONAI's `compute_hausdorff_distance` does it.
     """
     found = pair.surfaces
     if not found.defined:
@@ -241,10 +234,8 @@ def hd95(pair: MaskPair) -> float | None:
 def assd(pair: MaskPair) -> float | None:
     """The average symmetric surface distance: the mean of all distances of both directions.
 
-    MONAI's `compute_average_surface_distance(symmetric=True)`.
-
-    Returns:
-        mm, in pictures px; None if a mask is empty.
+    In mm, in pictures px; None if a mask is empty. MONAI's
+    `compute_average_surface_distance(symmetric=True)`.
     """
     return float(pair.surfaces.both.mean()) if pair.surfaces.defined else None
 
@@ -254,9 +245,6 @@ def surface_dice(pair: MaskPair) -> float | None:
 
     Border voxels are counted, as in MONAI's `compute_surface_dice(use_subvoxels=False)`; the
     tolerance itself is within.
-
-    Returns:
-        A value in [0, 1]: 0 when one mask is empty, None when both are.
     """
     both = pair.surfaces.both
     if both.size == 0:
@@ -271,11 +259,7 @@ def volume_difference(pair: MaskPair) -> float:
 
 
 def detection_f1(pair: MaskPair) -> float | None:
-    """Lesion-wise F1: 2 TP / (2 TP + FP + FN), which is twice the pairs over all parts.
-
-    Returns:
-        A value in [0, 1]: 0 when one mask is empty, None when both are.
-    """
+    """Lesion-wise F1: 2 TP / (2 TP + FP + FN), which is twice the pairs over all parts."""
     parts = pair.lesions.reference + pair.lesions.predicted
     return None if parts == 0 else 2 * pair.lesions.matched / parts
 
@@ -306,14 +290,10 @@ class Metric:
         return column_name(self.name, self.unit)
 
     def unit_in(self, length: Length | None) -> Unit | None:
-        """Its unit on a grid.
+        """Its unit on a grid where distances are counted in `length`.
 
-        Args:
-            length: What distances are counted in there; None where they have no meaning, as on
-                the cropped and resized planes of the model.
-
-        Returns:
-            None where the metric has no meaning: no distances without a length, no ml in pixels.
+        A length is None where distances have no meaning, as on the cropped and resized planes of
+        the model. So is a unit where the metric has none: no distances there, no ml in pixels.
         """
         if length is None:
             return self.unit if self.needs == "voxels" else None
@@ -322,16 +302,11 @@ class Metric:
         return length if self.unit == "mm" else self.unit
 
     def of(self, pair: MaskPair, protocol: Protocol = "standard") -> float | None:
-        """Score one case.
+        """Score one case; None where the metric is undefined.
 
-        Args:
-            pair: Its masks, and what was computed of them so far.
-            protocol: "official" gives Dice and IoU of an empty reference as the official code does:
-                1 for a non-empty prediction, 0 when both are empty (unsound, but what the
-                published figures were made with).
-
-        Returns:
-            The value, or None where it is undefined.
+        "official" gives Dice and IoU of an empty reference as the official code does: 1 for a
+        non-empty prediction, 0 when both are empty (unsound, but what the published figures were
+        made with).
         """
         if protocol == "official" and self.name in ("dice", "iou") and not pair.reference_voxels:
             return 1.0 if pair.predicted_voxels else 0.0

@@ -45,7 +45,7 @@ def _stacks(first: Planes, other: Planes, smallest_px: int = 1) -> tuple[Planes,
 
 
 def psnr(first: Planes, other: Planes) -> PerPlane:
-    """Peak signal-to-noise ratio, 10 log10(255^2 / mean squared difference).
+    """Peak signal-to-noise ratio, 10 log10(255^2 / mean squared difference), of each plane.
 
     Args:
         first: (H,W) or (S,H,W), real numbers in 0..255.
@@ -60,8 +60,8 @@ def psnr(first: Planes, other: Planes) -> PerPlane:
     """
     first, other = _stacks(first, other)
     values = np.full(len(first), np.inf)
-    for k in range(len(first)):
-        error = first[k].astype(np.float64) - other[k].astype(np.float64)
+    for k, (one, two) in enumerate(zip(first, other, strict=True)):
+        error = one.astype(np.float64) - two.astype(np.float64)
         mean_square = float(np.mean(error * error))
         if mean_square > 0:
             values[k] = 10 * np.log10(DATA_RANGE**2 / mean_square)
@@ -131,19 +131,9 @@ def ssim(first: Planes, other: Planes, *, device: str = "cpu") -> PerPlane:
 
 
 def ms_ssim(first: Planes, other: Planes, *, device: str = "cpu") -> PerPlane:
-    """Multi-scale structural similarity (Wang et al. 2003), five scales.
+    """Multi-scale structural similarity (Wang et al. 2003), five scales; see `ssim`.
 
-    Args:
-        first: (H,W) or (S,H,W), real numbers in 0..255, sides of at least 176 px.
-        other: The same shape and range.
-        device: Where torch computes.
-
-    Returns:
-        (S,) float64 in [0,1], 1 where the two planes are identical. A negative term, which has no
-        real power, counts as 0.
-
-    Raises:
-        ValueError: The shapes differ, or the planes are too small.
+    The sides are at least 176 px. A negative term, which has no real power, counts as 0.
     """
     first, other = _stacks(first, other, MS_SSIM_MIN_PX)
 
