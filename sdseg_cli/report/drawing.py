@@ -30,7 +30,7 @@ REFERENCE_COLOUR, PREDICTION_COLOUR = "#35d0ff", "#d0ff2f"
 has, both bright, and told apart by the colour-blind too."""
 CLASS_COLOURS = (
     PREDICTION_COLOUR, REFERENCE_COLOUR, "#ff4b00", "#f000d2", "#ffaaa0",
-    "#ffffff", "#a08cff", "#00c878",
+    "#1e64ff", "#a08cff", "#00c878",
 )  # fmt: skip
 """Of labels 1, 2, ...; the first five are told apart by the colour-blind too."""
 LINE_COLOURS = (INK, "#b79cff", "#ff9a2e", "#ff7ab0")
