@@ -7,8 +7,7 @@ from statistics import fmean, median
 
 from benchmarks.results import Row
 from sdseg_cli.core.networks import SDSEG
-from sdseg_cli.metrics.paired import paired
-from sdseg_cli.metrics.statistics import bootstrap_ci95
+from sdseg_cli.metrics.statistics import bootstrap_ci95, paired
 
 METRICS = {"dice": "Dice", "iou": "IoU", "hd95_mm": "HD95 (mm)", "hd95": "HD95 (px)"}
 DIGITS = {"hd95_mm": ".1f", "hd95": ".1f"}

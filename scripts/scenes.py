@@ -38,25 +38,25 @@ class Organ:
     row: float
     column: float
     radius: float
-    stretch: float
+    stretch: float = 1.0
     """Length over width, >= 1."""
-    turn: float
+    turn: float = 0.0
     """Of the long axis, radians."""
-    bends: tuple[complex, ...]
+    bends: tuple[complex, ...] = ()
     """Amplitude and phase of each harmonic, from the second."""
-    wall: float
+    wall: float = 0.0
     """Thickness where it is hollow, else 0."""
-    arc: bool
+    arc: bool = False
     """Hollow and open on one side."""
-    twin: bool
+    twin: bool = False
     """Has its mirror image on the other side."""
-    contrast: float
+    contrast: float = 0.0
     """Grey value less the body's."""
-    textured: bool
+    textured: bool = False
 
 
 Rule = Callable[[Organ, int], bool]
-"""Whether the mask shows an organ in a plane of so many pixels."""
+"""The mask shows an organ in a plane of so many pixels."""
 
 RULES: dict[str, Rule] = {
     "any": lambda organ, size: True,
@@ -184,11 +184,6 @@ def _body(size: int, rng: np.random.Generator) -> Organ:
         stretch=float(rng.uniform(1, 1.6)),
         turn=float(rng.choice([0.0, math.pi / 2])),
         bends=_bends(rng, 0.15),
-        wall=0.0,
-        arc=False,
-        twin=False,
-        contrast=0.0,
-        textured=False,
     )
 
 

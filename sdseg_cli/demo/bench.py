@@ -41,10 +41,11 @@ from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import read_trained, sdseg_of
 from sdseg_cli.training.batches import evenly_spaced, open_split
 
-SIDE, ROUNDS, CPU = 256, 2, torch.device("cpu")
+SIDE, CPU = 256, torch.device("cpu")
+ROUNDS = 2
+"""Ways are compared in turn, so often; the shortest time counts."""
 SLICE_BYTES = 3 * 4 * SIDE**2 + 40 * SIDE**2
 """Three colours, and the answers and masks of about ten ways."""
-"""Ways are compared in turn, so often; the shortest time counts."""
 GLIBC_KEEPS = 32 * 2**20
 GPU_BATCHES = (1, 8, 32, 128)
 PLAIN = "plain"
@@ -112,7 +113,7 @@ def bench(
     threads: int | None = None,
     progress: Progress = no_op,
 ) -> BenchReport:
-    """Measure.
+    """Measure every stage and every way to predict.
 
     Args:
         model: A run folder or a package; None for the preset's networks, untrained.
@@ -122,7 +123,7 @@ def bench(
         slices: How many are predicted in each way.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         threads: Cores of a CPU; None as torch chooses.
-        progress: Told after each part.
+        progress: Called after each part.
 
     Raises:
         WeightsError: The model cannot be loaded.
@@ -157,8 +158,10 @@ def bench(
         masks: list[NDArray[np.bool_]] = [np.zeros(0, bool)] * len(jobs)
         for turn in range(ROUNDS):
             for k, (_, predict) in enumerate(jobs):
-                masks[k], seconds = _masks(predict, pixels)
-                best[k] = min(best[k], seconds)
+                predict(pixels[:1])  # the first one prepares
+                started = time.perf_counter()
+                masks[k] = predict(pixels) > THRESHOLD  # on the CPU, so a GPU has ended
+                best[k] = min(best[k], time.perf_counter() - started)
                 progress(2 + turn * len(jobs) + k, total, "measured")
         meant = () if model is None else ("exact", "fast") if trained else ("exact",)
         tiers = [
@@ -184,12 +187,12 @@ def bench(
 @full_precision()
 def _stages(simple: SDSeg, model: SDSeg, decoder: MaskDecoder) -> tuple[Stage, ...]:
     """One slice through each part alone, in float32, all cores for one operation."""
-    device = next(model.parameters()).device
+    image, latent = _inputs(model)
 
     def computed(name: str, work: Callable[[SDSeg], object]) -> Stage:
-        return Stage(name, seconds_of(lambda: work(model), device), gflop(lambda: work(simple)))
+        seconds = seconds_of(lambda: work(model), image.device)
+        return Stage(name, seconds, gflop(lambda: work(simple)))
 
-    image, latent = _inputs(model)
     stack, plane = _phantom(), np.zeros((SIDE, SIDE), np.float32)
     return (
         Stage("slice from the scan", seconds_of(lambda: stack.pixels(0, 1), CPU)),
@@ -235,7 +238,7 @@ def _tiers(
 @torch.inference_mode()
 @full_precision()
 def _plain(model: SDSeg, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    keep_freed_memory(GLIBC_KEEPS)  # as nobody would have asked
+    keep_freed_memory(GLIBC_KEEPS)  # glibc's own default
     found = []
     for k, plane in enumerate(torch.from_numpy(pixels)):
         image = as_three_channels(plane[None].to(next(model.parameters()).device))
@@ -247,28 +250,15 @@ def _plain(model: SDSeg, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _ours(
-    model: SDSeg,
-    head: MaskDecoder | None,
-    precision: str,
-    batch: int,
-    pixels: NDArray[np.float32],
+    model: SDSeg, head: MaskDecoder | None, precision: str, batch: int, pixels: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     before = model.config
     model.config, model.mask_decoder = replace(before, precision=precision), head
     try:
-        ask = Inference(model, batch_size=batch)
-        slices = range(len(pixels))
-        return ask(predict_planes, pixels, slices, seed=0, sample=SampleConfig())
+        infer, slices = Inference(model, batch_size=batch), range(len(pixels))
+        return infer(predict_planes, pixels, slices, seed=0, sample=SampleConfig())
     finally:
         model.config, model.mask_decoder = before, None
-
-
-def _masks(predict: Predict, pixels: NDArray[np.float32]) -> tuple[NDArray[np.bool_], float]:
-    """(n,256,256) and the seconds it took, after one slice that does not count."""
-    predict(pixels[:1])
-    started = time.perf_counter()
-    masks = predict(pixels) > THRESHOLD  # on the CPU, so a GPU has ended
-    return masks, time.perf_counter() - started
 
 
 def _mean_dice(masks: NDArray[np.bool_], others: NDArray[np.bool_]) -> float:

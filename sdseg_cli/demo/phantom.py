@@ -15,8 +15,7 @@ from scipy import ndimage
 
 from sdseg_cli.core.files import replacing
 from sdseg_cli.core.progress import Progress, no_op
-from sdseg_cli.demo.anatomy import build_abdomen
-from sdseg_cli.demo.canvas import AIR_HU, WARP_MM, Canvas, Field
+from sdseg_cli.demo.anatomy import AIR_HU, WARP_MM, Canvas, Field, build_abdomen
 from sdseg_cli.imaging.volume import Geometry, Volume
 
 PLACE = Path("Abdomen/RawData/Training")
@@ -80,7 +79,7 @@ def write_phantom_set(
         seed: Of the data set.
         shape: Voxels (I, J, K) of each scan.
         spacing_mm: Distance between them.
-        progress: Told of each patient.
+        progress: Called after each patient.
 
     Returns:
         The scans' paths.
@@ -123,8 +122,8 @@ def _coordinates(
 
 def _warped(rng: np.random.Generator, x: Field, y: Field, z: Field) -> tuple[Field, Field, Field]:
     """The coordinates bent by a few millimetres, smoothly: no two organs are alike."""
-    bends = []
-    for _ in range(3):
+    bent = []
+    for axis in (x, y, z):
         bend = np.zeros_like(x)
         for _ in range(3):
             direction = rng.normal(size=3)
@@ -132,8 +131,8 @@ def _warped(rng: np.random.Generator, x: Field, y: Field, z: Field) -> tuple[Fie
             phase = float(rng.uniform(0, 2 * np.pi))
             angle = float(wave[0]) * x + float(wave[1]) * y + float(wave[2]) * z + phase
             bend += float(rng.uniform(1, WARP_MM / 3.5)) * np.sin(angle)
-        bends.append(bend)
-    return x + bends[0], y + bends[1], z + bends[2]
+        bent.append(axis + bend)
+    return bent[0], bent[1], bent[2]
 
 
 def _lay_on_table(abdomen: Canvas, x: Field, y: Field) -> None:

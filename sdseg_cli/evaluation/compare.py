@@ -23,8 +23,7 @@ from sdseg_cli.evaluation.evaluation_split import SplitOptions
 from sdseg_cli.evaluation.folders import FolderOptions, evaluate_folders
 from sdseg_cli.evaluation.results import FEW_NOTE, EvaluateReport, shortened
 from sdseg_cli.metrics import ScoringOptions
-from sdseg_cli.metrics.paired import FEWEST_TO_TEST, Paired, paired, with_holm
-from sdseg_cli.metrics.statistics import FEW_CASES
+from sdseg_cli.metrics.statistics import FEW_CASES, FEWEST_TO_TEST, Paired, paired, with_holm
 from sdseg_cli.report.latex import write_latex
 from sdseg_cli.report.pictures import comparison_picture
 from sdseg_cli.runs.run_folder import RunDir

@@ -272,7 +272,6 @@ def _plane(
     limits = Normalisation.from_dict(held.manifest.normalisation).limits(scan)
     return case_plane(
         result.case_id,
-        "",
         scan,
         reference,
         mask,

@@ -29,9 +29,7 @@ from sdseg_cli.metrics import (
     ScoringOptions,
     Spacing,
 )
-from sdseg_cli.metrics.lesions import Lesions
-from sdseg_cli.metrics.mask_metrics import METRICS
-from sdseg_cli.metrics.pair import MaskPair
+from sdseg_cli.metrics.mask_metrics import METRICS, Lesions, MaskPair
 from sdseg_cli.metrics.statistics import FEW_CASES, Summary, summarise
 from sdseg_cli.report.latex import write_latex
 

@@ -53,9 +53,8 @@ from sdseg_cli.imaging.io.picture import Picture
 from sdseg_cli.imaging.volume import Planes, Volume
 from sdseg_cli.metrics.agreement import Flips, disagreement_of_counts
 from sdseg_cli.metrics.lpips import BACKBONE, HEADS, Lpips
-from sdseg_cli.metrics.mask_metrics import dice
-from sdseg_cli.metrics.pair import MaskPair
-from sdseg_cli.metrics.pairwise_similarity import Measured, Pair, compare
+from sdseg_cli.metrics.mask_metrics import MaskPair, dice
+from sdseg_cli.metrics.similarity import Measured, Pair, compare
 from sdseg_cli.model.sources import recognise
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import read_tensors

@@ -15,7 +15,7 @@ import numpy as np
 from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.tables import Cell, strict, write_csv, write_json
 from sdseg_cli.metrics.agreement import Flips
-from sdseg_cli.metrics.pairwise_similarity import MAPS, METRICS, Map, Measured, Values
+from sdseg_cli.metrics.similarity import MAPS, METRICS, Map, Measured, Values
 from sdseg_cli.metrics.statistics import mean_and_sd
 from sdseg_cli.report.latex import write_latex
 from sdseg_cli.report.paper_tables import TABLE5

@@ -18,7 +18,7 @@ from sdseg_cli.evaluation.page import FILE as PAGE
 from sdseg_cli.evaluation.page import write_report
 from sdseg_cli.evaluation.stability import StabilityOptions, Trial, open_conditions
 from sdseg_cli.evaluation.stability_results import StabilityReport, lpips_note
-from sdseg_cli.metrics.pairwise_similarity import MAPS, METRICS
+from sdseg_cli.metrics.similarity import MAPS, METRICS
 from sdseg_cli.metrics.statistics import mean_and_sd
 from sdseg_cli.report.drawing import (
     FAINT,

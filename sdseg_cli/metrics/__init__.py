@@ -1,6 +1,6 @@
-"""What a result is worth: overlaps, distances and lesions of masks, likeness of maps, statistics.
+"""How good a result is: metrics of masks, similarity of maps, statistics over cases.
 
-`mask_metrics.py` holds the metrics of a mask, this module the words they share.
+This module holds the types and options that all of them share.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -13,32 +13,24 @@ _CHUNK = 1 << 16
 
 
 def disagreement(votes: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """How far K masks of a plane are from one opinion: 4 p (1 - p), p the share that is foreground.
-
-    0 where all say the same, 1 where half say foreground; with an odd K the most is 1 - 1/K^2.
-
-    Args:
-        votes: (K,rows,columns).
-
-    Returns:
-        (rows,columns) in steps of 1/255: 255 is 1.
-    """
+    """`disagreement_of_counts` of K masks (K,rows,columns): (rows,columns)."""
     return disagreement_of_counts(np.count_nonzero(votes, axis=0), len(votes))
 
 
 def disagreement_of_counts(counts: NDArray[Any], runs: int) -> NDArray[np.uint8]:
-    """`disagreement`, from how many of the masks call each voxel foreground.
+    """How far K masks are from one opinion: 4 p (1 - p), p the share that is foreground.
+
+    0 where all say the same, 1 where half say foreground; with an odd K the most is 1 - 1/K^2.
 
     Args:
-        counts: Any shape, integers in 0..runs.
+        counts: How many masks call each voxel foreground: any shape, integers in 0..runs.
         runs: K, how many masks there are.
 
     Returns:
         The same shape, in steps of 1/255: 255 is 1.
     """
     share = np.arange(runs + 1) / runs
-    table = np.rint(255 * 4 * share * (1 - share)).astype(np.uint8)
-    found: NDArray[np.uint8] = table[counts]
+    found: NDArray[np.uint8] = np.rint(255 * 4 * share * (1 - share)).astype(np.uint8)[counts]
     return found
 
 
@@ -77,7 +69,7 @@ class Flips:
 
 @dataclass(frozen=True)
 class Agreement:
-    """What `Tally` found."""
+    """How far K masks agree."""
 
     runs: int
     dice: float | None
@@ -87,7 +79,7 @@ class Agreement:
 
     def to_json(self) -> dict[str, Any]:
         """For reports."""
-        return {"runs": self.runs, "dice": self.dice, "flipped": self.flipped}
+        return asdict(self)
 
 
 class Tally:
@@ -104,11 +96,7 @@ class Tally:
         self._any = self._all = 0
 
     def add(self, votes: NDArray[np.bool_]) -> None:
-        """Count a plane.
-
-        Args:
-            votes: (K,rows,columns).
-        """
+        """Count a plane (K,rows,columns)."""
         flat = votes.reshape(self.runs, -1)
         for start in range(0, flat.shape[1], _CHUNK):
             part = flat[:, start : start + _CHUNK]
@@ -119,7 +107,7 @@ class Tally:
             self._shared += (ones @ ones.T).astype(np.int64)
 
     def agreement(self) -> Agreement:
-        """What the planes so far come to."""
+        """Of the planes so far."""
         own = np.diag(self._shared)
         one, other = np.triu_indices(self.runs, k=1)
         voxels = own[one] + own[other]

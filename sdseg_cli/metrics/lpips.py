@@ -80,12 +80,7 @@ class Lpips:
     def of(
         cls, backbone: Mapping[str, Tensor], heads: Mapping[str, Tensor], *, device: str = "cpu"
     ) -> Lpips:
-        """Put both halves on a device.
-
-        Args:
-            backbone: The convolutions of the ImageNet AlexNet, as `backbone_shapes` names them.
-            heads: The linear heads for AlexNet, as `linear_shapes` names them.
-            device: Where torch computes.
+        """Put both halves, named as in `backbone_shapes` and `linear_shapes`, on a device.
 
         Raises:
             ValueError: A name or a shape is wrong: recognise weights before they come here.

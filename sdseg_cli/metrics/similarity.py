@@ -3,18 +3,26 @@
 All take planes of grey values in 0..255 (`DATA_RANGE`). SSIM uses the published setting: an 11 x 11
 Gaussian window of sigma 1.5, K1 = 0.01, K2 = 0.03, windows that lie wholly inside the plane;
 MS-SSIM its five published weights.
+
+`compare` measures several results of the same slices as the paper's Table 5 does. *Seg* is the
+mask, 0 or 255; *Score* is the probability, 0..255. PSNR, SSIM and MS-SSIM are measured on the
+slices with a reference, LPIPS on all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sdseg_cli.core.config import THRESHOLD
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from sdseg_cli.metrics.lpips import Lpips
 
 DATA_RANGE = 255.0
 BATCH_PLANES = 16
@@ -37,7 +45,7 @@ def _stacks(first: Planes, other: Planes, smallest_px: int = 1) -> tuple[Planes,
 
 
 def psnr(first: Planes, other: Planes) -> PerPlane:
-    """Peak signal-to-noise ratio, 10 log10(255^2 / mean squared difference).
+    """Peak signal-to-noise ratio, 10 log10(255^2 / mean squared difference), of each plane.
 
     Args:
         first: (H,W) or (S,H,W), real numbers in 0..255.
@@ -52,8 +60,8 @@ def psnr(first: Planes, other: Planes) -> PerPlane:
     """
     first, other = _stacks(first, other)
     values = np.full(len(first), np.inf)
-    for k in range(len(first)):
-        error = first[k].astype(np.float64) - other[k].astype(np.float64)
+    for k, (one, two) in enumerate(zip(first, other, strict=True)):
+        error = one.astype(np.float64) - two.astype(np.float64)
         mean_square = float(np.mean(error * error))
         if mean_square > 0:
             values[k] = 10 * np.log10(DATA_RANGE**2 / mean_square)
@@ -123,19 +131,9 @@ def ssim(first: Planes, other: Planes, *, device: str = "cpu") -> PerPlane:
 
 
 def ms_ssim(first: Planes, other: Planes, *, device: str = "cpu") -> PerPlane:
-    """Multi-scale structural similarity (Wang et al. 2003), five scales.
+    """Multi-scale structural similarity (Wang et al. 2003), five scales; see `ssim`.
 
-    Args:
-        first: (H,W) or (S,H,W), real numbers in 0..255, sides of at least 176 px.
-        other: The same shape and range.
-        device: Where torch computes.
-
-    Returns:
-        (S,) float64 in [0,1], 1 where the two planes are identical. A negative term, which has no
-        real power, counts as 0.
-
-    Raises:
-        ValueError: The shapes differ, or the planes are too small.
+    The sides are at least 176 px. A negative term, which has no real power, counts as 0.
     """
     first, other = _stacks(first, other, MS_SSIM_MIN_PX)
 
@@ -146,3 +144,56 @@ def ms_ssim(first: Planes, other: Planes, *, device: str = "cpu") -> PerPlane:
         return value
 
     return per_plane(first, other, score, identical=1.0, device=device)
+
+
+Map = Literal["seg", "score"]
+MAPS: tuple[Map, ...] = ("seg", "score")
+METRICS = ("psnr", "ssim", "ms_ssim", "lpips")
+Values = NDArray[np.float64]
+Measured = dict[tuple[Map, str], Values]
+"""(map, metric) -> one value per compared slice."""
+Pair = tuple[int, int]
+"""Two results by their place, from 0."""
+
+
+def grey(name: Map, probability: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A map as grey values: "seg" 0 or 255, "score" 0..255; shape as given, float32."""
+    values = probability > THRESHOLD if name == "seg" else probability
+    return values.astype(np.float32) * np.float32(DATA_RANGE)
+
+
+def compare(
+    results: NDArray[np.float32],
+    pairs: Sequence[Pair],
+    filled: NDArray[np.bool_],
+    *,
+    lpips: Lpips | None = None,
+    device: str = "cpu",
+) -> dict[Pair, Measured]:
+    """Measure how alike results are.
+
+    Args:
+        results: (M,n,H,W) probabilities in [0,1]: M results of the same n slices.
+        pairs: Which of them are compared.
+        filled: (n,) the slices with a reference.
+        lpips: None leaves LPIPS out.
+        device: Where torch computes.
+
+    Returns:
+        Pair by pair (filled,) values of PSNR, SSIM and MS-SSIM, and (n,) of LPIPS. PSNR is infinite
+        where both are the same plane.
+    """
+    found: dict[Pair, Measured] = {pair: {} for pair in pairs}
+    for name in MAPS:
+        planes = grey(name, results)
+        for pair in pairs:
+            first, other = planes[pair[0]], planes[pair[1]]
+            both = first[filled], other[filled]
+            found[pair] |= {
+                (name, "psnr"): psnr(*both),
+                (name, "ssim"): ssim(*both, device=device),
+                (name, "ms_ssim"): ms_ssim(*both, device=device),
+            }
+            if lpips is not None:
+                found[pair][name, "lpips"] = lpips(first, other)
+    return found

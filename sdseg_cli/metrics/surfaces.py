@@ -42,7 +42,7 @@ class SurfaceDistances:
 
     @property
     def defined(self) -> bool:
-        """Whether there are two borders."""
+        """There are two borders."""
         return self.to_label.size > 0 and self.to_pred.size > 0
 
     @property

@@ -1,4 +1,4 @@
-"""The few strokes every picture is made of: figures, planes, contours, marks.
+"""What every picture is made of: the palette, figures, panels of a slice, charts.
 
 matplotlib is used through its objects, without pyplot's global state, and imported only to draw.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,15 +28,24 @@ PAPER, INK, FAINT = "#0e1116", "#e6e9ee", "#8b93a1"
 REFERENCE_COLOUR, PREDICTION_COLOUR = "#35d0ff", "#d0ff2f"
 """Blue and a yellow green, in every picture and on every page: colours that neither tissue nor CT
 has, both bright, and told apart by the colour-blind too."""
-RIM, RIM_OPACITY = "#000000", 0.8
+CLASS_COLOURS = (
+    PREDICTION_COLOUR, REFERENCE_COLOUR, "#ff4b00", "#f000d2", "#ffaaa0",
+    "#1e64ff", "#a08cff", "#00c878",
+)  # fmt: skip
+"""Of labels 1, 2, ...; the first five are told apart by the colour-blind too."""
+LINE_COLOURS = (INK, "#b79cff", "#ff9a2e", "#ff7ab0")
+"""Of lines in charts that are neither a reference nor a prediction."""
+_RIM, _RIM_OPACITY = "#000000", 0.8
 """Of every outline: what makes a bright line seen on bone, on fat and on a reflection."""
-RIM_WIDTH = 2.4
+_RIM_WIDTH = 2.4
 """So much wider than its line, points."""
 DPI = 120
 PANEL_INCHES = 3.3
 
 Plane = NDArray[np.float32]
 MaskPlane = NDArray[np.bool_]
+LabelPlane = NDArray[np.bool_] | NDArray[np.integer[Any]]
+"""(rows, columns), 0 is background; a mask is label 1."""
 
 PixelMm = tuple[float, float]
 """Height and width of a pixel, mm (or 1, 1 for a plane that has no millimetres)."""
@@ -44,6 +54,52 @@ View = tuple[float, float, float, float]
 
 _VIEW_PER_EXTENT = 2.4  # a view is this much wider than the structures in it,
 _VIEW_LEAST = 0.4  # and at least this share of the plane
+
+
+def class_colour(label: int) -> str:
+    """The colour of a label, from 1; the same in every picture."""
+    return CLASS_COLOURS[(label - 1) % len(CLASS_COLOURS)]
+
+
+def rgb(colour: str) -> list[int]:
+    """Red, green and blue of "#rrggbb", each in 0..255."""
+    return [int(colour[n : n + 2], 16) for n in (1, 3, 5)]
+
+
+def windowed(plane: NDArray[Any], window: tuple[float, float]) -> Plane:
+    """Values between black and white in [0,1], shape as given."""
+    low, high = window
+    shown: Plane = np.clip((plane.astype(np.float32) - low) / max(high - low, 1e-6), 0, 1)
+    return shown
+
+
+def as_colours(plane: NDArray[Any]) -> NDArray[Any]:
+    """(rows, columns) grey or (rows, columns, 3) -> (rows, columns, 3)."""
+    return plane if plane.ndim == 3 else np.repeat(plane[..., None], 3, axis=2)
+
+
+def overlay(
+    image: NDArray[Any],
+    labels: LabelPlane,
+    opacity: NDArray[Any] | float,
+    colours: Sequence[str] = CLASS_COLOURS,
+) -> NDArray[np.float64]:
+    """Lay the colour of each label over an image; background shows the image alone.
+
+    Args:
+        image: (rows, columns, 3) in 0..255.
+        labels: (rows, columns).
+        opacity: In [0,1], of the whole plane or (rows, columns).
+        colours: Of labels 1, 2, ..., and again from the first.
+
+    Returns:
+        (rows, columns, 3) in 0..255, not rounded.
+    """
+    numbers = np.asarray(labels, np.int64)
+    paint = np.array([rgb(colour) for colour in colours])[(numbers - 1) % len(colours)]
+    share = np.where(numbers > 0, opacity, np.float32(0))[..., None]
+    mixed: NDArray[np.float64] = image * (1 - share) + paint * share
+    return mixed
 
 
 def new_figure(width_inches: float, height_inches: float) -> Figure:
@@ -69,83 +125,90 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
-def bare(axes: Axes, caption: str, colour: str = FAINT) -> None:
-    """Turn axes into a frame for a plane, with a caption."""
+@dataclass(frozen=True)
+class Line:
+    """An outline's look; its rim lies below all lines, so that no rim hides another outline."""
+
+    colour: str | None = None
+    """None gives each label its own, see `class_colour`."""
+    width: float = 1.5
+    """Points."""
+    dashed: bool = False
+    """Dark between the dashes."""
+    alpha: float = 1.0
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The size of a plane's pixels, and the part that is shown; None shows the whole plane."""
+
+    pixel_mm: PixelMm = (1.0, 1.0)
+    view: View | None = None
+
+
+def show_panel(
+    axes: Axes,
+    caption: str,
+    plane: NDArray[Any],
+    frame: Frame,
+    *,
+    limits: tuple[float, float],
+    outlines: Sequence[tuple[LabelPlane, Line]] = (),
+    colour: str = FAINT,
+    cmap: str = "gray",
+) -> AxesImage:
+    """Draw a plane in millimetres, first row on top, with outlines and a caption.
+
+    Args:
+        axes: Empty ones.
+        caption: Above the plane.
+        plane: (rows, columns), or (rows, columns, 3) colours.
+        frame: Its pixels and the part that is shown.
+        limits: The values drawn black and white, or at both ends of the colour map.
+        outlines: Masks or labels on the same grid, and how each is outlined.
+        colour: Of the caption.
+        cmap: matplotlib's name of a colour map.
+    """
     axes.set_title(caption, color=colour, fontsize=10, pad=4)
-    axes.set_facecolor("black")
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(facecolor="black", xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set_visible(False)
-
-
-def show_plane(
-    axes: Axes,
-    plane: NDArray[Any],
-    pixel_mm: PixelMm,
-    *,
-    cmap: str,
-    limits: tuple[float, float],
-) -> AxesImage:
-    """Draw a (rows, columns) plane, or (rows, columns, 3) colours, in millimetres, first row on
-    top.
-    """
-    if plane.ndim == 3:
-        plane = np.clip((plane - limits[0]) / (limits[1] - limits[0]), 0, 1)
-    height, width = plane.shape[0] * pixel_mm[0], plane.shape[1] * pixel_mm[1]
-    return axes.imshow(
-        plane,
+    height, width = plane.shape[0] * frame.pixel_mm[0], plane.shape[1] * frame.pixel_mm[1]
+    image = axes.imshow(
+        windowed(plane, limits) if plane.ndim == 3 else plane,
         cmap=cmap,
         vmin=limits[0],
         vmax=limits[1],
         extent=(0, width, height, 0),
         interpolation="bilinear",
     )
+    for labels, line in outlines:
+        show_outline(axes, labels, frame.pixel_mm, line)
+    if frame.view is not None:
+        left, right, top, bottom = frame.view
+        axes.set(xlim=(left, right), ylim=(bottom, top))
+    return image
 
 
-def show_contour(
-    axes: Axes,
-    mask: NDArray[np.bool_],
-    pixel_mm: PixelMm,
-    colour: str,
-    *,
-    width: float = 1.5,
-    dashed: bool = False,
-    alpha: float = 1.0,
-) -> None:
-    """Outline a (rows, columns) mask; an empty one leaves no trace."""
-    if not mask.any():
-        return
-    padded = np.pad(mask, 1).astype(np.float32)  # closes outlines at the plane's border
+def show_outline(axes: Axes, labels: LabelPlane, pixel_mm: PixelMm, line: Line) -> None:
+    """Outline every label of a plane half way to the pixels around it; an empty one is no error."""
+    padded: NDArray[Any] = np.pad(labels, 1)  # closes outlines at the plane's border
     x = (np.arange(padded.shape[1]) - 0.5) * pixel_mm[1]
     y = (np.arange(padded.shape[0]) - 0.5) * pixel_mm[0]
-    draw_outline(axes, x, y, padded, 0.5, colour, width=width, dashed=dashed, alpha=alpha)
+    for label in np.unique(padded[padded > 0]):
+        colour = line.colour or class_colour(int(label))
+        draw_level(axes, x, y, (padded == label).astype(np.float32), replace(line, colour=colour))
 
 
-def draw_outline(
-    axes: Axes,
-    x: NDArray[Any],
-    y: NDArray[Any],
-    plane: NDArray[Any],
-    level: float,
-    colour: str,
-    *,
-    width: float,
-    dashed: bool = False,
-    alpha: float = 1.0,
+def draw_level(
+    axes: Axes, x: NDArray[Any], y: NDArray[Any], plane: NDArray[Any], line: Line
 ) -> None:
-    """A line where a plane crosses a level, with a dark rim that lies below all lines.
-
-    So the rim of one outline never hides another, and a dashed one is dark between its dashes.
-    """
-    levels, opacity = [level], RIM_OPACITY * alpha
-    axes.contour(
-        x, y, plane, levels, colors=[RIM], linewidths=width + RIM_WIDTH, alpha=opacity, zorder=1.9
-    )
-    style = "dashed" if dashed else "solid"
-    axes.contour(
-        x, y, plane, levels, colors=[colour], linewidths=width, linestyles=style, alpha=alpha
-    )
+    """A line with a dark rim where a plane crosses a half."""
+    rim = {"colors": [_RIM], "linewidths": line.width + _RIM_WIDTH, "zorder": 1.9}
+    axes.contour(x, y, plane, [0.5], alpha=_RIM_OPACITY * line.alpha, **rim)
+    style = "dashed" if line.dashed else "solid"
+    look = {"colors": [line.colour], "linewidths": line.width, "linestyles": style}
+    axes.contour(x, y, plane, [0.5], alpha=line.alpha, **look)
 
 
 def fitted(text: str, inches: float, fontsize: float) -> str:
@@ -188,13 +251,6 @@ def letters_may_lack() -> Iterator[None]:
         yield
 
 
-def _halo(width: float) -> list[Any]:
-    """A dark rim, so that a line or a letter is seen on white bone as well."""
-    from matplotlib.patheffects import Normal, Stroke
-
-    return [Stroke(linewidth=width, foreground="black", alpha=0.55), Normal()]
-
-
 def chart(axes: Axes, caption: str, x_label: str) -> None:
     """Turn axes into a plain dark chart with a faint grid."""
     axes.set_facecolor(PAPER)
@@ -214,27 +270,16 @@ def name_places(axes: Axes, names: Sequence[str], inches: float) -> None:
     """
     size, upright_inches = 8, 1.2
     each = 0.92 * inches / max(1, len(names))
-    upright = each < upright_inches and max((_points(name, size) for name in names), default=0) > (
-        72 * each
-    )
+    widest = max((_points(name, size) for name in names), default=0)
+    upright = each < upright_inches and widest > 72 * each
     room = upright_inches if upright else each
     shown = [fitted(name, room, size) for name in names]
     if len(set(shown)) < len(set(names)):  # what tells them apart was left out
-        shown = [fitted(name, room, size) for name in _differing(names)]
-    axes.set_xticks(
-        range(len(names)),
-        shown,
-        fontsize=size,
-        rotation=90 if upright else 0,
-    )
-
-
-def _differing(names: Sequence[str]) -> list[str]:
-    """Names without what all of them begin and end with."""
-    start = _common(names)
-    tails = [name[start:] for name in names]
-    end = _common([tail[::-1] for tail in tails])
-    return [f"…{tail[: len(tail) - end]}{'…' if end else ''}" for tail in tails]
+        start = _common(names)
+        end = _common([name[start:][::-1] for name in names])
+        middles = (name[start : len(name) - end] for name in names)
+        shown = [fitted(f"…{middle}{'…' if end else ''}", room, size) for middle in middles]
+    axes.set_xticks(range(len(names)), shown, fontsize=size, rotation=90 if upright else 0)
 
 
 def _common(names: Sequence[str]) -> int:
@@ -248,28 +293,17 @@ def legend(axes: Axes) -> None:
     axes.legend(loc="best", frameon=False, labelcolor=INK, fontsize=9)
 
 
-def colour_bar(figure: Any, image: AxesImage, axes: Axes, label: str = "") -> None:
+def colour_bar(figure: Any, image: AxesImage, axes: Axes) -> None:
     """A slim scale beside `axes`; `figure` is a figure or a part of one."""
     bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.02)
     bar.outline.set_visible(False)
     bar.ax.tick_params(colors=INK, labelsize=8)
-    bar.set_label(label, color=INK, fontsize=9)
 
 
-def zoom(axes: Axes, view: View) -> None:
-    """Show this part of the plane only."""
-    axes.set_xlim(view[0], view[1])
-    axes.set_ylim(view[3], view[2])
-
-
-def mark_orientation(axes: Axes) -> None:
-    """R on the left edge, A on the upper edge."""
-    for x, y, letter in ((0.04, 0.5, "R"), (0.5, 0.955, "A")):
-        _label(axes, x, y, letter, ha="center", va="center")
-
-
-def mark_scale(axes: Axes, view: View) -> None:
-    """A bar of a round length, about a quarter of the view wide."""
+def mark_patient(axes: Axes, view: View) -> None:
+    """R on the left edge, A on the upper edge, and a bar of a round length: a quarter of the view
+    at most.
+    """
     side = view[1] - view[0]
     length = max((step for step in (1, 2, 5, 10, 20, 50, 100, 200) if step <= side / 4), default=1)
     axes.plot(
@@ -281,21 +315,20 @@ def mark_scale(axes: Axes, view: View) -> None:
         solid_capstyle="butt",
         path_effects=_halo(4),
     )
-    _label(axes, 0.05, 0.07, f"{length} mm", ha="left", va="bottom")
+    for x, y, text, ha, va in (
+        (0.04, 0.5, "R", "center", "center"),
+        (0.5, 0.955, "A", "center", "center"),
+        (0.05, 0.07, f"{length} mm", "left", "bottom"),
+    ):
+        place: dict[str, Any] = {"transform": axes.transAxes, "ha": ha, "va": va}
+        axes.text(x, y, text, color=INK, fontsize=8, path_effects=_halo(2), **place)
 
 
-def _label(axes: Axes, x: float, y: float, text: str, *, ha: str, va: str) -> None:
-    axes.text(
-        x,
-        y,
-        text,
-        transform=axes.transAxes,
-        color=INK,
-        fontsize=8,
-        ha=ha,
-        va=va,
-        path_effects=_halo(2),
-    )
+def _halo(width: float) -> list[Any]:
+    """A dark rim, so that a line or a letter is seen on white bone as well."""
+    from matplotlib.patheffects import Normal, Stroke
+
+    return [Stroke(linewidth=width, foreground="black", alpha=0.55), Normal()]
 
 
 def not_black(image: Plane, black: float) -> MaskPlane:
@@ -304,7 +337,7 @@ def not_black(image: Plane, black: float) -> MaskPlane:
     return np.asarray(brightest > black)
 
 
-def view_mm(structures: NDArray[np.bool_], body: NDArray[np.bool_], pixel_mm: PixelMm) -> View:
+def view_mm(structures: MaskPlane, body: MaskPlane, pixel_mm: PixelMm) -> View:
     """The part of a plane worth looking at: a square around the structures, within the body.
 
     Args:
@@ -315,7 +348,7 @@ def view_mm(structures: NDArray[np.bool_], body: NDArray[np.bool_], pixel_mm: Pi
     Returns:
         Left, right, top and bottom edge, mm.
     """
-    width, height = structures.shape[1] * pixel_mm[1], structures.shape[0] * pixel_mm[0]
+    height, width = structures.shape[0] * pixel_mm[0], structures.shape[1] * pixel_mm[1]
     around = _bounds_mm(body, pixel_mm) or (0.0, width, 0.0, height)
     seen = _bounds_mm(structures, pixel_mm) or around
     extent = max(seen[1] - seen[0], seen[3] - seen[2])
@@ -323,13 +356,11 @@ def view_mm(structures: NDArray[np.bool_], body: NDArray[np.bool_], pixel_mm: Pi
     side = max(_VIEW_PER_EXTENT * extent, _VIEW_LEAST * max(width, height))
     if side >= most:  # the whole body fits: centre on it
         side, seen = most, around
-    return (
-        *_place((seen[0] + seen[1]) / 2, side, width),
-        *_place((seen[2] + seen[3]) / 2, side, height),
-    )
+    across = _interval((seen[0] + seen[1]) / 2, side, width)
+    return (*across, *_interval((seen[2] + seen[3]) / 2, side, height))
 
 
-def _place(centre: float, side: float, extent: float) -> tuple[float, float]:
+def _interval(centre: float, side: float, extent: float) -> tuple[float, float]:
     """An interval of length `side` around `centre`, moved into [0, extent] where it fits."""
     if side >= extent:
         return (extent - side) / 2, (extent + side) / 2
@@ -337,14 +368,10 @@ def _place(centre: float, side: float, extent: float) -> tuple[float, float]:
     return start, start + side
 
 
-def _bounds_mm(mask: NDArray[np.bool_], pixel_mm: PixelMm) -> View | None:
+def _bounds_mm(mask: MaskPlane, pixel_mm: PixelMm) -> View | None:
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if rows.size == 0:
         return None
     height, width = pixel_mm
-    return (
-        float(columns[0] * width),
-        float((columns[-1] + 1) * width),
-        float(rows[0] * height),
-        float((rows[-1] + 1) * height),
-    )
+    across = float(columns[0] * width), float((columns[-1] + 1) * width)
+    return (*across, float(rows[0] * height), float((rows[-1] + 1) * height))

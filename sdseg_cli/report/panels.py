@@ -14,6 +14,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,15 @@ from numpy.typing import NDArray
 from sdseg_cli.core.errors import DataError
 from sdseg_cli.core.json_files import read_object
 from sdseg_cli.core.tables import write_json
-from sdseg_cli.report.drawing import MaskPlane, PixelMm, not_black, view_mm
+from sdseg_cli.report.drawing import (
+    MaskPlane,
+    PixelMm,
+    as_colours,
+    not_black,
+    overlay,
+    view_mm,
+    windowed,
+)
 
 FILE = "panels.json"
 FORMAT_VERSION = 1
@@ -76,66 +85,50 @@ def case_panel(
         pixel_mm: Height and width of a pixel; (1, 1) of a picture.
         measured: Whether it has millimetres; None: where it is not in colour.
 
-    Returns:
-        The panel.
-
     Raises:
         ValueError: The planes differ in shape.
     """
     if not plane.shape[:2] == reference.shape == prediction.shape:
         raise ValueError(f"planes of {plane.shape}, {reference.shape} and {prediction.shape}")
     measured = plane.ndim == 2 if measured is None else measured
-    rows, columns = _crop(plane, reference | prediction, window, pixel_mm)
-    extent_mm = (
-        (rows.stop - rows.start) * pixel_mm[0],
-        (columns.stop - columns.start) * pixel_mm[1],
+    left, right, top, bottom = view_mm(
+        reference | prediction, not_black(plane, window[0]), pixel_mm
     )
+    seen = (
+        _pixels(top, bottom, pixel_mm[0], plane.shape[0]),
+        _pixels(left, right, pixel_mm[1], plane.shape[1]),
+    )
+    cut = reference[seen].shape
+    extent_mm = cut[0] * pixel_mm[0], cut[1] * pixel_mm[1]
     scale = LONGEST_SIDE / max(extent_mm)  # picture pixels per mm
     height, width = (max(1, round(scale * side)) for side in extent_mm)
-    per_pixel = (height / (rows.stop - rows.start), width / (columns.stop - columns.start))
+    per_pixel = height / cut[0], width / cut[1]
+    masks = {"reference": reference, "prediction": prediction}
+    absent = " and ".join(f"no {name}" for name, mask in masks.items() if not mask.any())
+    none = f"{absent} in this slice" if absent else ""
     return CasePanel(
         case_id=case_id,
-        caption=_caption(caption, reference, prediction),
-        image_png=_picture(plane[rows, columns], window, (width, height)),
+        caption=", ".join(part for part in (caption, none) if part),
+        image_png=_jpeg(plane[seen], window, (width, height)),
         width=width,
         height=height,
-        reference=_outlines(reference[rows, columns], per_pixel),
-        prediction=_outlines(prediction[rows, columns], per_pixel),
+        reference=_outlines(reference[seen], per_pixel),
+        prediction=_outlines(prediction[seen], per_pixel),
         width_mm=extent_mm[1] if measured else None,
     )
 
 
-def _caption(caption: str, reference: MaskPlane, prediction: MaskPlane) -> str:
-    masks = {"reference": reference, "prediction": prediction}
-    absent = [name for name, mask in masks.items() if not mask.any()]
-    none = f"no {' and no '.join(absent)} in this slice" if absent else ""
-    return ", ".join(part for part in (caption, none) if part)
+def _pixels(start_mm: float, stop_mm: float, step_mm: float, count: int) -> slice:
+    """The pixels of an axis that an interval touches."""
+    return slice(max(0, math.floor(start_mm / step_mm)), min(count, math.ceil(stop_mm / step_mm)))
 
 
-def _crop(
-    plane: NDArray[Any], structures: MaskPlane, window: tuple[float, float], pixel_mm: PixelMm
-) -> tuple[slice, slice]:
-    """The rows and columns worth looking at."""
-    left, right, top, bottom = view_mm(structures, not_black(plane, window[0]), pixel_mm)
-    count = structures.shape
-    return (
-        slice(
-            max(0, math.floor(top / pixel_mm[0])), min(count[0], math.ceil(bottom / pixel_mm[0]))
-        ),
-        slice(
-            max(0, math.floor(left / pixel_mm[1])), min(count[1], math.ceil(right / pixel_mm[1]))
-        ),
-    )
-
-
-def _picture(plane: NDArray[Any], window: tuple[float, float], size: tuple[int, int]) -> bytes:
+def _jpeg(plane: NDArray[Any], window: tuple[float, float], size: tuple[int, int]) -> bytes:
     """A JPEG of (width, height) pixels."""
     from PIL import Image
 
-    low, high = window
-    grey = np.clip((plane.astype(np.float32) - low) / max(high - low, 1e-6), 0, 1)
-    # What is no number is black: a picture must not depend on how it happens to be cast.
-    levels = np.rint(255 * np.nan_to_num(grey)).astype(np.uint8)
+    # NaN is black: a picture must not depend on how it happens to be cast.
+    levels = np.rint(255 * np.nan_to_num(windowed(plane, window))).astype(np.uint8)
     written = io.BytesIO()
     image = Image.fromarray(levels).resize(size, Image.Resampling.BICUBIC)
     image.save(written, format="JPEG", quality=_QUALITY)
@@ -149,16 +142,12 @@ def _outlines(mask: MaskPlane, per_pixel: tuple[float, float]) -> tuple[Polyline
     padded = np.pad(mask, 1).astype(np.float32)  # closes outlines at the plane's border
     found = []
     for points in find_contours(padded, 0.5):
-        xy = (_corners(points)[:, ::-1] - 0.5) * per_pixel[::-1]
+        steps = np.diff(points, axis=0)
+        turns = steps[:-1, 0] * steps[1:, 1] != steps[:-1, 1] * steps[1:, 0]
+        corners = points[np.concatenate(([True], turns, [True]))]
+        xy = (corners[:, ::-1] - 0.5) * per_pixel[::-1]
         found.append(tuple((round(float(x), 1), round(float(y), 1)) for x, y in xy))
     return tuple(found)
-
-
-def _corners(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The points of a (N, 2) line at which it turns, and both ends."""
-    steps = np.diff(points, axis=0)
-    turns = steps[:-1, 0] * steps[1:, 1] != steps[:-1, 1] * steps[1:, 0]
-    return points[np.concatenate(([True], turns, [True]))]
 
 
 def save_panels(folder: Path, panels: Sequence[CasePanel], name: str = FILE) -> Path:
@@ -184,8 +173,8 @@ def save_panels(folder: Path, panels: Sequence[CasePanel], name: str = FILE) -> 
             "width": panel.width,
             "height": panel.height,
             "width_mm": panel.width_mm,
-            "reference": [_flat(line) for line in panel.reference],
-            "prediction": [_flat(line) for line in panel.prediction],
+            "reference": [list(chain(*line)) for line in panel.reference],
+            "prediction": [list(chain(*line)) for line in panel.prediction],
         }
         for panel in panels
     ]
@@ -251,19 +240,14 @@ def media_type(image: bytes) -> str | None:
     return "image/jpeg" if image.startswith(b"\xff\xd8\xff") else None
 
 
-def _flat(line: Polyline) -> list[float]:
-    return [value for point in line for value in point]
-
-
 def _pairs(values: Sequence[float]) -> Polyline:
     numbers = [float(value) for value in values]
     return tuple(zip(numbers[::2], numbers[1::2], strict=True))
 
 
 MAP_FILE = "map_panels.json"
-_TINT = np.array([0.62, 0.2, 1.0], np.float32)
-"""Red, green, blue: neither an outline's colour nor one that tissue has."""
-_STRONGEST = 0.8
+_TINT, _STRONGEST = "#9e33ff", 0.8
+"""Violet: neither an outline's colour nor one that tissue has."""
 
 
 def map_panel(
@@ -276,30 +260,22 @@ def map_panel(
     window: tuple[float, float],
     pixel_mm: PixelMm,
 ) -> CasePanel:
-    """A slice with the disagreement of its runs laid over it.
+    """A slice with the disagreement of its runs laid over it; the rest is as in `case_panel`.
 
     Args:
         case_id: The case.
         caption: What is shown.
-        plane: (rows, columns) values as a radiologist sees them, or (rows, columns, 3) colours.
+        plane: As in `case_panel`.
         reference: (rows, columns) bool.
         majority: (rows, columns) bool, what more than half of the runs call foreground.
         disagreement: (rows, columns), 4p(1-p) in steps of 1/255.
         window: The values drawn black and white.
-        pixel_mm: Height and width of a pixel; (1, 1) of a picture.
+        pixel_mm: Height and width of a pixel.
     """
-    low, high = window
-    grey = np.clip((plane.astype(np.float32) - low) / max(high - low, 1e-6), 0, 1)
-    colours = grey if grey.ndim == 3 else np.repeat(grey[..., None], 3, axis=2)
-    share = _STRONGEST * (disagreement.astype(np.float32) / 255)[..., None]
-    tinted = colours * (1 - share) + _TINT * share
+    colours = 255 * as_colours(windowed(plane, window))
+    share = _STRONGEST * disagreement.astype(np.float32) / 255
+    tinted = overlay(colours, disagreement > 0, share, [_TINT])
+    measured = plane.ndim == 2  # in colour, but a slice of a patient all the same
     return case_panel(
-        case_id,
-        caption,
-        tinted,
-        reference,
-        majority,
-        (0.0, 1.0),
-        pixel_mm,
-        measured=plane.ndim == 2,  # in colour, but a slice of a patient all the same
+        case_id, caption, tinted, reference, majority, (0.0, 255.0), pixel_mm, measured=measured
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +18,29 @@ from numpy.typing import NDArray
 from sdseg_cli.core.config import THRESHOLD
 from sdseg_cli.imaging.slices import SliceTransform
 from sdseg_cli.imaging.volume import Volume
-from sdseg_cli.metrics.paired import Paired
+from sdseg_cli.metrics.statistics import Paired
 from sdseg_cli.report.drawing import (
     FAINT,
     INK,
+    LINE_COLOURS,
     PANEL_INCHES,
     PAPER,
     PREDICTION_COLOUR,
     REFERENCE_COLOUR,
+    Frame,
+    Line,
     MaskPlane,
     Plane,
-    bare,
     chart,
     colour_bar,
     fitted,
-    mark_orientation,
-    mark_scale,
+    mark_patient,
     name_places,
     new_figure,
     not_black,
     save_figure,
-    show_contour,
-    show_plane,
+    show_panel,
     view_mm,
-    zoom,
 )
 
 _TITLE_SIZE, _NAME_INCHES = 12, 7.0
@@ -51,8 +51,6 @@ class CasePlane:
     """One axial slice of one case, ready to draw. All planes are (rows, columns), canonical."""
 
     case_id: str
-    heading: str
-    """What the row is about, for example "best"."""
     dice: float | None
     slice_index: int
     """From the feet, 0-based."""
@@ -67,16 +65,17 @@ class CasePlane:
     """The values drawn black and white."""
     pixel_mm: tuple[float, float]
     """Height and width of a pixel; (1, 1) of a picture."""
+    heading: str = ""
+    """What the row is about, for example "best"."""
 
     @property
     def is_picture(self) -> bool:
-        """Whether it is in colour, without millimetres and a patient's right."""
+        """In colour, without millimetres and a patient's right."""
         return self.image.ndim == 3
 
 
 def case_plane(
     case_id: str,
-    heading: str,
     volume: Volume,
     reference: NDArray[np.bool_],
     prediction: NDArray[np.bool_],
@@ -86,29 +85,22 @@ def case_plane(
     dice: float | None,
     window: tuple[float, float],
 ) -> CasePlane:
-    """Cut the telling slice out of a case: the one with the largest reference area.
-
-    Without a reference the largest predicted area decides; with neither, it is the middle slice.
+    """Cut the slice that `largest_area_slice` chooses out of a case.
 
     Args:
         case_id: The case.
-        heading: What the row is about, for example "best".
         volume: The scan, (I,J,K).
         reference: (I,J,K) bool, on the scan's grid.
         prediction: (I,J,K) bool, on the scan's grid.
-        probability: Slice number -> (256,256) in [0,1], the model's plane; asked once.
+        probability: Slice number -> (256,256) in [0,1], the model's plane; called once.
         restore: The way from the model's planes to the scan.
         dice: Of the whole case; None where it is undefined.
         window: The scan's values drawn black and white.
-
-    Returns:
-        The slice, ready for `save_cases`.
     """
     k = largest_area_slice(reference, prediction, restore)
     height_mm, width_mm, _ = restore.planes.spacing_mm
     return CasePlane(
         case_id=case_id,
-        heading=heading,
         dice=dice,
         slice_index=k,
         slices=restore.slices,
@@ -137,10 +129,6 @@ def largest_area_slice(
 def save_cases(path: Path, rows: Sequence[CasePlane]) -> None:
     """Draw one row per case (scan, reference, prediction, probability) and write a PNG, atomically.
 
-    Args:
-        path: The .png file; missing folders are made.
-        rows: At least one slice.
-
     Raises:
         RunError: The disk refused.
         ValueError: No rows.
@@ -150,49 +138,46 @@ def save_cases(path: Path, rows: Sequence[CasePlane]) -> None:
     figure = new_figure(4 * PANEL_INCHES + 0.6, len(rows) * (PANEL_INCHES + 0.6))
     parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
     for row, part in zip(rows, parts, strict=True):
-        part.set_facecolor(PAPER)
-        part.suptitle(_title(row), color=INK, fontsize=_TITLE_SIZE, x=0.012, ha="left")
+        dice = "undefined" if row.dice is None else f"{row.dice:.3f}"
+        heading = f"{row.heading}:  " if row.heading else ""
+        place = "" if row.is_picture else f"    slice {row.slice_index + 1} of {row.slices}"
+        _set_title(part, heading, row.case_id, f"    Dice {dice}{place}")
         _draw_row(part, row)
     save_figure(figure, path)
 
 
-def _title(row: CasePlane) -> str:
-    dice = "undefined" if row.dice is None else f"{row.dice:.3f}"
-    heading = f"{row.heading}:  " if row.heading else ""
-    place = "" if row.is_picture else f"    slice {row.slice_index + 1} of {row.slices}"
-    name = fitted(row.case_id, _NAME_INCHES, _TITLE_SIZE)
-    return f"{heading}{name}    Dice {dice}{place}"
+def _set_title(part: Any, before: str, name: str, after: str) -> None:
+    part.set_facecolor(PAPER)
+    title = f"{before}{fitted(name, _NAME_INCHES, _TITLE_SIZE)}{after}"
+    part.suptitle(title, color=INK, fontsize=_TITLE_SIZE, x=0.012, ha="left")
 
 
 def _draw_row(part: Any, row: CasePlane) -> None:
     scan, reference, prediction, probability = part.subplots(1, 4)
-    bare(scan, "picture" if row.is_picture else "scan")
-    bare(reference, "reference", REFERENCE_COLOUR)
-    none = "" if row.prediction.any() else ": none here"
-    bare(prediction, f"prediction (dashed){none}", PREDICTION_COLOUR)
-    bare(probability, "probability")
-    for axes in (scan, reference, prediction):
-        show_plane(axes, row.image, row.pixel_mm, cmap="gray", limits=row.window)
-    show_contour(reference, row.reference, row.pixel_mm, REFERENCE_COLOUR)
-    show_contour(prediction, row.reference, row.pixel_mm, REFERENCE_COLOUR, width=0.9)
-    show_contour(prediction, row.prediction, row.pixel_mm, PREDICTION_COLOUR, dashed=True)
-    drawn = show_plane(
-        probability, row.probability, row.pixel_mm, cmap="inferno", limits=(0.0, 1.0)
-    )
-    show_contour(probability, row.reference, row.pixel_mm, REFERENCE_COLOUR, width=0.9)
-    colour_bar(part, drawn, probability)
     seen = not_black(row.image, row.window[0])
     view = view_mm(row.reference | row.prediction, seen, row.pixel_mm)
-    for axes in (scan, reference, prediction, probability):
-        zoom(axes, view)
+    frame = Frame(row.pixel_mm, view)
+    show = partial(show_panel, plane=row.image, frame=frame, limits=row.window)
+    thin = (row.reference, Line(REFERENCE_COLOUR, width=0.9))
+    none = "" if row.prediction.any() else ": none here"
+    show(scan, "picture" if row.is_picture else "scan")
+    outlines = [(row.reference, Line(REFERENCE_COLOUR))]
+    show(reference, "reference", outlines=outlines, colour=REFERENCE_COLOUR)
+    outlines = [thin, (row.prediction, Line(PREDICTION_COLOUR, dashed=True))]
+    caption = f"prediction (dashed){none}"
+    show(prediction, caption, outlines=outlines, colour=PREDICTION_COLOUR)
+    plane, limits = row.probability, (0.0, 1.0)
+    drawn = show_panel(
+        probability, "probability", plane, frame, limits=limits, outlines=[thin], cmap="inferno"
+    )
+    colour_bar(part, drawn, probability)
     if not row.is_picture:
-        mark_orientation(scan)
-        mark_scale(scan, view)
+        mark_patient(scan, view)
 
 
 _MOST_NAMED = 40
 """So many cases at most are named below a chart."""
-_DICE_INCHES = 4 * PANEL_INCHES + 0.8
+_DICE_INCHES, _DIFFERENCES_INCHES = 4 * PANEL_INCHES + 0.8, 5.6
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,34 +216,27 @@ def stability_picture(
 
 
 def _draw_planes(part: Any, view: StabilityPlane) -> None:
-    part.set_facecolor(PAPER)
-    runs = len(view.probability)
-    is_picture = view.image.ndim == 3
+    runs, is_picture = len(view.probability), view.image.ndim == 3
     place = "" if is_picture else f"    slice {view.slice_index + 1}"
-    name = fitted(view.case_id, 7.0, 12)
-    title = f"least stable case:  {name}{place}    {runs} runs"
-    part.suptitle(title, color=INK, fontsize=12, x=0.012, ha="left")
-    scan, outlines, mean, spread = part.subplots(1, 4)
-    bare(scan, f"{'picture' if is_picture else 'scan'} with reference", REFERENCE_COLOUR)
-    bare(outlines, f"outlines of {runs} runs", PREDICTION_COLOUR)
-    bare(mean, "mean probability")
-    bare(spread, "standard deviation over runs")
-    square = (1.0, 1.0)
-    for axes in (scan, outlines):
-        show_plane(axes, view.image, square, cmap="gray", limits=(-1.0, 1.0))
-    show_contour(scan, view.reference, square, REFERENCE_COLOUR)
+    _set_title(part, "least stable case:  ", view.case_id, f"{place}    {runs} runs")
+    first, second, third, fourth = part.subplots(1, 4)
     probability = view.probability.astype(np.float32)
-    for plane in probability:
-        show_contour(outlines, plane > THRESHOLD, square, PREDICTION_COLOUR, width=0.9, alpha=0.8)
+    masks = probability > THRESHOLD
+    seen = not_black(view.image, -1.0)
+    frame = Frame(view=view_mm(view.reference | masks.any(axis=0), seen, (1.0, 1.0)))
+    show = partial(show_panel, plane=view.image, frame=frame, limits=(-1.0, 1.0))
+    outlines = [(view.reference, Line(REFERENCE_COLOUR))]
+    caption = f"{'picture' if is_picture else 'scan'} with reference"
+    show(first, caption, outlines=outlines, colour=REFERENCE_COLOUR)
+    outlines = [(mask, Line(PREDICTION_COLOUR, width=0.9, alpha=0.8)) for mask in masks]
+    show(second, f"outlines of {runs} runs", outlines=outlines, colour=PREDICTION_COLOUR)
     sd = probability.std(axis=0, ddof=1)
-    most = max(float(sd.max()), 0.01)
-    for axes, plane, high in ((mean, probability.mean(axis=0), 1.0), (spread, sd, most)):
-        drawn = show_plane(axes, plane, square, cmap="inferno", limits=(0.0, high))
-        colour_bar(part, drawn, axes)
-    union = view.reference | (probability > THRESHOLD).any(axis=0)
-    seen = view_mm(union, not_black(view.image, -1.0), square)
-    for axes in (scan, outlines, mean, spread):
-        zoom(axes, seen)
+    for axes, caption, plane, high in (
+        (third, "mean probability", probability.mean(axis=0), 1.0),
+        (fourth, "standard deviation over runs", sd, max(float(sd.max()), 0.01)),
+    ):
+        image = show_panel(axes, caption, plane, frame, limits=(0.0, high), cmap="inferno")
+        colour_bar(part, image, axes)
 
 
 def _draw_dice(part: Any, dice: Mapping[str, Sequence[float]]) -> None:
@@ -274,11 +252,6 @@ def _draw_dice(part: Any, dice: Mapping[str, Sequence[float]]) -> None:
         name_places(axes, [name for name, _ in ordered], _DICE_INCHES)
     axes.set_xlim(-0.6, len(ordered) - 0.4)
     axes.margins(y=0.15)
-
-
-_DIFFERENCES_INCHES = 5.6
-_MEAN_COLOUR = "#b79cff"
-"""Neither a reference's nor a prediction's."""
 
 
 def comparison_picture(
@@ -300,13 +273,8 @@ def comparison_picture(
     """
     both = {name: (a, b) for name, (a, b) in dice.items() if a is not None and b is not None}
     figure = new_figure(11.0, 5.0)
-    figure.suptitle(
-        f"A: {fitted(names[0], 5.0, 10)}    B: {fitted(names[1], 5.0, 10)}",
-        color=INK,
-        fontsize=10,
-        x=0.012,
-        ha="left",
-    )
+    a, b = (fitted(name, 5.0, 10) for name in names)
+    figure.suptitle(f"A: {a}    B: {b}", color=INK, fontsize=10, x=0.012, ha="left")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.4))
     values = np.array(list(both.values()), np.float64).reshape(-1, 2)
     _draw_pairs(left, values)
@@ -314,7 +282,7 @@ def comparison_picture(
     save_figure(figure, path)
 
 
-def _draw_pairs(axes: Any, values: np.ndarray[Any, Any]) -> None:
+def _draw_pairs(axes: Any, values: NDArray[np.float64]) -> None:
     chart(axes, "Dice of each case", "A")
     axes.set_ylabel("B", color=FAINT, fontsize=9)
     low, high = (values.min(), values.max()) if len(values) else (0.0, 1.0)
@@ -323,14 +291,12 @@ def _draw_pairs(axes: Any, values: np.ndarray[Any, Any]) -> None:
     axes.plot(limits, limits, color=FAINT, linewidth=0.8, linestyle="dashed")
     axes.scatter(values[:, 0], values[:, 1], s=22, color=PREDICTION_COLOUR, alpha=0.8, zorder=3)
     axes.set(xlim=limits, ylim=limits, aspect="equal")
-    for x, y, text, side in (
-        (0.03, 0.96, "B better", {"ha": "left", "va": "top"}),
-        (0.97, 0.04, "A better", {"ha": "right", "va": "bottom"}),
-    ):
-        axes.text(x, y, text, transform=axes.transAxes, color=FAINT, fontsize=8, **side)
+    style = {"transform": axes.transAxes, "color": FAINT, "fontsize": 8}
+    axes.text(0.03, 0.96, "B better", ha="left", va="top", **style)
+    axes.text(0.97, 0.04, "A better", ha="right", va="bottom", **style)
 
 
-def _draw_differences(axes: Any, differences: dict[str, float], found: Paired) -> None:
+def _draw_differences(axes: Any, differences: Mapping[str, float], found: Paired) -> None:
     chart(axes, "B - A, case by case", "")
     ordered = sorted(differences.items(), key=lambda item: item[1])
     places = np.arange(len(ordered))
@@ -339,13 +305,13 @@ def _draw_differences(axes: Any, differences: dict[str, float], found: Paired) -
     axes.vlines(places, 0, heights, color=PREDICTION_COLOUR, alpha=0.5, linewidth=2)
     axes.scatter(places, heights, s=18, color=PREDICTION_COLOUR, zorder=3)
     low, high = found.ci95
+    mean = LINE_COLOURS[1]
     if found.difference is not None:
-        axes.axhline(found.difference, color=_MEAN_COLOUR, linewidth=1.2)
+        axes.axhline(found.difference, color=mean, linewidth=1.2)
     if low is not None and high is not None:
-        axes.axhspan(low, high, color=_MEAN_COLOUR, alpha=0.16, linewidth=0)
-        axes.set_title(
-            "mean and its 95 % interval", color=_MEAN_COLOUR, fontsize=9, loc="right", pad=6
-        )
+        axes.axhspan(low, high, color=mean, alpha=0.16, linewidth=0)
+        text = "mean and its 95 % interval"
+        axes.set_title(text, color=mean, fontsize=9, loc="right", pad=6)
     if len(ordered) <= _MOST_NAMED:
         name_places(axes, [name for name, _ in ordered], _DIFFERENCES_INCHES)
     else:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,17 +15,14 @@ from sdseg_cli.imaging.volume import Planes, Volume
 from sdseg_cli.report.drawing import (
     INK,
     PREDICTION_COLOUR,
-    MaskPlane,
-    bare,
-    mark_orientation,
-    mark_scale,
+    Frame,
+    Line,
+    mark_patient,
     new_figure,
     not_black,
     save_figure,
-    show_contour,
-    show_plane,
+    show_panel,
     view_mm,
-    zoom,
 )
 
 MOST_SLICES = 12
@@ -69,53 +66,34 @@ def save_preview(path: Path, volume: Volume, mask: NDArray[np.uint8], limits: Li
     planes = Planes.of(volume.geometry)
     step = math.ceil(max(planes.shape) / _MOST_PIXELS)
     height_mm, width_mm, _ = planes.spacing_mm
-    pixel = (height_mm * step, width_mm * step)
     chosen = preview_slices(planes.stacked(mask))
     images = [volume.values(planes.get(volume.array, k)[::step, ::step]) for k in chosen]
-    outlines = [planes.get(mask, k)[::step, ::step] != 0 for k in chosen]
-    is_picture = isinstance(volume, Picture)
-    figure, panels = _sheet(len(chosen), planes.shape if is_picture else None)
-    window = (limits.low, limits.high)
-    view = _common_view(images, outlines, window[0], pixel)
-    for axes, k, image, outline in zip(panels, chosen, images, outlines, strict=False):
-        show_plane(axes, image, pixel, cmap="gray", limits=window)
-        show_contour(axes, outline, pixel, PREDICTION_COLOUR)
-        bare(axes, _caption(k, planes.count, outline, is_picture), INK)
-        if not is_picture:
-            zoom(axes, view)
-            mark_orientation(axes)
-            mark_scale(axes, view)
+    masks = [planes.get(mask, k)[::step, ::step] != 0 for k in chosen]
+    frame = Frame((height_mm * step, width_mm * step))
+    count = 1 if isinstance(volume, Picture) else len(chosen)
+    columns = min(_COLUMNS, count)
+    rows = math.ceil(count / columns)
+    if isinstance(volume, Picture):
+        height, width = (_PICTURE_INCHES / max(planes.shape) * side for side in planes.shape)
+        figure = new_figure(max(2.0, width), max(1.0, height) + 0.3)
+    else:
+        figure = new_figure(columns * _PANEL_INCHES, rows * (_PANEL_INCHES + 0.25))
+        everything = np.logical_or.reduce([*(not_black(i, limits.low) for i in images), *masks])
+        frame = replace(frame, view=view_mm(everything, everything, frame.pixel_mm))
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, k, image, found in zip(panels, chosen, images, masks, strict=False):
+        place = "" if frame.view is None else f"slice {k + 1} of {planes.count}"
+        show_panel(
+            axes,
+            ": ".join(part for part in (place, "" if found.any() else "nothing found") if part),
+            image,
+            frame,
+            limits=(limits.low, limits.high),
+            outlines=[(found, Line(PREDICTION_COLOUR))],
+            colour=INK,
+        )
+        if frame.view is not None:
+            mark_patient(axes, frame.view)
     for axes in panels[len(chosen) :]:
         axes.set_axis_off()
     save_figure(figure, path)
-
-
-def _sheet(count: int, picture: tuple[int, int] | None) -> tuple[Any, list[Any]]:
-    """A figure and its panels: one of a picture's proportions, or rows of squares."""
-    if picture is not None:
-        longer = _PICTURE_INCHES / max(picture)
-        figure = new_figure(max(2.0, picture[1] * longer), max(1.0, picture[0] * longer) + 0.3)
-        return figure, [figure.subplots()]
-    columns = min(_COLUMNS, count)
-    rows = math.ceil(count / columns)
-    figure = new_figure(columns * _PANEL_INCHES, rows * (_PANEL_INCHES + 0.25))
-    return figure, list(figure.subplots(rows, columns, squeeze=False).ravel())
-
-
-def _caption(k: int, count: int, outline: MaskPlane, is_picture: bool) -> str:
-    found = "" if outline.any() else "nothing found"
-    if is_picture:
-        return found
-    return f"slice {k + 1} of {count}{': ' if found else ''}{found}"
-
-
-def _common_view(
-    images: list[NDArray[np.float32]],
-    outlines: list[MaskPlane],
-    black: float,
-    pixel: tuple[float, float],
-) -> tuple[float, float, float, float]:
-    """A square around the body in all slices that are shown."""
-    body = np.logical_or.reduce([not_black(image, black) for image in images])
-    everything = body | np.logical_or.reduce(outlines)
-    return view_mm(everything, everything, pixel)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sdseg_cli.report.drawing import (
     FAINT,
     INK,
+    LINE_COLOURS,
     PREDICTION_COLOUR,
     chart,
     legend,
@@ -20,8 +21,6 @@ from sdseg_cli.report.drawing import (
     save_figure,
 )
 
-_LINE_COLOURS = ("#e6e9ee", "#b79cff", "#ff9a2e", "#ff7ab0")
-"""Neither a reference's nor a prediction's."""
 _DRAWN = 600
 """A line has at most so many points, or twice as many; more would not be seen."""
 
@@ -70,7 +69,7 @@ def training_curve(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
 def _draw_loss(axes: Any, lines: Sequence[Mapping[str, Any]]) -> None:
     chart(axes, "Loss", "")
     terms = sorted({key for row in lines for key in row if key.startswith("loss")})
-    for term, colour in zip(terms, itertools.cycle(_LINE_COLOURS)):
+    for term, colour in zip(terms, itertools.cycle(LINE_COLOURS)):
         steps, values = _curve(lines, term)
         if not (values > 0).any():  # a switched-off term is 0 throughout: no logarithm
             continue

@@ -19,14 +19,18 @@ from sdseg_cli.report.drawing import (
     PAPER,
     PREDICTION_COLOUR,
     REFERENCE_COLOUR,
+    Line,
     MaskPlane,
     Plane,
     View,
-    draw_outline,
+    as_colours,
+    draw_level,
     fitted,
     letters_may_lack,
     new_figure,
     not_black,
+    overlay,
+    rgb,
     view_mm,
 )
 
@@ -152,9 +156,8 @@ def validation_picture(path: Path, history: ValidationHistory) -> None:
     rows, columns = len(history.shown), 1 + len(history.seen)
     width = columns * (_TILE + _GAP) + _GAP
     height = _HEAD + rows * (_TILE + _CAPTION) + _GAP
-    canvas = np.zeros((height, width, 3), np.uint8)
-    canvas[:] = _rgb(PAPER)
-    outlines = np.zeros((2, height, width), np.uint8)  # of reference and prediction
+    canvas = np.full((height, width, 3), rgb(PAPER), np.uint8)
+    references, predictions = np.zeros((2, height, width), np.uint8)
     figure = new_figure(width / DPI, height / DPI)
     figure.set_layout_engine("none")
     figure.set_facecolor("none")
@@ -162,26 +165,38 @@ def validation_picture(path: Path, history: ValidationHistory) -> None:
     axes.set_axis_off()
     for row, one in enumerate(history.shown):
         view = view_mm(one.reference, not_black(one.image, -1.0), (1.0, 1.0))
-        grey = _tile(_as_bytes(one.image), view)
+        grey = np.clip((one.image + 1) * 127.5, 0, 255).astype(np.uint8)
+        image = _tile(as_colours(grey), view)
         reference = _tile(one.reference.astype(np.uint8) * 255, view)
         top = _HEAD + row * (_TILE + _CAPTION) + _CAPTION
         for column, (step, seen) in enumerate([(0, None), *history.seen.items()]):
             left = _GAP + column * (_TILE + _GAP)
             place = (slice(top, top + _TILE), slice(left, left + _TILE))
-            caption = fitted(one.name, _TILE / DPI, 9)
-            outlines[0][place] = reference
-            canvas[place] = grey
+            caption, colour = fitted(one.name, _TILE / DPI, 9), REFERENCE_COLOUR
+            references[place], canvas[place] = reference, image
             if seen is not None:
                 found = _tile(seen.probability[row], view)
-                outlines[1][place] = found
-                canvas[place] = _shaded(grey, found)
-                caption = f"step {step}   Dice {seen.dice[row]:.3f}"
-            axes.text(left, top - 7, caption, color=INK if seen else REFERENCE_COLOUR, fontsize=9)
-    _outline(axes, outlines[0], REFERENCE_COLOUR, 1.0)
-    _outline(axes, outlines[1], PREDICTION_COLOUR, 1.4)
+                predictions[place] = found
+                share = _SHADE * found.astype(np.float32) / 255
+                canvas[place] = overlay(image, np.ones_like(found), share)
+                caption, colour = f"step {step}   Dice {seen.dice[row]:.3f}", INK
+            axes.text(left, top - 7, caption, color=colour, fontsize=9)
+    x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
+    for plane, colour, points in (
+        (references, REFERENCE_COLOUR, 1.0),
+        (predictions, PREDICTION_COLOUR, 1.4),
+    ):
+        if plane.max() > 127:  # an empty one has no outline, which matplotlib would warn of
+            half = plane.astype(np.float32) - 127  # 127.5 becomes a half, without rounding
+            draw_level(axes, x, y, half, Line(colour, points))
+    for left, side, text, colour, size in (
+        (_GAP, "left", "Validation slices", INK, 12.0),
+        (width - _GAP - 92, "right", "reference", REFERENCE_COLOUR, 9.5),
+        (width - _GAP, "right", "prediction", PREDICTION_COLOUR, 9.5),
+    ):
+        axes.text(left, 28, text, color=colour, fontsize=size, ha=side)
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
-    _draw_head(axes, width)
     _save_over(canvas, figure, path)
 
 
@@ -198,28 +213,6 @@ def _save_over(canvas: NDArray[np.uint8], figure: Any, path: Path) -> None:
         picture.save(temporary, format="PNG", compress_level=3)
 
 
-def _draw_head(axes: Any, width: int) -> None:
-    axes.text(_GAP, 28, "Validation slices", color=INK, fontsize=12)
-    right = width - _GAP
-    for text, colour, offset in (
-        ("reference", REFERENCE_COLOUR, 92),
-        ("prediction", PREDICTION_COLOUR, 0),
-    ):
-        axes.text(right - offset, 28, text, color=colour, fontsize=9.5, ha="right")
-
-
-def _outline(axes: Any, plane: NDArray[np.uint8], colour: str, width: float) -> None:
-    if plane.max() > 127:  # an empty one has no outline, which matplotlib would warn of
-        x, y = np.arange(plane.shape[1]) + 0.5, np.arange(plane.shape[0]) + 0.5
-        draw_outline(axes, x, y, plane, 127.5, colour, width=width)
-
-
-def _as_bytes(image: Plane) -> NDArray[np.uint8]:
-    """(H,W) or (H,W,3) in [-1,1] -> (H,W,3), one grey window for all."""
-    levels = np.clip((image + 1) * 127.5, 0, 255).astype(np.uint8)
-    return levels if levels.ndim == 3 else np.repeat(levels[..., None], 3, axis=2)
-
-
 def _tile(plane: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
     """The view of a plane as a square of `_TILE` pixels; black beyond the plane."""
     from PIL import Image
@@ -230,14 +223,3 @@ def _tile(plane: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
         size, Image.Transform.EXTENT, box, Image.Resampling.BILINEAR
     )
     return np.asarray(seen)
-
-
-def _shaded(grey: NDArray[np.uint8], probability: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The prediction's colour over an image, as strong as it is probable."""
-    colour = np.array(_rgb(PREDICTION_COLOUR))
-    share = _SHADE * probability[..., None].astype(np.float32) / 255
-    return (grey * (1 - share) + colour * share).astype(np.uint8)
-
-
-def _rgb(colour: str) -> list[int]:
-    return [int(colour[n : n + 2], 16) for n in (1, 3, 5)]

@@ -26,13 +26,13 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_every_way_of_a_cpu_is_compared_with_the_plain_one(tiny_run: Workspace) -> None:
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     report = bench(
         tiny_run.run.path,
         workspace=tiny_run.root,
         slices=2,
         device="cpu",
-        progress=lambda done, total, _: told.append((done, total)),
+        progress=lambda done, total, _: progress.append((done, total)),
     )
     assert [tier.name for tier in report.tiers] == [PLAIN, "exact", "fast"]
     plain, exact, fast = report.tiers
@@ -41,7 +41,7 @@ def test_every_way_of_a_cpu_is_compared_with_the_plain_one(tiny_run: Workspace) 
     assert fast.dice is not None
     assert plain.gflop == pytest.approx(exact.gflop) == pytest.approx(7.302, rel=1e-3)
     assert fast.gflop == pytest.approx(7.302 - 4.423 + 0.132, rel=1e-3)
-    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert progress == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 @pytest.mark.slow
@@ -55,8 +55,11 @@ def test_every_way_draws_by_the_threshold_of_the_run(tiny_run: Workspace, tmp_pa
 
 
 @pytest.mark.slow
-def test_the_json_has_the_floor_of_each_stage_and_tier() -> None:
-    report = bench(slices=1, device="cpu")
+def test_the_json_has_the_floor_of_each_stage_and_tier_and_threads_come_back() -> None:
+    before = torch.get_num_threads()
+    report = bench(slices=1, device="cpu", threads=2)
+    assert report.threads == 2
+    assert torch.get_num_threads() == before
     values = report.to_json()
     by_name = {row["name"]: row for row in values["stages"]}
     assert list(by_name) == [
@@ -90,13 +93,6 @@ def test_dice_counts_slices_with_foreground_in_either() -> None:
     other[1] = True  # 0 against 4: 0
     assert bench_module._mean_dice(one, other) == pytest.approx((2 / 3 + 0) / 2)
     assert bench_module._mean_dice(one[2:], other[2:]) == 1.0
-
-
-@pytest.mark.slow
-def test_threads_are_used_and_come_back() -> None:
-    before = torch.get_num_threads()
-    assert bench(slices=1, device="cpu", threads=2).threads == 2
-    assert torch.get_num_threads() == before
 
 
 @pytest.mark.parametrize(("option", "value"), [("slices", 0), ("threads", 0)])

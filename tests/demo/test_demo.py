@@ -13,6 +13,8 @@ from sdseg_cli.demo import phantom as phantom_module
 from sdseg_cli.demo.demo import set_up
 from sdseg_cli.runs.run_folder import RunDir
 
+COMMANDS = ["prepare", "train", "predict", "evaluate", "stability"]
+
 
 @pytest.fixture
 def small_phantoms(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,18 +28,15 @@ def small_phantoms(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_module, "CASES", 3)
 
 
-def test_the_demo_plans_the_five_verbs(small_phantoms: None, tmp_path: Path) -> None:
+def test_the_demo_plans_five_commands_and_keeps_its_phantoms(
+    small_phantoms: None, tmp_path: Path
+) -> None:
     plan = set_up(tmp_path / "demo", steps=7)
-    assert [arguments[0] for arguments in plan.commands] == [
-        "prepare",
-        "train",
-        "predict",
-        "evaluate",
-        "stability",
-    ]
+    assert [arguments[0] for arguments in plan.commands] == COMMANDS
     assert plan.commands[1][-1] == "7"
     assert plan.scan.name == "img0001.nii.gz"
-    assert plan.scan.is_file()
+    written = plan.scan.stat().st_mtime_ns
+    assert set_up(tmp_path / "demo").scan.stat().st_mtime_ns == written  # phantoms are kept
 
 
 def test_a_run_that_was_longer_is_finished_already(small_phantoms: None, tmp_path: Path) -> None:
@@ -46,11 +45,6 @@ def test_a_run_that_was_longer_is_finished_already(small_phantoms: None, tmp_pat
     run.config_file.write_text('preset = "tiny"\n[train]\nsteps = 300\n')
     assert set_up(tmp_path / "demo", steps=120).commands[1][-1] == "300"
     assert set_up(tmp_path / "demo", steps=400).commands[1][-1] == "400"
-
-
-def test_phantoms_that_are_there_are_kept(small_phantoms: None, tmp_path: Path) -> None:
-    first = set_up(tmp_path / "demo").scan.stat().st_mtime_ns
-    assert set_up(tmp_path / "demo").scan.stat().st_mtime_ns == first
 
 
 def test_the_demo_prints_and_runs_each_command(
@@ -69,13 +63,7 @@ def test_the_demo_prints_and_runs_each_command(
     folder = tmp_path / "demo"
     assert run_command(["demo", str(folder), "--steps", "7", "--device", "cpu"]) == 0
     err = capsys.readouterr().err
-    assert [arguments[0] for arguments in ran] == [
-        "prepare",
-        "train",
-        "predict",
-        "evaluate",
-        "stability",
-    ]
+    assert [arguments[0] for arguments in ran] == COMMANDS
     for arguments in ran:
         assert f"SDSEG_HOME={folder} sdseg {arguments[0]}" in err
     assert ran[1][-2:] == ["--device", "cpu"]

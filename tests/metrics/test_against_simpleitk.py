@@ -20,8 +20,15 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from sdseg_cli.metrics.mask_metrics import assd, dice, iou, precision, recall, volume_difference
-from sdseg_cli.metrics.pair import MaskPair
+from sdseg_cli.metrics.mask_metrics import (
+    MaskPair,
+    assd,
+    dice,
+    iou,
+    precision,
+    recall,
+    volume_difference,
+)
 
 CASES = ("pt_100", "pt_13", "pt_22")
 RIGHT_PAROTID, LEFT_PAROTID = 3, 4

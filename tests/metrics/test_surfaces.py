@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from sdseg_cli.metrics import ScoringOptions
-from sdseg_cli.metrics.mask_metrics import assd, hd95, surface_dice
-from sdseg_cli.metrics.pair import MaskPair
+from sdseg_cli.metrics.mask_metrics import MaskPair, assd, hd95, surface_dice
 from sdseg_cli.metrics.surfaces import border, surface_distances
 
 SPACING = (1.0, 2.0, 4.0)

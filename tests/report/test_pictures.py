@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,15 @@ from PIL import Image
 from sdseg_cli.imaging.io.files import read_image, read_labels
 from sdseg_cli.imaging.slices import SliceTransform
 from sdseg_cli.report import drawing
-from sdseg_cli.report.drawing import PREDICTION_COLOUR, REFERENCE_COLOUR, view_mm
+from sdseg_cli.report.drawing import (
+    CLASS_COLOURS,
+    PREDICTION_COLOUR,
+    REFERENCE_COLOUR,
+    Frame,
+    Line,
+    rgb,
+    view_mm,
+)
 from sdseg_cli.report.pictures import (
     CasePlane,
     StabilityPlane,
@@ -56,8 +66,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def shows(picture: np.ndarray, colour: str, tolerance: int = 40) -> bool:
-    wanted = [int(colour[n : n + 2], 16) for n in (1, 3, 5)]
-    return bool((np.abs(picture - wanted).max(axis=2) < tolerance).any())
+    return bool((np.abs(picture - rgb(colour)).max(axis=2) < tolerance).any())
 
 
 def test_the_slice_with_the_largest_reference_is_shown():
@@ -77,17 +86,9 @@ def test_planes_are_shown_front_up_and_patient_right_on_the_left():
     restore = SliceTransform.of(scan.geometry, size=8)
     reference = scan.array > 0
     probability = np.zeros((4, 8, 8), np.float32)
-    plane = case_plane(
-        "x",
-        "",
-        scan,
-        reference,
-        reference,
-        probability.__getitem__,
-        restore,
-        dice=1.0,
-        window=(0.0, 1.0),
-    )
+    planes = probability.__getitem__
+    window = (0.0, 1.0)
+    plane = case_plane("x", scan, reference, reference, planes, restore, dice=1.0, window=window)
     assert plane.image.shape == (6, 8)
     assert np.argwhere(plane.image == 90).tolist() == [[0, 0]]
     assert plane.pixel_mm == (3.0, 2.0)
@@ -148,18 +149,9 @@ def test_the_mandible_lies_in_front_of_the_spinal_cord_in_a_real_picture():
     scan, labels = read_image(folder / "image.nii.gz"), read_labels(folder / "label.nii.gz")
     restore = SliceTransform.of(scan.geometry)
     mandible = labels.array == 7
-    probability = np.zeros((restore.slices, 256, 256), np.float32)
-    shown = case_plane(
-        "x",
-        "",
-        scan,
-        mandible,
-        mandible,
-        probability.__getitem__,
-        restore,
-        dice=1.0,
-        window=(-175.0, 250.0),
-    )
+    planes = np.zeros((restore.slices, 256, 256), np.float32).__getitem__
+    window = (-175.0, 250.0)
+    shown = case_plane("x", scan, mandible, mandible, planes, restore, dice=1.0, window=window)
     cord = restore.canonical_plane(labels.array == 2, shown.slice_index)
     assert np.argwhere(shown.reference)[:, 0].mean() < np.argwhere(cord)[:, 0].mean()
     assert np.median(shown.image[shown.reference]) > 300  # bone, in HU
@@ -173,14 +165,10 @@ GROUNDS = {"mucosa": (190, 90, 70), "pale mucosa": (230, 150, 120), "fat": (220,
 GROUNDS |= {"air": (0, 0, 0), "muscle": (140, 140, 140), "bone": (255, 255, 255)}
 
 
-def rgb(colour: str) -> np.ndarray:
-    return np.array([int(colour[n : n + 2], 16) for n in (1, 3, 5)], float)
-
-
 @pytest.mark.parametrize("eye", SEEN)
 def test_outlines_are_told_from_each_other_and_with_their_rim_from_every_ground(eye: str):
     seen = np.array(SEEN[eye])
-    ours = [seen @ rgb(colour) for colour in (REFERENCE_COLOUR, PREDICTION_COLOUR)]
+    ours = [seen @ np.array(rgb(colour)) for colour in (REFERENCE_COLOUR, PREDICTION_COLOUR)]
     assert np.abs(ours[0] - ours[1]).max() > 120
     for ground in GROUNDS.values():
         for colour in (*ours,):
@@ -188,19 +176,62 @@ def test_outlines_are_told_from_each_other_and_with_their_rim_from_every_ground(
             assert max(line, rim) > 120, (ground, line, rim)
 
 
-@pytest.mark.parametrize("ground", GROUNDS)
-def test_every_outline_has_a_dark_rim(tmp_path: Path, ground: str):
+@pytest.mark.parametrize("eye", SEEN)
+def test_the_first_classes_are_told_apart_by_everyone_and_all_by_most(eye: str):
+    seen = [np.array(SEEN[eye]) @ np.array(rgb(colour)) for colour in CLASS_COLOURS]
+    count = len(seen) if eye == "all" else 5
+    for one, other in combinations(seen[:count], 2):
+        assert np.abs(one - other).max() > 90
+
+
+def small_figure() -> tuple[Any, Any]:
+    """A figure of 240 x 240 pixels, all of it axes."""
     figure = drawing.new_figure(2, 2)
     figure.set_layout_engine("none")
-    axes = figure.add_axes((0, 0, 1, 1))
+    return figure, figure.add_axes((0, 0, 1, 1))
+
+
+@pytest.mark.parametrize("ground", GROUNDS)
+def test_every_outline_has_a_dark_rim(tmp_path: Path, ground: str):
+    figure, axes = small_figure()
     plane = np.tile(np.array(GROUNDS[ground], np.float32), (8, 8, 1))
-    drawing.show_plane(axes, plane, (1, 1), cmap="gray", limits=(0, 255))
     mask = np.zeros((8, 8), bool)
     mask[2:6, 2:6] = True
-    drawing.show_contour(axes, mask, (1, 1), PREDICTION_COLOUR)
+    outlines = [(mask, Line(PREDICTION_COLOUR))]
+    drawing.show_panel(axes, "", plane, Frame(), limits=(0, 255), outlines=outlines)
     drawing.save_figure(figure, tmp_path / "a.png")
     row = pixels(tmp_path / "a.png")[120]
     line = np.flatnonzero(np.abs(row - rgb(PREDICTION_COLOUR)).max(axis=1) < 40)
     assert line.size >= 2  # left and right side
     beside = row[line[0] - 4 : line[0]]
     assert beside.max(axis=1).min() < 80
+
+
+def test_each_label_is_outlined_in_its_own_colour_which_does_not_depend_on_the_others(tmp_path):
+    labels = np.zeros((8, 16), np.uint8)
+    labels[2:6, 2:6], labels[2:6, 9:14] = 1, 3
+    for present in ([1, 3], [3]):
+        figure, axes = small_figure()
+        shown = np.where(np.isin(labels, present), labels, 0)
+        outlines = [(shown, Line(width=3))]
+        drawing.show_panel(axes, "", labels * 0.0, Frame(), limits=(0, 1), outlines=outlines)
+        drawing.save_figure(figure, tmp_path / "a.png")
+        picture = pixels(tmp_path / "a.png")
+        found = [n for n, colour in enumerate(CLASS_COLOURS, 1) if shows(picture, colour, 8)]
+        assert found == present
+
+
+def test_an_overlay_mixes_the_colour_of_each_label_into_the_image():
+    labels = np.array([[0, 1, 2, len(CLASS_COLOURS) + 1]])
+    image = np.full((1, 4, 3), 100, np.uint8)
+    mixed = drawing.overlay(image, labels, 0.25)
+    assert mixed[0, 0].tolist() == [100, 100, 100]
+    for place, colour in ((1, CLASS_COLOURS[0]), (2, CLASS_COLOURS[1]), (3, CLASS_COLOURS[0])):
+        assert mixed[0, place] == pytest.approx(75 + np.array(rgb(colour)) / 4)
+    share = np.array([[0.0, 0.0, 1.0, 1.0]])
+    assert drawing.overlay(image, labels > 0, share, ["#0a141e"])[0].tolist() == [
+        [100, 100, 100],
+        [100, 100, 100],
+        [10, 20, 30],
+        [10, 20, 30],
+    ]

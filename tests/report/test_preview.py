@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,37 +10,46 @@ from PIL import Image
 from sdseg_cli.imaging.intensity import Limits
 from sdseg_cli.imaging.io.picture import Picture
 from sdseg_cli.report import preview as preview_module
-from sdseg_cli.report.drawing import PREDICTION_COLOUR
+from sdseg_cli.report.drawing import PREDICTION_COLOUR, rgb
 from sdseg_cli.report.preview import preview_slices, save_preview
 from tests.fake_run import volume
 
-OUTLINE = np.array([int(PREDICTION_COLOUR[n : n + 2], 16) for n in (1, 3, 5)])
 
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[int, ...]]]:
+    """Caption and shape of each plane that is drawn."""
+    seen: list[tuple[str, tuple[int, ...]]] = []
+    show = preview_module.show_panel
 
-def stack(filled: range, slices: int) -> np.ndarray:
-    mask = np.zeros((slices, 4, 4), np.uint8)
-    mask[filled.start : filled.stop, 1, 1] = 1
-    return mask
+    def record(axes: Any, caption: str, plane: np.ndarray, *rest: Any, **style: Any) -> Any:
+        seen.append((caption, plane.shape))
+        return show(axes, caption, plane, *rest, **style)
+
+    monkeypatch.setattr(preview_module, "show_panel", record)
+    return seen
 
 
 def outlined(path: Path) -> np.ndarray:
     """(rows,columns) bool: where the outline's colour is."""
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
-    return np.abs(pixels - OUTLINE).max(axis=-1) < 40
+    return np.abs(pixels - rgb(PREDICTION_COLOUR)).max(axis=-1) < 40
 
 
-def test_few_slices_are_all_shown() -> None:
-    assert preview_slices(stack(range(3, 6), 20)) == [3, 4, 5]
-
-
-def test_many_slices_are_spread_over_the_foreground() -> None:
-    # 23 slices from 10: every second one.
-    assert preview_slices(stack(range(10, 33), 50)) == list(range(10, 33, 2))
-
-
-def test_an_empty_mask_shows_the_whole_scan() -> None:
-    assert preview_slices(stack(range(0), 23)) == list(range(0, 23, 2))
-    assert preview_slices(stack(range(0), 2)) == [0, 1]
+@pytest.mark.parametrize(
+    ("filled", "slices", "shown"),
+    [
+        (range(3, 6), 20, [3, 4, 5]),
+        (range(10, 33), 50, list(range(10, 33, 2))),  # 23 slices from 10: every second one
+        (range(0), 23, list(range(0, 23, 2))),
+        (range(0), 2, [0, 1]),
+    ],
+)
+def test_at_most_twelve_slices_are_spread_over_the_foreground_or_over_all(
+    filled: range, slices: int, shown: list[int]
+) -> None:
+    mask = np.zeros((slices, 4, 4), np.uint8)
+    mask[filled.start : filled.stop, 1, 1] = 1
+    assert preview_slices(mask) == shown
 
 
 def scan_of(shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]):
@@ -58,13 +68,10 @@ def test_the_outline_has_the_true_proportions(tmp_path: Path) -> None:
     assert height / width == pytest.approx(3, rel=0.06)
 
 
-def test_an_empty_mask_has_no_outline_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    captions: list[str] = []
-    monkeypatch.setattr(preview_module, "bare", lambda _, text, *__: captions.append(text))
+def test_an_empty_mask_has_no_outline_and_says_so(tmp_path: Path, drawn: list) -> None:
     scan = scan_of((8, 8, 2), (1.0, 1.0, 1.0))
     save_preview(tmp_path / "look.png", scan, np.zeros((8, 8, 2), np.uint8), Limits(-175, 250))
+    captions = [caption for caption, _ in drawn]
     assert captions == ["slice 1 of 2: nothing found", "slice 2 of 2: nothing found"]
     assert not outlined(tmp_path / "look.png").any()
 
@@ -94,18 +101,7 @@ def test_a_picture_is_drawn_whole_in_its_colours(tmp_path: Path) -> None:
     assert np.ptp(found[:, 1]) / np.ptp(found[:, 0]) == pytest.approx(4, rel=0.1)
 
 
-def test_a_large_picture_is_drawn_from_fewer_pixels(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shapes: list[tuple[int, ...]] = []
-    show = preview_module.show_plane
-    monkeypatch.setattr(
-        preview_module,
-        "show_plane",
-        lambda a, p, *x, **y: shapes.append(p.shape) or show(a, p, *x, **y),
-    )
-    pixels = np.zeros((20, 4000, 3), np.uint8)
-    save_preview(
-        tmp_path / "look.png", Picture.of(pixels), np.zeros((20, 4000, 1), np.uint8), Limits(0, 255)
-    )
-    assert shapes == [(7, 1334, 3)]
+def test_a_large_picture_is_drawn_from_fewer_pixels(tmp_path: Path, drawn: list) -> None:
+    picture, mask = Picture.of(np.zeros((20, 4000, 3), np.uint8)), np.zeros((20, 4000, 1), np.uint8)
+    save_preview(tmp_path / "look.png", picture, mask, Limits(0, 255))
+    assert drawn == [("nothing found", (7, 1334, 3))]

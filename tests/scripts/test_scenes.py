@@ -10,19 +10,7 @@ import torch
 
 from scripts.scenes import RULES, Organ, _draw, _organs, _tissues, random_scene
 
-DISK = Organ(
-    row=32.0,
-    column=20.0,
-    radius=10.0,
-    stretch=1.0,
-    turn=0.0,
-    bends=(),
-    wall=0.0,
-    arc=False,
-    twin=False,
-    contrast=0.5,
-    textured=False,
-)
+DISK = Organ(row=32.0, column=20.0, radius=10.0, contrast=0.5)
 
 
 def _drawn(organ: Organ, side: int = 64, voxel: float = 1.0) -> np.ndarray:

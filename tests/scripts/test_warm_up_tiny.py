@@ -36,7 +36,7 @@ def _run(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: str) -> Path:
 
 
 @pytest.mark.slow
-def test_the_script_goes_on_where_it_was_stopped(
+def test_the_script_resumes_and_writes_the_tiny_presets_networks_in_half_precision(
     small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = _run(monkeypatch, tmp_path / "whole", "--stop", "2")
@@ -45,21 +45,14 @@ def test_the_script_goes_on_where_it_was_stopped(
     one, two = read_tensors(whole), read_tensors(parts)
     assert one.keys() == two.keys()
     assert all(torch.equal(one[key], two[key]) for key in one)
-    told = "scripts/warm_up_tiny.py, seed 0, step 2 of 3, mask loss 1, 0.3 of the way"
-    assert read_metadata(whole)["made_by"] == told
+    assert {value.dtype for value in one.values()} == {torch.float16}
+    model = build_sdseg(PRESETS["tiny"].model)
+    for part in ("vision_encoder", "unet"):
+        load_strictly(getattr(model, part), below(one, f"{part}."), source=part)
+    made_by = "scripts/warm_up_tiny.py, seed 0, step 2 of 3, mask loss 1, 0.3 of the way"
+    assert read_metadata(whole)["made_by"] == made_by
     with pytest.raises(SystemExit, match="of seed 0"):
         _run(monkeypatch, tmp_path / "parts", "--seed", "1")
-
-
-@pytest.mark.slow
-def test_what_it_writes_is_the_tiny_presets_in_half_precision(
-    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = _run(monkeypatch, tmp_path, "--stop", "1")
-    tensors, model = read_tensors(out), build_sdseg(PRESETS["tiny"].model)
-    for part in ("vision_encoder", "unet"):
-        load_strictly(getattr(model, part), below(tensors, f"{part}."), source=part)
-    assert {value.dtype for value in tensors.values()} == {torch.float16}
 
 
 @pytest.mark.slow
