@@ -1,4 +1,6 @@
-"""What is done after the network, on the scan's own grid, always in this order:
+"""Cleaning: of predicted masks, and of the label maps of some data sets.
+
+A predicted mask is cleaned on the scan's own grid, always in this order:
 
     threshold     a voxel is foreground where its probability is above it
     fill_holes    background that foreground encloses on all sides becomes foreground
@@ -17,7 +19,7 @@ up in a table.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +31,12 @@ from scipy.sparse.csgraph import connected_components
 from sdseg_cli.core.config import THRESHOLD
 from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.core.filenames import is_picture
+from sdseg_cli.imaging.intensity import extent
 from sdseg_cli.imaging.io.picture import Picture
-from sdseg_cli.imaging.volume import Volume, bounding_box
+from sdseg_cli.imaging.volume import Array, Volume, bounding_box
 
 _ROUNDING = 1e-6
 """Headers hold the spacing as float32: a part of just the smallest size must not fall by that."""
-
 
 Stack = NDArray[np.uint8]
 """(S,rows,columns), 0 or 1."""
@@ -242,3 +244,49 @@ def _in_order(component: NDArray[Any]) -> NDArray[np.int64]:
     rank[np.argsort(first)] = np.arange(first.size)
     ordered: NDArray[np.int64] = rank[inverse]
     return ordered
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """What is removed from a label map because it is a slip of the annotation, in this order.
+
+    Attributes:
+        smallest_voxels: Connected components of the labelled voxels (26 neighbours, whatever
+            their labels) with fewer voxels than this are removed.
+        inside_field: Labels where the scan is at its minimum, outside the scanned field, are
+            removed.
+    """
+
+    smallest_voxels: int = 0
+    inside_field: bool = False
+
+    def apply(self, label: Volume, scan: Volume) -> Volume:
+        """The label map without what is to be removed; itself when nothing is.
+
+        Args:
+            label: (I, J, K) labels.
+            scan: The scan on the same grid.
+        """
+        if self == Cleaning():
+            return label
+        array = label.array.copy(order="K")
+        if self.smallest_voxels > 1:
+            _remove_small(array, self.smallest_voxels)
+        if self.inside_field:
+            minimum = np.float32(extent(scan).minimum)
+            for k in range(array.shape[2]):
+                array[:, :, k][scan.values(scan.array[:, :, k]) <= minimum] = 0
+        return replace(label, array=array)
+
+
+def _remove_small(labels: Array, smallest_voxels: int) -> None:
+    """Set connected components (26 neighbours) below a size to 0, in place."""
+    labelled = labels > 0
+    box = bounding_box(labelled)
+    if box is None:
+        return
+    # The numbered components take four bytes a voxel: only where there is something to number.
+    numbers, _ = ndimage.label(labelled[box], structure=np.ones((3, 3, 3)))
+    small = np.bincount(numbers.ravel()) < smallest_voxels
+    small[0] = False
+    labels[box][small[numbers]] = 0

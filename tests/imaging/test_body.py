@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from sdseg_cli.demo.phantom import Phantom
-from sdseg_cli.imaging.body import body_boxes, shows_body
 from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.io.files import read_image, read_labels
-from sdseg_cli.imaging.slices import SliceTransform
+from sdseg_cli.imaging.slices import SliceTransform, body_boxes, shows_body
 from sdseg_cli.imaging.volume import Geometry, Volume
 
 CT = Normalisation("window", -175, 250)

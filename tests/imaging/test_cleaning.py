@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sdseg_cli.imaging.cleaning import Cleaning
+from sdseg_cli.imaging.postprocess import Cleaning
 from sdseg_cli.imaging.volume import Geometry, Volume
 
 
@@ -58,9 +58,3 @@ def test_nothing_to_remove_is_the_same_volume_and_an_empty_map_stays_empty() -> 
     label, scan = pair(np.zeros((2, 2, 2), np.uint8))
     assert Cleaning().apply(label, scan) is label
     assert not Cleaning(64, True).apply(label, scan).array.any()
-
-
-def test_the_manifests_form_reads_back() -> None:
-    for cleaning in (Cleaning(), Cleaning(64, True)):
-        assert Cleaning.from_dict(cleaning.to_dict()) == cleaning
-    assert Cleaning().to_dict() == {}
