@@ -30,6 +30,7 @@ from sdseg_cli.imaging.io.header_checks import (
     read_array,
     require_held,
     shear_degrees,
+    skip,
 )
 from sdseg_cli.imaging.volume import GRID_TOLERANCE_VOXELS, Array, Geometry, OnHeader, Volume
 
@@ -80,7 +81,7 @@ def read(path: Path, on_header: OnHeader | None = None) -> Volume:
         _require_voxels(path, header, stored, packed=packed)
         if on_header is not None:
             on_header(geometry, header.get_data_dtype().itemsize)
-        _skip(stream, int(header.get_data_offset()) - header.sizeof_hdr)
+        skip(stream, int(header.get_data_offset()) - header.sizeof_hdr)
         array = read_array(stream, geometry.shape, header.get_data_dtype())
         spare = _spare_bytes(stream)
         slope, intercept = header.get_slope_inter()
@@ -391,11 +392,6 @@ def _require_voxels(path: Path, header: Any, stored: Any, *, packed: bool) -> No
         )
     claimed = math.prod(int(n) for n in header.get_data_shape()) * dtype.itemsize
     require_held(path, claimed, size if packed else size - offset, packed=packed)
-
-
-def _skip(stream: BinaryIO, count: int) -> None:
-    while count > 0 and (block := stream.read(min(count, BLOCK_BYTES))):
-        count -= len(block)
 
 
 def _spare_bytes(stream: BinaryIO) -> int:
