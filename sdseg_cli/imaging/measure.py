@@ -68,19 +68,11 @@ class GridStatistics:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> GridStatistics:
-        """Undo `to_dict`."""
-        first, second = values["plane"]
-        return cls(
-            shape=tuple(values["shape"]),
-            plane=(first, second),
-            axis_codes=values["axis_codes"],
-            spacing_mm=tuple(values["spacing_mm"]),
-            shear_degrees=values["shear_degrees"],
-            forms_apart_mm=values.get("forms_apart_mm", 0.0),
-            says_place=values.get("says_place", True),
-            unit_known=values.get("unit_known", True),
-            spare_bytes=values.get("spare_bytes", 0),
-        )
+        """Undo `to_dict`; what records of older versions lack has its default."""
+        known: dict[str, Any] = {}
+        for name in {one.name for one in fields(cls)} & values.keys():
+            known[name] = tuple(values[name]) if isinstance(values[name], list) else values[name]
+        return cls(**known)
 
 
 @dataclass(frozen=True)
@@ -116,7 +108,7 @@ class ScanStatistics:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ScanStatistics:
         """Undo `to_dict`."""
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
+        return cls(**{one.name: values[one.name] for one in fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -213,7 +205,7 @@ def measure_case(pair: Pair) -> CaseFacts:
         grid, scan = measure_grid(geometry), measure_scan(volume, digest)
         del volume
     except DataError as error:
-        faults.append(fault_of("image", error))
+        faults.append(_fault_of("image", error))
     if pair.label is not None:
         role = "label"
         try:
@@ -225,7 +217,7 @@ def measure_case(pair: Pair) -> CaseFacts:
                 names = f"scan {pair.image.name}", f"label {pair.label.name}"
                 require_same_grid(geometry, mask.geometry, *names)
         except DataError as error:
-            faults.append(fault_of(role, error))
+            faults.append(_fault_of(role, error))
     content = digest.hexdigest() if scan else ""
     return CaseFacts(pair.id, pair.image, pair.label, grid, scan, labels, tuple(faults), content)
 
@@ -241,7 +233,7 @@ def measure_pictures(pair: Pair) -> CaseFacts:
         grid = GridStatistics(shape=(rows, columns), plane=(rows, columns))
         digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
     except (DataError, RunError) as error:
-        faults.append(fault_of("image", error))
+        faults.append(_fault_of("image", error))
     if pair.label is not None:
         role = "label"
         try:
@@ -257,17 +249,12 @@ def measure_pictures(pair: Pair) -> CaseFacts:
                     "shape",
                 )
         except (DataError, RunError) as error:
-            faults.append(fault_of(role, error))
+            faults.append(_fault_of(role, error))
     return CaseFacts(pair.id, pair.image, pair.label, grid, None, labels, tuple(faults), digest)
 
 
 def measure_mask(greys: Picture, levels: MaskLevels | None = None) -> LabelStatistics:
-    """The labels of a mask, and how much of it is none of its own greys.
-
-    Args:
-        greys: Of `read_picture_greys`.
-        levels: As of `Pair`.
-    """
+    """The labels of a mask of `read_picture_greys`, and how much of it is none of its own greys."""
     values, counts = np.unique(labels_of(greys, levels).array, return_counts=True)
     found = {int(value): int(count) for value, count in zip(values, counts, strict=True)}
     used = levels_of(greys, levels)
@@ -277,11 +264,8 @@ def measure_mask(greys: Picture, levels: MaskLevels | None = None) -> LabelStati
     return LabelStatistics(greys.array.size, found, between_share=between, graded=used is None)
 
 
-def fault_of(role: str, error: DataError | RunError) -> Fault:
-    """An error as a fault; the code is the role and the kind of error, "label-damaged".
-
-    To read a picture fails for want of memory alone: "image-memory".
-    """
+def _fault_of(role: str, error: DataError | RunError) -> Fault:
+    """An error as a fault, for example "label-damaged"; a RunError is a lack of memory."""
     kind = error.code if isinstance(error, DataError) else "memory"
     return Fault(f"{role}-{kind}" if kind else role, error.message, error.hint)
 
@@ -302,11 +286,9 @@ def measure_grid(geometry: Geometry) -> GridStatistics:
 
 
 def measure_scan(volume: Volume, digest: Digest | None = None) -> ScanStatistics:
-    """What the voxels of a scan hold; see `ScanStatistics`. One plane is converted at a time.
+    """What the voxels of a scan hold. One plane is converted at a time.
 
-    Args:
-        volume: The scan.
-        digest: Fed with the values in canonical order, where someone wants to know them again.
+    A digest is fed with the values in canonical order, so that they can be known again.
     """
     planes = Planes.of(volume.geometry)
     low, high, not_finite = np.inf, -np.inf, 0
@@ -345,11 +327,7 @@ def measure_scan(volume: Volume, digest: Digest | None = None) -> ScanStatistics
 
 
 def measure_labels(volume: Volume) -> LabelStatistics:
-    """What the voxels of a label map hold; see `LabelStatistics`.
-
-    Args:
-        volume: As `read_labels` gives it: uint8 or uint16.
-    """
+    """What the voxels of a label map, uint8 or uint16, hold."""
     planes = Planes.of(volume.geometry)
     size = int(volume.array.max()) + 1
     counts, sums = np.zeros(size, np.int64), np.zeros((3, size))

@@ -18,7 +18,7 @@ up in a table.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -108,11 +108,7 @@ class PostProcess:
 
 
 def fill_holes(mask: Stack) -> None:
-    """Fill, in place, the background that is enclosed on all sides, by faces.
-
-    Args:
-        mask: (S,rows,columns) uint8, 0 or 1; a single plane is filled in 2D.
-    """
+    """Fill, in place, the background that is enclosed on all sides, by faces; one plane in 2D."""
     box = bounding_box(mask.view(np.bool_))  # of bytes, `any` would make a copy
     if box is None:
         return
@@ -131,28 +127,26 @@ def fill_holes(mask: Stack) -> None:
 
 def drop_small(mask: Stack, least_voxels: int) -> None:
     """Drop, in place, the parts of fewer voxels."""
-    box = bounding_box(mask.view(np.bool_))
-    if box is not None:
-        found = find_parts(mask[box], 1)
-        _keep(mask[box], found, found.sizes >= least_voxels)
+    _keep(mask, lambda sizes: sizes >= least_voxels)
 
 
 def keep_largest(mask: Stack, count: int) -> None:
     """Drop, in place, all but the `count` largest parts."""
+    _keep(mask, lambda sizes: np.argsort(np.argsort(-sizes, kind="stable")) < count)
+
+
+def _keep(mask: Stack, is_kept: Callable[[NDArray[np.int64]], NDArray[np.bool_]]) -> None:
+    """Drop the parts that are not kept by their sizes in voxels."""
     box = bounding_box(mask.view(np.bool_))
-    if box is not None:
-        found = find_parts(mask[box], 1)
-        kept = np.zeros(found.sizes.size, bool)
-        kept[1 + np.argsort(-found.sizes[1:], kind="stable")[:count]] = True
-        _keep(mask[box], found, kept)
-
-
-def _keep(mask: Stack, found: Parts, kept: NDArray[np.bool_]) -> None:
-    if kept[1:].all():
+    if box is None:
         return
-    stays = kept[found.part_of]
-    for k, labels in labelled_planes(mask, 1):
-        mask[k] &= stays[labels]
+    within = mask[box]
+    found = find_parts(within, 1)
+    kept = np.concatenate([[False], is_kept(found.sizes[1:])])
+    if not kept[1:].all():
+        stays = kept[found.part_of]
+        for k, labels in labelled_planes(within, 1):
+            within[k] &= stays[labels]
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,12 +167,9 @@ class Parts:
 
 
 def labelled_planes(stack: Stack, value: int) -> Iterator[tuple[int, Labels]]:
-    """Each plane's connected pieces of a value, by edge or corner for 1, by edge alone for 0.
+    """Each plane's number and labelled pieces of a value: by edge or corner for 1, edge for 0.
 
     So what is not 0 and what is not 1 never pass through each other.
-
-    Yields:
-        Number of the plane and its labels.
     """
     structure = ndimage.generate_binary_structure(2, 2 if value else 1)
     before = 0
@@ -261,12 +252,7 @@ class Cleaning:
     inside_field: bool = False
 
     def apply(self, label: Volume, scan: Volume) -> Volume:
-        """The label map without what is to be removed; itself when nothing is.
-
-        Args:
-            label: (I, J, K) labels.
-            scan: The scan on the same grid.
-        """
+        """The label map without what is to be removed, given the scan on its grid."""
         if self == Cleaning():
             return label
         array = label.array.copy(order="K")

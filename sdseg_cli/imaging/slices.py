@@ -52,13 +52,7 @@ class SliceTransform:
     def of(
         cls, geometry: Geometry, size: int = 256, boxes: NDArray[np.int64] | None = None
     ) -> SliceTransform:
-        """The way for a grid.
-
-        Args:
-            geometry: The scan's grid.
-            size: Side of the model's square in pixels.
-            boxes: As the attribute; when absent, the whole plane padded to a centred square.
-        """
+        """The way for a scan's grid; without boxes, of whole planes padded to centred squares."""
         planes = Planes.of(geometry)
         if boxes is None:
             boxes = np.tile(planes.square, (planes.count, 1))
@@ -98,12 +92,17 @@ class SliceTransform:
         Returns:
             (size, size) float32 within the range of plane and background.
         """
-        row, column, side = (int(n) for n in self.boxes[k])
-        box_rows, rows = span(row, side, plane.shape[0])
-        box_columns, columns = span(column, side, plane.shape[1])
-        square = np.full((side, side), background, np.float32)
-        square[box_rows, box_columns] = plane[rows, columns]
+        square = np.full((self.boxes[k, 2],) * 2, background, np.float32)
+        in_box, in_plane = self._overlap(k)
+        square[in_box] = plane[in_plane]
         return _resize(square, self.size, antialias=True)
+
+    def _overlap(self, k: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+        """The part that slice k's box and its plane share: where in the box, where on the plane."""
+        row, column, side = (int(n) for n in self.boxes[k])
+        box_rows, rows = span(row, side, self.plane_shape[0])
+        box_columns, columns = span(column, side, self.plane_shape[1])
+        return (box_rows, box_columns), (rows, columns)
 
     def labels_to_model(self, plane: Array, k: int) -> Array:
         """Resize a label slice: to the nearest pixel when enlarging, by majority when shrinking.
@@ -118,14 +117,12 @@ class SliceTransform:
         Returns:
             (size, size) of the same type.
         """
-        row, column, side = (int(n) for n in self.boxes[k])
-        box_rows, rows = span(row, side, plane.shape[0])
-        box_columns, columns = span(column, side, plane.shape[1])
-        square = np.zeros((side, side), plane.dtype)
-        square[box_rows, box_columns] = plane[rows, columns]
-        if side > self.size:
+        square = np.zeros((self.boxes[k, 2],) * 2, plane.dtype)
+        in_box, in_plane = self._overlap(k)
+        square[in_box] = plane[in_plane]
+        if len(square) > self.size:
             return _majority(square, self.size)
-        picked = nearest_indices(side, self.size)
+        picked = nearest_indices(len(square), self.size)
         return square[np.ix_(picked, picked)]
 
     def to_native(self, model_plane: NDArray[np.float32], k: int) -> NDArray[np.float32]:
@@ -138,14 +135,11 @@ class SliceTransform:
             k: Slice number.
 
         Returns:
-            (rows, cols) float32 on the canonical plane, for `place`.
+            (rows, cols) float32, for `place`.
         """
-        row, column, side = (int(n) for n in self.boxes[k])
-        box_rows, rows = span(row, side, self.plane_shape[0])
-        box_columns, columns = span(column, side, self.plane_shape[1])
+        in_box, in_plane = self._overlap(k)
         plane = np.zeros(self.plane_shape, np.float32)
-        square = _resize(model_plane, side, antialias=False)
-        plane[rows, columns] = square[box_rows, box_columns]
+        plane[in_plane] = _resize(model_plane, int(self.boxes[k, 2]), antialias=False)[in_box]
         return plane
 
 

@@ -23,7 +23,7 @@ def test_only_what_is_printed_within_the_block_is_gone(capfd: pytest.CaptureFixt
     os.write(2, b"after\n")
     out, err = capfd.readouterr()
     assert (out, err) == ("before\nafter\n", "after\n")
-    assert printed.text.splitlines() == [
+    assert printed[0].splitlines() == [
         "library on stdout", "library on stderr", "library in C's buffer"
     ]  # fmt: skip
 
