@@ -39,7 +39,7 @@ class Geometry:
     Attributes:
         shape: Number of voxels (I, J, K) along the stored axes.
         affine: (4, 4) float64, voxel index -> RAS+ mm. Invertible.
-        shear_degrees: How far the file's own axes were off right angles before `shear.py`
+        shear_degrees: How far the file's own axes were off right angles before `header_checks`
             straightened them; 0 when it did not have to.
         forms_apart_mm: How far a corner moves between the two ways in which a NIfTI header says
             the place, sform (which is read) and qform; 0 where they agree.
