@@ -173,11 +173,19 @@ def test_a_missing_slice_is_named(tmp_path):
         read_image(folder)
 
 
-def test_uneven_spacing_is_refused(tmp_path):
-    def uneven(made: Dataset, k: int) -> None:
-        made.ImagePositionPatient[2] = ORIGIN[2] + 5 * k + (2 if k == 5 else 0)
+@pytest.mark.parametrize(
+    ("moved", "said"),
+    [
+        (lambda k: [0, 0, 2 if k == 5 else 0], "most slices 5 mm: the spacing is not constant"),
+        (lambda k: [0, 0, 5 * (k // 2 - k)], "lie at one position"),
+        (lambda k: ALONG_ROW * 5 * k * np.tan(np.deg2rad(15)), "sheared by 15 degrees (gantry"),
+    ],
+)
+def test_slices_that_do_not_stack_are_refused(tmp_path, moved, said):
+    def move(made: Dataset, k: int) -> None:
+        made.ImagePositionPatient = [round(n, 6) for n in position(k) + moved(k)]
 
-    assert "apart, most slices 5 mm: the spacing is not constant" in refusal(tmp_path, uneven)
+    assert said in refusal(tmp_path, move)
 
 
 def test_rounded_positions_are_even_enough(tmp_path):
@@ -186,22 +194,6 @@ def test_rounded_positions_are_even_enough(tmp_path):
 
     volume = read_image(write_series(tmp_path / "scan", change=rounded))
     assert volume.geometry.spacing_mm[2] == pytest.approx(0.624)  # (3.12 - 0) / 5
-
-
-def test_two_slices_at_one_place_are_refused(tmp_path):
-    def twice(made: Dataset, k: int) -> None:
-        made.ImagePositionPatient[2] = ORIGIN[2] + 5 * (k // 2)
-
-    assert "lie at one position" in refusal(tmp_path, twice)
-
-
-def test_a_tilted_gantry_is_refused_with_its_angle(tmp_path):
-    def tilted(made: Dataset, k: int) -> None:
-        place = position(k) + ALONG_ROW * 5 * k * np.tan(np.deg2rad(15))
-        made.ImagePositionPatient = [round(n, 6) for n in place]
-
-    message = refusal(tmp_path, tilted)
-    assert "sheared by 15 degrees (gantry tilt)" in message
 
 
 @pytest.mark.parametrize(
