@@ -16,7 +16,7 @@ import numpy as np
 
 from sdseg_cli.core.config import THRESHOLD, SampleConfig
 from sdseg_cli.data.manifest import Manifest, open_array
-from sdseg_cli.imaging.body import shows_body
+from sdseg_cli.imaging.slices import shows_body
 from sdseg_cli.inference.engine import Inference
 from sdseg_cli.inference.predictor import Predictor
 from sdseg_cli.inference.sampling import predict_planes

@@ -31,8 +31,7 @@ from sdseg_cli.data.unexpected_files import (
     sets_in,
     unchecked_dicom,
 )
-from sdseg_cli.imaging.measure import Pair, measure_case, measure_pictures
-from sdseg_cli.imaging.statistics import CaseFacts
+from sdseg_cli.imaging.measure import CaseFacts, Pair, measure_case, measure_pictures
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sdseg_cli.core.findings import ERROR, WARNING, Finding
-from sdseg_cli.imaging.statistics import CaseFacts, GridStatistics, LabelStatistics, ScanStatistics
+from sdseg_cli.imaging.measure import CaseFacts, GridStatistics, LabelStatistics, ScanStatistics
 
 MANY_LABELS = 16
 """More labels than this, with none chosen, are hardly meant as one foreground."""

@@ -8,7 +8,7 @@ from statistics import median
 
 from sdseg_cli.core.findings import ERROR, EVERY_CASE, WARNING, Finding
 from sdseg_cli.data.checks import Expected
-from sdseg_cli.imaging.statistics import CaseFacts
+from sdseg_cli.imaging.measure import CaseFacts
 
 SMALLEST_COHORT = 4
 """Fewer cases have no majority to differ from."""

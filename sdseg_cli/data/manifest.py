@@ -66,7 +66,7 @@ class Manifest:
         target: Labels that count as foreground; None = every label but 0.
         labels: Labels that occur, ascending, without 0.
         normalisation: As `imaging.intensity.Normalisation.to_dict`.
-        cleaning: What was removed from the label maps, as `imaging.cleaning.Cleaning.to_dict`;
+        cleaning: What was removed from the label maps, as fields of `imaging.postprocess.Cleaning`;
             a reference read from its file has to lose it too.
         crop: "none" or "body".
         size: Side of the squares in pixels.

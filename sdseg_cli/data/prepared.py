@@ -19,14 +19,19 @@ from sdseg_cli.core.errors import DataError, RunError
 from sdseg_cli.core.filenames import is_picture
 from sdseg_cli.core.files import file_sha256
 from sdseg_cli.core.json_files import read_object
-from sdseg_cli.imaging.cleaning import Cleaning
 from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation, extent, guess_modality
 from sdseg_cli.imaging.io.files import read_geometry, read_image, read_labels
 from sdseg_cli.imaging.io.picture import MaskLevels, Picture
-from sdseg_cli.imaging.measure import facts_record, measure_grid, measure_labels, measure_scan
+from sdseg_cli.imaging.measure import (
+    ScanStatistics,
+    facts_record,
+    measure_grid,
+    measure_labels,
+    measure_scan,
+)
+from sdseg_cli.imaging.postprocess import Cleaning
 from sdseg_cli.imaging.scans import size_and_time
 from sdseg_cli.imaging.slices import to_stack
-from sdseg_cli.imaging.statistics import ScanStatistics
 from sdseg_cli.imaging.volume import Volume, geometry_like, reorient_to, require_same_grid
 
 FORMAT_VERSION = 2
@@ -46,7 +51,7 @@ class CaseJob:
         normalisation: How values become [-1, 1].
         crop: One of `slices.CROPS`.
         size: Side of the squares in pixels.
-        cleaning: What the label map loses, as `Cleaning.to_dict`.
+        cleaning: What the label map loses, as fields of `Cleaning`.
         levels: What the grey values of a picture's mask mean; None where the mask says it.
     """
 
@@ -221,7 +226,7 @@ def prepare_case(job: CaseJob, folder: Path) -> dict[str, Any] | BadCase:
         values = _checked_values(image)
         grid = None if values is None else measure_grid(image.geometry)
         measured = facts_record(values, measure_labels(label), grid)
-        label = Cleaning.from_dict(job.cleaning).apply(label, image)
+        label = Cleaning(**job.cleaning).apply(label, image)
     except (DataError, RunError) as error:
         return BadCase.of(job.id, code, error)
     temporary = folder / f".{job.id}.{os.getpid()}.part"

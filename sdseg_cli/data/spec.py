@@ -53,7 +53,7 @@ class DatasetSpec:
         window_hu: What becomes -1 and +1; None = by modality.
         window_kind: How the window is used, see `imaging.intensity.Normalisation`.
         test_ids: Cases a published split keeps for testing.
-        cleaning: What is removed from label maps, as `imaging.cleaning.Cleaning.to_dict`.
+        cleaning: What is removed from label maps, as fields of `imaging.postprocess.Cleaning`.
         refine: What a data set says of itself: root folder, spec -> spec.
         mask_levels: (lowest grey, label) of a picture's mask, ascending; None = it holds labels.
         split_sizes: Cases that train, validate and test in the whole published set.

@@ -16,9 +16,9 @@ from sdseg_cli.core.progress import Progress
 from sdseg_cli.data.manifest import Manifest, PreparedCase, open_array
 from sdseg_cli.data.spec import SPLITS
 from sdseg_cli.evaluation.results import provenance
-from sdseg_cli.imaging.cleaning import Cleaning
 from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.io.files import read_image, read_labels
+from sdseg_cli.imaging.postprocess import Cleaning
 from sdseg_cli.imaging.slices import SliceTransform
 from sdseg_cli.imaging.volume import Volume, reorient_to, require_same_grid
 from sdseg_cli.metrics.agreement import disagreement_of_counts
@@ -63,7 +63,7 @@ class EvaluationSplit:
         labels = reorient_to(labels, scan.geometry)
         names = f"case {case.id}: scan {scan.name}", f"label {labels.name}"
         require_same_grid(scan.geometry, labels.geometry, *names)
-        cleaned = Cleaning.from_dict(self.manifest.cleaning).apply(labels, scan)
+        cleaned = Cleaning(**self.manifest.cleaning).apply(labels, scan)
         return scan, self.manifest.is_foreground(cleaned.array)
 
     @property

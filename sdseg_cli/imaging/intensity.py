@@ -141,7 +141,7 @@ def percentiles(volume: Volume, wanted: tuple[float, ...]) -> list[float]:
 
     Args:
         volume: The scan.
-        wanted: Percentiles, 0..100.
+        wanted: 0..100.
 
     Returns:
         One value each; the minimum when the scan is constant.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +21,6 @@ from sdseg_cli.imaging.io.picture import (
     read_picture,
     read_picture_greys,
 )
-from sdseg_cli.imaging.statistics import (
-    CaseFacts,
-    Fault,
-    GridStatistics,
-    LabelStatistics,
-    ScanStatistics,
-)
 from sdseg_cli.imaging.volume import Geometry, Planes, Volume, reorient_to, require_same_grid
 
 if TYPE_CHECKING:
@@ -40,6 +33,148 @@ WRAPPED = (64512.0, 65535.0)
 BEYOND_HU = (-32768.0, 20000.0)
 MANY_GREYS = 16
 """A mask of more values than these, white among them, is a soft edge and no list of classes."""
+
+
+@dataclass(frozen=True)
+class GridStatistics:
+    """Where a volume lies; a picture has two numbers and no place.
+
+    Attributes:
+        shape: Voxels along the stored axes, or rows and columns of a picture.
+        plane: Rows and columns of an axial plane.
+        axis_codes: For example "LPS"; "" for a picture.
+        spacing_mm: Along the stored axes; empty for a picture.
+        shear_degrees: What was straightened on reading.
+        forms_apart_mm: How far a NIfTI header's sform and qform lie apart; 0 where they agree.
+        says_place: False where a NIfTI header says neither.
+        unit_known: False where a NIfTI header's unit of length has no meaning.
+        spare_bytes: What a NIfTI file holds behind the voxels that its header claims.
+    """
+
+    shape: tuple[int, ...]
+    plane: tuple[int, int]
+    axis_codes: str = ""
+    spacing_mm: tuple[float, ...] = ()
+    shear_degrees: float = 0.0
+    forms_apart_mm: float = 0.0
+    says_place: bool = True
+    unit_known: bool = True
+    spare_bytes: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a case's record: what JSON gives back."""
+        values = asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> GridStatistics:
+        """Undo `to_dict`; what records of older versions lack has its default."""
+        known: dict[str, Any] = {}
+        for name in {one.name for one in fields(cls)} & values.keys():
+            known[name] = tuple(values[name]) if isinstance(values[name], list) else values[name]
+        return cls(**known)
+
+
+@dataclass(frozen=True)
+class ScanStatistics:
+    """What the voxels of a scan hold.
+
+    Attributes:
+        minimum: Of the finite values.
+        maximum: Of the finite values.
+        not_finite: Number of voxels that are NaN or infinite.
+        distinct: Number of different values where all are whole numbers in 0..255, else None.
+        zero_share: Share of voxels that are 0, in 0..1.
+        air_share: Share below -200, where in CT only air lies.
+        shifted_share: Of the voxels above 300, those in 850..1150: soft tissue, were 1024 added.
+        wrapped_share: Share in 64512..65535: -1024..-1 as unsigned 16-bit numbers.
+        beyond_share: Share beyond -32768..20000 HU that is not wrapped.
+    """
+
+    minimum: float
+    maximum: float
+    not_finite: int
+    distinct: int | None
+    zero_share: float
+    air_share: float
+    shifted_share: float
+    wrapped_share: float
+    beyond_share: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a case's record."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ScanStatistics:
+        """Undo `to_dict`."""
+        return cls(**{one.name: values[one.name] for one in fields(cls)})
+
+
+@dataclass(frozen=True)
+class LabelStatistics:
+    """What the voxels of a label map hold.
+
+    Attributes:
+        voxels: Number of voxels.
+        counts: Value -> number of voxels, 0 included where it occurs.
+        centres: Value (not 0) -> mean place as shares of the grid, in 0..1, from the front to the
+            back, the right to the left and the feet to the head.
+        between_share: Share of a picture mask's pixels that are none of its own greys, black and
+            white mostly; 0 for volumes and for masks of class numbers.
+        graded: Each of a picture mask's greys is a label of its own.
+    """
+
+    voxels: int
+    counts: dict[int, int]
+    centres: dict[int, tuple[float, float, float]] = field(default_factory=dict)
+    between_share: float = 0.0
+    graded: bool = False
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """Values that occur, ascending, without 0."""
+        return tuple(sorted(value for value, count in self.counts.items() if value and count))
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a file of a case could not be measured.
+
+    Attributes:
+        code: The finding's code, for example "label-damaged".
+        message: What happened.
+        hint: What to do.
+    """
+
+    code: str
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class CaseFacts:
+    """Everything measured of one case; None where a file could not be read.
+
+    Attributes:
+        id: Case id.
+        image: The scan.
+        label: Its label map, if one was found.
+        grid: Of the scan.
+        scan: Values of the scan.
+        labels: Values of the label map.
+        faults: What could not be read, or does not fit together.
+        sha256: Of the decoded image in canonical order: equal = the same pixels; "" = unread.
+    """
+
+    id: str
+    image: Path
+    label: Path | None = None
+    grid: GridStatistics | None = None
+    scan: ScanStatistics | None = None
+    labels: LabelStatistics | None = None
+    faults: tuple[Fault, ...] = ()
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,7 +205,7 @@ def measure_case(pair: Pair) -> CaseFacts:
         grid, scan = measure_grid(geometry), measure_scan(volume, digest)
         del volume
     except DataError as error:
-        faults.append(fault_of("image", error))
+        faults.append(_fault_of("image", error))
     if pair.label is not None:
         role = "label"
         try:
@@ -82,7 +217,7 @@ def measure_case(pair: Pair) -> CaseFacts:
                 names = f"scan {pair.image.name}", f"label {pair.label.name}"
                 require_same_grid(geometry, mask.geometry, *names)
         except DataError as error:
-            faults.append(fault_of(role, error))
+            faults.append(_fault_of(role, error))
     content = digest.hexdigest() if scan else ""
     return CaseFacts(pair.id, pair.image, pair.label, grid, scan, labels, tuple(faults), content)
 
@@ -98,7 +233,7 @@ def measure_pictures(pair: Pair) -> CaseFacts:
         grid = GridStatistics(shape=(rows, columns), plane=(rows, columns))
         digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
     except (DataError, RunError) as error:
-        faults.append(fault_of("image", error))
+        faults.append(_fault_of("image", error))
     if pair.label is not None:
         role = "label"
         try:
@@ -114,17 +249,12 @@ def measure_pictures(pair: Pair) -> CaseFacts:
                     "shape",
                 )
         except (DataError, RunError) as error:
-            faults.append(fault_of(role, error))
+            faults.append(_fault_of(role, error))
     return CaseFacts(pair.id, pair.image, pair.label, grid, None, labels, tuple(faults), digest)
 
 
 def measure_mask(greys: Picture, levels: MaskLevels | None = None) -> LabelStatistics:
-    """The labels of a mask, and how much of it is none of its own greys.
-
-    Args:
-        greys: Of `read_picture_greys`.
-        levels: As of `Pair`.
-    """
+    """The labels of a mask of `read_picture_greys`, and how much of it is none of its own greys."""
     values, counts = np.unique(labels_of(greys, levels).array, return_counts=True)
     found = {int(value): int(count) for value, count in zip(values, counts, strict=True)}
     used = levels_of(greys, levels)
@@ -134,11 +264,8 @@ def measure_mask(greys: Picture, levels: MaskLevels | None = None) -> LabelStati
     return LabelStatistics(greys.array.size, found, between_share=between, graded=used is None)
 
 
-def fault_of(role: str, error: DataError | RunError) -> Fault:
-    """An error as a fault; the code is the role and the kind of error, "label-damaged".
-
-    To read a picture fails for want of memory alone: "image-memory".
-    """
+def _fault_of(role: str, error: DataError | RunError) -> Fault:
+    """An error as a fault, for example "label-damaged"; a RunError is a lack of memory."""
     kind = error.code if isinstance(error, DataError) else "memory"
     return Fault(f"{role}-{kind}" if kind else role, error.message, error.hint)
 
@@ -159,11 +286,9 @@ def measure_grid(geometry: Geometry) -> GridStatistics:
 
 
 def measure_scan(volume: Volume, digest: Digest | None = None) -> ScanStatistics:
-    """What the voxels of a scan hold; see `ScanStatistics`. One plane is converted at a time.
+    """What the voxels of a scan hold. One plane is converted at a time.
 
-    Args:
-        volume: The scan.
-        digest: Fed with the values in canonical order, where someone wants to know them again.
+    A digest is fed with the values in canonical order, so that they can be known again.
     """
     planes = Planes.of(volume.geometry)
     low, high, not_finite = np.inf, -np.inf, 0
@@ -202,11 +327,7 @@ def measure_scan(volume: Volume, digest: Digest | None = None) -> ScanStatistics
 
 
 def measure_labels(volume: Volume) -> LabelStatistics:
-    """What the voxels of a label map hold; see `LabelStatistics`.
-
-    Args:
-        volume: As `read_labels` gives it: uint8 or uint16.
-    """
+    """What the voxels of a label map, uint8 or uint16, hold."""
     planes = Planes.of(volume.geometry)
     size = int(volume.array.max()) + 1
     counts, sums = np.zeros(size, np.int64), np.zeros((3, size))

@@ -1,4 +1,6 @@
-"""What is done after the network, on the scan's own grid, always in this order:
+"""Cleaning: of predicted masks, and of the label maps of some data sets.
+
+A predicted mask is cleaned on the scan's own grid, always in this order:
 
     threshold     a voxel is foreground where its probability is above it
     fill_holes    background that foreground encloses on all sides becomes foreground
@@ -16,8 +18,8 @@ up in a table.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +31,12 @@ from scipy.sparse.csgraph import connected_components
 from sdseg_cli.core.config import THRESHOLD
 from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.core.filenames import is_picture
+from sdseg_cli.imaging.intensity import extent
 from sdseg_cli.imaging.io.picture import Picture
-from sdseg_cli.imaging.volume import Volume, bounding_box
+from sdseg_cli.imaging.volume import Array, Volume, bounding_box
 
 _ROUNDING = 1e-6
 """Headers hold the spacing as float32: a part of just the smallest size must not fall by that."""
-
 
 Stack = NDArray[np.uint8]
 """(S,rows,columns), 0 or 1."""
@@ -106,11 +108,7 @@ class PostProcess:
 
 
 def fill_holes(mask: Stack) -> None:
-    """Fill, in place, the background that is enclosed on all sides, by faces.
-
-    Args:
-        mask: (S,rows,columns) uint8, 0 or 1; a single plane is filled in 2D.
-    """
+    """Fill, in place, the background that is enclosed on all sides, by faces; one plane in 2D."""
     box = bounding_box(mask.view(np.bool_))  # of bytes, `any` would make a copy
     if box is None:
         return
@@ -129,28 +127,26 @@ def fill_holes(mask: Stack) -> None:
 
 def drop_small(mask: Stack, least_voxels: int) -> None:
     """Drop, in place, the parts of fewer voxels."""
-    box = bounding_box(mask.view(np.bool_))
-    if box is not None:
-        found = find_parts(mask[box], 1)
-        _keep(mask[box], found, found.sizes >= least_voxels)
+    _keep(mask, lambda sizes: sizes >= least_voxels)
 
 
 def keep_largest(mask: Stack, count: int) -> None:
     """Drop, in place, all but the `count` largest parts."""
+    _keep(mask, lambda sizes: np.argsort(np.argsort(-sizes, kind="stable")) < count)
+
+
+def _keep(mask: Stack, is_kept: Callable[[NDArray[np.int64]], NDArray[np.bool_]]) -> None:
+    """Drop the parts that are not kept by their sizes in voxels."""
     box = bounding_box(mask.view(np.bool_))
-    if box is not None:
-        found = find_parts(mask[box], 1)
-        kept = np.zeros(found.sizes.size, bool)
-        kept[1 + np.argsort(-found.sizes[1:], kind="stable")[:count]] = True
-        _keep(mask[box], found, kept)
-
-
-def _keep(mask: Stack, found: Parts, kept: NDArray[np.bool_]) -> None:
-    if kept[1:].all():
+    if box is None:
         return
-    stays = kept[found.part_of]
-    for k, labels in labelled_planes(mask, 1):
-        mask[k] &= stays[labels]
+    within = mask[box]
+    found = find_parts(within, 1)
+    kept = np.concatenate([[False], is_kept(found.sizes[1:])])
+    if not kept[1:].all():
+        stays = kept[found.part_of]
+        for k, labels in labelled_planes(within, 1):
+            within[k] &= stays[labels]
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,12 +167,9 @@ class Parts:
 
 
 def labelled_planes(stack: Stack, value: int) -> Iterator[tuple[int, Labels]]:
-    """Each plane's connected pieces of a value, by edge or corner for 1, by edge alone for 0.
+    """Each plane's number and labelled pieces of a value: by edge or corner for 1, edge for 0.
 
     So what is not 0 and what is not 1 never pass through each other.
-
-    Yields:
-        Number of the plane and its labels.
     """
     structure = ndimage.generate_binary_structure(2, 2 if value else 1)
     before = 0
@@ -242,3 +235,44 @@ def _in_order(component: NDArray[Any]) -> NDArray[np.int64]:
     rank[np.argsort(first)] = np.arange(first.size)
     ordered: NDArray[np.int64] = rank[inverse]
     return ordered
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """What is removed from a label map because it is a slip of the annotation, in this order.
+
+    Attributes:
+        smallest_voxels: Connected components of the labelled voxels (26 neighbours, whatever
+            their labels) with fewer voxels than this are removed.
+        inside_field: Labels where the scan is at its minimum, outside the scanned field, are
+            removed.
+    """
+
+    smallest_voxels: int = 0
+    inside_field: bool = False
+
+    def apply(self, label: Volume, scan: Volume) -> Volume:
+        """The label map without what is to be removed, given the scan on its grid."""
+        if self == Cleaning():
+            return label
+        array = label.array.copy(order="K")
+        if self.smallest_voxels > 1:
+            _remove_small(array, self.smallest_voxels)
+        if self.inside_field:
+            minimum = np.float32(extent(scan).minimum)
+            for k in range(array.shape[2]):
+                array[:, :, k][scan.values(scan.array[:, :, k]) <= minimum] = 0
+        return replace(label, array=array)
+
+
+def _remove_small(labels: Array, smallest_voxels: int) -> None:
+    """Set connected components (26 neighbours) below a size to 0, in place."""
+    labelled = labels > 0
+    box = bounding_box(labelled)
+    if box is None:
+        return
+    # The numbered components take four bytes a voxel: only where there is something to number.
+    numbers, _ = ndimage.label(labelled[box], structure=np.ones((3, 3, 3)))
+    small = np.bincount(numbers.ravel()) < smallest_voxels
+    small[0] = False
+    labels[box][small[numbers]] = 0

@@ -67,11 +67,7 @@ def span(start: int, side: int, extent: int) -> tuple[slice, slice]:
 
 
 def resample_to(labels: Volume, grid: Geometry) -> Volume:
-    """Resample a label map to the nearest neighbour in the world.
-
-    Args:
-        labels: Whole numbers, where they lie.
-        grid: Where they shall lie.
+    """Resample a label map onto a grid, to the nearest neighbour in the world.
 
     Returns:
         The labels on the grid, of the same type, without a file header; 0 beyond the label map.
@@ -103,10 +99,6 @@ def extended(grid: Geometry, labels: Volume) -> tuple[Geometry, Span]:
 
     A grid of one plane gets a second one where the label map has several: it was cut out of a
     volume, and is to be measured as one.
-
-    Args:
-        grid: A grid, perhaps cut to what it shows.
-        labels: A label map, where it lies.
 
     Returns:
         The grid continued, and where the given one lies in it; the same grid where nothing is

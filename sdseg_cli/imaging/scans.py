@@ -122,15 +122,8 @@ def is_many(source: Path, output: Path | str) -> bool:
 def require_folder_name(option: str, name: str) -> None:
     """Refuse what is not plainly a folder: it exists, ends in a slash, or has no suffix.
 
-    A mistyped suffix would otherwise make a folder of that name. That of a mask is left to whoever
-    knows what it is for.
-
-    Args:
-        option: Which names it.
-        name: As typed.
-
-    Raises:
-        ConfigError: It is neither.
+    A mistyped suffix would otherwise make a folder of that name. That of a mask is left to the
+    caller, who knows what the name is for.
     """
     path = Path(name)
     if not name:
@@ -155,13 +148,7 @@ def require_folder_name(option: str, name: str) -> None:
 def require_file_name(option: str, name: str) -> None:
     """Refuse a folder where one scan is written.
 
-    Args:
-        option: Which names it.
-        name: As typed.
-
-    Raises:
-        ConfigError: It ends as a folder does, is a suffix alone, or lies in a folder that would be
-            made and is called as a mask is.
+    Also a suffix alone, and a file in a folder that would be made and is called as a mask is.
     """
     path = Path(name)
     if path.name.lower() in MASK_SUFFIXES:
@@ -276,9 +263,7 @@ def _is_called_scan(path: Path) -> bool:
 def _may_be_slice(path: Path, *, alone: bool) -> bool:
     """Whether it is DICOM, or was: of a link that leads nowhere only its name can tell.
 
-    Args:
-        path: A file that is not called as a scan is.
-        alone: No scan lies beside it, so that a lost link without suffix is a slice or a folder.
+    With no scan beside it (`alone`), a lost link without suffix is a slice or a folder.
     """
     if path.suffix.lower() in _NO_SCANS:
         return False
@@ -299,11 +284,7 @@ def _shows_something(path: Path) -> bool:
 
 
 def _listed(source: Path) -> Iterator[Path]:
-    """The paths of a list, which need not be UTF-8: names of files need not either.
-
-    Raises:
-        DataError: It is no text.
-    """
+    """The paths of a list, which need not be UTF-8: names of files need not either."""
     hint = "Write one path per line, in UTF-8."
     try:
         if not source.is_file():
@@ -326,9 +307,7 @@ def _listed(source: Path) -> Iterator[Path]:
 
 def _below(base: Path, path: Path) -> Path:
     """A path relative to a folder; for one elsewhere its whole path, below `OUTSIDE`."""
-    root, full = base.absolute(), path.absolute()
-    root = Path(os.path.normpath(root))
-    full = Path(os.path.normpath(full))
+    root, full = (Path(os.path.normpath(one.absolute())) for one in (base, path))
     if full == root:
         return Path(full.name)
     if full.is_relative_to(root):
@@ -358,50 +337,55 @@ def _refuse_clashes(scans: Iterable[Scan], output: Path, others: Mapping[str, Pa
     """Before anything starts: no file is written twice, and none over a scan."""
     known = {real_path(scan.path): scan for scan in scans}
     first: dict[Path, Scan] = {}
-    for scan in scans:
-        beside = (folder / scan.beside(option) for option, folder in others.items())
-        for path in (output / scan.mask, *beside):
-            real = real_path(path)
-            other = first.get(real)
-            if other is scan:
-                raise ConfigError(
-                    f"{path}: two files of {scan.path} would have this name.",
-                    "Give -o, --prob, --uncertainty and --preview a folder each.",
-                )
-            if other is not None:
-                raise ConfigError(
-                    f"{other.path} and {scan.path} would both be written to {path}.",
-                    "Give a list (.txt, one path per line) that names one of them, "
-                    "or each output another folder.",
-                )
-            if real in known:
-                raise ConfigError(
-                    f"{path}: would replace the scan {known[real].path}.",
-                    f"Give another folder than {path.parent}.",
-                )
-            first[real] = scan
+    for scan, path in _outputs(scans, output, others):
+        real = real_path(path)
+        other = first.get(real)
+        if other is scan:
+            raise ConfigError(
+                f"{path}: two files of {scan.path} would have this name.",
+                "Give -o, --prob, --uncertainty and --preview a folder each.",
+            )
+        if other is not None:
+            raise ConfigError(
+                f"{other.path} and {scan.path} would both be written to {path}.",
+                "Give a list (.txt, one path per line) that names one of them, "
+                "or each output another folder.",
+            )
+        if real in known:
+            raise ConfigError(
+                f"{path}: would replace the scan {known[real].path}.",
+                f"Give another folder than {path.parent}.",
+            )
+        first[real] = scan
 
 
 def _refuse_strangers(
     scans: Iterable[Scan], root: Path, output: Path, others: Mapping[str, Path]
 ) -> None:
     """Folders that are written to were not searched: a file there, among the scans, may be one."""
+    for _, path in _outputs(scans, output, others):
+        if path.exists() and real_path(path).is_relative_to(real_path(root)):
+            raise ConfigError(
+                f"{path}: lies among the scans and would be replaced, and may be one.",
+                f"Give another folder than {path.parent}, or remove the file.",
+            )
+
+
+def _outputs(
+    scans: Iterable[Scan], output: Path, others: Mapping[str, Path]
+) -> Iterator[tuple[Scan, Path]]:
+    """Every file that is written, with its scan."""
     for scan in scans:
-        beside = (folder / scan.beside(option) for option, folder in others.items())
-        for path in (output / scan.mask, *beside):
-            if path.exists() and real_path(path).is_relative_to(real_path(root)):
-                raise ConfigError(
-                    f"{path}: lies among the scans and would be replaced, and may be one.",
-                    f"Give another folder than {path.parent}, or remove the file.",
-                )
+        yield scan, output / scan.mask
+        for option, folder in others.items():
+            yield scan, folder / scan.beside(option)
 
 
 def size_and_time(path: Path) -> tuple[int, int]:
     """Bytes and time of change, ns, of all that a scan is read from, summed.
 
-    While they hold still, so does what was made from the scan.
-
-    Of a DICOM series that is every file, and of a header the file of its voxels too.
+    While they hold still, so does what was made from the scan. Of a DICOM series that is every
+    file, and of a header the file of its voxels too.
 
     Raises:
         OSError: It is gone, or a folder of it cannot be searched.

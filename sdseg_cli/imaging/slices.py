@@ -12,14 +12,25 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
-from sdseg_cli.imaging.body import body_boxes
-from sdseg_cli.imaging.intensity import Limits, Normalisation
+from sdseg_cli.imaging.intensity import Limits, Normalisation, extent, percentiles
 from sdseg_cli.imaging.resample import nearest_indices, resize_matrix, span
 from sdseg_cli.imaging.volume import Array, Geometry, Planes, Volume
 
 CROPS = ("none", "body")
 """What `--crop` may be: the whole plane, or a square around the body in each slice."""
+BODY_HU = -400.0
+"""Above this is body, below it air, lung or a mattress."""
+MARGIN = 0.04
+"""Added on each side, as a share of the body's larger extent."""
+SMALLEST = 0.25
+"""Least side of a square, as a share of the padded plane's."""
+
+_GRID = 128
+"""The body is looked for on planes of at most this size: a table's shell is then a pixel thin."""
+_PART = 0.2
+"""Parts smaller than this share of the slice's largest are no limbs: tubes, masks, headrests."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,13 +52,7 @@ class SliceTransform:
     def of(
         cls, geometry: Geometry, size: int = 256, boxes: NDArray[np.int64] | None = None
     ) -> SliceTransform:
-        """The way for a grid.
-
-        Args:
-            geometry: The scan's grid.
-            size: Side of the model's square in pixels.
-            boxes: As the attribute; when absent, the whole plane padded to a centred square.
-        """
+        """The way for a scan's grid; without boxes, of whole planes padded to centred squares."""
         planes = Planes.of(geometry)
         if boxes is None:
             boxes = np.tile(planes.square, (planes.count, 1))
@@ -87,12 +92,17 @@ class SliceTransform:
         Returns:
             (size, size) float32 within the range of plane and background.
         """
-        row, column, side = (int(n) for n in self.boxes[k])
-        box_rows, rows = span(row, side, plane.shape[0])
-        box_columns, columns = span(column, side, plane.shape[1])
-        square = np.full((side, side), background, np.float32)
-        square[box_rows, box_columns] = plane[rows, columns]
+        square = np.full((self.boxes[k, 2],) * 2, background, np.float32)
+        in_box, in_plane = self._overlap(k)
+        square[in_box] = plane[in_plane]
         return _resize(square, self.size, antialias=True)
+
+    def _overlap(self, k: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+        """The part that slice k's box and its plane share: where in the box, where on the plane."""
+        row, column, side = (int(n) for n in self.boxes[k])
+        box_rows, rows = span(row, side, self.plane_shape[0])
+        box_columns, columns = span(column, side, self.plane_shape[1])
+        return (box_rows, box_columns), (rows, columns)
 
     def labels_to_model(self, plane: Array, k: int) -> Array:
         """Resize a label slice: to the nearest pixel when enlarging, by majority when shrinking.
@@ -107,14 +117,12 @@ class SliceTransform:
         Returns:
             (size, size) of the same type.
         """
-        row, column, side = (int(n) for n in self.boxes[k])
-        box_rows, rows = span(row, side, plane.shape[0])
-        box_columns, columns = span(column, side, plane.shape[1])
-        square = np.zeros((side, side), plane.dtype)
-        square[box_rows, box_columns] = plane[rows, columns]
-        if side > self.size:
+        square = np.zeros((self.boxes[k, 2],) * 2, plane.dtype)
+        in_box, in_plane = self._overlap(k)
+        square[in_box] = plane[in_plane]
+        if len(square) > self.size:
             return _majority(square, self.size)
-        picked = nearest_indices(side, self.size)
+        picked = nearest_indices(len(square), self.size)
         return square[np.ix_(picked, picked)]
 
     def to_native(self, model_plane: NDArray[np.float32], k: int) -> NDArray[np.float32]:
@@ -127,14 +135,11 @@ class SliceTransform:
             k: Slice number.
 
         Returns:
-            (rows, cols) float32 on the canonical plane, for `place`.
+            (rows, cols) float32, for `place`.
         """
-        row, column, side = (int(n) for n in self.boxes[k])
-        box_rows, rows = span(row, side, self.plane_shape[0])
-        box_columns, columns = span(column, side, self.plane_shape[1])
+        in_box, in_plane = self._overlap(k)
         plane = np.zeros(self.plane_shape, np.float32)
-        square = _resize(model_plane, side, antialias=False)
-        plane[rows, columns] = square[box_rows, box_columns]
+        plane[in_plane] = _resize(model_plane, int(self.boxes[k, 2]), antialias=False)[in_box]
         return plane
 
 
@@ -212,3 +217,106 @@ def _resize(square: NDArray[np.float32], size: int, *, antialias: bool) -> NDArr
     matrix: Any = resize_matrix(square.shape[0], size, antialias=antialias)
     half: NDArray[np.float32] = matrix @ square
     return np.ascontiguousarray((matrix @ half.T).T)
+
+
+def body_boxes(volume: Volume, normalise: Normalisation) -> NDArray[np.int64]:
+    """The square around the body in each slice.
+
+    Args:
+        volume: The scan.
+        normalise: A window that starts below 0 means Hounsfield units; otherwise Otsu's
+            threshold separates body from background.
+
+    Returns:
+        (S, 3) int64: first row, first column, side, in pixels of the canonical plane. The whole
+        padded plane where a slice shows no body.
+    """
+    is_hu = normalise.kind != "percentile" and normalise.low < 0
+    threshold = BODY_HU if is_hu else _otsu(volume)
+    planes = Planes.of(volume.geometry)
+    boxes = np.tile(planes.square, (planes.count, 1))
+    for k in range(planes.count):
+        plane = np.nan_to_num(volume.values(planes.get(volume.array, k)))
+        box = _box(plane, threshold)
+        if box is not None:
+            boxes[k] = box
+    return boxes
+
+
+def shows_body(squares: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Whether anything of a body is in CT slices as a model sees them.
+
+    Air and lung lie below a window for soft tissue, at -1; so does a mattress. What is above it in
+    no block of 3x3 pixels is noise or a thin shell.
+
+    Args:
+        squares: (S,256,256) in [-1,1], by a window that starts between air and water.
+
+    Returns:
+        (S,) bool; False means that a model has nothing to find.
+    """
+    block = np.ones((3, 3), bool)
+    return np.array([ndimage.binary_erosion(square > -1, block).any() for square in squares], bool)
+
+
+def _box(plane: NDArray[np.float32], threshold: float) -> tuple[int, int, int] | None:
+    """Square around the body of one plane (rows, cols), or None when there is no body."""
+    rows, columns = plane.shape
+    small = (min(rows, _GRID), min(columns, _GRID))
+    body = _body(
+        np.asarray(
+            resize_matrix(rows, small[0], antialias=True)
+            @ plane
+            @ resize_matrix(columns, small[1], antialias=True).T
+        )
+        > threshold
+    )
+    if not body.any():
+        return None
+    (top, bottom), (left, right) = (
+        (found[0] * full / reduced, (found[-1] + 1) * full / reduced)
+        for found, full, reduced in (
+            (np.flatnonzero(body.any(axis=1)), rows, small[0]),
+            (np.flatnonzero(body.any(axis=0)), columns, small[1]),
+        )
+    )
+    whole = max(rows, columns)
+    side = max(bottom - top, right - left) * (1 + 2 * MARGIN)
+    side_px = min(max(int(np.ceil(side)), int(np.ceil(SMALLEST * whole))), whole)
+    return (
+        int(np.floor((top + bottom - side_px) / 2)),
+        int(np.floor((left + right - side_px) / 2)),
+        side_px,
+    )
+
+
+def _body(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Without thin things and small parts."""
+    opened = ndimage.binary_opening(mask, np.ones((3, 3), bool))
+    labels, count = ndimage.label(opened)
+    areas = np.bincount(labels.ravel())
+    if count == 0:
+        return np.zeros_like(mask)
+    areas[0] = 0
+    large = areas >= _PART * areas.max()
+    kept: NDArray[np.bool_] = large[labels] & opened
+    return kept
+
+
+def _otsu(volume: Volume) -> float:
+    """Otsu's threshold between the minimum and the 99.5 percentile: no bright speck moves it."""
+    from skimage.filters import threshold_otsu
+
+    whole = extent(volume)
+    (high,) = percentiles(volume, (99.5,))
+    if not whole.minimum < high:
+        return float("inf")
+    planes = Planes.of(volume.geometry)
+    counts = np.zeros(256, np.int64)
+    edges = np.linspace(whole.minimum, high, 257)
+    for k in range(planes.count):
+        values = volume.values(planes.get(volume.array, k))
+        # In float64: rounded up to float32, the largest values would fall off the last edge.
+        finite = values[np.isfinite(values)].astype(np.float64)
+        counts += np.histogram(np.minimum(finite, high), edges)[0]
+    return float(threshold_otsu(hist=(counts, (edges[:-1] + edges[1:]) / 2)))

@@ -27,8 +27,7 @@ GRID_TOLERANCE_VOXELS = 0.1
 """Two grids are one when no corner of theirs lies further apart than this share of a voxel."""
 
 OnHeader = Callable[["Geometry", int], None]
-"""Told a scan's grid and the bytes of a stored voxel before memory is taken for them; it may raise.
-"""
+"""Called with a scan's grid and a stored voxel's bytes before memory is taken; it may raise."""
 
 _AXIS_LETTERS = ("LR", "PA", "IS")
 
@@ -40,7 +39,7 @@ class Geometry:
     Attributes:
         shape: Number of voxels (I, J, K) along the stored axes.
         affine: (4, 4) float64, voxel index -> RAS+ mm. Invertible.
-        shear_degrees: How far the file's own axes were off right angles before `shear.py`
+        shear_degrees: How far the file's own axes were off right angles before `header_checks`
             straightened them; 0 when it did not have to.
         forms_apart_mm: How far a corner moves between the two ways in which a NIfTI header says
             the place, sform (which is read) and qform; 0 where they agree.
@@ -117,11 +116,7 @@ class Geometry:
         return "".join(codes)
 
     def corner_distance_voxels(self, other: Geometry) -> float:
-        """Largest distance between equal corners of two grids, in shares of the smallest spacing.
-
-        Args:
-            other: A geometry of the same shape.
-        """
+        """Largest distance of the corners of two grids of one shape, in smallest spacings."""
         corners = np.array(
             [[*corner, 1.0] for corner in itertools.product(*((0, n - 1) for n in self.shape))]
         )
@@ -134,16 +129,13 @@ class Geometry:
 
 
 def require_same_grid(first: Geometry, second: Geometry, one: str, other: str) -> None:
-    """Refuse two grids that are not one.
+    """Refuse, as a GeometryError, two grids that differ in shape or place.
 
     Args:
         first: A grid.
         second: Another.
         one: What the first is, for example "case 07: scan ct.nii.gz".
         other: What the second is.
-
-    Raises:
-        GeometryError: The shapes differ, or the corners lie further apart than is allowed.
     """
     if first.shape != second.shape:
         raise GeometryError(
@@ -169,9 +161,7 @@ class Volume:
         array: (I, J, K), any integer or floating type.
         geometry: Where it lies; `geometry.shape == array.shape`.
         slope: value = slope * stored + intercept (HU for CT).
-        intercept: See slope.
         header: The file's own header, for writing another file on the same grid.
-        source: The file it came from.
     """
 
     array: Array
@@ -223,7 +213,7 @@ class Planes:
         reversed: Whether the stored axis runs the other way, for each.
         count: Number of slices.
         shape: Rows and columns of a plane.
-        spacing_mm: Distance between rows, columns and slices in mm.
+        spacing_mm: Between rows, columns and slices.
     """
 
     axes: tuple[int, int, int]
@@ -285,10 +275,6 @@ def reorient_to(volume: Volume, grid: Geometry) -> Volume:
 
     Only axes are exchanged and turned round: each voxel keeps its value and its place in the world.
     Whether both then lie on one grid is for `require_same_grid` to say.
-
-    Args:
-        volume: Any volume.
-        grid: Whose order of axes to take, whatever its shape.
 
     Returns:
         A view of the same memory, without a file header; `volume` itself if nothing differs.

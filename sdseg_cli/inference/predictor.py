@@ -24,10 +24,9 @@ from sdseg_cli.core.config_file import from_dict
 from sdseg_cli.core.errors import ConfigError, DataError, WeightsError
 from sdseg_cli.core.processes import require_batch_fits
 from sdseg_cli.core.progress import Progress, no_op
-from sdseg_cli.imaging.body import shows_body
 from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation
 from sdseg_cli.imaging.io.picture import Picture
-from sdseg_cli.imaging.slices import CROPS, SliceStack, SliceTransform, to_stack
+from sdseg_cli.imaging.slices import CROPS, SliceStack, SliceTransform, shows_body, to_stack
 from sdseg_cli.imaging.volume import Volume
 from sdseg_cli.inference.decoders import choose_decoder
 from sdseg_cli.inference.engine import (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sdseg_cli.data.checks import Expected, check_case, check_grid, check_labels, check_scan
-from sdseg_cli.imaging.statistics import (
+from sdseg_cli.imaging.measure import (
     CaseFacts,
     Fault,
     GridStatistics,

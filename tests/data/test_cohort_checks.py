@@ -9,7 +9,7 @@ import pytest
 
 from sdseg_cli.data.checks import Expected
 from sdseg_cli.data.cohort_checks import check_cohort, check_duplicates, check_mirrored
-from sdseg_cli.imaging.statistics import CaseFacts, GridStatistics, LabelStatistics
+from sdseg_cli.imaging.measure import CaseFacts, GridStatistics, LabelStatistics
 
 GRID = GridStatistics((64, 64, 20), (64, 64), "LPS", (1.0, 1.0, 3.0))
 CENTRES = {1: (0.5, 0.35, 0.5), 2: (0.5, 0.62, 0.4), 3: (0.3, 0.5, 0.7)}

@@ -33,7 +33,7 @@ def volume(array: np.ndarray, affine: np.ndarray = LPS) -> Volume:
     return Volume(array, Geometry(array.shape, affine))
 
 
-def test_shares_are_counted() -> None:
+def test_shares_are_counted():
     values = [-32769, -201, -200, 0, 0, 300, 301, 850, 1150, 1151, 20000, 20001]
     wrapped = [64511, 64512, 65535, 65536]
     scan = measure_scan(volume(np.array([*values, *wrapped], np.float64).reshape(4, 2, 2)))
@@ -46,7 +46,7 @@ def test_shares_are_counted() -> None:
     assert scan.distinct is None
 
 
-def test_values_that_are_not_finite_are_counted_and_left_out() -> None:
+def test_values_that_are_not_finite_are_counted_and_left_out():
     array = np.zeros((2, 2, 2), np.float32)
     array[0, 0, 0], array[1, 1, 0], array[0, 0, 1] = np.nan, np.inf, 7
     scan = measure_scan(volume(array))
@@ -58,13 +58,11 @@ def test_values_that_are_not_finite_are_counted_and_left_out() -> None:
 @pytest.mark.parametrize(
     ("values", "distinct"), [([0, 1, 1, 255], 3), ([0, 1, 1, 256], None), ([0, 0.5, 1, 1], None)]
 )
-def test_distinct_values_are_counted_among_whole_bytes_alone(
-    values: list[float], distinct: int | None
-) -> None:
+def test_distinct_values_are_counted_among_whole_bytes_alone(values, distinct):
     assert measure_scan(volume(np.array(values).reshape(1, 2, 2))).distinct == distinct
 
 
-def test_the_content_is_known_again_in_any_orientation_type_and_slope() -> None:
+def test_the_content_is_known_again_in_any_orientation_type_and_slope():
     array = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
     flipped = Volume(
         (array[::-1] * 2.0).transpose(2, 0, 1) + 3,
@@ -82,7 +80,7 @@ def test_the_content_is_known_again_in_any_orientation_type_and_slope() -> None:
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_label_centres_run_front_to_back_right_to_left_and_feet_to_head() -> None:
+def test_label_centres_run_front_to_back_right_to_left_and_feet_to_head():
     array = np.zeros((5, 3, 11), np.uint8)  # stored right to left, front to back, feet to head
     array[4, 0, 10] = 7
     array[1, 1, 2:5] = 2
@@ -95,13 +93,13 @@ def test_label_centres_run_front_to_back_right_to_left_and_feet_to_head() -> Non
     assert mirrored == labels
 
 
-def test_a_grid_is_described() -> None:
+def test_a_grid_is_described():
     grid = measure_grid(Geometry((4, 5, 6), LPS))
     assert (grid.shape, grid.plane, grid.axis_codes) == ((4, 5, 6), (5, 4), "LPS")
     assert (grid.spacing_mm, grid.shear_degrees) == ((1, 2, 3), 0)
 
 
-def test_a_record_gives_the_facts_back() -> None:
+def test_a_record_gives_the_facts_back():
     array = np.arange(8, dtype=np.uint8).reshape(2, 2, 2)
     scan, labels = measure_scan(volume(array)), measure_labels(volume(array))
     grid = measure_grid(volume(array).geometry)
@@ -114,7 +112,7 @@ def test_a_record_gives_the_facts_back() -> None:
     assert statistics_in(pair, {}).scan is None  # prepared by an older version
 
 
-def test_faults_of_both_files_are_kept(tmp_path: Path) -> None:
+def test_faults_of_both_files_are_kept(tmp_path):
     (tmp_path / "ct.nii.gz").write_bytes(b"no scan")
     labels = np.full((2, 2, 2), 0.5, np.float32)
     nib.save(nib.Nifti1Image(labels, LPS), tmp_path / "mask.nii.gz")
@@ -128,25 +126,25 @@ def greys(*rows: list[int], name: str = "m.png") -> Picture:
     return Picture.of(np.array(rows, np.uint8), Path(name))
 
 
-def test_a_jpeg_mask_is_read_above_128_and_greys_between_are_counted() -> None:
+def test_a_jpeg_mask_is_read_above_128_and_greys_between_are_counted():
     facts = measure_mask(greys([0, 1, 128, 129], [254, 255, 255, 0], name="m.jpg"))
     assert facts.counts == {0: 4, 1: 4}
     assert facts.between_share == 4 / 8
     assert not facts.graded
 
 
-def test_the_greys_of_another_mask_are_its_labels() -> None:
+def test_the_greys_of_another_mask_are_its_labels():
     facts = measure_mask(greys([0, 1, 2, 255]))
     assert facts.counts == {0: 1, 1: 1, 2: 1, 255: 1}
     assert (facts.between_share, facts.graded) == (0, True)
 
 
-def test_a_soft_edge_is_no_list_of_classes() -> None:
+def test_a_soft_edge_is_no_list_of_classes():
     facts = measure_mask(greys([0, *range(100, 118), 255]))  # 18 greys among 20 pixels
     assert (facts.between_share, facts.graded) == (18 / 20, True)
 
 
-def test_levels_say_what_a_grey_means() -> None:
+def test_levels_say_what_a_grey_means():
     mask = greys([0, 63, 64, 128, 192], [193, 200, 255, 255, 255])
     cup_and_rim = measure_mask(mask, ((0, 1), (64, 2), (193, 0)))
     assert cup_and_rim.counts == {1: 2, 2: 3, 0: 5}
@@ -154,11 +152,11 @@ def test_levels_say_what_a_grey_means() -> None:
     assert measure_mask(mask, ((0, 0), (129, 1))).counts == {0: 4, 1: 6}
 
 
-def test_an_empty_mask_has_no_label() -> None:
+def test_an_empty_mask_has_no_label():
     assert measure_mask(greys([0, 0], [0, 0])).labels == ()
 
 
-def test_a_turned_photograph_is_measured_as_it_is_shown(tmp_path: Path) -> None:
+def test_a_turned_photograph_is_measured_as_it_is_shown(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
     Image.new("RGB", (8, 6)).save(tmp_path / "a.jpg", exif=exif)
@@ -167,7 +165,7 @@ def test_a_turned_photograph_is_measured_as_it_is_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["colours", "pages"])
-def test_a_mask_that_prepare_refuses_is_a_fault(tmp_path: Path, kind: str) -> None:
+def test_a_mask_that_prepare_refuses_is_a_fault(tmp_path, kind):
     Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
     mask = Image.new("RGB", (8, 6), (255, 0, 0) if kind == "colours" else 0)
     pages = {"save_all": True, "append_images": [mask]} if kind == "pages" else {}
@@ -178,9 +176,7 @@ def test_a_mask_that_prepare_refuses_is_a_fault(tmp_path: Path, kind: str) -> No
     assert [fault.message for fault in case.faults] == [refused.value.message]
 
 
-def test_a_picture_or_mask_too_large_for_memory_is_a_fault(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_picture_or_mask_too_large_for_memory_is_a_fault(tmp_path, monkeypatch):
     Image.new("L", (60_000, 1)).save(tmp_path / "wide.png")
     Image.new("L", (8, 6)).save(tmp_path / "a.png")
     monkeypatch.setattr("sdseg_cli.imaging.io.picture.available_bytes", lambda: 40_000_000_000)
@@ -191,7 +187,7 @@ def test_a_picture_or_mask_too_large_for_memory_is_a_fault(
         assert "60000 x 1 pixels take 43.20 GB of memory" in faults[0].message
 
 
-def test_the_same_picture_in_another_format_is_known_again(tmp_path: Path) -> None:
+def test_the_same_picture_in_another_format_is_known_again(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8)
     for name in ("a.png", "b.bmp"):
         Image.fromarray(pixels).save(tmp_path / name)
@@ -203,23 +199,9 @@ def test_the_same_picture_in_another_format_is_known_again(tmp_path: Path) -> No
     assert first.grid.plane == (8, 9)
 
 
-def test_sizes_that_differ_are_a_fault(tmp_path: Path) -> None:
+def test_sizes_that_differ_are_a_fault(tmp_path):
     Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
     Image.new("L", (8, 5)).save(tmp_path / "m.png")
     case = measure_pictures(Pair("a", tmp_path / "a.png", tmp_path / "m.png"))
     assert [fault.code for fault in case.faults] == ["grid-shape"]
     assert "8x6 pixels, mask m.png has 8x5" in case.faults[0].message
-
-
-@pytest.mark.parametrize("kind", ["cut", "text", "none"])
-def test_what_is_no_whole_picture_is_refused(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "a.png"
-    if kind == "text":
-        path.write_text("no picture")
-    elif kind == "cut":
-        noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
-        Image.fromarray(noise).save(path)
-        path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(DataError) as caught:
-        read_picture_labels(path)
-    assert caught.value.code == {"cut": "damaged", "text": "kind", "none": "missing"}[kind]

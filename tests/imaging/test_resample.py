@@ -20,38 +20,38 @@ from sdseg_cli.imaging.volume import Geometry
 from tests.fake_run import volume
 
 
-def test_enlarging_interpolates_between_aligned_pixel_areas() -> None:
+def test_enlarging_interpolates_between_aligned_pixel_areas():
     expected = [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]]
     assert np.allclose(resize_matrix(2, 4, antialias=True).toarray(), expected)
     assert np.allclose(resize_matrix(2, 4, antialias=False).toarray(), expected)
 
 
-def test_shrinking_widens_the_triangle() -> None:
+def test_shrinking_widens_the_triangle():
     # Centre 0.5, reach 2: weights 3/4, 3/4, 1/4 on pixels 0, 1, 2, then normalised.
     expected = np.array([[3, 3, 1, 0], [0, 1, 3, 3]]) / 7
     assert np.allclose(resize_matrix(4, 2, antialias=True).toarray(), expected)
 
 
-def test_shrinking_without_antialiasing_averages_the_two_nearest() -> None:
+def test_shrinking_without_antialiasing_averages_the_two_nearest():
     expected = [[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]]
     assert np.allclose(resize_matrix(4, 2, antialias=False).toarray(), expected)
 
 
 @pytest.mark.parametrize("antialias", [True, False])
-def test_equal_sizes_give_the_exact_identity(antialias: bool) -> None:
+def test_equal_sizes_give_the_exact_identity(antialias):
     assert np.array_equal(resize_matrix(7, 7, antialias=antialias).toarray(), np.eye(7))
 
 
 @settings(max_examples=30, deadline=None)
 @given(n_in=st.integers(1, 90), n_out=st.integers(1, 90), antialias=st.booleans())
-def test_weights_are_shares_and_mirror_symmetric(n_in: int, n_out: int, antialias: bool) -> None:
+def test_weights_are_shares_and_mirror_symmetric(n_in, n_out, antialias):
     weights = resize_matrix(n_in, n_out, antialias=antialias).toarray()
     assert weights.min() >= 0
     assert np.allclose(weights.sum(axis=1), 1, atol=1e-6)
     assert np.allclose(weights, weights[::-1, ::-1], atol=1e-6)
 
 
-def test_nearest_pixels_by_hand() -> None:
+def test_nearest_pixels_by_hand():
     assert nearest_indices(2, 4).tolist() == [0, 0, 1, 1]
     assert nearest_indices(5, 5).tolist() == [0, 1, 2, 3, 4]
     assert nearest_indices(3, 2).tolist() == [0, 2]
@@ -68,9 +68,7 @@ def test_nearest_pixels_by_hand() -> None:
         (20, 3, 10, slice(0, 0), slice(20, 20)),
     ],
 )
-def test_the_shared_part_of_a_box_and_an_axis(
-    start: int, side: int, extent: int, box: slice, axis: slice
-) -> None:
+def test_the_shared_part_of_a_box_and_an_axis(start, side, extent, box, axis):
     assert span(start, side, extent) == (box, axis)
 
 

@@ -25,9 +25,7 @@ def masks(source: Path, output: Path) -> dict[str, str]:
     return {scan.case: scan.mask.as_posix() for scan in find_scans(source, output).scans}
 
 
-def test_a_folder_gives_its_scans_in_natural_order_and_each_mask_its_scans_path(
-    tmp_path: Path,
-) -> None:
+def test_a_folder_gives_its_scans_in_natural_order_and_each_mask_its_scans_path(tmp_path):
     touch(tmp_path, "in/pt_10/ct.nii.gz", "in/pt_2/ct.nii", "in/b.nrrd", "in/c.mhd", "in/c.raw")
     touch(tmp_path, "in/d.jpg", "in/e.zip", "in/notes.txt", "in/.hidden.nii", "in/.git/f.nii")
     assert list(masks(tmp_path / "in", tmp_path / "out").items()) == [
@@ -40,7 +38,7 @@ def test_a_folder_gives_its_scans_in_natural_order_and_each_mask_its_scans_path(
     ]
 
 
-def test_nnunets_masks_are_called_without_the_channel(tmp_path: Path) -> None:
+def test_nnunets_masks_are_called_without_the_channel(tmp_path):
     touch(tmp_path, "in/b_0000.nii.gz", "in/x/a_0000.nrrd", "in/c_0001_0000.mhd", "in/p_0000.jpg")
     assert find_scans(tmp_path / "in", tmp_path / "out").channels == 1
     assert masks(tmp_path / "in", tmp_path / "out") == {
@@ -68,7 +66,7 @@ def test_nnunets_masks_are_called_without_the_channel(tmp_path: Path) -> None:
         (["a_0000.zip"], 0),
     ],
 )
-def test_any_other_names_are_the_masks_too(tmp_path: Path, names: list[str], channels: int) -> None:
+def test_any_other_names_are_the_masks_too(tmp_path, names, channels):
     touch(tmp_path, *(f"in/{name}" for name in names))
     found = find_scans(tmp_path / "in", tmp_path / "out")
     assert found.channels == channels
@@ -76,7 +74,7 @@ def test_any_other_names_are_the_masks_too(tmp_path: Path, names: list[str], cha
     assert sorted(scan.mask.as_posix() for scan in found.scans) == kept
 
 
-def test_two_files_of_one_nnunet_case_keep_their_cases_apart(tmp_path: Path) -> None:
+def test_two_files_of_one_nnunet_case_keep_their_cases_apart(tmp_path):
     touch(tmp_path, "in/a_0000.nii.gz", "in/a_0000.nrrd")
     found = find_scans(tmp_path / "in", tmp_path / "out")
     assert found.channels == 1
@@ -89,9 +87,7 @@ def test_two_files_of_one_nnunet_case_keep_their_cases_apart(tmp_path: Path) -> 
         find_scans(tmp_path / "in", tmp_path / "out")
 
 
-def test_a_list_names_files_in_any_bytes_and_what_is_no_file_is_a_scan_too(
-    tmp_path: Path,
-) -> None:
+def test_a_list_names_files_in_any_bytes_and_what_is_no_file_is_a_scan_too(tmp_path):
     long, latin = "n" * 300, os.fsdecode(b"g\xfc.nii")
     (tmp_path / "loop.nii").symlink_to(tmp_path / "loop.nii")
     text = f"a b.nii\r\n{latin}\n{long}\ngone.nii\nloop.nii\nform\x0cfeed.nii\n"
@@ -108,19 +104,19 @@ def test_a_list_names_files_in_any_bytes_and_what_is_no_file_is_a_scan_too(
 
 
 @pytest.mark.parametrize("data", [b"a.nii\nb\0.nii\n", "a.nii\n".encode("utf-16")])
-def test_a_list_that_is_no_text_is_refused(tmp_path: Path, data: bytes) -> None:
+def test_a_list_that_is_no_text_is_refused(tmp_path, data):
     (tmp_path / "list.txt").write_bytes(data)
     with pytest.raises(DataError, match="cannot be read as a list of scans"):
         find_scans(tmp_path / "list.txt", tmp_path / "out")
 
 
-def test_a_list_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_list_that_is_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "list.txt")
     with pytest.raises(DataError, match="is a pipe or a device"):
         find_scans(tmp_path / "list.txt", tmp_path / "out")
 
 
-def test_a_folder_of_dicom_images_is_one_scan_and_one_of_contours_is_none(tmp_path: Path) -> None:
+def test_a_folder_of_dicom_images_is_one_scan_and_one_of_contours_is_none(tmp_path):
     write_series(tmp_path / "in" / "patient" / "series", leave_out=(2, 3, 4, 5))
     write_contours(tmp_path / "in" / "patient" / "structures" / "RS1")
     (scan,) = find_scans(tmp_path / "in", tmp_path / "out").scans
@@ -130,14 +126,14 @@ def test_a_folder_of_dicom_images_is_one_scan_and_one_of_contours_is_none(tmp_pa
     assert itself.path == scan.path and itself.mask == Path("series.nii.gz")
 
 
-def test_what_may_be_a_scan_and_is_not_read_is_counted(tmp_path: Path) -> None:
+def test_what_may_be_a_scan_and_is_not_read_is_counted(tmp_path):
     touch(tmp_path, "in/a.nii", "in/b.mgz", "in/c.mgz", "in/README", "in/d.json", "in/e.csv")
     found = find_scans(tmp_path / "in", tmp_path / "out")
     assert [scan.case for scan in found.scans] == ["a"]
     assert found.passed_over == {".mgz": 2, "README": 1}
 
 
-def test_the_masks_are_no_scans_wherever_they_lie(tmp_path: Path) -> None:
+def test_the_masks_are_no_scans_wherever_they_lie(tmp_path):
     touch(
         tmp_path,
         "in/a.nii",
@@ -155,14 +151,14 @@ def test_the_masks_are_no_scans_wherever_they_lie(tmp_path: Path) -> None:
         find_scans(tmp_path / "in", tmp_path / "in")
 
 
-def test_a_link_into_a_circle_is_not_followed_and_one_to_scans_is(tmp_path: Path) -> None:
+def test_a_link_into_a_circle_is_not_followed_and_one_to_scans_is(tmp_path):
     touch(tmp_path, "in/a.nii", "elsewhere/b.nii")
     (tmp_path / "in" / "round").symlink_to(tmp_path / "in")
     (tmp_path / "in" / "more").symlink_to(tmp_path / "elsewhere")
     assert set(masks(tmp_path / "in", tmp_path / "out")) == {"a", "more/b"}
 
 
-def test_a_list_is_relative_to_its_folder_and_knows_comments(tmp_path: Path) -> None:
+def test_a_list_is_relative_to_its_folder_and_knows_comments(tmp_path):
     touch(tmp_path, "set/a.nii", "set/deep/b.nii.gz", "other/c.nii")
     listed = tmp_path / "set" / "scans.txt"
     listed.write_text(f"# mine\ndeep/b.nii.gz\n\na.nii\n../other/c.nii\n{tmp_path}/set/a.nii\n")
@@ -173,7 +169,7 @@ def test_a_list_is_relative_to_its_folder_and_knows_comments(tmp_path: Path) -> 
     assert set(masks(table, tmp_path / "out").values()) == {"a.nii", "missing.nii"}
 
 
-def test_two_scans_for_one_mask_are_refused(tmp_path: Path) -> None:
+def test_two_scans_for_one_mask_are_refused(tmp_path):
     touch(tmp_path, "in/a.jpg", "in/a.png")
     with pytest.raises(ConfigError, match=r"a\.jpg and .*a\.png would both be written to"):
         find_scans(tmp_path / "in", tmp_path / "out")
@@ -191,9 +187,7 @@ def test_two_scans_for_one_mask_are_refused(tmp_path: Path) -> None:
         ("preview", "set/link", ["a.jpg", "sub/a.png"]),
     ],
 )
-def test_no_file_beside_a_mask_replaces_a_scan(
-    tmp_path: Path, option: str, folder: str, scans: list[str]
-) -> None:
+def test_no_file_beside_a_mask_replaces_a_scan(tmp_path, option, folder, scans):
     touch(tmp_path / "set", *scans)
     (tmp_path / "set" / "link").symlink_to(tmp_path / "set" / "sub")
     listed = tmp_path / "set" / "scans.txt"
@@ -206,18 +200,14 @@ def test_no_file_beside_a_mask_replaces_a_scan(
 @pytest.mark.parametrize(
     ("output", "folders"), [("in/sub", {}), ("out", {"probability": "in/sub"})]
 )
-def test_a_folder_of_scans_among_the_scans_is_not_written_to(
-    tmp_path: Path, output: str, folders: dict[str, str]
-) -> None:
+def test_a_folder_of_scans_among_the_scans_is_not_written_to(tmp_path, output, folders):
     touch(tmp_path, "in/a.nii", "in/sub/a.nii")
     others = {option: tmp_path / name for option, name in folders.items()}
     with pytest.raises(ConfigError, match=r"sub/a\.nii: lies among the scans"):
         find_scans(tmp_path / "in", tmp_path / output, others)
 
 
-def test_two_outputs_of_one_name_are_refused_and_a_preview_may_lie_beside_its_mask(
-    tmp_path: Path,
-) -> None:
+def test_two_outputs_of_one_name_are_refused_and_a_preview_may_lie_beside_its_mask(tmp_path):
     touch(tmp_path, "in/a.nii", "in/b/a.nii")
     source, out = tmp_path / "in", tmp_path / "out"
     assert find_scans(source, out, {"preview": out}).scans
@@ -229,12 +219,12 @@ def test_two_outputs_of_one_name_are_refused_and_a_preview_may_lie_beside_its_ma
         find_scans(source, out, {"probability": out / "b"})
 
 
-def test_scans_that_differ_only_in_kind_keep_their_whole_names(tmp_path: Path) -> None:
+def test_scans_that_differ_only_in_kind_keep_their_whole_names(tmp_path):
     touch(tmp_path, "in/a.nii", "in/a.nrrd", "in/b.nii")
     assert set(masks(tmp_path / "in", tmp_path / "out")) == {"a.nii", "a.nrrd", "b"}
 
 
-def test_no_scan_at_all_is_refused(tmp_path: Path) -> None:
+def test_no_scan_at_all_is_refused(tmp_path):
     touch(tmp_path, "in/notes.txt")
     with pytest.raises(DataError, match="holds no scan"):
         find_scans(tmp_path / "in", tmp_path / "out")
@@ -258,9 +248,7 @@ def test_no_scan_at_all_is_refused(tmp_path: Path) -> None:
         ("gone", "mask.nii.gz", False),
     ],
 )
-def test_the_output_says_whether_one_scan_or_many_are_meant(
-    tmp_path: Path, source: str, output: str, many: bool
-) -> None:
+def test_the_output_says_whether_one_scan_or_many_are_meant(tmp_path, source, output, many):
     touch(tmp_path, "in/a.nii", "list.txt")
     (tmp_path / "there.d").mkdir()
     assert is_many(tmp_path / source, f"{tmp_path}/{output}") is many
@@ -278,8 +266,8 @@ def test_the_output_says_whether_one_scan_or_many_are_meant(
     ],
 )
 def test_an_output_that_is_neither_a_mask_nor_a_folder_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, said: str
-) -> None:
+    tmp_path, monkeypatch, output, said
+):
     monkeypatch.chdir(tmp_path)
     touch(tmp_path, "in/a.nii")
     for source in ("in", "list.txt"):
@@ -289,12 +277,12 @@ def test_an_output_that_is_neither_a_mask_nor_a_folder_is_refused(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "list.txt"]
 
 
-def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_source_that_is_not_there_is_named(tmp_path):
     with pytest.raises(DataError, match="gone does not exist"):
         is_many(tmp_path / "gone", tmp_path / "out")
 
 
-def test_scans_that_are_links_to_nowhere_are_scans(tmp_path: Path) -> None:
+def test_scans_that_are_links_to_nowhere_are_scans(tmp_path):
     touch(tmp_path, "in/a.nii", "in/README")
     for name in ("in/b.nii.gz", "in/c.png", "in/d.zip", "in/latest", "in/e.txt"):
         (tmp_path / name).symlink_to("/not/there")
@@ -308,7 +296,7 @@ def test_scans_that_are_links_to_nowhere_are_scans(tmp_path: Path) -> None:
     assert found.passed_over == {"README": 1, "latest": 1}, "beside scans, no name of a slice"
 
 
-def test_a_folder_with_lost_slices_or_a_lost_folder_is_a_scan_that_says_so(tmp_path: Path) -> None:
+def test_a_folder_with_lost_slices_or_a_lost_folder_is_a_scan_that_says_so(tmp_path):
     write_series(tmp_path / "in/one")
     (tmp_path / "in/two").mkdir()
     for name in ("in/two/IM1", "in/three", "in/two/IM2.dcm"):
@@ -324,7 +312,7 @@ def test_a_folder_with_lost_slices_or_a_lost_folder_is_a_scan_that_says_so(tmp_p
             read_image(path)
 
 
-def test_each_folder_is_searched_once_whatever_links_lead_to_it(tmp_path: Path) -> None:
+def test_each_folder_is_searched_once_whatever_links_lead_to_it(tmp_path):
     touch(tmp_path, "in/pt_1/a.nii", "in/pt_2/a.nii", "else/b.nii")
     for name, target in (
         ("in/loop", "."),
@@ -350,8 +338,8 @@ def test_each_folder_is_searched_once_whatever_links_lead_to_it(tmp_path: Path) 
     ],
 )
 def test_a_file_that_would_make_a_folder_called_as_a_mask_or_has_no_name_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str
-) -> None:
+    tmp_path, monkeypatch, name, said
+):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=said):
         require_file_name("-o", name)
@@ -359,7 +347,7 @@ def test_a_file_that_would_make_a_folder_called_as_a_mask_or_has_no_name_is_refu
     require_file_name("-o", "old.nii.gz/x.nii.gz")  # it is there already
 
 
-def test_the_state_of_a_dicom_series_is_that_of_all_its_files(tmp_path: Path) -> None:
+def test_the_state_of_a_dicom_series_is_that_of_all_its_files(tmp_path):
     folder = dicom_files.write_series(tmp_path / "ct")
     (tmp_path / "plain.nii").write_bytes(b"12345")
     assert size_and_time(tmp_path / "plain.nii")[0] == 5
@@ -372,9 +360,7 @@ def test_the_state_of_a_dicom_series_is_that_of_all_its_files(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".png"])
-def test_what_is_written_below_a_dicom_folder_does_not_change_the_series(
-    tmp_path: Path, suffix: str
-) -> None:
+def test_what_is_written_below_a_dicom_folder_does_not_change_the_series(tmp_path, suffix):
     folder = dicom_files.write_series(tmp_path / "ct")
     before = size_and_time(folder), size_and_time(folder / "IM0")
     (folder / "out" / ".ledger").mkdir(parents=True)
@@ -389,7 +375,7 @@ def test_what_is_written_below_a_dicom_folder_does_not_change_the_series(
 
 
 @pytest.mark.parametrize("header", ["a.mhd", "a.nrrd"])
-def test_voxels_that_changed_beside_their_header_are_seen(tmp_path: Path, header: str) -> None:
+def test_voxels_that_changed_beside_their_header_are_seen(tmp_path, header):
     texts = {
         "a.mhd": "ObjectType = Image\nNDims = 3\nElementDataFile = a.raw\n",
         "a.nrrd": "NRRD0004\ndimension: 3\ndata file: a.raw\n\n",
@@ -405,7 +391,7 @@ def test_voxels_that_changed_beside_their_header_are_seen(tmp_path: Path, header
     assert size_and_time(path) == (before[0], before[1] + 1)
 
 
-def test_a_file_that_holds_its_voxels_itself_counts_once(tmp_path: Path) -> None:
+def test_a_file_that_holds_its_voxels_itself_counts_once(tmp_path):
     path = tmp_path / "a.mha"
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.zeros((2, 3, 4), np.int16)), path)
     assert size_and_time(path) == (path.stat().st_size, path.stat().st_mtime_ns)

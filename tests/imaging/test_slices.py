@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from sdseg_cli.demo.phantom import Phantom
 from sdseg_cli.imaging.intensity import Normalisation
-from sdseg_cli.imaging.slices import SliceTransform, to_stack
+from sdseg_cli.imaging.io.files import read_image, read_labels
+from sdseg_cli.imaging.slices import SliceTransform, body_boxes, shows_body, to_stack
 from sdseg_cli.imaging.volume import Geometry, Volume
 
 CT = Normalisation("window", -175, 250)
@@ -40,7 +40,7 @@ def plain(shape: tuple[int, int, int], dtype: type = np.float32) -> Volume:
     return Volume(values, Geometry(shape, np.diag([-1.0, -1.0, 1.0, 1.0])))
 
 
-def test_rows_run_to_the_back_and_columns_to_the_left() -> None:
+def test_rows_run_to_the_back_and_columns_to_the_left():
     # Stored towards right, front and head (RAS): both plane axes must turn round.
     array = np.arange(2 * 3 * 2).reshape(2, 3, 2)
     restore = SliceTransform.of(Geometry((2, 3, 2), np.eye(4)))
@@ -50,7 +50,7 @@ def test_rows_run_to_the_back_and_columns_to_the_left() -> None:
     assert restore.canonical_plane(array, 0).tolist() == array[::-1, ::-1, 0].T.tolist()
 
 
-def test_slices_count_from_the_feet() -> None:
+def test_slices_count_from_the_feet():
     array = np.arange(4).reshape(1, 1, 4)
     down = SliceTransform.of(Geometry((1, 1, 4), np.diag([1.0, 1.0, -3.0, 1.0])))
     assert [int(down.canonical_plane(array, k)[0, 0]) for k in range(down.slices)] == [3, 2, 1, 0]
@@ -64,9 +64,7 @@ def test_slices_count_from_the_feet() -> None:
     signs=st.sampled_from(SIGNS),
     crop=st.sampled_from(["none", "body"]),
 )
-def test_permuted_and_flipped_copies_give_the_same_squares(
-    ct_phantom: Phantom, order: tuple[int, ...], signs: tuple[int, ...], crop: str
-) -> None:
+def test_permuted_and_flipped_copies_give_the_same_squares(ct_phantom, order, signs, crop):
     copy = restored(ct_phantom.scan, order, signs)
     for normalise in (CT, Normalisation("percentile", 0.5, 99.5)):
         here = to_stack(ct_phantom.scan, normalise, size=64, crop=crop)
@@ -76,9 +74,7 @@ def test_permuted_and_flipped_copies_give_the_same_squares(
 
 @settings(max_examples=12, deadline=None)
 @given(order=st.sampled_from(ORDERS), signs=st.sampled_from(SIGNS))
-def test_placing_planes_back_rebuilds_the_stored_array(
-    ct_phantom: Phantom, order: tuple[int, ...], signs: tuple[int, ...]
-) -> None:
+def test_placing_planes_back_rebuilds_the_stored_array(ct_phantom, order, signs):
     copy = restored(ct_phantom.scan, order, signs)
     restore = SliceTransform.of(copy.geometry)
     rebuilt = np.zeros_like(copy.array)
@@ -87,7 +83,7 @@ def test_placing_planes_back_rebuilds_the_stored_array(
     assert np.array_equal(rebuilt, copy.array)
 
 
-def test_a_plane_of_the_models_size_passes_both_ways_unchanged() -> None:
+def test_a_plane_of_the_models_size_passes_both_ways_unchanged():
     volume = plain((32, 32, 2))
     restore = SliceTransform.of(volume.geometry, size=32)
     plane = volume.values(restore.canonical_plane(volume.array, 1))
@@ -98,7 +94,7 @@ def test_a_plane_of_the_models_size_passes_both_ways_unchanged() -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 1000), side=st.sampled_from([16, 32, 64]))
-def test_labels_enlarged_by_a_whole_factor_come_back_unchanged(seed: int, side: int) -> None:
+def test_labels_enlarged_by_a_whole_factor_come_back_unchanged(seed, side):
     label = np.random.default_rng(seed).integers(0, 2, (side, side), dtype=np.uint8)
     restore = SliceTransform.of(Geometry((side, side, 1), np.eye(4)), size=128)
     model = restore.labels_to_model(label, 0).astype(np.float32)
@@ -107,7 +103,7 @@ def test_labels_enlarged_by_a_whole_factor_come_back_unchanged(seed: int, side: 
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 1000), rows=st.integers(150, 400), columns=st.integers(150, 400))
-def test_organs_survive_the_round_trip_on_any_grid(seed: int, rows: int, columns: int) -> None:
+def test_organs_survive_the_round_trip_on_any_grid(seed, rows, columns):
     noise = np.random.default_rng(seed).standard_normal((rows, columns))
     label = (ndimage.gaussian_filter(noise, 12) > 0.01).astype(np.uint8)
     restore = SliceTransform.of(Geometry((columns, rows, 1), np.diag([-1.0, -1, 1, 1])))
@@ -116,7 +112,7 @@ def test_organs_survive_the_round_trip_on_any_grid(seed: int, rows: int, columns
     assert dice > 0.97
 
 
-def test_a_narrow_plane_is_centred_on_background() -> None:
+def test_a_narrow_plane_is_centred_on_background():
     restore = SliceTransform.of(Geometry((2, 4, 1), np.diag([-1.0, -1.0, 1.0, 1.0])), size=4)
     square = restore.to_model(np.ones((4, 2), np.float32), 0, background=-1)
     assert square.tolist() == [[-1, 1, 1, -1]] * 4
@@ -125,13 +121,13 @@ def test_a_narrow_plane_is_centred_on_background() -> None:
     assert restore.to_native(square, 0).shape == (4, 2)
 
 
-def test_shrinking_averages_a_checkerboard_away() -> None:
+def test_shrinking_averages_a_checkerboard_away():
     board = (np.indices((64, 64)).sum(axis=0) % 2 * 2 - 1).astype(np.float32)
     square = SliceTransform.of(Geometry((64, 64, 1), np.eye(4)), size=16).to_model(board, 0, 0)
     assert np.abs(square[1:-1, 1:-1]).max() < 0.01
 
 
-def test_a_box_beyond_the_plane_is_background_there_and_zero_on_the_way_back() -> None:
+def test_a_box_beyond_the_plane_is_background_there_and_zero_on_the_way_back():
     boxes = np.array([[-1, 1, 4]])
     restore = SliceTransform.of(Geometry((4, 4, 1), np.diag([-1.0, -1, 1, 1])), size=4, boxes=boxes)
     plane = np.arange(16, dtype=np.float32).reshape(4, 4)
@@ -144,12 +140,12 @@ def test_a_box_beyond_the_plane_is_background_there_and_zero_on_the_way_back() -
 
 
 @pytest.mark.parametrize("boxes", [np.ones((2, 3)), np.array([[0, 0, 0]])])
-def test_boxes_that_do_not_fit_the_slices_are_refused(boxes: np.ndarray) -> None:
+def test_boxes_that_do_not_fit_the_slices_are_refused(boxes):
     with pytest.raises(ValueError, match="boxes"):
         SliceTransform.of(Geometry((4, 4, 1), np.eye(4)), boxes=boxes)
 
 
-def test_squares_lie_in_range_and_do_not_depend_on_the_batches(ct_phantom: Phantom) -> None:
+def test_squares_lie_in_range_and_do_not_depend_on_the_batches(ct_phantom):
     stack = to_stack(ct_phantom.scan, CT)
     whole = stack.pixels(0, len(stack))
     assert whole.shape == (10, 256, 256)
@@ -160,7 +156,7 @@ def test_squares_lie_in_range_and_do_not_depend_on_the_batches(ct_phantom: Phant
     assert np.array_equal(np.concatenate(batches), whole)
 
 
-def test_streaming_allocates_about_a_batch() -> None:
+def test_streaming_allocates_about_a_batch():
     volume = plain((256, 256, 60), np.int16)
     stack = to_stack(volume, CT, size=128, crop="body")
     stack.pixels(0, 1)
@@ -171,7 +167,7 @@ def test_streaming_allocates_about_a_batch() -> None:
     assert peak < 2 * batch.nbytes + 6 * 256 * 256 * 4 < volume.array.nbytes / 2
 
 
-def test_making_squares_leaves_the_scan_alone() -> None:
+def test_making_squares_leaves_the_scan_alone():
     volume = plain((16, 16, 3))
     volume.array[3, 3, :] = np.nan
     before = volume.array.copy()
@@ -179,3 +175,96 @@ def test_making_squares_leaves_the_scan_alone() -> None:
         for normalise in (CT, Normalisation("percentile", 0.5, 99.5)):
             to_stack(volume, normalise, size=16, crop=crop).pixels(0, 3)
     assert np.array_equal(volume.array, before, equal_nan=True)
+
+
+MR = Normalisation("percentile", 0.5, 99.5)
+
+
+def scan_with(body: np.ndarray, inside: float = 40, outside: float = -1000) -> Volume:
+    """One slice; `body` is (rows, cols) in canonical order."""
+    values = np.where(body, inside, outside).astype(np.int16).T[:, :, None]
+    return Volume(values, Geometry(values.shape, np.diag([-2.0, -2.0, 5.0, 1.0])))
+
+
+def inside_share(restore: SliceTransform, labels: np.ndarray) -> float:
+    """Share of the labelled voxels that lie in the boxes."""
+    total = held = 0
+    for k in range(restore.slices):
+        row, column, side = restore.boxes[k]
+        plane = restore.canonical_plane(labels, k) > 0
+        total += plane.sum()
+        held += plane[max(row, 0) : row + side, max(column, 0) : column + side].sum()
+    return float(held / total)
+
+
+def rectangle(rows: slice, columns: slice) -> np.ndarray:
+    body = np.zeros((100, 100), bool)
+    body[rows, columns] = True
+    return body
+
+
+def test_the_square_holds_the_body_and_four_percent_around_it():
+    # 50 columns x 1.08 = 54, centred on row 40 and column 55.
+    boxes = body_boxes(scan_with(rectangle(slice(30, 50), slice(30, 80))), CT)
+    assert boxes.tolist() == [[13, 28, 54]]
+
+
+def test_a_thin_table_and_small_parts_are_left_out():
+    body = rectangle(slice(30, 50), slice(30, 80))
+    body[80:82, :] = True
+    body[5:10, 5:10] = True
+    assert body_boxes(scan_with(body), CT).tolist() == [[13, 28, 54]]
+
+
+def test_two_legs_are_both_kept():
+    body = rectangle(slice(30, 50), slice(10, 30)) | rectangle(slice(30, 50), slice(60, 90))
+    ((_, column, side),) = body_boxes(scan_with(body), CT)
+    assert column <= 10
+    assert column + side >= 90
+
+
+def test_an_empty_slice_takes_the_whole_plane():
+    assert body_boxes(scan_with(rectangle(slice(0), slice(0))), CT).tolist() == [[0, 0, 100]]
+
+
+def test_a_speck_still_gets_a_quarter_of_the_plane():
+    ((row, column, side),) = body_boxes(scan_with(rectangle(slice(48, 52), slice(48, 52))), CT)
+    assert side == 25
+    assert row < 48 < 52 <= row + side
+    assert column < 48 < 52 <= column + side
+
+
+def test_a_body_at_the_edge_gets_a_square_that_reaches_beyond():
+    ((row, column, side),) = body_boxes(scan_with(rectangle(slice(0, 40), slice(0, 20))), CT)
+    assert (row, column, side) == (-2, -12, 44)
+
+
+def test_other_modalities_separate_body_from_background_by_otsu():
+    body = rectangle(slice(30, 50), slice(30, 80))
+    assert body_boxes(scan_with(body, inside=600, outside=20), MR).tolist() == [[13, 28, 54]]
+
+
+def test_the_phantoms_organs_lie_in_its_squares(ct_phantom):
+    boxes = body_boxes(ct_phantom.scan, CT)
+    restore = SliceTransform.of(ct_phantom.scan.geometry, boxes=boxes)
+    assert inside_share(restore, ct_phantom.labels.array) == 1
+    assert boxes[:, 2].max() <= 44
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("case", ["pt_22", "pt_66", "pt_100"])
+def test_real_structures_lie_in_the_squares(real_data, case):
+    folder = real_data / "openkbp-hn-ct" / case
+    scan, labels = read_image(folder / "image.nii.gz"), read_labels(folder / "label.nii.gz")
+    boxes = body_boxes(scan, CT)
+    # pt_22's scan is blank around three slices of its jaw: nothing there shows a body.
+    assert inside_share(SliceTransform.of(scan.geometry, boxes=boxes), labels.array) > 0.99
+    assert boxes[:, 2].min() < 48
+
+
+def test_a_slice_shows_a_body_where_a_block_of_three_pixels_is_above_air():
+    squares = np.full((4, 8, 8), -1, np.float32)
+    squares[1, 2:5, 3:6] = -0.9
+    squares[2, 2:4, :] = 1  # a table, two pixels thin
+    squares[3, ::2, ::2] = 1  # noise
+    assert shows_body(squares).tolist() == [False, True, False, False]

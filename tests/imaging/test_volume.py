@@ -22,11 +22,7 @@ from sdseg_cli.imaging.volume import (
 )
 from tests.imaging.test_slices import ORDERS, SIGNS
 
-SIGNED_PERMUTATIONS = [
-    (order, signs)
-    for order in itertools.permutations(range(3))
-    for signs in itertools.product((1, -1), repeat=3)
-]
+SIGNED_PERMUTATIONS = list(itertools.product(ORDERS, SIGNS))
 
 
 def affine_of(columns: np.ndarray) -> np.ndarray:
@@ -35,13 +31,13 @@ def affine_of(columns: np.ndarray) -> np.ndarray:
     return affine
 
 
-def test_spacing_is_the_length_of_each_column() -> None:
+def test_spacing_is_the_length_of_each_column():
     geometry = Geometry((2, 2, 2), affine_of(np.array([[3, 0, 0], [4, 0, -2], [0, 7, 0]])))
     assert geometry.spacing_mm == (5, 7, 2)
 
 
 @pytest.mark.parametrize(("order", "signs"), SIGNED_PERMUTATIONS)
-def test_axis_codes_are_nibabels(order: tuple[int, ...], signs: tuple[int, ...]) -> None:
+def test_axis_codes_are_nibabels(order, signs):
     affine = affine_of(np.diag(signs)[:, order] * [0.7, 2, 5])
     assert Geometry((2, 3, 4), affine).axis_codes == "".join(nib.aff2axcodes(affine))
 
@@ -51,9 +47,7 @@ def test_axis_codes_are_nibabels(order: tuple[int, ...], signs: tuple[int, ...])
     seed=st.integers(0, 10_000),
     copy=st.sampled_from(SIGNED_PERMUTATIONS),
 )
-def test_a_permuted_copy_of_any_oblique_grid_names_the_same_physical_axes(
-    seed: int, copy: tuple[tuple[int, ...], tuple[int, ...]]
-) -> None:
+def test_a_permuted_copy_of_any_oblique_grid_names_the_same_physical_axes(seed, copy):
     order, signs = copy
     columns = Rotation.random(random_state=seed).as_matrix() * [1.0, 2.0, 3.0]
     copied = columns[:, order] * signs
@@ -67,7 +61,7 @@ def test_a_permuted_copy_of_any_oblique_grid_names_the_same_physical_axes(
         assert np.array_equal(columns[:, axis] * sign, copied[:, copied_axis] * copied_sign)
 
 
-def test_grids_a_twentieth_of_a_voxel_apart_are_one_and_a_fifth_apart_are_two() -> None:
+def test_grids_a_twentieth_of_a_voxel_apart_are_one_and_a_fifth_apart_are_two():
     affine = np.diag([2.0, 2.0, 4.0, 1.0])
     near, far = affine.copy(), affine.copy()
     near[0, 3], far[0, 3] = 0.1, 0.4
@@ -77,7 +71,7 @@ def test_grids_a_twentieth_of_a_voxel_apart_are_one_and_a_fifth_apart_are_two() 
     assert geometry.corner_distance_voxels(Geometry((9, 9, 9), far)) == pytest.approx(0.2)
 
 
-def test_a_small_tilt_counts_where_it_is_largest_at_the_corners() -> None:
+def test_a_small_tilt_counts_where_it_is_largest_at_the_corners():
     tilted = np.eye(4)
     tilted[0, 1] = 0.01  # 1 mm at the far end of 101 voxels
     apart = Geometry((101, 101, 3), np.eye(4)).corner_distance_voxels(
@@ -86,19 +80,19 @@ def test_a_small_tilt_counts_where_it_is_largest_at_the_corners() -> None:
     assert apart == pytest.approx(1.0, rel=1e-4)
 
 
-def test_grids_of_another_shape_differ() -> None:
+def test_grids_of_another_shape_differ():
     assert not Geometry((2, 2, 2), np.eye(4)).same_grid(Geometry((2, 2, 3), np.eye(4)))
 
 
 @pytest.mark.parametrize(
     "affine", [np.diag([1.0, 1, 0, 1]), np.full((4, 4), np.nan), np.ones((4, 4)), np.eye(3)]
 )
-def test_a_flat_or_undefined_affine_is_refused(affine: np.ndarray) -> None:
+def test_a_flat_or_undefined_affine_is_refused(affine):
     with pytest.raises(ValueError, match="affine"):
         Geometry((2, 2, 2), affine)
 
 
-def test_values_apply_slope_and_intercept_to_a_part() -> None:
+def test_values_apply_slope_and_intercept_to_a_part():
     stored = np.array([[[0, 100], [200, 300]]], np.int16)
     volume = Volume(stored, Geometry((1, 2, 2), np.eye(4)), slope=0.5, intercept=-1024)
     assert volume.values(stored[0, 1]).tolist() == [-924, -874]
@@ -106,19 +100,19 @@ def test_values_apply_slope_and_intercept_to_a_part() -> None:
     assert volume.values().dtype == np.float32
 
 
-def test_a_big_endian_part_becomes_native_float32() -> None:
+def test_a_big_endian_part_becomes_native_float32():
     stored = np.arange(8, dtype=">i2").reshape(2, 2, 2)
     volume = Volume(stored, Geometry((2, 2, 2), np.eye(4)))
     assert volume.values(stored[1]).dtype == np.dtype(np.float32)
     assert volume.values(stored[1]).tolist() == [[4, 5], [6, 7]]
 
 
-def test_an_array_of_another_shape_than_its_geometry_is_refused() -> None:
+def test_an_array_of_another_shape_than_its_geometry_is_refused():
     with pytest.raises(ValueError, match="geometry"):
         Volume(np.zeros((2, 2, 2)), Geometry((2, 2, 3), np.eye(4)))
 
 
-def test_grids_must_agree_in_shape_and_in_place() -> None:
+def test_grids_must_agree_in_shape_and_in_place():
     affine = np.diag([2.0, 2.0, 3.0, 1.0])
     scan = Geometry((16, 16, 4), affine)
     require_same_grid(scan, Geometry((16, 16, 4), affine), "scan", "label")
@@ -131,11 +125,8 @@ def test_grids_must_agree_in_shape_and_in_place() -> None:
         require_same_grid(scan, Geometry((16, 16, 4), moved), "scan", "label")
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("signs", SIGNS)
-def test_all_planes_at_once_are_the_planes_one_by_one(
-    order: tuple[int, ...], signs: tuple[int, ...]
-) -> None:
+@pytest.mark.parametrize(("order", "signs"), SIGNED_PERMUTATIONS)
+def test_all_planes_at_once_are_the_planes_one_by_one(order, signs):
     affine = np.eye(4)
     affine[:3, :3] = (np.diag(signs) @ np.diag([1.0, 2.0, 3.0]))[:, list(order)]
     array = np.arange(24).reshape(2, 3, 4)
@@ -148,11 +139,8 @@ def test_all_planes_at_once_are_the_planes_one_by_one(
 OBLIQUE = np.array([[-1.6, 1.8, 0.1, 10], [-1.2, -2.4, 0.2, -20], [0, 0.1, 5, -300], [0, 0, 0, 1]])
 
 
-@pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
-@pytest.mark.parametrize("flips", list(itertools.product((1, -1), repeat=3)))
-def test_every_order_and_direction_comes_back_voxel_for_voxel(
-    axes: tuple[int, int, int], flips: tuple[int, int, int]
-) -> None:
+@pytest.mark.parametrize(("axes", "flips"), SIGNED_PERMUTATIONS)
+def test_every_order_and_direction_comes_back_voxel_for_voxel(axes, flips):
     array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
     grid = Geometry((2, 3, 4), OBLIQUE)
     stored = array.transpose(axes)[tuple(slice(None, None, step) for step in flips)]
@@ -168,14 +156,14 @@ def test_every_order_and_direction_comes_back_voxel_for_voxel(
     assert back.geometry.corner_distance_voxels(grid) < 1e-12
 
 
-def test_a_volume_in_the_same_order_is_left_alone() -> None:
+def test_a_volume_in_the_same_order_is_left_alone():
     volume = Volume(np.zeros((2, 3, 4)), Geometry((2, 3, 4), OBLIQUE), header="its own")
     shifted = OBLIQUE.copy()
     shifted[0, 3] += 500
     assert reorient_to(volume, Geometry((9, 9, 9), shifted)) is volume
 
 
-def test_the_box_is_where_the_ones_are() -> None:
+def test_the_box_is_where_the_ones_are():
     mask = np.zeros((5, 6, 7), np.uint8)
     assert bounding_box(mask) is None
     mask[1, 2, 3] = mask[3, 2, 6] = 1

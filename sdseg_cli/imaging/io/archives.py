@@ -50,8 +50,8 @@ def extracted(
 
     Args:
         archive: The zip file.
-        max_bytes: Refused beyond this, by what is unpacked, whatever the header claims.
-        max_entries: Refused beyond this.
+        max_bytes: Most that is unpacked, whatever the header claims.
+        max_entries: Most entries.
 
     Yields:
         A folder that only this user can enter, with the files 1, 2.dcm, ... in the archive's order,

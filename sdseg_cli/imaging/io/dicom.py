@@ -20,7 +20,6 @@ from sdseg_cli.core.errors import ConfigError, DataError
 from sdseg_cli.core.filenames import ZIP_SUFFIX, natural_key
 from sdseg_cli.imaging.io.dicom_series import (
     Instance,
-    Series,
     find_series,
     opened,
     quiet,
@@ -46,9 +45,7 @@ _REFERENCES = (
 )  # fmt: skip
 _RLE = "1.2.840.10008.1.2.5"
 _CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-
-
-MAX_PLANE_PIXELS = 1 << 26
+_MAX_PLANE_PIXELS = 1 << 26
 """8192 x 8192: a compressed file that claims more is not believed."""
 _TOLERANCE = 1e-4
 """How far cosines and mm per pixel of one series may differ: 0.05 pixels over a row of 512."""
@@ -84,7 +81,7 @@ def read(source: Path, series: str | None = None, on_header: OnHeader | None = N
     Args:
         source: A folder (nested, names do not matter), a .zip, or one file of the series.
         series: Which one, where there are several; see `dicom_series.find_series`.
-        on_header: Told of the headers before the pixels are read.
+        on_header: Called before the pixels are read.
 
     Raises:
         DataError: No series, not one stack of equally spaced slices, or a damaged file.
@@ -113,11 +110,7 @@ def read_geometry(source: Path, series: str | None = None) -> Geometry:
 
 
 def require_no_slice(path: Path, scan: Volume) -> None:
-    """Refuse to write over a file of the series.
-
-    Raises:
-        ConfigError: As said.
-    """
+    """Refuse, as a ConfigError, to write over a file of the series."""
     if not isinstance(scan.header, DicomHeader) or not path.exists():
         return
     source = scan.header.source
@@ -130,11 +123,11 @@ def require_no_slice(path: Path, scan: Volume) -> None:
 
 
 def _stack(source: Path, folder: Path, name: str | None) -> tuple[list[Instance], Geometry]:
-    series: Series = find_series(source, folder, name)
-    for slice_ in series.instances:
-        check_header(slice_)
-    check_alike(series.instances)
-    return sorted_stack(series.instances)
+    slices = find_series(source, folder, name).instances
+    for slice_ in slices:
+        _check_header(slice_)
+    _check_alike(slices)
+    return _sorted_stack(slices)
 
 
 def _scaling(slice_: Instance) -> tuple[float, float, Any]:
@@ -207,17 +200,13 @@ def _decoded(image: Any, scratch: Path) -> NDArray[Any]:
     bare.save_as(path, enforce_file_format=True)
     with silenced() as printed:  # decoders below GDCM report to the terminal, and to nobody else
         decoded: Any = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
-    if "Corrupt JPEG data" in printed.text:
-        raise ValueError(printed.text)  # what is missing was filled in with anything
+    if "Corrupt JPEG data" in printed[0]:
+        raise ValueError(printed[0])  # what is missing was filled in with anything
     return np.asarray(decoded[0])
 
 
-def check_header(slice_: Instance) -> None:
-    """Refuse a file that is no single plane of grey values, or smaller than its header claims.
-
-    Raises:
-        DataError: As said.
-    """
+def _check_header(slice_: Instance) -> None:
+    """Refuse a file that is no single plane of grey values, or smaller than its header claims."""
     (frames,) = slice_.numbers("NumberOfFrames", 1, default=1)
     (samples,) = slice_.numbers("SamplesPerPixel", 1, default=1)
     if frames != 1:
@@ -237,7 +226,7 @@ def check_header(slice_: Instance) -> None:
     (bits,) = slice_.numbers("BitsAllocated", 1)
     pixels = int(rows * columns)
     held = slice_.path.stat().st_size
-    if pixels > MAX_PLANE_PIXELS or (not slice_.is_compressed and pixels * bits / 8 > held):
+    if pixels > _MAX_PLANE_PIXELS or (not slice_.is_compressed and pixels * bits / 8 > held):
         raise DataError(
             f"{slice_.path}: claims {pixels:,} pixels, which its {held:,} bytes do not hold.",
             "It is cut short or damaged: copy or export the series again.",
@@ -271,14 +260,11 @@ def _check_grey(slice_: Instance) -> None:
         )
 
 
-def check_alike(slices: Sequence[Instance]) -> None:
+def _check_alike(slices: Sequence[Instance]) -> None:
     """Refuse slices whose grey values do not mean the same throughout the series.
 
     Slopes and intercepts may differ from slice to slice; they are applied. But a slice without one
     among slices that have it would be off, by 1024 HU in a CT, and nobody would see it.
-
-    Raises:
-        DataError: As said; it names the slices.
     """
     for name in ("RescaleSlope", "RescaleIntercept"):
         lacking = [one for one in slices if one.get(name) is None]
@@ -315,19 +301,26 @@ def _named(slices: Sequence[Instance]) -> str:
     return ", ".join([str(paths[0]), *(path.name for path in paths[1:_NAMED])]) + more
 
 
-def sorted_stack(instances: Sequence[Instance]) -> tuple[list[Instance], Geometry]:
-    """Sort slices along their normal, row x column, and place them.
+def _sorted_stack(instances: Sequence[Instance]) -> tuple[list[Instance], Geometry]:
+    """Slices sorted along their normal, row x column, and the grid of (column, row, slice).
 
-    Returns:
-        The slices, and the geometry of an array (column, row, slice).
-
-    Raises:
-        DataError: Slices of several sizes or directions, two at one place, a gap, or a tilt.
+    Slices of several sizes or directions, two at one place, a gap and a tilt are refused.
     """
     first = instances[0]
-    _require_equal(instances, (("Columns", 1), ("Rows", 1)), 0, "size")
-    _require_equal(instances, (("PixelSpacing", 2),), _TOLERANCE, "pixel spacing")
-    _require_equal(instances, (("ImageOrientationPatient", 6),), _TOLERANCE, "direction")
+    for elements, count, tolerance, what in (
+        (("Columns", "Rows"), 1, 0.0, "size"),
+        (("PixelSpacing",), 2, _TOLERANCE, "pixel spacing"),
+        (("ImageOrientationPatient",), 6, _TOLERANCE, "direction"),
+    ):
+        wanted = None
+        for one in instances:
+            values = np.concatenate([one.numbers(name, count) for name in elements])
+            wanted = values if wanted is None else wanted
+            if np.abs(values - wanted).max() > tolerance:
+                raise DataError(
+                    f"{one.path}: has another {what} than {first.path.name}.",
+                    "Localizers or several stacks share one series: move the others away.",
+                )
     columns, rows = int(first.get("Columns")), int(first.get("Rows"))
     row_mm, column_mm = first.numbers("PixelSpacing", 2)
     if min(row_mm, column_mm) <= 0:
@@ -397,21 +390,3 @@ def _missing(ratio: float) -> str:
     if slices < 1 or abs(ratio - slices - 1) > GRID_TOLERANCE_VOXELS:
         return "the spacing is not constant"
     return f"{slices} slice{'s are' if slices > 1 else ' is'} missing between them"
-
-
-def _require_equal(
-    instances: Sequence[Instance],
-    elements: tuple[tuple[str, int], ...],
-    tolerance: float,
-    what: str,
-) -> None:
-    """Refuse a series in which a slice differs from the first."""
-    first = instances[0]
-    wanted = np.concatenate([first.numbers(name, count) for name, count in elements])
-    for one in instances[1:]:
-        values = np.concatenate([one.numbers(name, count) for name, count in elements])
-        if np.abs(values - wanted).max() > tolerance:
-            raise DataError(
-                f"{one.path}: has another {what} than {first.path.name}.",
-                "Localizers or several stacks share one series: move the others away.",
-            )

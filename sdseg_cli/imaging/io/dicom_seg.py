@@ -54,11 +54,7 @@ def check_writable(path: Path, scan: Path | None) -> None:
 
 
 def check_references(like: Volume) -> None:
-    """Refuse a series that a DICOM SEG cannot refer to, or whose identity it cannot repeat.
-
-    Raises:
-        DataError: As said; it names what is missing, or differs from slice to slice.
-    """
+    """Refuse, as a DataError, a series that a SEG cannot refer to or cannot repeat."""
     header = _header(like)
     source, sources = header.source, _sources(header)
     with _telling(source), quiet():

@@ -127,12 +127,7 @@ class Instance:
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """The images of one SeriesInstanceUID, in no order.
-
-    Attributes:
-        uid: SeriesInstanceUID; empty where an anonymiser blanked it.
-        instances: At least one.
-    """
+    """The images of one SeriesInstanceUID, in no order; it is empty where it was blanked."""
 
     uid: str
     instances: tuple[Instance, ...]
@@ -165,11 +160,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def opened(source: Path) -> Iterator[Path]:
-    """The folder in which a source's files lie; a zip's exists only within the block.
-
-    Raises:
-        DataError: A zip that is refused.
-    """
+    """The folder in which a source's files lie; a zip's exists only within the block."""
     if source.is_dir():
         yield source
     elif is_dicom_file(source):
@@ -307,16 +298,10 @@ def _chosen(source: Path, found: Sequence[Series], wanted: str | None) -> Series
 
 
 def _dicom_files(folder: Path, *, nested: bool, named: bool) -> Iterator[Path]:
-    """Files with DICOM's mark, naturally sorted.
+    """Files with DICOM's mark, naturally sorted; those of a zip are not `named`.
 
-    Args:
-        folder: Where they lie.
-        nested: Also below the folder.
-        named: The files have their own names; those of a zip have numbers.
-
-    Raises:
-        DataError: A file without the mark may be a lost slice, perhaps the first or the last, whose
-            absence nothing else would show.
+    A file without the mark is refused where it may be a lost slice, perhaps the first or the last,
+    whose absence nothing else would show.
     """
     for place, files in walked(folder, None if nested else lambda below: False):
         try:
@@ -339,11 +324,9 @@ def _dicom_files(folder: Path, *, nested: bool, named: bool) -> Iterator[Path]:
 
 
 def _lost(path: Path, patterns: Collection[str]) -> str | None:
-    """What is wrong with a file that bears no mark and may be a slice; None for other files.
+    """What is wrong with a file without the mark that may be a slice; None for other files.
 
-    Args:
-        path: The file.
-        patterns: Of the names of the DICOM files beside it.
+    Patterns are of the names of the DICOM files beside it.
     """
     is_unfinished = path.suffix.lower() in _UNFINISHED
     is_packed = path.suffix.lower() in _PACKED

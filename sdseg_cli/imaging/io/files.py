@@ -67,11 +67,7 @@ def read_image(path: Path, series: str | None = None, on_header: OnHeader | None
 
 
 def read_geometry(path: Path, series: str | None = None) -> Geometry:
-    """Read where a volume lies, from its header alone.
-
-    Raises:
-        DataError: As for `read_image`, as far as the header tells.
-    """
+    """Read where a volume lies, from its header alone; errors as of `read_image`."""
     suffix = check_readable(path, series)
     if suffix == DICOM_SUFFIX:
         return dicom.read_geometry(path, series)
@@ -105,19 +101,17 @@ def read_labels(path: Path, levels: MaskLevels | None = None) -> Volume:
     for _, values in _slabs(volume, stored=whole):
         low, high = float(values.min()), float(values.max())
         if not (low >= 0 and high <= 65535 and (whole or (values == np.rint(values)).all())):
-            raise DataError(_no_label_map(path, low, high), _label_hint(low, high), "values")
+            held = f"values from {low:g} to {high:g}"
+            if np.isnan(low):
+                held = "it holds NaN, which is no number"
+            message = f"{path}: not a label map ({held})."
+            raise DataError(message, _label_hint(low, high), "values")
         largest = max(largest, high)
     dtype = np.dtype(np.uint8 if largest <= 255 else np.uint16)
     labels = np.empty(volume.geometry.shape, dtype, order="F")
     for k, values in _slabs(volume, stored=whole):
         labels[:, :, k] = values
     return Volume(labels, volume.geometry, header=volume.header, source=volume.source)
-
-
-def _no_label_map(path: Path, low: float, high: float) -> str:
-    if np.isnan(low):
-        return f"{path}: not a label map (it holds NaN, which is no number)."
-    return f"{path}: not a label map (values from {low:g} to {high:g})."
 
 
 def _label_hint(low: float, high: float) -> str:

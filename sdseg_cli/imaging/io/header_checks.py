@@ -28,7 +28,7 @@ ROUNDING_DEGREES = 0.01
 LARGEST_SHEAR_DEGREES = 5.0
 """More than this is refused; between the two, the nearest rotation is read instead."""
 
-_HINT = "The header is wrong or the file was cut short: export it again."
+CUT_SHORT_HINT = "The header is wrong or the file was cut short: export it again."
 
 
 def require_held(
@@ -38,8 +38,8 @@ def require_held(
 
     Args:
         path: The file, for the message.
-        claimed_bytes: Size of the voxels by the header.
-        held_bytes: Size of the file's voxels as they lie on the disk.
+        claimed_bytes: By the header.
+        held_bytes: As they lie on the disk.
         packed: Whether they are compressed; they may then unpack to `PACKED_RATIO` times as much.
             What unpacks to less is found while reading, before memory beyond it is used.
         exact: Refuse one that claims fewer, too.
@@ -52,7 +52,7 @@ def require_held(
         raise DataError(
             f"{path}: its header claims {claimed_bytes:,} bytes of voxels, the file holds "
             f"{'at most ' if packed else ''}{held:,}.",
-            _HINT,
+            CUT_SHORT_HINT,
             "damaged",
         )
 
@@ -80,12 +80,18 @@ def read_array(stream: BinaryIO, shape: tuple[int, int, int], dtype: Any) -> Arr
     return flat.reshape(shape, order="F")
 
 
+def skip(stream: BinaryIO, count: int) -> None:
+    """Read past so many bytes, or to the end."""
+    while count > 0 and (block := stream.read(min(count, BLOCK_BYTES))):
+        count -= len(block)
+
+
 def geometry_of(path: Path, shape: tuple[int, int, int], affine: NDArray[np.float64]) -> Geometry:
     """The geometry a header describes, with a small shear straightened.
 
     Args:
         path: The file, for messages.
-        shape: Number of voxels (I, J, K).
+        shape: (I, J, K).
         affine: (4, 4) float64, voxel index -> RAS+ mm, as the header says.
 
     Returns:
@@ -117,11 +123,7 @@ def geometry_of(path: Path, shape: tuple[int, int, int], affine: NDArray[np.floa
 
 
 def shear_degrees(affine: NDArray[np.float64]) -> float:
-    """By how many degrees the worst pair of axes misses a right angle.
-
-    Args:
-        affine: (4, 4), invertible.
-    """
+    """By how many degrees the worst pair of axes of a (4, 4) affine misses a right angle."""
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     cosines = [
         abs(directions[:, a] @ directions[:, b]) for a, b in itertools.combinations((0, 1, 2), 2)
@@ -130,14 +132,9 @@ def shear_degrees(affine: NDArray[np.float64]) -> float:
 
 
 def straightened(affine: NDArray[np.float64], shape: tuple[int, int, int]) -> NDArray[np.float64]:
-    """The affine with its directions replaced by the nearest rotation (polar decomposition).
+    """A (4, 4) affine with the nearest rotation as its directions.
 
-    Args:
-        affine: (4, 4), invertible.
-        shape: The grid's, whose centre stays where it is.
-
-    Returns:
-        (4, 4) float64 with the same spacing, handedness and centre.
+    Spacing, handedness and the centre of the grid stay as they are.
     """
     spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
     straight = affine.copy()

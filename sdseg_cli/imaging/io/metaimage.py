@@ -11,7 +11,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,13 @@ from sdseg_cli.imaging.io import nrrd
 from sdseg_cli.imaging.io.header_checks import geometry_of
 from sdseg_cli.imaging.io.native import silenced
 from sdseg_cli.imaging.io.text_header import (
+    Fields,
     HeaderError,
     TextHeader,
     Three,
     file_beside,
     header_lines,
     numbers,
-    open_header,
     quoted,
     read_voxels,
     reading,
@@ -65,35 +64,20 @@ _TYPES = {
 }  # fmt: skip
 
 
-@dataclass
-class _Fields:
-    """The fields of a header by their names, and where it ends."""
+def _first_of(fields: Fields, *names: str, otherwise: str) -> str:
+    """The format has several names for some fields; ITK takes them in this order."""
+    return next((fields.values[name] for name in names if name in fields.values), otherwise)
 
-    values: dict[str, str] = field(default_factory=dict)
-    begin: int = 0
 
-    def need(self, name: str) -> str:
-        if name not in self.values:
-            raise HeaderError(f"its header has no {name}")
-        return self.values[name]
-
-    def first_of(self, *names: str, otherwise: str) -> str:
-        """The format has several names for some fields; ITK takes them in this order."""
-        return next((self.values[name] for name in names if name in self.values), otherwise)
-
-    def yes(self, name: str, otherwise: bool) -> bool:
-        text = self.values.get(name, str(otherwise)).lower()
-        if text not in ("true", "false", "1", "0", "t", "f"):
-            raise HeaderError(f"its {name} is neither True nor False")
-        return text in ("true", "1", "t")
+def _yes(fields: Fields, name: str, otherwise: bool) -> bool:
+    text = fields.text(name, str(otherwise)).lower()
+    if text not in ("true", "false", "1", "0", "t", "f"):
+        raise HeaderError(f"its {name} is neither True nor False")
+    return text in ("true", "1", "t")
 
 
 def read(path: Path, on_header: OnHeader | None = None) -> Volume:
     """Read an NRRD or MetaImage file at its stored type.
-
-    Args:
-        path: The file.
-        on_header: Told of the header before the voxels are read.
 
     Raises:
         DataError: Unreadable, damaged, or not one 3D volume of numbers.
@@ -107,11 +91,7 @@ def read(path: Path, on_header: OnHeader | None = None) -> Volume:
 
 
 def read_geometry(path: Path) -> Geometry:
-    """Read where a volume lies, from its header alone.
-
-    Raises:
-        DataError: Unreadable, or not one 3D volume of numbers.
-    """
+    """Read where a volume lies, from its header alone; errors as of `read`."""
     with reading(path):
         return _read_header(path)[1]
 
@@ -134,20 +114,22 @@ def _is_nrrd(path: Path) -> bool:
 
 def _read_header(path: Path) -> tuple[TextHeader, Geometry]:
     header = nrrd.read_header(path) if _is_nrrd(path) else _read_metaimage_header(path)
-    geometry = geometry_of(path, header.shape, header.affine)
+    lps = np.eye(4)
+    with np.errstate(all="ignore"):  # what overflows is no grid, as `geometry_of` finds
+        lps[:3, :3] = header.directions * np.asarray(header.spacing_mm)
+        lps[:3, 3] = header.origin_mm
+        geometry = geometry_of(path, header.shape, LPS_TO_RAS @ lps)
     require_claimed(header)
     return header, geometry
 
 
 def _read_metaimage_header(path: Path) -> TextHeader:
     fields = _fields(path)
-    if fields.values.get("ObjectType", "Image") != "Image":
+    if fields.text("ObjectType", "Image") != "Image":
         raise HeaderError(f"it is a {quoted(fields.values['ObjectType'])} and no Image")
-    kind = fields.need("ElementType")
-    axes = whole("NDims", fields.need("NDims"), 1)
-    channels = whole(
-        "ElementNumberOfChannels", fields.values.get("ElementNumberOfChannels", "1"), 1
-    )
+    kind = fields.text("ElementType")
+    axes = whole("NDims", fields.text("NDims"), 1)
+    channels = whole("ElementNumberOfChannels", fields.text("ElementNumberOfChannels", "1"), 1)
     require_volume(path, axes, channels, kind)
     if kind not in _TYPES:
         raise HeaderError(
@@ -160,7 +142,7 @@ def _read_metaimage_header(path: Path) -> TextHeader:
     spacing, directions, origin = _grid(fields)
     return TextHeader(
         path=path,
-        shape=sizes("DimSize", fields.need("DimSize"), 0),
+        shape=sizes("DimSize", fields.text("DimSize"), 0),
         dtype=np.dtype(_TYPES[kind]).newbyteorder(">" if _big_endian(fields) else "<"),
         spacing_mm=spacing,
         directions=directions,
@@ -173,9 +155,9 @@ def _read_metaimage_header(path: Path) -> TextHeader:
     )
 
 
-def _fields(path: Path) -> _Fields:
-    fields = _Fields()
-    with open_header(path) as file:
+def _fields(path: Path) -> Fields:
+    fields = Fields()
+    with path.open("rb") as file:
         for number, line in enumerate(header_lines(file), 1):
             fields.begin = file.tell()
             if not line.strip():
@@ -183,10 +165,7 @@ def _fields(path: Path) -> _Fields:
             separator = _SEPARATOR.search(line)
             if separator is None:
                 raise HeaderError(f"line {number} of its header is no field")
-            name, value = (
-                line[: separator.start()].strip(" \t"),
-                line[separator.end() :].strip(" \t"),
-            )
+            name = line[: separator.start()].strip(" \t")
             meant = _BY_LOWER_CASE.get(re.sub(r"[\s_]", "", name).lower())
             if meant is None:
                 continue  # a field of somebody's own, such as a DICOM tag
@@ -194,26 +173,24 @@ def _fields(path: Path) -> _Fields:
                 raise HeaderError(
                     f"line {number} of its header says {name}, which is written {meant}"
                 )
-            if name in fields.values:
-                raise HeaderError(f"its header says {name} twice")
-            fields.values[name] = value
+            fields.put(name, line[separator.end() :])
             if name == "ElementDataFile":
                 return fields
     raise HeaderError("its header has no ElementDataFile")
 
 
-def _file_of(path: Path, fields: _Fields) -> Path:
+def _file_of(path: Path, fields: Fields) -> Path:
     name = fields.values["ElementDataFile"]
     return path if name in ("LOCAL", "Local", "local") else file_beside(path, name)
 
 
-def _place(fields: _Fields, *, local: bool) -> tuple[str, int, int]:
+def _place(fields: Fields, *, local: bool) -> tuple[str, int, int]:
     """How the voxels are stored, at which byte they begin, and what to skip from there."""
-    packed, binary = fields.yes("CompressedData", False), fields.yes("BinaryData", True)
+    packed, binary = _yes(fields, "CompressedData", False), _yes(fields, "BinaryData", True)
     if packed and not binary:
         raise HeaderError("its header says both CompressedData and voxels written out as text")
     encoding = "zlib" if packed else "raw" if binary else "ascii"
-    head = whole("HeaderSize", fields.values.get("HeaderSize", "0"), -1)
+    head = whole("HeaderSize", fields.text("HeaderSize", "0"), -1)
     if head == -1 and encoding != "raw":
         raise HeaderError("its HeaderSize of -1 is for raw voxels only")
     if local and head > 0 and head != fields.begin:
@@ -221,18 +198,18 @@ def _place(fields: _Fields, *, local: bool) -> tuple[str, int, int]:
     return encoding, fields.begin if local else max(head, 0), min(head, 0)
 
 
-def _grid(fields: _Fields) -> tuple[Three, NDArray[np.float64], Three]:
+def _grid(fields: Fields) -> tuple[Three, NDArray[np.float64], Three]:
     """Spacing in mm, directions and origin, LPS; to the last bit as ITK, as masks repeat them."""
-    require_millimetres("DistanceUnits", [fields.values.get("DistanceUnits", "mm")])
+    require_millimetres("DistanceUnits", [fields.text("DistanceUnits", "mm")])
     names = ("TransformMatrix", "Rotation", "Orientation")
-    matrix = numbers(names[0], fields.first_of(*names, otherwise="1 0 0 0 1 0 0 0 1"), 9)
+    matrix = numbers(names[0], _first_of(fields, *names, otherwise="1 0 0 0 1 0 0 0 1"), 9)
     names = ("Offset", "Position", "Origin")
     origins = {three(name, fields.values[name]) for name in names if name in fields.values}
     if len(origins) > 1:
         raise HeaderError("its header says two places where it begins")
     x, y, z = origins.pop() if origins else (0.0, 0.0, 0.0)
     steps = three(
-        "ElementSpacing", fields.first_of("ElementSpacing", "ElementSize", otherwise="1 1 1")
+        "ElementSpacing", _first_of(fields, "ElementSpacing", "ElementSize", otherwise="1 1 1")
     )
     # The file's rows are the directions of the axes; adding 0 makes 0 of -0.
     directions = np.reshape(matrix, (3, 3)).T + 0.0
@@ -243,19 +220,19 @@ def _grid(fields: _Fields) -> tuple[Three, NDArray[np.float64], Three]:
     return spacing, directions, (x + 0.0, y + 0.0, z + 0.0)
 
 
-def _big_endian(fields: _Fields) -> bool:
+def _big_endian(fields: Fields) -> bool:
     names = [n for n in ("BinaryDataByteOrderMSB", "ElementByteOrderMSB") if n in fields.values]
-    orders = {fields.yes(name, False) for name in names}
+    orders = {_yes(fields, name, False) for name in names}
     if len(orders) > 1:
         raise HeaderError("its header says two byte orders")
     return orders == {True}
 
 
-def _require_real_values(fields: _Fields) -> None:
+def _require_real_values(fields: Fields) -> None:
     """Refuse a slope and an offset: the format has them, and most of its readers pass them over."""
     for name, none in (("Slope", 1.0), ("Offset", 0.0)):
         full = f"ElementToIntensityFunction{name}"
-        if numbers(full, fields.values.get(full, str(none)), 1) != (none,):
+        if numbers(full, fields.text(full, str(none)), 1) != (none,):
             raise HeaderError(
                 f"its {full} is {fields.values[full]}, which most readers pass over",
                 "Store the real values, with a slope of 1 and an offset of 0.",
@@ -263,13 +240,13 @@ def _require_real_values(fields: _Fields) -> None:
 
 
 def write(path: Path, array: Array, like: Volume, *, shares: bool = False) -> None:
-    """Write a uint8 or float32 array on the grid of `like`, atomically.
+    """Write a uint8 or float32 array (I, J, K) on the grid of `like`, atomically.
 
     SimpleITK writes what it holds: memory has one copy of the array, with `shares` as float32.
 
     Args:
         path: The file to write or replace.
-        array: (I, J, K).
+        array: What it holds.
         like: Says where it lies.
         shares: uint8 stands for value / 255 in float32: these formats know no slope.
 

@@ -9,7 +9,6 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -18,23 +17,16 @@ _ONE_AT_A_TIME = threading.RLock()
 """Two that overlap would put back each other's descriptors."""
 
 
-@dataclass
-class Printed:
-    """What was printed within a block, once it has ended."""
-
-    text: str = ""
-
-
 @contextmanager
-def silenced() -> Iterator[Printed]:
+def silenced() -> Iterator[list[str]]:
     """Keep from the terminal what is printed within the block, on both standard streams.
 
     MetaIO, GDCM and others write to the descriptors themselves, so Python's streams are no help.
 
     Yields:
-        What was printed, for those who want to know.
+        A list that holds what was printed once the block has ended.
     """
-    printed = Printed()
+    printed: list[str] = []
     with _ONE_AT_A_TIME, _nowhere() as kept:
         saved = {}
         for descriptor, stream in ((1, sys.stdout), (2, sys.stderr)):
@@ -52,7 +44,7 @@ def silenced() -> Iterator[Printed]:
                 os.dup2(copy, descriptor)
                 os.close(copy)
             kept.seek(0)
-            printed.text = kept.read(_MOST_BYTES).decode("utf-8", "replace")
+            printed.append(kept.read(_MOST_BYTES).decode("utf-8", "replace"))
 
 
 def _nowhere() -> IO[bytes]:

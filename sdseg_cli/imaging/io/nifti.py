@@ -30,6 +30,7 @@ from sdseg_cli.imaging.io.header_checks import (
     read_array,
     require_held,
     shear_degrees,
+    skip,
 )
 from sdseg_cli.imaging.volume import GRID_TOLERANCE_VOXELS, Array, Geometry, OnHeader, Volume
 
@@ -67,20 +68,14 @@ def read(path: Path, on_header: OnHeader | None = None) -> Volume:
     Besides the array itself, memory holds one block: nibabel would hold a gzipped scan twice. The
     stream is read to its end, so that gzip's checksum is checked.
 
-    Args:
-        path: The file.
-        on_header: Told of the header before the voxels are read.
-
     Raises:
         DataError: Not NIfTI, damaged, cut short, or not one 3D volume of numbers.
     """
     with _opened(path) as (stream, packed):
-        header, stored = _read_header(path, stream)
-        geometry = _geometry(path, header, stored)
-        _require_voxels(path, header, stored, packed=packed)
+        header, stored, geometry = _checked_header(path, stream, packed)
         if on_header is not None:
             on_header(geometry, header.get_data_dtype().itemsize)
-        _skip(stream, int(header.get_data_offset()) - header.sizeof_hdr)
+        skip(stream, int(header.get_data_offset()) - header.sizeof_hdr)
         array = read_array(stream, geometry.shape, header.get_data_dtype())
         spare = _spare_bytes(stream)
         slope, intercept = header.get_slope_inter()
@@ -95,16 +90,9 @@ def read(path: Path, on_header: OnHeader | None = None) -> Volume:
 
 
 def read_geometry(path: Path) -> Geometry:
-    """Read where a volume lies, from its header alone.
-
-    Raises:
-        DataError: Not NIfTI, or not one 3D volume of numbers.
-    """
+    """Read where a volume lies, from its header alone; errors as of `read`."""
     with _opened(path) as (stream, packed):
-        header, stored = _read_header(path, stream)
-        geometry = _geometry(path, header, stored)
-        _require_voxels(path, header, stored, packed=packed)
-        return geometry
+        return _checked_header(path, stream, packed)[2]
 
 
 def write(path: Path, array: Array, like: Volume, slope: float) -> None:
@@ -305,9 +293,6 @@ def _require_spacing(path: Path, stored: Any, shape: tuple[int, int, int]) -> No
 def _place(header: Any, shape: tuple[int, int, int]) -> tuple[NDArray[np.float64], float]:
     """Voxel index -> RAS+ mm, by the sform, else the qform, else what is neither; and how far the
     two forms lie apart in mm, 0 where they agree or one is not in use.
-
-    Raises:
-        ValueError: The one that counts is none.
     """
     sform, qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
     if not qform:
@@ -373,8 +358,10 @@ class _Quaternion:
         return float(apart.max()) if np.any(apart > allowed) else 0.0
 
 
-def _require_voxels(path: Path, header: Any, stored: Any, *, packed: bool) -> None:
-    """Refuse a header whose numbers contradict each other or the file's size."""
+def _checked_header(path: Path, stream: BinaryIO, packed: bool) -> tuple[Any, Any, Geometry]:
+    """Both forms of the header, and its grid; its numbers fit each other and the file's size."""
+    header, stored = _read_header(path, stream)
+    geometry = _geometry(path, header, stored)
     dtype, bits = header.get_data_dtype(), int(stored["bitpix"])
     if bits != dtype.itemsize * 8:
         raise DataError(
@@ -391,11 +378,7 @@ def _require_voxels(path: Path, header: Any, stored: Any, *, packed: bool) -> No
         )
     claimed = math.prod(int(n) for n in header.get_data_shape()) * dtype.itemsize
     require_held(path, claimed, size if packed else size - offset, packed=packed)
-
-
-def _skip(stream: BinaryIO, count: int) -> None:
-    while count > 0 and (block := stream.read(min(count, BLOCK_BYTES))):
-        count -= len(block)
+    return header, stored, geometry
 
 
 def _spare_bytes(stream: BinaryIO) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +11,12 @@ from numpy.typing import NDArray
 
 from sdseg_cli.core.errors import DataError
 from sdseg_cli.imaging.io.text_header import (
+    Fields,
     HeaderError,
     TextHeader,
     Three,
     file_beside,
     header_lines,
-    numbers,
-    open_header,
     quoted,
     require_millimetres,
     require_volume,
@@ -67,33 +65,9 @@ _MAY_BE_UNKNOWN = {"spacings", "axis mins", "axis maxs"}
 """All NaN, they say no more than if they were absent."""
 
 
-@dataclass
-class _Fields:
-    """The fields of a header by their names, and where it ends."""
-
-    values: dict[str, str] = field(default_factory=dict)
-    begin: int = 0
-    ended: bool = False
-
-    def need(self, name: str) -> str:
-        if name not in self.values:
-            raise HeaderError(f"its header has no {name}")
-        return self.values[name]
-
-    def per_axis(self, name: str) -> list[str]:
-        """Words, one an axis; empty where the field is absent."""
-        return self.values.get(name, "").lower().split()
-
-
 def voxel_file(path: Path) -> Path:
-    """Where the voxels lie: the file itself, or one beside it.
-
-    Raises:
-        HeaderError: Its header breaks the format's rules.
-        DataError: They lie elsewhere, or nowhere.
-        OSError: It cannot be read.
-    """
-    return _file_of(path, _fields(path))
+    """Where the voxels lie: the file itself, or one beside it; errors as of `read_header`."""
+    return _file_of(path, _fields(path)[0])
 
 
 def read_header(path: Path) -> TextHeader:
@@ -102,94 +76,83 @@ def read_header(path: Path) -> TextHeader:
     Raises:
         HeaderError: It breaks the format's rules, or says what is not understood.
         DataError: It is not one 3D volume of numbers, or its voxels lie elsewhere.
-        OSError: It cannot be read.
     """
-    fields = _fields(path)
-    kind, encoding = _type_of(fields), fields.need("encoding").strip().lower()
+    fields, ended = _fields(path)
+    kind = " ".join(fields.text("type").lower().split())
+    if kind not in _TYPES:
+        raise HeaderError(
+            f"its type {quoted(kind)} is none of a number", "Export one number a voxel."
+        )
+    encoding = fields.text("encoding").strip().lower()
     if encoding not in _ENCODINGS:
         raise HeaderError(
             f"its encoding {quoted(encoding)} is not read", "Store it as raw or gzip."
         )
     encoding = _ENCODINGS[encoding]
     _require_one_volume(path, fields)
-    shape = sizes("sizes", fields.need("sizes"))
+    shape = sizes("sizes", fields.text("sizes"))
     if "number" in fields.values and whole("number", fields.values["number"]) != math.prod(shape):
         raise HeaderError("its number is not the product of its sizes")
     spacing_mm, directions, origin_mm = _grid(fields)
     file = _file_of(path, fields)
-    if file == path and not fields.ended:
+    if file == path and not ended:
         raise HeaderError("no empty line ends its header")
-    least = -1 if encoding == "raw" else 0
     return TextHeader(
         path=path,
         shape=shape,
-        dtype=_byte_order(fields, np.dtype(kind), encoding),
+        dtype=_byte_order(fields, np.dtype(_TYPES[kind]), encoding),
         spacing_mm=spacing_mm,
         directions=directions,
         origin_mm=origin_mm,
         file=file,
         encoding=encoding,
         begin=fields.begin if file == path else 0,
-        skip_lines=whole("line skip", fields.values.get("line skip", "0")),
-        skip_bytes=whole("byte skip", fields.values.get("byte skip", "0"), least),
+        skip_lines=whole("line skip", fields.text("line skip", "0")),
+        skip_bytes=whole("byte skip", fields.text("byte skip", "0"), -(encoding == "raw")),
     )
 
 
-def _fields(path: Path) -> _Fields:
-    fields = _Fields()
-    with open_header(path) as file:
+def _fields(path: Path) -> tuple[Fields, bool]:
+    """The fields of a header, and whether an empty line ends it."""
+    fields, ended = Fields(), False
+    with path.open("rb") as file:
         lines = header_lines(file)
         if not _MAGIC.fullmatch(next(lines, "")):
             raise HeaderError("its first line is not NRRD0001 to NRRD0005")
         for number, line in enumerate(lines, 2):
             fields.begin = file.tell()
             if not line:
-                fields.ended = True
+                ended = True
                 break
             if line.startswith("#"):
                 continue
-            _take_in(fields, line, number)
+            separator = _SEPARATOR.search(line)
+            if separator is None:
+                raise HeaderError(f"line {number} of its header is neither a field nor a comment")
+            if line[separator.end()] == "=":  # a key and a value of somebody's own
+                continue
+            name = _BY_SPELLING.get(line[: separator.start()].lower())
+            if name is None:
+                raise HeaderError(f"line {number} of its header is no field of the format")
+            fields.put("centerings" if name == "centers" else name, line[separator.end() + 1 :])
     for name in _MAY_BE_UNKNOWN & fields.values.keys():
-        if set(fields.per_axis(name)) == {"nan"}:
+        if set(_words(fields, name)) == {"nan"}:
             del fields.values[name]
-    return fields
+    return fields, ended
 
 
-def _take_in(fields: _Fields, line: str, number: int) -> None:
-    """A line that is a field; a key and a value of somebody's own never is."""
-    separator = _SEPARATOR.search(line)
-    if separator is None:
-        raise HeaderError(f"line {number} of its header is neither a field nor a comment")
-    if line[separator.end()] == "=":
-        return
-    name = _BY_SPELLING.get(line[: separator.start()].lower())
-    if name is None:
-        raise HeaderError(f"line {number} of its header is no field of the format")
-    if name == "centers":
-        name = "centerings"
-    if name in fields.values:
-        raise HeaderError(f"its header says {name} twice")
-    fields.values[name] = line[separator.end() + 1 :].strip(" \t")
+def _words(fields: Fields, name: str) -> list[str]:
+    """A field's words, one an axis; none where it is absent."""
+    return fields.text(name, "").lower().split()
 
 
-def _file_of(path: Path, fields: _Fields) -> Path:
+def _file_of(path: Path, fields: Fields) -> Path:
     name = fields.values.get("data file")
     return path if name is None else file_beside(path, name)
 
 
-def _type_of(fields: _Fields) -> str:
-    name = " ".join(fields.need("type").lower().split())
-    if name not in _TYPES:
-        raise HeaderError(
-            f"its type {quoted(name)} is none of a number", "Export one number a voxel."
-        )
-    return _TYPES[name]
-
-
-def _byte_order(
-    fields: _Fields, dtype: np.dtype[np.generic], encoding: str
-) -> np.dtype[np.generic]:
-    endian = fields.values.get("endian", "").strip().lower()
+def _byte_order(fields: Fields, dtype: np.dtype[np.generic], encoding: str) -> np.dtype[np.generic]:
+    endian = fields.text("endian", "").strip().lower()
     if endian not in ("", "little", "big"):
         raise HeaderError("its endian is neither little nor big")
     if not endian and dtype.itemsize > 1 and encoding != "ascii":
@@ -197,16 +160,16 @@ def _byte_order(
     return dtype.newbyteorder(">" if endian == "big" else "<")
 
 
-def _require_one_volume(path: Path, fields: _Fields) -> None:
+def _require_one_volume(path: Path, fields: Fields) -> None:
     """Axes that lie in space are counted apart from those that hold a voxel's values."""
-    dimension = whole("dimension", fields.need("dimension"), 1)
-    kinds = fields.per_axis("kinds")
-    lengths = fields.need("sizes").split()
+    dimension = whole("dimension", fields.text("dimension"), 1)
+    kinds = _words(fields, "kinds")
+    lengths = fields.text("sizes").split()
     if dimension <= 16 and len(lengths) != dimension:
         raise HeaderError(f"its sizes are {len(lengths)} numbers, not {dimension}")
     if kinds and len(kinds) != dimension:
         raise HeaderError(f"its kinds are {len(kinds)} words, not {dimension}")
-    if "none" in fields.values.get("space directions", "").lower() and dimension == 3:
+    if "none" in fields.text("space directions", "").lower() and dimension == 3:
         raise DataError(
             f"{path}: an axis has no direction in space.",
             "Export one 3D volume whose three axes lie in space.",
@@ -215,11 +178,11 @@ def _require_one_volume(path: Path, fields: _Fields) -> None:
     values = [
         whole("sizes", n, 1) for n, k in zip(lengths, kinds, strict=False) if k not in _IN_SPACE
     ]
-    words = " ".join(kinds) or fields.need("type")
+    words = " ".join(kinds) or fields.text("type")
     require_volume(path, dimension - len(values), math.prod(values), words)
 
 
-def _grid(fields: _Fields) -> tuple[Three, NDArray[np.float64], Three]:
+def _grid(fields: Fields) -> tuple[Three, NDArray[np.float64], Three]:
     """Spacing, directions and origin, LPS; 1 mm and 0 where the header does not say."""
     values = fields.values
     for name in ("space units", "units"):
@@ -258,7 +221,7 @@ def _grid(fields: _Fields) -> tuple[Three, NDArray[np.float64], Three]:
     return (spacing[0], spacing[1], spacing[2]), directions, (turned[0], turned[1], turned[2])
 
 
-def _grid_of_axes(fields: _Fields) -> tuple[Three, NDArray[np.float64], Three]:
+def _grid_of_axes(fields: Fields) -> tuple[Three, NDArray[np.float64], Three]:
     """A header that knows no space: its axes are taken for those of LPS, as ITK does."""
     values = fields.values
     if "axis maxs" in values and "spacings" not in values:
@@ -268,13 +231,13 @@ def _grid_of_axes(fields: _Fields) -> tuple[Three, NDArray[np.float64], Three]:
     spacing: Three = (abs(steps[0]), abs(steps[1]), abs(steps[2]))
     origin: Three = (0.0, 0.0, 0.0)
     if "axis mins" in values:
-        centerings = fields.per_axis("centerings") or ["cell"] * 3
+        centerings = _words(fields, "centerings") or ["cell"] * 3
         if len(centerings) != 3:
             raise HeaderError("its centerings are not 3 words")
         first, second, third = (
             low if word == "node" else low + step / 2
             for low, step, word in zip(
-                numbers("axis mins", values["axis mins"]), steps, centerings, strict=True
+                three("axis mins", values["axis mins"]), steps, centerings, strict=True
             )
         )
         origin = (first, second, third)

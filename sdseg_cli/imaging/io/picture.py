@@ -23,9 +23,10 @@ import os
 import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,7 @@ from sdseg_cli.core.errors import DataError, RunError, SdsegError
 from sdseg_cli.core.filenames import JPEG_SUFFIXES
 from sdseg_cli.core.files import replacing
 from sdseg_cli.core.processes import available_bytes
+from sdseg_cli.imaging.io.native import silenced
 from sdseg_cli.imaging.volume import Array, Geometry, OnHeader, Volume
 
 MaskLevels = tuple[tuple[int, int], ...]
@@ -58,6 +60,8 @@ _EXIF_ORIENTATION = 0x0112
 _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _SUBSAMPLING = 258, 259, 262, 339, 530
 """Tags of a TIFF."""
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
+_SAVE_GREY = "Save it in grey: 0 background, 255 or class numbers."
+_SAVE_PLAIN = "Save it in grey without transparency: 0 background, 255 or class numbers."
 _AS_SEEN = np.array([[0, -1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], np.float64)
 """Rows run from front to back and columns from right to left, as in an axial slice on a screen."""
 
@@ -93,10 +97,6 @@ def pixel_grid(height: int, width: int) -> Geometry:
 def read_picture(path: Path, on_header: OnHeader | None = None) -> Picture:
     """Read a picture in colour, the right way up.
 
-    Args:
-        path: A PNG, JPEG, TIFF or BMP file.
-        on_header: Told of the picture before it is decoded.
-
     Raises:
         DataError: Damaged, cut short, too large, of several pages, or of numbers that are neither
             grey values nor colours.
@@ -113,11 +113,7 @@ def read_picture(path: Path, on_header: OnHeader | None = None) -> Picture:
 
 
 def read_picture_geometry(path: Path) -> Geometry:
-    """The size of a picture as it is shown, from its header alone.
-
-    Raises:
-        DataError: As for `read_picture`, as far as the header tells.
-    """
+    """The size of a picture as it is shown, from its header alone; errors as of `read_picture`."""
     with _opened(path) as image:
         width, height = image.size
         if image.format == "PNG" and "exif" not in image.info:  # Pillow would decode it to look
@@ -132,7 +128,7 @@ def read_picture_labels(path: Path, levels: MaskLevels | None = None) -> Picture
     """Read a mask as labels.
 
     Args:
-        path: As for `read_picture`.
+        path: A picture.
         levels: What the grey values mean. When absent a JPEG is read by `ABOVE_128`, and any other
             mask's values are its labels.
 
@@ -148,13 +144,8 @@ def read_picture_labels(path: Path, levels: MaskLevels | None = None) -> Picture
 def read_picture_greys(path: Path, levels: MaskLevels | None = None) -> Picture:
     """The values of a mask before they are read as labels: (H, W, 1) uint8 or uint16.
 
-    Args:
-        path: As for `read_picture`.
-        levels: As for `read_picture_labels`; they are of greys, so a palette's indices are none.
-
-    Raises:
-        DataError: As for `read_picture_labels`.
-        RunError: As for `read_picture`.
+    Args, and errors, as of `read_picture_labels`; levels are of greys, so a palette's indices are
+    none.
     """
     with _opened(path) as image:
         _check_mask_kind(image, path, levels)
@@ -163,7 +154,11 @@ def read_picture_greys(path: Path, levels: MaskLevels | None = None) -> Picture:
             greys = _sixteen_bit_greys(image, path, levels)
         else:
             greys = _grey(image, path, levels)
-        if levels is None and _white_is_zero(image) and not np.isin(greys, _ends(greys)).all():
+        if (
+            levels is None
+            and _white_is_zero(image)
+            and not np.isin(greys, (0, np.iinfo(greys.dtype).max)).all()
+        ):
             raise DataError(
                 f"{path}: white is stored as 0 (MinIsWhite), so its {greys.min()} to "
                 f"{greys.max()} are greys and no labels.",
@@ -179,7 +174,10 @@ def labels_of(greys: Picture, levels: MaskLevels | None) -> Picture:
     if levels is None:
         return greys
     values = greys.array if greys.array.dtype == np.uint8 else (greys.array >> 8).astype(np.uint8)
-    return replace(greys, array=_table(levels)[values])
+    label_of = np.zeros(256, np.uint8)
+    for lowest, label in levels:
+        label_of[lowest:] = label
+    return replace(greys, array=label_of[values])
 
 
 def levels_of(greys: Picture, levels: MaskLevels | None) -> MaskLevels | None:
@@ -189,21 +187,9 @@ def levels_of(greys: Picture, levels: MaskLevels | None) -> MaskLevels | None:
 
 
 def write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
-    """Write a (H, W, 1) uint8 array as a grey PNG, atomically; the same pixels, the same bytes.
-
-    Raises:
-        RunError: The disk refused.
-    """
+    """Write a (H, W, 1) uint8 array as a grey PNG, atomically; the same pixels, the same bytes."""
     with replacing(path) as temporary:
         Image.fromarray(pixels[:, :, 0]).save(temporary, format="PNG")
-
-
-def _table(levels: MaskLevels) -> NDArray[np.uint8]:
-    """(256,) grey value -> label."""
-    table = np.zeros(256, np.uint8)
-    for lowest, label in levels:
-        table[lowest:] = label
-    return table
 
 
 def _late_exif(path: Path) -> bytes:
@@ -218,24 +204,20 @@ def _late_exif(path: Path) -> bytes:
     return b""
 
 
-def _ends(greys: Array) -> tuple[int, int]:
-    return 0, np.iinfo(greys.dtype).max
-
-
 def _sixteen_bits(image: Image.Image) -> NDArray[np.uint16]:
     """(H, W): 0 black, 65535 white, whatever the file stores."""
     stored = np.array(image, np.uint16)
-    stored <<= 16 - _bits(image)
+    stored <<= 16 - int(_tags(image).get(_BITS, (16,))[0])
     return np.invert(stored) if _white_is_zero(image) else stored
 
 
-def _bits(image: Image.Image) -> int:
-    tags = getattr(image, "tag_v2", {})  # of a TIFF only
-    return int(tags.get(_BITS, (16,))[0])
+def _tags(image: Image.Image) -> dict[int, Any]:
+    """Those of a TIFF; none of other pictures."""
+    return getattr(image, "tag_v2", {})
 
 
 def _white_is_zero(image: Image.Image) -> bool:
-    return getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
+    return _tags(image).get(_PHOTOMETRIC) == 0
 
 
 def _sixteen_bit_greys(image: Image.Image, path: Path, levels: MaskLevels | None) -> Array:
@@ -257,7 +239,7 @@ def _grey(image: Image.Image, path: Path, levels: MaskLevels | None) -> Array:
         if used[-1] >= len(shown):
             raise DataError(
                 f"{path}: holds value {used[-1]}, and its palette ends at {len(shown) - 1}.",
-                "Save it in grey: 0 background, 255 or class numbers.",
+                _SAVE_GREY,
                 "values",
             )
         black = shown.max(axis=1) == 0
@@ -265,7 +247,7 @@ def _grey(image: Image.Image, path: Path, levels: MaskLevels | None) -> Array:
             raise DataError(
                 f"{path}: its palette shows {used[black[used]].tolist()} all in black, so which "
                 "are background is not known.",
-                "Save it in grey: 0 background, 255 or class numbers.",
+                _SAVE_GREY,
                 "values",
             )
         begins_black = bool(shown[0].max() <= _GREY_WITHIN)
@@ -293,11 +275,7 @@ def _palette_on_black(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _one_channel(colours: NDArray[np.uint8], path: Path, levels: MaskLevels | None) -> Array:
-    """(H, W) of (H, W, 3): the grey values, or black and one colour as 0 and 1, or 255 by levels.
-
-    Raises:
-        DataError: In several colours.
-    """
+    """(H, W) of (H, W, 3): its greys, or black and one colour as 0 and 1 (255 with levels)."""
     green = colours[..., 1]
     coloured = np.zeros(green.shape, bool)
     for other in (0, 2):
@@ -328,13 +306,13 @@ def _check_transparency(pixels: NDArray[np.uint8], path: Path) -> None:
         raise DataError(
             f"{path}: its shape lies in the transparency alone, in which nothing says what is "
             "foreground.",
-            "Save it in grey without transparency: 0 background, 255 or class numbers.",
+            _SAVE_PLAIN,
             "values",
         )
     if (~clear & (opaque < 255) & (bright > 0) & (bright < 255)).any():
         raise DataError(
             f"{path}: labels that are half transparent are no labels.",
-            "Save it in grey without transparency: 0 background, 255 or class numbers.",
+            _SAVE_PLAIN,
             "values",
         )
 
@@ -342,7 +320,7 @@ def _check_transparency(pixels: NDArray[np.uint8], path: Path) -> None:
 def _hidden_values(path: Path) -> DataError:
     return DataError(
         f"{path}: some values are transparent and others black; which are background is not known.",
-        "Save it in grey without transparency: 0 background, 255 or class numbers.",
+        _SAVE_PLAIN,
         "values",
     )
 
@@ -375,9 +353,7 @@ def _colours(image: Image.Image) -> NDArray[np.uint8]:
 
 @contextmanager
 def _opened(path: Path, on_header: OnHeader | None = None) -> Iterator[Image.Image]:
-    """An opened picture, not decoded; whatever Pillow finds wrong, also within the block, becomes
-    ours.
-    """
+    """A picture not decoded yet; what Pillow finds wrong, also in the block, becomes ours."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what Pillow says of odd tags
@@ -386,7 +362,9 @@ def _opened(path: Path, on_header: OnHeader | None = None) -> Iterator[Image.Ima
             with Image.open(path, formats=_FORMATS) as image:
                 _check_kind(image, path)
                 _require_room(path, image, on_header)
-                with _quiet_libtiff(image):
+                # What libtiff prints of a packed TIFF is raised as well.
+                packed = image.format == "TIFF" and image.info.get("compression") != "raw"
+                with silenced() if packed else nullcontext():
                     yield image
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DataError(
@@ -408,26 +386,6 @@ def _opened(path: Path, on_header: OnHeader | None = None) -> Iterator[Image.Ima
         ) from error
 
 
-@contextmanager
-def _quiet_libtiff(image: Image.Image) -> Iterator[None]:
-    """Within the block libtiff's own lines do not reach stderr; what is wrong is raised as well."""
-    compressed = image.format == "TIFF" and image.info.get("compression") != "raw"
-    try:
-        kept = os.dup(2) if compressed else None
-    except OSError:  # no stderr at all
-        kept = None
-    if kept is None:
-        yield
-        return
-    try:
-        with Path(os.devnull).open("wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
 def _check_kind(image: Image.Image, path: Path) -> None:
     # In a JPEG a block of 8 x 8 pixels takes 2 bits at least, in one of several passes 1; what is
     # not there would be made up.
@@ -446,7 +404,7 @@ def _check_kind(image: Image.Image, path: Path) -> None:
             "Save each page as its own file, for example with ImageMagick: convert in.tif p%d.png.",
             "dimensions",
         )
-    tags = getattr(image, "tag_v2", {})
+    tags = _tags(image)
     if image.mode in ("I", "F") or any(kind not in (1, 4) for kind in tags.get(_SAMPLES, ())):
         raise DataError(
             f"{path}: holds 32-bit or signed numbers, not grey values or colours.",
@@ -468,7 +426,7 @@ def _check_mask_kind(image: Image.Image, path: Path, levels: MaskLevels | None) 
     if ";16" in stored and image.mode not in _SIXTEEN_BITS:
         raise DataError(
             f"{path}: a mask of 16-bit colours or with 16-bit transparency says no labels.",
-            "Save it in grey without transparency: 0 background, 255 or class numbers.",
+            _SAVE_PLAIN,
             "values",
         )
     named = path.name.lower().endswith(JPEG_SUFFIXES)
@@ -482,11 +440,7 @@ def _check_mask_kind(image: Image.Image, path: Path, levels: MaskLevels | None) 
 
 
 def _require_room(path: Path, image: Image.Image, on_header: OnHeader | None) -> None:
-    """Refuse a picture that cannot be held, before it is decoded.
-
-    Raises:
-        RunError: It does not fit.
-    """
+    """Refuse a picture that cannot be held, before it is decoded."""
     columns, rows = image.size
     if on_header is not None:  # what is held; decoding takes less than the plane's way to the model
         on_header(pixel_grid(rows, columns), _HELD_BYTES)

@@ -13,17 +13,22 @@ import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sdseg_cli.core.errors import DataError
-from sdseg_cli.imaging.io.header_checks import BLOCK_BYTES, read_array, require_held
-from sdseg_cli.imaging.volume import LPS_TO_RAS, Array
+from sdseg_cli.imaging.io.header_checks import (
+    BLOCK_BYTES,
+    CUT_SHORT_HINT,
+    read_array,
+    require_held,
+    skip,
+)
+from sdseg_cli.imaging.volume import Array
 
 Three = tuple[float, float, float]
 
@@ -41,12 +46,7 @@ _ONE_FILE = "Put header and voxels into one folder, or export one .nrrd or .mha 
 
 
 class HeaderError(Exception):
-    """Why a header or its voxels cannot be read.
-
-    Args:
-        why: Completes "FILE: cannot be read (...)".
-        hint: What to do about it.
-    """
+    """Why a header or its voxels cannot be read; completes "FILE: cannot be read (...)"."""
 
     def __init__(
         self,
@@ -89,16 +89,6 @@ class TextHeader:
     skip_bytes: int = 0
     packed_bytes: int | None = None
 
-    @cached_property
-    def affine(self) -> NDArray[np.float64]:
-        """(4, 4), voxel index -> RAS+ mm."""
-        lps = np.eye(4)
-        with np.errstate(all="ignore"):  # what overflows is no grid, as `geometry_of` finds
-            lps[:3, :3] = self.directions * np.asarray(self.spacing_mm)
-            lps[:3, 3] = self.origin_mm
-            affine: NDArray[np.float64] = LPS_TO_RAS @ lps
-        return affine
-
     @property
     def claimed_bytes(self) -> int:
         """Size of the voxels, unpacked."""
@@ -121,24 +111,33 @@ def reading(path: Path) -> Iterator[None]:
         ) from error
 
 
-def open_header(path: Path) -> BinaryIO:
-    """Open a header, which must be a plain file: a pipe would be waited for.
+@dataclass
+class Fields:
+    """The fields of a header by their names.
 
-    Raises:
-        HeaderError: It is none.
-        OSError: It cannot be opened.
+    Attributes:
+        begin: Byte of the file at which the header ends.
     """
-    if not path.is_file():
-        raise HeaderError("not a plain file")
-    return path.open("rb")
+
+    values: dict[str, str] = field(default_factory=dict)
+    begin: int = 0
+
+    def put(self, name: str, value: str) -> None:
+        """Take in a field, which must not be there yet."""
+        if name in self.values:
+            raise HeaderError(f"its header says {name} twice")
+        self.values[name] = value.strip(" \t")
+
+    def text(self, name: str, otherwise: str | None = None) -> str:
+        """A field's text; without another value for it, the field must be there."""
+        found = self.values.get(name, otherwise)
+        if found is None:
+            raise HeaderError(f"its header has no {name}")
+        return found
 
 
 def header_lines(file: BinaryIO) -> Iterator[str]:
-    """The header's lines without their ends; the file stands behind the line given last.
-
-    Raises:
-        HeaderError: A line or the header is too long to be one.
-    """
+    """The header's lines without their ends; the file stands behind the line given last."""
     read = 0
     while line := file.readline(_LINE_BYTES):
         read += len(line)
@@ -147,46 +146,34 @@ def header_lines(file: BinaryIO) -> Iterator[str]:
         yield line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8", "surrogateescape")
 
 
-def numbers(name: str, text: str, count: int = 3) -> tuple[float, ...]:
-    """Numbers with spaces between them.
+def quoted(text: str) -> str:
+    """What a header says, fit for a message: cut short, and nothing in it moves a cursor."""
+    return repr(text.strip()[:60])
 
-    Raises:
-        HeaderError: There are others than `count`, or one is none.
-    """
+
+def numbers(name: str, text: str, count: int) -> tuple[float, ...]:
+    """Exactly `count` numbers with spaces between them."""
     parts = text.split()
     if len(parts) != count or not all(_NUMBER.fullmatch(part) for part in parts):
         raise HeaderError(f"its {name} is not {count} number{'s' if count > 1 else ''}")
     return tuple(float(part) for part in parts)
 
 
-def quoted(text: str) -> str:
-    """What a header says, fit for a message: cut short, and nothing in it moves a cursor."""
-    return repr(text.strip()[:60])
-
-
 def three(name: str, text: str) -> Three:
-    """Three numbers, see `numbers`."""
-    first, second, third = numbers(name, text)
+    """Three numbers with spaces between them."""
+    first, second, third = numbers(name, text, 3)
     return first, second, third
 
 
 def whole(name: str, text: str, least: int = 0) -> int:
-    """A whole number of at least `least`.
-
-    Raises:
-        HeaderError: It is none, or less.
-    """
+    """A whole number of at least `least`."""
     if not _WHOLE.fullmatch(text.strip()) or int(text) < least:
         raise HeaderError(f"its {name} is not a whole number from {least} on")
     return int(text)
 
 
 def sizes(name: str, text: str, least: int = 1) -> tuple[int, int, int]:
-    """Three whole numbers.
-
-    Raises:
-        HeaderError: They are not, or one is less than `least`.
-    """
+    """Three whole numbers of at least `least`."""
     parts = text.split()
     if len(parts) != 3:
         raise HeaderError(f"its {name} are {len(parts)} numbers, not 3")
@@ -195,11 +182,7 @@ def sizes(name: str, text: str, least: int = 1) -> tuple[int, int, int]:
 
 
 def require_millimetres(name: str, units: list[str]) -> None:
-    """Refuse another unit: other readers of these formats take every number for millimetres.
-
-    Raises:
-        HeaderError: One is given that is not millimetres.
-    """
+    """Refuse another unit: other readers of these formats take every number for millimetres."""
     for unit in units:
         if not _MILLIMETRES.fullmatch(unit.strip()):
             raise HeaderError(
@@ -209,11 +192,7 @@ def require_millimetres(name: str, units: list[str]) -> None:
 
 
 def require_volume(path: Path, axes: int, values: int, kind: str) -> None:
-    """Refuse what is not one 3D volume of numbers.
-
-    Raises:
-        DataError: It is not.
-    """
+    """Refuse what is not one 3D volume of numbers."""
     if axes != 3 or values != 1:
         raise DataError(
             f"{path}: has {axes} axes and {values} value(s) per voxel ({quoted(kind)}).",
@@ -227,13 +206,6 @@ def file_beside(path: Path, name: str) -> Path:
 
     It may be a link: who made a link in the user's folder could as well have put the file there,
     and tools that keep data elsewhere do. What it leads to must be a file and no device.
-
-    Args:
-        path: The header.
-        name: What it calls the file.
-
-    Raises:
-        DataError: It lies in another folder, is several files, missing, no file, or the header.
     """
     name = name.strip().removeprefix("./")
     if name and (Path(name).name != name or "\\" in name or name in (".", "..")):
@@ -255,7 +227,6 @@ def require_claimed(header: TextHeader) -> None:
 
     Raises:
         DataError: The file cannot hold it, or raw voxels are not exactly as many as it claims.
-        OSError: The file cannot be read.
     """
     with header.file.open("rb") as file:
         start = _start(header, file)
@@ -264,7 +235,7 @@ def require_claimed(header: TextHeader) -> None:
         raise DataError(
             f"{header.path}: its header claims {header.packed_bytes:,} packed bytes, the file "
             f"holds {held:,}.",
-            "The header is wrong or the file was cut short: export it again.",
+            CUT_SHORT_HINT,
             "damaged",
         )
     raw, tail = header.encoding == "raw", header.skip_bytes == -1
@@ -293,9 +264,7 @@ def read_voxels(header: TextHeader) -> Array:
             start = header.file.stat().st_size - header.claimed_bytes
         file.seek(start)
         stream = _unpacked(file, header.encoding)
-        skipped = max(header.skip_bytes, 0)
-        while skipped and (block := stream.read(min(skipped, BLOCK_BYTES))):
-            skipped -= len(block)
+        skip(stream, max(header.skip_bytes, 0))
         if header.encoding == "ascii":
             return _read_text(stream, header)
         array = read_array(stream, header.shape, header.dtype)
@@ -318,48 +287,34 @@ def _start(header: TextHeader, file: BinaryIO) -> int:
 
 
 def _unpacked(file: BinaryIO, encoding: str) -> BinaryIO:
+    if encoding in ("raw", "ascii"):
+        return file
     if encoding == "gzip":
         return cast(BinaryIO, gzip.GzipFile(fileobj=file, mode="rb"))
-    if encoding == "bzip2":
-        return cast(BinaryIO, _Bunzipped(file))
-    return cast(BinaryIO, _Inflated(file)) if encoding == "zlib" else file
+    return cast(BinaryIO, _Unpacked(file, encoding))
 
 
-class _Inflated:
-    """A zlib or gzip stream: its end and its checksum are required, and nothing may follow."""
+class _Unpacked:
+    """A zlib (or gzip) or bzip2 stream: its end and checksum must be there, and nothing after."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, encoding: str) -> None:
         self._file, self._packed = file, b""
-        self._unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)
+        zlib_or_gzip = zlib.MAX_WBITS | 32
+        self._unpacker: Any = (
+            bz2.BZ2Decompressor() if encoding == "bzip2" else zlib.decompressobj(zlib_or_gzip)
+        )
 
     def read(self, count: int) -> bytes:
         while not self._unpacker.eof:
-            block = self._unpacker.decompress(self._packed, count)
-            self._packed = self._unpacker.unconsumed_tail
+            block: bytes = self._unpacker.decompress(self._packed, count)
+            # zlib hands back what it has not unpacked yet, bzip2 keeps it.
+            self._packed = getattr(self._unpacker, "unconsumed_tail", b"")
             if block:
                 return block
             if not self._packed and not self._unpacker.eof:
                 self._packed = self._file.read(_PACKED_BYTES)
                 if not self._packed:
                     raise EOFError("the packed voxels have no end")
-        if self._unpacker.unused_data or self._file.read(1):
-            raise HeaderError("something follows the packed voxels")
-        return b""
-
-
-class _Bunzipped:
-    """A bzip2 stream, under the same terms."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._unpacker = file, bz2.BZ2Decompressor()
-
-    def read(self, count: int) -> bytes:
-        while not self._unpacker.eof:
-            packed = self._file.read(_PACKED_BYTES) if self._unpacker.needs_input else b""
-            if self._unpacker.needs_input and not packed:
-                raise EOFError("the packed voxels have no end")
-            if block := self._unpacker.decompress(packed, count):
-                return block
         if self._unpacker.unused_data or self._file.read(1):
             raise HeaderError("something follows the packed voxels")
         return b""

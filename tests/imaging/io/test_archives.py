@@ -37,7 +37,7 @@ def refused(archive: Path, **limits: int) -> DataError:
     return caught.value
 
 
-def test_files_are_numbered_and_gone_afterwards(tmp_path: Path, scratch: Path) -> None:
+def test_files_are_numbered_and_gone_afterwards(tmp_path, scratch):
     archive = packed(
         tmp_path / "a.zip", ("x/", b""), ("x/Zaphod", b"one"), ("x/zaphod.DCM", b"two")
     )
@@ -54,7 +54,7 @@ def test_files_are_numbered_and_gone_afterwards(tmp_path: Path, scratch: Path) -
 @pytest.mark.parametrize(
     "name", ["../out", "a/../../out", "/etc/out", "C:\\out", "..\\out", "\\\\server\\share\\out"]
 )
-def test_an_entry_that_climbs_out_is_refused(tmp_path: Path, scratch: Path, name: str) -> None:
+def test_an_entry_that_climbs_out_is_refused(tmp_path, scratch, name):
     archive = packed(tmp_path / "a.zip", ("fine", b"1"), (name, b"2"))
     assert refused(archive).message == (
         f"{archive}: entry 2 would be written outside the folder it is unpacked to."
@@ -63,7 +63,7 @@ def test_an_entry_that_climbs_out_is_refused(tmp_path: Path, scratch: Path, name
     assert not list(tmp_path.rglob("out"))
 
 
-def test_hidden_entries_are_left_out_by_their_names(tmp_path: Path) -> None:
+def test_hidden_entries_are_left_out_by_their_names(tmp_path):
     link = zipfile.ZipInfo(".link")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
     archive = packed(
@@ -88,7 +88,7 @@ def test_hidden_entries_are_left_out_by_their_names(tmp_path: Path) -> None:
         }
 
 
-def test_an_entry_without_a_name_is_refused(tmp_path: Path) -> None:
+def test_an_entry_without_a_name_is_refused(tmp_path):
     archive = packed(tmp_path / "a.zip", ("one", b"1"), ("x", b"2"))
     content = archive.read_bytes()
     archive.write_bytes(content.replace(b"x", b"\0"))  # a name ends at a zero
@@ -96,9 +96,7 @@ def test_an_entry_without_a_name_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["directory", "local"])
-def test_a_name_that_is_no_utf_8_is_refused_and_escaped(
-    tmp_path: Path, scratch: Path, place: str
-) -> None:
+def test_a_name_that_is_no_utf_8_is_refused_and_escaped(tmp_path, scratch, place):
     archive = packed(tmp_path / "a.zip", ("ä\x1b[1m", b"1"))
     content = bytearray(archive.read_bytes())
     name = "ä".encode()
@@ -112,7 +110,7 @@ def test_a_name_that_is_no_utf_8_is_refused_and_escaped(
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR])
-def test_links_and_devices_are_refused(tmp_path: Path, scratch: Path, kind: int) -> None:
+def test_links_and_devices_are_refused(tmp_path, scratch, kind):
     link = zipfile.ZipInfo("link")
     link.external_attr = (kind | 0o777) << 16
     archive = packed(tmp_path / "a.zip", (link, b"/etc/passwd"))
@@ -120,7 +118,7 @@ def test_links_and_devices_are_refused(tmp_path: Path, scratch: Path, kind: int)
     assert not list(scratch.iterdir())
 
 
-def test_an_encrypted_entry_is_refused(tmp_path: Path) -> None:
+def test_an_encrypted_entry_is_refused(tmp_path):
     archive = packed(tmp_path / "a.zip", ("one", b"1"))
     content = bytearray(archive.read_bytes())
     for mark, offset in ((b"PK\3\4", 6), (b"PK\1\2", 8)):  # local header, directory
@@ -129,14 +127,14 @@ def test_an_encrypted_entry_is_refused(tmp_path: Path) -> None:
     assert "entry 1 is encrypted" in refused(archive).message
 
 
-def test_too_many_entries_are_refused(tmp_path: Path) -> None:
+def test_too_many_entries_are_refused(tmp_path):
     archive = packed(tmp_path / "a.zip", *((str(n), b"") for n in range(4)))
     with extracted(archive, max_entries=4) as folder:
         assert len(list(folder.iterdir())) == 4
     assert "has 4 entries; 3 are allowed" in refused(archive, max_entries=3).message
 
 
-def test_what_unpacks_beyond_the_limit_is_refused(tmp_path: Path, scratch: Path) -> None:
+def test_what_unpacks_beyond_the_limit_is_refused(tmp_path, scratch):
     archive = packed(tmp_path / "a.zip", ("zeros", bytes(1 << 21)), ("more", bytes(1 << 21)))
     assert archive.stat().st_size < 10_000
     with extracted(archive, max_bytes=1 << 22) as folder:
@@ -145,7 +143,7 @@ def test_what_unpacks_beyond_the_limit_is_refused(tmp_path: Path, scratch: Path)
     assert not list(scratch.iterdir())
 
 
-def test_a_directory_that_understates_a_size_is_found_out(tmp_path: Path, scratch: Path) -> None:
+def test_a_directory_that_understates_a_size_is_found_out(tmp_path, scratch):
     archive = packed(tmp_path / "a.zip", ("zeros", bytes(1 << 21)))
     content = bytearray(archive.read_bytes())
     for mark, offset in ((b"PK\3\4", 22), (b"PK\1\2", 24)):  # uncompressed size in both headers
@@ -156,14 +154,14 @@ def test_a_directory_that_understates_a_size_is_found_out(tmp_path: Path, scratc
 
 
 @pytest.mark.parametrize("cut", [10, 60, -30])
-def test_a_damaged_zip_is_refused(tmp_path: Path, scratch: Path, cut: int) -> None:
+def test_a_damaged_zip_is_refused(tmp_path, scratch, cut):
     archive = packed(tmp_path / "a.zip", ("noise", os.urandom(500)))
     archive.write_bytes(archive.read_bytes()[:cut])
     assert "not a zip file, or a damaged one" in refused(archive).message
     assert not list(scratch.iterdir())
 
 
-def test_a_flipped_byte_is_noticed(tmp_path: Path, scratch: Path) -> None:
+def test_a_flipped_byte_is_noticed(tmp_path, scratch):
     archive = packed(tmp_path / "a.zip", ("noise", os.urandom(500)))
     content = bytearray(archive.read_bytes())
     content[100] ^= 0xFF
@@ -172,9 +170,7 @@ def test_a_flipped_byte_is_noticed(tmp_path: Path, scratch: Path) -> None:
     assert not list(scratch.iterdir())
 
 
-def test_a_full_disk_is_no_fault_of_the_archive(
-    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_no_fault_of_the_archive(tmp_path, scratch, monkeypatch):
     archive = packed(tmp_path / "a.zip", ("one", b"1"))
     monkeypatch.setattr(
         zipfile.ZipFile, "open", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left"))
@@ -184,7 +180,7 @@ def test_a_full_disk_is_no_fault_of_the_archive(
     assert not list(scratch.iterdir())
 
 
-def test_a_failure_of_the_user_of_the_folder_leaves_nothing(tmp_path: Path, scratch: Path) -> None:
+def test_a_failure_of_the_user_of_the_folder_leaves_nothing(tmp_path, scratch):
     archive = packed(tmp_path / "a.zip", ("one", b"1"))
     with pytest.raises(KeyError), extracted(archive):
         raise KeyError("one")

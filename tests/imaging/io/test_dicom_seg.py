@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,11 +47,11 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return dcmread(folder / "mask.dcm")
 
 
-def test_every_voxel_of_the_mask_comes_back_where_it_was(written: Dataset) -> None:
+def test_every_voxel_of_the_mask_comes_back_where_it_was(written):
     assert np.array_equal(seg_as_volume(written), a_mask())
 
 
-def test_empty_frames_are_left_out_unless_all_are_empty(written: Dataset, tmp_path: Path) -> None:
+def test_empty_frames_are_left_out_unless_all_are_empty(written, tmp_path):
     assert written.NumberOfFrames == 4
     scan = read_image(write_series(tmp_path / "scan"))
     write_mask(tmp_path / "empty.dcm", np.zeros(SHAPE, np.uint8), scan)
@@ -61,7 +60,7 @@ def test_empty_frames_are_left_out_unless_all_are_empty(written: Dataset, tmp_pa
     assert not empty.pixel_array.any()
 
 
-def test_its_grid_is_that_of_the_series(written: Dataset) -> None:
+def test_its_grid_is_that_of_the_series(written):
     shared = written.SharedFunctionalGroupsSequence[0]
     orientation = shared.PlaneOrientationSequence[0].ImageOrientationPatient
     assert np.allclose(orientation, [*ALONG_ROW, *ALONG_COLUMN])
@@ -71,7 +70,7 @@ def test_its_grid_is_that_of_the_series(written: Dataset) -> None:
     assert written.FrameOfReferenceUID == FRAME_UID
 
 
-def test_it_is_a_binary_segment_by_us(written: Dataset) -> None:
+def test_it_is_a_binary_segment_by_us(written):
     assert (written.Modality, written.SegmentationType) == ("SEG", "BINARY")
     (segment,) = written.SegmentSequence
     assert segment.SegmentAlgorithmType == "AUTOMATIC"
@@ -81,7 +80,7 @@ def test_it_is_a_binary_segment_by_us(written: Dataset) -> None:
     assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("sdseg", __version__)
 
 
-def test_it_belongs_to_the_patient_and_the_series(written: Dataset) -> None:
+def test_it_belongs_to_the_patient_and_the_series(written):
     for name in ("PatientName", "PatientID", "PatientBirthDate"):
         assert written[name].value == SECRETS[name]
     assert written.StudyInstanceUID == STUDY_UID
@@ -91,13 +90,13 @@ def test_it_belongs_to_the_patient_and_the_series(written: Dataset) -> None:
     assert written.SeriesInstanceUID != SERIES_UID
 
 
-def test_a_zip_is_opened_again_for_it(tmp_path: Path, written: Dataset) -> None:
+def test_a_zip_is_opened_again_for_it(tmp_path, written):
     scan = read_image(zipped(write_series(tmp_path / "scan"), tmp_path / "scan.zip"))
     write_mask(tmp_path / "mask.dcm", a_mask(), scan)
     assert np.array_equal(dcmread(tmp_path / "mask.dcm").pixel_array, written.pixel_array)
 
 
-def test_dciodvfy_finds_no_error(tmp_path: Path) -> None:
+def test_dciodvfy_finds_no_error(tmp_path):
     if shutil.which("dciodvfy") is None:
         pytest.skip("dciodvfy is not installed (Debian: dicom3tools)")
     scan = read_image(write_series(tmp_path / "scan"))
@@ -109,23 +108,21 @@ def test_dciodvfy_finds_no_error(tmp_path: Path) -> None:
     assert run.stderr.splitlines()[-1] == "Segmentation"
 
 
-def test_other_scans_cannot_have_one(tmp_path: Path) -> None:
+def test_other_scans_cannot_have_one(tmp_path):
     (tmp_path / "scan.nii.gz").touch()
     for scan in (None, tmp_path / "scan.nii.gz"):
         with pytest.raises(DataError, match="refers to the DICOM series it was made from"):
             check_writable(tmp_path / "mask.dcm", scan)
 
 
-def test_without_highdicom_the_error_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_highdicom_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr("sdseg_cli.imaging.io.dicom_seg.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="needs the package highdicom") as caught:
         check_writable(tmp_path / "mask.dcm", write_series(tmp_path / "scan"))
     assert "pip install 'sdseg-cli[dicom-seg]'" in caught.value.hint
 
 
-def test_a_series_without_identifiers_is_refused_before_the_work(tmp_path: Path) -> None:
+def test_a_series_without_identifiers_is_refused_before_the_work(tmp_path):
     def blank(made: Dataset, k: int) -> None:
         made.StudyInstanceUID = ""
 
@@ -166,9 +163,7 @@ def test_a_series_without_identifiers_is_refused_before_the_work(tmp_path: Path)
         ("PatientBirthDate", "28 May 1942", "lack or misspell what a DICOM SEG has to repeat"),
     ],
 )
-def test_what_a_series_lacks_is_named_before_the_work(
-    tmp_path: Path, name: str, value: str | None, said: str
-) -> None:
+def test_what_a_series_lacks_is_named_before_the_work(tmp_path, name, value, said):
     def odd(made: Dataset, k: int) -> None:
         if value is None:
             del made[name]
@@ -184,7 +179,7 @@ def test_what_a_series_lacks_is_named_before_the_work(
 
 
 @pytest.mark.parametrize("name", ["StudyInstanceUID", "FrameOfReferenceUID", "PatientID"])
-def test_slices_of_several_patients_or_frames_get_no_seg(tmp_path: Path, name: str) -> None:
+def test_slices_of_several_patients_or_frames_get_no_seg(tmp_path, name):
     def odd(made: Dataset, k: int) -> None:
         setattr(made, name, f"1.2.3.{k}")
 
@@ -196,7 +191,7 @@ def test_slices_of_several_patients_or_frames_get_no_seg(tmp_path: Path, name: s
 @pytest.mark.parametrize(
     "name", ["PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate"]
 )
-def test_what_is_there_and_empty_is_repeated_empty(tmp_path: Path, name: str) -> None:
+def test_what_is_there_and_empty_is_repeated_empty(tmp_path, name):
     folder = write_series(tmp_path / "scan", change=lambda made, k: setattr(made, name, ""))
     scan = read_image(folder)
     check_mask_writable(tmp_path / "mask.dcm", scan)
@@ -204,7 +199,7 @@ def test_what_is_there_and_empty_is_repeated_empty(tmp_path: Path, name: str) ->
     assert np.array_equal(seg_as_volume(dcmread(tmp_path / "mask.dcm")), a_mask())
 
 
-def test_a_series_that_vanished_is_told(tmp_path: Path) -> None:
+def test_a_series_that_vanished_is_told(tmp_path):
     scan = read_image(write_series(tmp_path / "scan"))
     shutil.rmtree(tmp_path / "scan")
     (tmp_path / "scan").mkdir()

@@ -42,7 +42,7 @@ def other_series(folder: Path) -> Path:
     return write_series(folder / "other", stored_values()[:, :, :2] + 7, series_uid=SECOND_UID)
 
 
-def test_files_that_are_no_dicom_are_passed_over(folder: Path) -> None:
+def test_files_that_are_no_dicom_are_passed_over(folder):
     (folder / "notes.txt").write_text("a note")
     (folder / "note").write_text("a short one")
     (folder / "viewer").write_text("#!/bin/sh\n" * 20)
@@ -54,21 +54,21 @@ def test_files_that_are_no_dicom_are_passed_over(folder: Path) -> None:
     assert is_the_series(folder)
 
 
-def test_slices_may_be_spread_over_nested_folders(folder: Path) -> None:
+def test_slices_may_be_spread_over_nested_folders(folder):
     for name in ("IM1", "IM4"):
         (folder / "deeper" / name).mkdir(parents=True)
         (folder / name).rename(folder / "deeper" / name / "same name")
     assert is_the_series(folder)
 
 
-def test_a_zip_and_any_single_file_stand_for_the_series(folder: Path, tmp_path: Path) -> None:
+def test_a_zip_and_any_single_file_stand_for_the_series(folder, tmp_path):
     other_series(folder / "..")
     assert is_the_series(zipped(folder, tmp_path / "scan.zip"))
     for file in folder.iterdir():
         assert is_the_series(file)
 
 
-def test_a_single_file_picks_its_own_series_out_of_a_mixed_folder(folder: Path) -> None:
+def test_a_single_file_picks_its_own_series_out_of_a_mixed_folder(folder):
     for file in other_series(folder).iterdir():
         shutil.move(file, folder / f"second_{file.name}")
     assert is_the_series(folder / "IM3")
@@ -86,9 +86,7 @@ def test_a_single_file_picks_its_own_series_out_of_a_mixed_folder(folder: Path) 
         ("OT", "1.2.840.10008.5.1.4.1.1.7"),
     ],
 )
-def test_objects_about_the_images_are_no_second_series(
-    folder: Path, modality: str, sop_class: str
-) -> None:
+def test_objects_about_the_images_are_no_second_series(folder, modality, sop_class):
     write_contours(folder / "structures")
     beside = base(sop_class, modality, f"{SERIES_UID}.5")
     beside.Rows = beside.Columns = 4
@@ -96,7 +94,7 @@ def test_objects_about_the_images_are_no_second_series(
     assert is_the_series(folder)
 
 
-def test_two_image_series_need_a_choice(folder: Path) -> None:
+def test_two_image_series_need_a_choice(folder):
     other_series(folder)
     with pytest.raises(ConfigError, match="holds 2 image series") as caught:
         read_image(folder)
@@ -114,7 +112,7 @@ def test_two_image_series_need_a_choice(folder: Path) -> None:
         assert "1 = (UID ...100)" in caught.value.hint
 
 
-def test_a_name_that_means_two_series_is_refused(folder: Path) -> None:
+def test_a_name_that_means_two_series_is_refused(folder):
     write_series(folder / "b", series_uid="1.2.3.2")
     write_series(folder / "c", series_uid="1.2.9.2")
     with pytest.raises(ConfigError, match='--series "2" is ambiguous'):
@@ -122,7 +120,7 @@ def test_a_name_that_means_two_series_is_refused(folder: Path) -> None:
     assert is_the_series(folder, "3.2")
 
 
-def test_series_without_identifiers_are_one_series(tmp_path: Path) -> None:
+def test_series_without_identifiers_are_one_series(tmp_path):
     """Anonymisers blank them, as in the files of TotalSegmentator's tests."""
 
     def blank(made: Dataset, k: int) -> None:
@@ -136,7 +134,7 @@ def test_series_without_identifiers_are_one_series(tmp_path: Path) -> None:
     assert "1 = CT 6 slices 12x16" in caught.value.hint
 
 
-def test_nothing_to_read_is_said(tmp_path: Path) -> None:
+def test_nothing_to_read_is_said(tmp_path):
     with pytest.raises(DataError, match="is a folder without a DICOM file"):
         read_image(tmp_path)
     contours = write_contours(tmp_path / "structures.dcm")
@@ -150,13 +148,13 @@ def test_nothing_to_read_is_said(tmp_path: Path) -> None:
         read_image(empty)
 
 
-def test_series_has_no_meaning_for_other_files(tmp_path: Path) -> None:
+def test_series_has_no_meaning_for_other_files(tmp_path):
     (tmp_path / "scan.nii").touch()
     with pytest.raises(ConfigError, match="--series has no meaning"):
         check_readable(tmp_path / "scan.nii", "1")
 
 
-def test_a_dcm_that_is_no_dicom_may_be_a_lost_slice(folder: Path, tmp_path: Path) -> None:
+def test_a_dcm_that_is_no_dicom_may_be_a_lost_slice(folder, tmp_path):
     (folder / "IM9.dcm").write_bytes(b"")
     with pytest.raises(DataError, match=r"IM9.dcm: not a DICOM file"):
         read_image(folder)
@@ -189,7 +187,7 @@ LOST = {
 
 @pytest.mark.parametrize("name", ["IM9", "IM9.dcm", "deeper/IM9.IMA"])
 @pytest.mark.parametrize("fault", LOST)
-def test_a_lost_slice_is_named(folder: Path, fault: str, name: str) -> None:
+def test_a_lost_slice_is_named(folder, fault, name):
     """The first or last: no gap would show it."""
     make, said = LOST[fault]
     (folder / name).parent.mkdir(exist_ok=True)
@@ -203,7 +201,7 @@ def test_a_lost_slice_is_named(folder: Path, fault: str, name: str) -> None:
             read_image(folder / "IM0")
 
 
-def test_an_unfinished_download_is_named(folder: Path) -> None:
+def test_an_unfinished_download_is_named(folder):
     (folder / "viewer.exe.part").touch()
     assert is_the_series(folder)
     (folder / "IM9.part").write_bytes(b"half of it")
@@ -211,7 +209,7 @@ def test_an_unfinished_download_is_named(folder: Path) -> None:
         read_image(folder)
 
 
-def test_a_file_called_as_the_slices_are_is_one(folder: Path) -> None:
+def test_a_file_called_as_the_slices_are_is_one(folder):
     for path in folder.glob("IM*"):
         path.rename(folder / f"{path.name}.img")
     (folder / "IM77.img").write_text("x" * 999)
@@ -219,7 +217,7 @@ def test_a_file_called_as_the_slices_are_is_one(folder: Path) -> None:
         read_image(folder)
 
 
-def test_half_a_series_in_a_linked_folder_is_read(folder: Path, tmp_path: Path) -> None:
+def test_half_a_series_in_a_linked_folder_is_read(folder, tmp_path):
     (tmp_path / "store").mkdir()
     for name in ("IM1", "IM2", "IM4"):
         (folder / name).rename(tmp_path / "store" / name)
@@ -232,7 +230,7 @@ def test_half_a_series_in_a_linked_folder_is_read(folder: Path, tmp_path: Path) 
         read_image(folder)
 
 
-def test_lost_slices_of_a_zip_are_named_by_their_number(folder: Path, tmp_path: Path) -> None:
+def test_lost_slices_of_a_zip_are_named_by_their_number(folder, tmp_path):
     for content, said in (
         (b"", "it is empty"),
         (b"\0" * 99, "ends after 99"),
@@ -258,9 +256,7 @@ def test_lost_slices_of_a_zip_are_named_by_their_number(folder: Path, tmp_path: 
         ("SOPClassUID", "1.2.840.10008.5.1.4.1.1.66.4", "is of another kind than the other slices"),
     ],
 )
-def test_a_slice_without_what_makes_an_image_is_named(
-    tmp_path: Path, name: str, value: str | None, said: str
-) -> None:
+def test_a_slice_without_what_makes_an_image_is_named(tmp_path, name, value, said):
     def odd(made: Dataset, k: int) -> None:
         if k == 5:
             setattr(made, name, value)
@@ -269,7 +265,7 @@ def test_a_slice_without_what_makes_an_image_is_named(
         read_image(write_series(tmp_path / "scan", change=odd))
 
 
-def test_a_slice_that_does_not_say_its_series_is_named(tmp_path: Path) -> None:
+def test_a_slice_that_does_not_say_its_series_is_named(tmp_path):
     def odd(made: Dataset, k: int) -> None:
         if k == 5:
             made.SeriesInstanceUID = ""
@@ -281,7 +277,7 @@ def test_a_slice_that_does_not_say_its_series_is_named(tmp_path: Path) -> None:
         read_image(folder / "IM0")
 
 
-def test_a_damaged_header_is_refused_without_quoting_it(folder: Path) -> None:
+def test_a_damaged_header_is_refused_without_quoting_it(folder):
     broken = folder / "IM0"
     content = broken.read_bytes()
     broken.write_bytes(content[:132] + b"\xff" * 40 + content[172:])
@@ -290,7 +286,7 @@ def test_a_damaged_header_is_refused_without_quoting_it(folder: Path) -> None:
     assert not any(secret in str(caught.value) for secret in SECRETS.values())
 
 
-def test_deflated_files_are_refused_unread(folder: Path) -> None:
+def test_deflated_files_are_refused_unread(folder):
     made = ct_slice(stored_values(), 0)
     made.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     save(made, folder / "IM9")
@@ -298,7 +294,7 @@ def test_deflated_files_are_refused_unread(folder: Path) -> None:
         read_image(folder)
 
 
-def test_a_modality_of_a_persons_words_is_not_repeated(tmp_path: Path) -> None:
+def test_a_modality_of_a_persons_words_is_not_repeated(tmp_path):
     def named(slice_: Dataset, k: int) -> None:
         slice_.Modality = "DOE^JOHN"
 
@@ -311,7 +307,7 @@ def test_a_modality_of_a_persons_words_is_not_repeated(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", range(280, 620, 20))
-def test_an_end_slice_cut_within_its_header_is_named(folder: Path, size: int) -> None:
+def test_an_end_slice_cut_within_its_header_is_named(folder, size):
     """After DICOM's mark, before it says to which series it belongs or how large it is."""
     last = max(folder.iterdir(), key=lambda path: path.name)
     rows = last.read_bytes().index(b"\x28\x00\x10\x00")
@@ -326,7 +322,7 @@ def test_an_end_slice_cut_within_its_header_is_named(folder: Path, size: int) ->
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
-def test_a_slice_that_is_packed_by_itself_is_named(folder: Path, suffix: str) -> None:
+def test_a_slice_that_is_packed_by_itself_is_named(folder, suffix):
     for k, path in enumerate(sorted(folder.iterdir())):
         path.rename(folder / f"IM{k}")
     (folder / "IM5").rename(folder / f"IM5{suffix}")
@@ -336,7 +332,7 @@ def test_a_slice_that_is_packed_by_itself_is_named(folder: Path, suffix: str) ->
         read_image(folder)
 
 
-def test_other_packed_files_and_an_index_beside_a_series_are_passed_over(folder: Path) -> None:
+def test_other_packed_files_and_an_index_beside_a_series_are_passed_over(folder):
     (folder / "export.log.gz").write_bytes(b"\x1f\x8b")
     (folder / "data.gz").write_bytes(b"\x1f\x8b")
     write_contours(folder / "RS.dcm")

@@ -14,7 +14,6 @@ import pytest
 import SimpleITK
 
 from sdseg_cli.core.errors import DataError, RunError
-from sdseg_cli.demo.phantom import Phantom
 from sdseg_cli.imaging.io.files import (
     check_mask_writable,
     check_writable,
@@ -70,9 +69,7 @@ def write_scan(
 @pytest.mark.parametrize("kind", [nib.Nifti1Header, nib.Nifti2Header])
 @pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
 @pytest.mark.parametrize("shape", [(5, 4, 3), (5, 4, 3, 1), (5, 4)])
-def test_a_mask_keeps_the_scans_grid_bit_for_bit(
-    tmp_path: Path, kind: type, name: str, shape: tuple[int, ...]
-) -> None:
+def test_a_mask_keeps_the_scans_grid_bit_for_bit(tmp_path, kind, name, shape):
     scan = read_image(write_scan(tmp_path / name, scan_header(kind, shape)))
     write_mask(tmp_path / "new/mask.nii.gz", np.ones((*shape, 1)[:3], np.uint8), scan)
     raw = gzip.decompress((tmp_path / "new/mask.nii.gz").read_bytes())
@@ -82,9 +79,7 @@ def test_a_mask_keeps_the_scans_grid_bit_for_bit(
     assert nib.load(tmp_path / "new/mask.nii.gz").shape == shape
 
 
-def test_a_header_that_nibabel_would_repair_is_copied_as_it_stands(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_header_that_nibabel_would_repair_is_copied_as_it_stands(tmp_path, caplog):
     header = scan_header()
     header["pixdim"][0] = 0
     header["pixdim"][2] = -0.7011719
@@ -94,7 +89,7 @@ def test_a_header_that_nibabel_would_repair_is_copied_as_it_stands(
     assert mask["pixdim"].tolist() == header["pixdim"].tolist()
 
 
-def test_a_mask_is_plain_uint8_without_the_scans_scaling_or_extensions(tmp_path: Path) -> None:
+def test_a_mask_is_plain_uint8_without_the_scans_scaling_or_extensions(tmp_path):
     extension = b"\x20\0\0\0\x06\0\0\0" + b"patient name".ljust(24, b"\0")
     scan = read_image(write_scan(tmp_path / "scan.nii", scan_header(), 2.5, extension))
     values = np.arange(60, dtype=np.uint8).reshape(5, 4, 3)
@@ -109,7 +104,7 @@ def test_a_mask_is_plain_uint8_without_the_scans_scaling_or_extensions(tmp_path:
     assert np.array_equal(nib.load(tmp_path / "mask.nii").get_fdata(), values)
 
 
-def test_a_scan_stays_at_its_stored_type_and_scales_on_demand(tmp_path: Path) -> None:
+def test_a_scan_stays_at_its_stored_type_and_scales_on_demand(tmp_path):
     extension = b"\x10\0\0\0\x06\0\0\0" + b"12345678"
     path = write_scan(tmp_path / "scan.nii.gz", scan_header(), 0.5, extension)
     scan = read_image(path)
@@ -122,7 +117,7 @@ def test_a_scan_stays_at_its_stored_type_and_scales_on_demand(tmp_path: Path) ->
     assert read_geometry(path).same_grid(scan.geometry, 0)
 
 
-def test_a_big_endian_scan_is_read_and_masked(tmp_path: Path) -> None:
+def test_a_big_endian_scan_is_read_and_masked(tmp_path):
     header = scan_header().as_byteswapped(">")
     scan = read_image(write_scan(tmp_path / "scan.nii", header))
     assert scan.values()[2, 1, 0] == 7 - 10
@@ -131,7 +126,7 @@ def test_a_big_endian_scan_is_read_and_masked(tmp_path: Path) -> None:
     assert nib.load(tmp_path / "mask.nii").get_fdata().all()
 
 
-def test_a_gzipped_scan_is_held_once_while_reading(tmp_path: Path) -> None:
+def test_a_gzipped_scan_is_held_once_while_reading(tmp_path):
     header = scan_header(shape=(256, 256, 200))
     path = write_scan(tmp_path / "scan.nii.gz", header)
     tracemalloc.start()
@@ -141,14 +136,14 @@ def test_a_gzipped_scan_is_held_once_while_reading(tmp_path: Path) -> None:
     assert peak < 1.5 * scan.array.nbytes
 
 
-def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_writing_twice_gives_the_same_bytes(tmp_path):
     scan = read_image(write_scan(tmp_path / "scan.nii", scan_header()))
     for name in ("a.nii.gz", "b.nii.gz"):
         write_mask(tmp_path / name, np.ones((5, 4, 3), np.uint8), scan)
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
 
 
-def test_probabilities_read_back_as_shares_of_255(tmp_path: Path) -> None:
+def test_probabilities_read_back_as_shares_of_255(tmp_path):
     scan = read_image(write_scan(tmp_path / "scan.nii", scan_header()))
     levels = np.full((5, 4, 3), 255, np.uint8)
     levels[0, 0, 0] = 51
@@ -190,7 +185,7 @@ def broken_files(folder: Path) -> dict[str, Path]:
     return {name: folder / name for name in names}
 
 
-def test_what_is_no_readable_3d_scan_is_refused_with_a_hint(tmp_path: Path) -> None:
+def test_what_is_no_readable_3d_scan_is_refused_with_a_hint(tmp_path):
     for name, path in broken_files(tmp_path).items():
         with pytest.raises(DataError) as caught:
             read_image(path)
@@ -199,7 +194,7 @@ def test_what_is_no_readable_3d_scan_is_refused_with_a_hint(tmp_path: Path) -> N
         assert "\n" not in caught.value.message
 
 
-def test_label_maps_are_uint8_or_uint16_and_whole_floats_count_as_whole(tmp_path: Path) -> None:
+def test_label_maps_are_uint8_or_uint16_and_whole_floats_count_as_whole(tmp_path):
     values = np.zeros((3, 2, 2), np.float32)
     values[0, 0, 0] = 300
     nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "wide.nii.gz")
@@ -210,14 +205,14 @@ def test_label_maps_are_uint8_or_uint16_and_whole_floats_count_as_whole(tmp_path
 
 
 @pytest.mark.parametrize("value", [0.5, -1, np.nan, 70000])
-def test_a_label_map_holds_whole_numbers_only(tmp_path: Path, value: float) -> None:
+def test_a_label_map_holds_whole_numbers_only(tmp_path, value):
     values = np.full((2, 2, 2), value, np.float32)
     nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "label.nii.gz")
     with pytest.raises(DataError, match="not a label map"):
         read_labels(tmp_path / "label.nii.gz")
 
 
-def test_nrrd_and_nifti_of_one_scan_lie_on_one_grid(tmp_path: Path, ct_phantom: Phantom) -> None:
+def test_nrrd_and_nifti_of_one_scan_lie_on_one_grid(tmp_path, ct_phantom):
     nib.save(
         nib.Nifti1Image(ct_phantom.scan.array, ct_phantom.scan.geometry.affine),
         tmp_path / "scan.nii.gz",
@@ -231,9 +226,7 @@ def test_nrrd_and_nifti_of_one_scan_lie_on_one_grid(tmp_path: Path, ct_phantom: 
 
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
-def test_a_mask_in_a_metaimage_lies_on_its_scan(
-    tmp_path: Path, ct_phantom: Phantom, suffix: str
-) -> None:
+def test_a_mask_in_a_metaimage_lies_on_its_scan(tmp_path, ct_phantom, suffix):
     mask = (ct_phantom.labels.array > 0).astype(np.uint8)
     write_mask(tmp_path / f"from_nifti{suffix}", mask, ct_phantom.scan)
     first = read_labels(tmp_path / f"from_nifti{suffix}")
@@ -244,16 +237,14 @@ def test_a_mask_in_a_metaimage_lies_on_its_scan(
     assert np.array_equal(again.array, mask)
 
 
-def test_a_nifti_mask_of_a_scan_without_nifti_header_has_its_affine(
-    tmp_path: Path, ct_phantom: Phantom
-) -> None:
+def test_a_nifti_mask_of_a_scan_without_nifti_header_has_its_affine(tmp_path, ct_phantom):
     write_mask(tmp_path / "mask.nii.gz", ct_phantom.labels.array, ct_phantom.scan)
     read = read_labels(tmp_path / "mask.nii.gz")
     assert read.geometry.same_grid(ct_phantom.scan.geometry, 1e-4)
     assert nib.load(tmp_path / "mask.nii.gz").header.get_xyzt_units()[0] == "mm"
 
 
-def test_a_sheared_grid_is_refused_where_the_format_cannot_hold_it(tmp_path: Path) -> None:
+def test_a_sheared_grid_is_refused_where_the_format_cannot_hold_it(tmp_path):
     sheared = np.eye(4)
     sheared[0, 1] = 0.3
     scan = Volume(np.zeros((2, 2, 2)), Geometry((2, 2, 2), sheared))
@@ -264,20 +255,20 @@ def test_a_sheared_grid_is_refused_where_the_format_cannot_hold_it(tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["mask.txt", "mask.mhd", "mask", "."])
-def test_output_names_that_cannot_be_written_are_refused_early(tmp_path: Path, name: str) -> None:
+def test_output_names_that_cannot_be_written_are_refused_early(tmp_path, name):
     with pytest.raises(DataError):
         check_writable(tmp_path / name)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_permission_is_a_run_error(tmp_path: Path, ct_phantom: Phantom) -> None:
+def test_a_folder_without_permission_is_a_run_error(tmp_path, ct_phantom):
     tmp_path.chmod(0o500)
     with pytest.raises(RunError, match="cannot be written"):
         write_mask(tmp_path / "mask.nii.gz", ct_phantom.labels.array, ct_phantom.scan)
 
 
 @pytest.mark.data
-def test_the_real_nrrd_and_its_label_lie_on_one_grid(real_data: Path) -> None:
+def test_the_real_nrrd_and_its_label_lie_on_one_grid(real_data):
     folder = real_data / "pyradiomics-lung1"
     scan, label = (
         read_image(folder / "lung1_image.nrrd"), read_labels(folder / "lung1_label.nrrd")
@@ -294,7 +285,7 @@ def _sheared_nifti(path: Path) -> Volume:
     return read_image(path)
 
 
-def test_a_sheared_scan_gets_its_mask_only_in_its_own_format(tmp_path: Path) -> None:
+def test_a_sheared_scan_gets_its_mask_only_in_its_own_format(tmp_path):
     scan = _sheared_nifti(tmp_path / "ct.nii")
     assert scan.geometry.shear_degrees > 1
     check_mask_writable(tmp_path / "m.nii.gz", scan)
@@ -306,7 +297,7 @@ def test_a_sheared_scan_gets_its_mask_only_in_its_own_format(tmp_path: Path) -> 
         check_mask_writable(tmp_path / "m.nii", nrrd)
 
 
-def test_a_scan_that_does_not_say_how_it_lies_gets_its_mask_only_as_nifti(tmp_path: Path) -> None:
+def test_a_scan_that_does_not_say_how_it_lies_gets_its_mask_only_as_nifti(tmp_path):
     image = nib.Nifti1Image(np.zeros((4, 5, 6), np.int16), None)
     nib.save(image, tmp_path / "ct.nii")
     scan = read_image(tmp_path / "ct.nii")
@@ -324,9 +315,7 @@ def test_a_scan_that_does_not_say_how_it_lies_gets_its_mask_only_as_nifti(tmp_pa
         ("a.nrrd", np.uint8, 1),
     ],
 )
-def test_a_volumes_size_is_told_before_it_is_read(
-    name: str, dtype: type, voxel_bytes: int, tmp_path: Path
-) -> None:
+def test_a_volumes_size_is_told_before_it_is_read(name, dtype, voxel_bytes, tmp_path):
     array = np.zeros((5, 4, 3), dtype)
     if name.startswith("a.nii"):
         nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / name)
@@ -338,7 +327,7 @@ def test_a_volumes_size_is_told_before_it_is_read(
 
 
 @pytest.mark.parametrize("suffix", [b".nii.gz", b".nii", b".mha", b".nrrd"])
-def test_a_mask_is_written_under_a_name_that_is_no_utf8(tmp_path: Path, suffix: bytes) -> None:
+def test_a_mask_is_written_under_a_name_that_is_no_utf8(tmp_path, suffix):
     scan = Volume(np.zeros((4, 3, 2), np.int16, "F"), Geometry((4, 3, 2), np.diag([2.0, 2, 3, 1])))
     mask = np.zeros((4, 3, 2), np.uint8, "F")
     mask[1, 2, 0] = 1

@@ -21,7 +21,7 @@ from sdseg_cli.imaging.volume import Geometry, Volume
 from sdseg_cli.inference.options import OutputPaths, PredictOptions
 from sdseg_cli.inference.predict import predict_file
 from sdseg_cli.inference.predictor import Prediction, Predictor
-from tests.conftest import Workspace
+from tests.imaging.io.test_files import GRID_FIELDS
 from tests.imaging.test_slices import ORDERS, SIGNS, restored
 from tests.inference.test_predictor import _lively
 
@@ -111,15 +111,15 @@ def moved(mask: np.ndarray, order: tuple[int, ...], signs: tuple[int, ...]) -> n
     crop=st.sampled_from(["none", "body"]),
 )
 def test_a_permuted_and_flipped_copy_gets_the_permuted_and_flipped_mask(
-    geometry: Geometry, order: tuple[int, ...], signs: tuple[int, ...], crop: str
-) -> None:
+    geometry, order, signs, crop
+):
     scan, stand_in = noise(geometry), StandIn(crop=crop)
     mask = stand_in.mask(scan)
     assert mask.shape == geometry.shape
     assert np.array_equal(stand_in.mask(restored(scan, order, signs)), moved(mask, order, signs))
 
 
-def test_the_stand_in_tells_left_from_right_front_from_back_and_feet_from_head() -> None:
+def test_the_stand_in_tells_left_from_right_front_from_back_and_feet_from_head():
     mask = StandIn().mask(noise(Geometry((7, 8, 9), np.diag([-1.0, -1.0, 2.0, 1.0]))))
     assert 0.2 < mask.mean() < 0.8
     assert all(not np.array_equal(mask, np.flip(mask, axis)) for axis in range(3))
@@ -127,9 +127,7 @@ def test_the_stand_in_tells_left_from_right_front_from_back_and_feet_from_head()
 
 @settings(max_examples=200, deadline=None)
 @given(geometry=ANY_GRID)
-def test_every_stored_axis_has_one_direction_and_a_sign_that_turns_with_it(
-    geometry: Geometry,
-) -> None:
+def test_every_stored_axis_has_one_direction_and_a_sign_that_turns_with_it(geometry):
     assert sorted(geometry.axes) == [0, 1, 2]
     for axis, world in ((axis, world) for world, axis in enumerate(geometry.axes)):
         flip = np.eye(4)
@@ -141,9 +139,7 @@ def test_every_stored_axis_has_one_direction_and_a_sign_that_turns_with_it(
 
 @settings(max_examples=30, deadline=None)
 @given(order=st.sampled_from(ORDERS), signs=st.sampled_from(SIGNS), slices=st.integers(1, 3))
-def test_planes_of_the_models_size_go_there_and_back_exactly(
-    order: tuple[int, ...], signs: tuple[int, ...], slices: int
-) -> None:
+def test_planes_of_the_models_size_go_there_and_back_exactly(order, signs, slices):
     axial = Geometry((256, 256, slices), np.diag([-1.0, -1.0, 3.0, 1.0]))
     scan = restored(noise(axial), order, signs)
     stack = to_stack(scan, WINDOW)
@@ -167,15 +163,13 @@ WAY = SliceTransform.of(Geometry((512, 512, 1), np.diag([-1.0, -1.0, 1.0, 1.0]))
 
 @settings(max_examples=50, deadline=None)
 @given(radius=st.floats(8, 200), row=st.floats(210, 300), column=st.floats(210, 300))
-def test_a_mask_resized_to_256_and_back_keeps_dice_098(
-    radius: float, row: float, column: float
-) -> None:
+def test_a_mask_resized_to_256_and_back_keeps_dice_098(radius, row, column):
     mask = disc(radius, row, column)
     there = WAY.to_model(mask.astype(np.float32), 0, background=0.0)
     assert dice(WAY.to_native(there, 0) > 0.5, mask) >= 0.98
 
 
-def test_labels_shrunk_to_256_stay_where_they_are() -> None:
+def test_labels_shrunk_to_256_stay_where_they_are():
     # A label of 256 x 256 is a staircase: no single disc keeps 0.98 at 8 px. But none may drift.
     rng, shifts = np.random.default_rng(0), []
     for _ in range(30):
@@ -187,7 +181,7 @@ def test_labels_shrunk_to_256_stay_where_they_are() -> None:
     assert np.abs(np.mean(shifts, axis=0)).max() < 0.1
 
 
-def test_of_several_labels_the_one_that_covers_most_wins() -> None:
+def test_of_several_labels_the_one_that_covers_most_wins():
     labels = np.zeros((512, 512), np.uint16)
     labels[:, 256:] = 300
     labels[100:300, 100:256] = 7
@@ -202,9 +196,7 @@ SIZES = [(64, 64, 1), (64, 64, 2), (1024, 1024, 1), (200, 90, 2), (90, 200, 2), 
 
 
 @pytest.mark.parametrize("shape", [*SIZES, (8, 6, 1000)])
-def test_planes_of_every_size_go_through_predict(
-    tmp_path: Path, shape: tuple[int, int, int]
-) -> None:
+def test_planes_of_every_size_go_through_predict(tmp_path, shape):
     affine = np.diag([-0.8, -0.8, 2.5, 1.0])
     scan = nib.Nifti1Image(noise(Geometry(shape, affine)).array, affine)
     nib.save(scan, tmp_path / "scan.nii.gz")
@@ -220,12 +212,6 @@ def test_planes_of_every_size_go_through_predict(
     assert np.array_equal(mask.affine, nib.load(tmp_path / "scan.nii.gz").affine)
 
 
-GRID_FIELDS = (
-    "dim", "pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
-    "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units",
-)  # fmt: skip
-
-
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -239,15 +225,8 @@ GRID_FIELDS = (
     kind=st.sampled_from([nib.Nifti1Header, nib.Nifti2Header]),
 )
 def test_a_nifti_mask_copies_the_header_bit_for_bit(
-    tmp_path: Path,
-    sform: Geometry,
-    qform: Geometry,
-    codes: tuple[int, int],
-    units: int,
-    scaling: tuple[float, float],
-    axes: int,
-    kind: type,
-) -> None:
+    tmp_path, sform, qform, codes, units, scaling, axes, kind
+):
     shape = {2: sform.shape[:2], 3: sform.shape, 4: (*sform.shape, 1)}[axes]
     header = kind()
     header.set_data_dtype(np.int16)
@@ -272,7 +251,7 @@ def test_a_nifti_mask_copies_the_header_bit_for_bit(
 
 
 @pytest.mark.slow
-def test_a_real_model_masks_permuted_and_flipped_copies_alike(tiny_run: Workspace) -> None:
+def test_a_real_model_masks_permuted_and_flipped_copies_alike(tiny_run):
     predictor = _lively(Predictor(tiny_run.run.path, device="cpu"))
     scan = read_image(tiny_run.scan)
     mask = predictor.predict(scan).mask()

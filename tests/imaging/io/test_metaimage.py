@@ -74,9 +74,7 @@ def require_as_itk(path: Path, folder: Path) -> None:
 @pytest.mark.parametrize("suffix", ["nrrd", "mha", "mhd"])
 @pytest.mark.parametrize("compress", [False, True])
 @pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
-def test_each_type_and_packing_is_read_as_itk_reads_it(
-    tmp_path: Path, suffix: str, compress: bool, dtype: str
-) -> None:
+def test_each_type_and_packing_is_read_as_itk_reads_it(tmp_path, suffix, compress, dtype):
     voxels = np.random.default_rng(0).integers(0, 99, (4, 5, 6)).astype(dtype)
     path = tmp_path / f"scan.{suffix}"
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(voxels), str(path), compress)
@@ -85,7 +83,7 @@ def test_each_type_and_packing_is_read_as_itk_reads_it(
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("suffix", ["nrrd", "mha"])
-def test_each_orientation_is_read_as_itk_reads_it(tmp_path: Path, suffix: str, seed: int) -> None:
+def test_each_orientation_is_read_as_itk_reads_it(tmp_path, suffix, seed):
     rng = np.random.default_rng(seed)
     rotation = np.linalg.qr(rng.normal(size=(3, 3)))[0]
     if seed < 4:
@@ -129,7 +127,7 @@ WHOLE_NRRD = {
 
 
 @pytest.mark.parametrize("what", WHOLE_NRRD)
-def test_an_nrrd_header_is_read_as_itk_reads_it(tmp_path: Path, what: str) -> None:
+def test_an_nrrd_header_is_read_as_itk_reads_it(tmp_path, what):
     require_as_itk(put(tmp_path / "s.nrrd", WHOLE_NRRD[what]), tmp_path)
 
 
@@ -154,14 +152,14 @@ WHOLE_VOXELS = {
 
 
 @pytest.mark.parametrize("what", WHOLE_VOXELS)
-def test_an_nrrd_is_unpacked_as_itk_unpacks_it(tmp_path: Path, what: str) -> None:
+def test_an_nrrd_is_unpacked_as_itk_unpacks_it(tmp_path, what):
     head, data = WHOLE_VOXELS[what]
     path = put(tmp_path / "s.nrrd", head, data)
     require_as_itk(path, tmp_path)
     assert np.array_equal(read_image(path).array, VOXELS)
 
 
-def test_bzip2_which_itk_does_not_know_is_read(tmp_path: Path) -> None:
+def test_bzip2_which_itk_does_not_know_is_read(tmp_path):
     path = put(tmp_path / "s.nrrd", nrrd("bzip2"), bz2.compress(RAW))
     assert np.array_equal(read_image(path).array, VOXELS)
     damaged = bytearray(path.read_bytes())
@@ -197,13 +195,13 @@ WHOLE_META = {
 
 @pytest.mark.parametrize("what", WHOLE_META)
 @pytest.mark.parametrize("ends", ["\n", "\r\n"])
-def test_a_metaimage_header_is_read_as_itk_reads_it(tmp_path: Path, what: str, ends: str) -> None:
+def test_a_metaimage_header_is_read_as_itk_reads_it(tmp_path, what, ends):
     path = put(tmp_path / "s.mha", (WHOLE_META[what] + LOCAL).replace("\n", ends))
     require_as_itk(path, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["BinaryDataByteOrderMSB", "ElementByteOrderMSB"])
-def test_a_metaimage_of_the_other_byte_order_is_read(tmp_path: Path, name: str) -> None:
+def test_a_metaimage_of_the_other_byte_order_is_read(tmp_path, name):
     head = META.replace("BinaryDataByteOrderMSB = False", f"{name} = True") + LOCAL
     path = put(tmp_path / "s.mha", head, VOXELS.astype(">i2").tobytes(order="F"))
     require_as_itk(path, tmp_path)
@@ -212,15 +210,13 @@ def test_a_metaimage_of_the_other_byte_order_is_read(tmp_path: Path, name: str) 
 
 @pytest.mark.parametrize("pack", [zlib.compress, gzip.compress])
 @pytest.mark.parametrize("size", [True, False])
-def test_a_packed_metaimage_is_read_with_and_without_its_size(
-    tmp_path: Path, pack: type, size: bool
-) -> None:
+def test_a_packed_metaimage_is_read_with_and_without_its_size(tmp_path, pack, size):
     data = pack(RAW)
     head = META + "CompressedData = True\n" + f"CompressedDataSize = {len(data)}\n" * size + LOCAL
     assert np.array_equal(read_image(put(tmp_path / "s.mha", head, data)).array, VOXELS)
 
 
-def test_a_metaimage_written_out_as_text_is_read(tmp_path: Path) -> None:
+def test_a_metaimage_written_out_as_text_is_read(tmp_path):
     head = META.replace("BinaryData = True", "BinaryData = False") + LOCAL
     data = " ".join(map(str, range(24))).encode()
     assert np.array_equal(read_image(put(tmp_path / "s.mha", head, data)).array, VOXELS)
@@ -228,7 +224,7 @@ def test_a_metaimage_written_out_as_text_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["s.raw", "./s.raw", "s 1.raw", "sch\u00e4del.raw", "listing.raw"])
 @pytest.mark.parametrize("skip", [0, 3])
-def test_voxels_in_a_file_beside_the_header_are_read(tmp_path: Path, name: str, skip: int) -> None:
+def test_voxels_in_a_file_beside_the_header_are_read(tmp_path, name, skip):
     (tmp_path / name).write_bytes(b"x" * skip + RAW)
     head = f"HeaderSize = {skip}\nElementDataFile = {name}\n"
     assert np.array_equal(read_image(put(tmp_path / "s.mhd", META + head, b"")).array, VOXELS)
@@ -236,7 +232,7 @@ def test_voxels_in_a_file_beside_the_header_are_read(tmp_path: Path, name: str, 
     assert np.array_equal(read_image(put(tmp_path / "s.nrrd", NRRD + head, b"")).array, VOXELS)
 
 
-def test_voxels_may_be_a_link_with_a_local_name(tmp_path: Path) -> None:
+def test_voxels_may_be_a_link_with_a_local_name(tmp_path):
     (tmp_path / "store").mkdir()
     (tmp_path / "store/5d4140.raw").write_bytes(RAW)
     (tmp_path / "s.raw").symlink_to("store/5d4140.raw")
@@ -246,9 +242,7 @@ def test_voxels_may_be_a_link_with_a_local_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["device", "pipe", "folder", "dangling link", "the header"])
 @pytest.mark.parametrize("header", ["s.mhd", "s.nrrd"])
-def test_voxels_in_what_is_no_file_are_refused_at_once(
-    tmp_path: Path, kind: str, header: str
-) -> None:
+def test_voxels_in_what_is_no_file_are_refused_at_once(tmp_path, kind, header):
     other = tmp_path / "s.raw"
     path = tmp_path / header
     make = {
@@ -267,7 +261,7 @@ def test_voxels_in_what_is_no_file_are_refused_at_once(
         read_image(path)
 
 
-def test_a_header_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_header_that_is_a_pipe_is_not_waited_for(tmp_path):
     for name in ("s.mha", "s.nrrd"):
         os.mkfifo(tmp_path / name)
         with pytest.raises(DataError, match="is a pipe or a device, not a file"):
@@ -289,8 +283,8 @@ ELSEWHERE = {
 @pytest.mark.parametrize("what", ELSEWHERE)
 @pytest.mark.parametrize("suffix", ["mhd", "mha"])
 def test_metaimage_voxels_elsewhere_are_refused_however_the_field_is_written(
-    tmp_path: Path, what: str, suffix: str
-) -> None:
+    tmp_path, what, suffix
+):
     other = tmp_path / "other/secret.txt"
     other.parent.mkdir()
     other.write_bytes(b"secret" * 999)
@@ -304,9 +298,7 @@ def test_metaimage_voxels_elsewhere_are_refused_however_the_field_is_written(
 @pytest.mark.parametrize(
     "before", ["", "data file:=LOCAL\n", "datafile:=s.nrrd\n", "# data file: x\n"]
 )
-def test_nrrd_voxels_elsewhere_are_refused_however_the_field_is_written(
-    tmp_path: Path, name: str, before: str
-) -> None:
+def test_nrrd_voxels_elsewhere_are_refused_however_the_field_is_written(tmp_path, name, before):
     head = f"{NRRD}{before}{name}: /etc/passwd\n\n"
     with pytest.raises(DataError, match="outside its folder"):
         read_image(put(tmp_path / "s.nrrd", head))
@@ -377,7 +369,7 @@ NOT_UNDERSTOOD = {
 
 
 @pytest.mark.parametrize("name", NOT_UNDERSTOOD)
-def test_what_is_not_understood_is_refused_at_once(tmp_path: Path, name: str) -> None:
+def test_what_is_not_understood_is_refused_at_once(tmp_path, name):
     head, data, said = NOT_UNDERSTOOD[name]
     path = put(tmp_path / name, head, data)
     for read in (read_geometry, read_image):
@@ -397,9 +389,7 @@ PACKED = {
 
 
 @pytest.mark.parametrize("name", PACKED)
-def test_packed_voxels_must_be_exactly_as_many_as_the_header_claims(
-    tmp_path: Path, name: str
-) -> None:
+def test_packed_voxels_must_be_exactly_as_many_as_the_header_claims(tmp_path, name):
     head, pack = PACKED[name]
     assert np.array_equal(read_image(put(tmp_path / name, head, pack(RAW))).array, VOXELS)
     for data, said in (
@@ -411,13 +401,13 @@ def test_packed_voxels_must_be_exactly_as_many_as_the_header_claims(
             read_image(put(tmp_path / name, head, data))
 
 
-def test_bytes_behind_packed_voxels_are_refused(tmp_path: Path) -> None:
+def test_bytes_behind_packed_voxels_are_refused(tmp_path):
     for name, (head, pack) in PACKED.items():
         with pytest.raises(DataError, match="cannot be read"):
             read_image(put(tmp_path / name, head, pack(RAW) + b"x"))
 
 
-def test_a_packed_size_that_is_not_the_files_is_refused(tmp_path: Path) -> None:
+def test_a_packed_size_that_is_not_the_files_is_refused(tmp_path):
     data = zlib.compress(RAW)
     for size in (len(data) - 1, len(data) + 1):
         head = META + f"CompressedData = True\nCompressedDataSize = {size}\n" + LOCAL
@@ -427,9 +417,7 @@ def test_a_packed_size_that_is_not_the_files_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("head", [NRRD + "\n", META + LOCAL])
 @pytest.mark.parametrize("held", [46, 47, 49, 50])
-def test_raw_voxels_must_be_exactly_as_many_as_the_header_claims(
-    tmp_path: Path, head: str, held: int
-) -> None:
+def test_raw_voxels_must_be_exactly_as_many_as_the_header_claims(tmp_path, head, held):
     path = put(tmp_path / ("s.mha" if head.startswith("O") else "s.nrrd"), head, bytes(held))
     with pytest.raises(DataError, match=f"claims 48 bytes of voxels, the file holds {held}"):
         read_geometry(path)
@@ -446,14 +434,14 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("what", TEXTS)
-def test_voxels_written_out_as_text_must_be_so_many_such_numbers(tmp_path: Path, what: str) -> None:
+def test_voxels_written_out_as_text_must_be_so_many_such_numbers(tmp_path, what):
     path = put(tmp_path / "s.nrrd", nrrd("ascii"), TEXTS[what].encode())
     with pytest.raises(DataError, match="cannot be read"):
         read_image(path)
 
 
 @pytest.mark.parametrize("name", PACKED)
-def test_damaged_labels_are_refused_too(tmp_path: Path, name: str) -> None:
+def test_damaged_labels_are_refused_too(tmp_path, name):
     head, pack = PACKED[name]
     data = bytearray(pack(RAW))
     assert read_labels(put(tmp_path / name, head, bytes(data))).array.max() == 23
@@ -462,7 +450,7 @@ def test_damaged_labels_are_refused_too(tmp_path: Path, name: str) -> None:
         read_labels(put(tmp_path / name, head, bytes(data)))
 
 
-def test_a_disk_that_is_full_leaves_nothing_and_no_word_of_the_library(tmp_path: Path) -> None:
+def test_a_disk_that_is_full_leaves_nothing_and_no_word_of_the_library(tmp_path):
     code = """
 import resource, signal, sys
 import numpy as np
@@ -488,7 +476,7 @@ for name in ("m.mha", "m.nrrd"):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_probability_lies_where_its_scan_does(tmp_path: Path) -> None:
+def test_a_probability_lies_where_its_scan_does(tmp_path):
     scan = read_image(put(tmp_path / "s.mha", META + f"TransformMatrix = {OBLIQUE}\n" + LOCAL))
     write_probability(tmp_path / "p.nrrd", np.full((2, 3, 4), 255, np.uint8), scan)
     assert np.array_equal(read_geometry(tmp_path / "p.nrrd").affine, scan.geometry.affine)
@@ -497,7 +485,7 @@ def test_a_probability_lies_where_its_scan_does(tmp_path: Path) -> None:
 
 @pytest.mark.data
 @pytest.mark.parametrize("name", ["lung1_image.nrrd", "lung1_label.nrrd"])
-def test_the_real_nrrd_is_read_as_itk_reads_it(tmp_path: Path, real_data: Path, name: str) -> None:
+def test_the_real_nrrd_is_read_as_itk_reads_it(tmp_path, real_data, name):
     require_as_itk(real_data / "pyradiomics-lung1" / name, tmp_path)
 
 
@@ -541,9 +529,7 @@ def damaged(data: bytes, chance: random.Random) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_whatever_is_done_to_a_file_its_voxels_are_the_same_or_it_is_refused(
-    tmp_path: Path, seed: int
-) -> None:
+def test_whatever_is_done_to_a_file_its_voxels_are_the_same_or_it_is_refused(tmp_path, seed):
     # Raw voxels have no checksum: of those the header alone is changed.
     chance = random.Random(seed)
     voxels = np.random.default_rng(seed).integers(-900, 900, (5, 6, 7)).astype(np.int16)

@@ -13,7 +13,7 @@ import pytest
 from sdseg_cli.imaging.io.native import silenced
 
 
-def test_only_what_is_printed_within_the_block_is_gone(capfd: pytest.CaptureFixture[str]) -> None:
+def test_only_what_is_printed_within_the_block_is_gone(capfd):
     os.write(1, b"before\n")
     with silenced() as printed:
         os.write(1, b"library on stdout\n")
@@ -23,23 +23,19 @@ def test_only_what_is_printed_within_the_block_is_gone(capfd: pytest.CaptureFixt
     os.write(2, b"after\n")
     out, err = capfd.readouterr()
     assert (out, err) == ("before\nafter\n", "after\n")
-    assert printed.text.splitlines() == [
+    assert printed[0].splitlines() == [
         "library on stdout", "library on stderr", "library in C's buffer"
     ]  # fmt: skip
 
 
-def test_an_error_within_the_block_gives_the_streams_back(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+def test_an_error_within_the_block_gives_the_streams_back(capfd):
     with pytest.raises(RuntimeError), silenced():
         raise RuntimeError
     os.write(2, b"heard\n")
     assert capfd.readouterr().err == "heard\n"
 
 
-def test_blocks_in_many_threads_leave_the_streams_as_they_were(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+def test_blocks_in_many_threads_leave_the_streams_as_they_were(capfd):
     def work() -> None:
         for _ in range(50):
             with silenced():
@@ -54,7 +50,7 @@ def test_blocks_in_many_threads_leave_the_streams_as_they_were(
     assert capfd.readouterr().err == "heard\n"
 
 
-def test_closed_streams_are_no_obstacle() -> None:
+def test_closed_streams_are_no_obstacle():
     code = (
         "import os; os.close(1); os.close(2)\n"
         "from sdseg_cli.imaging.io.native import silenced\n"

@@ -60,9 +60,7 @@ def stored_header(path: Path, kind: type = nib.Nifti1Header) -> Any:
 @pytest.mark.parametrize("kind", [nib.Nifti1Header, nib.Nifti2Header])
 @pytest.mark.parametrize("form", ["sform", "qform", "none"])
 @pytest.mark.parametrize(("code", "per_mm"), [(1, 0.001), (3, 1000.0), (2, 1.0), (0, 1.0)])
-def test_lengths_are_read_in_mm_whatever_unit_the_header_has(
-    tmp_path: Path, kind: type, form: str, code: int, per_mm: float
-):
+def test_lengths_are_read_in_mm_whatever_unit_the_header_has(tmp_path, kind, form, code, per_mm):
     affine = np.diag([2.0 * per_mm, 2.0 * per_mm, 3.0 * per_mm, 1.0])
     affine[:3, 3] = [10 * per_mm, -20 * per_mm, 30 * per_mm]
     header = header_of(
@@ -88,7 +86,7 @@ def test_lengths_are_read_in_mm_whatever_unit_the_header_has(
 
 
 @pytest.mark.parametrize("code", [4, 5, 6, 7])
-def test_a_unit_without_a_meaning_is_read_as_mm_and_known_as_such(tmp_path: Path, code: int):
+def test_a_unit_without_a_meaning_is_read_as_mm_and_known_as_such(tmp_path, code):
     found = read_geometry(write(tmp_path / "scan.nii", header_of(xyzt_units=code)))
     assert (found.spacing_mm, found.unit_known) == ((2.0, 2.0, 3.0), False)
 
@@ -111,7 +109,7 @@ def moved(by: tuple[float, float, float]) -> np.ndarray:
 )
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
 def test_sform_and_qform_that_disagree_are_measured_and_not_written_to_other_formats(
-    tmp_path: Path, qform: np.ndarray, apart_mm: float, suffix: str
+    tmp_path, qform, apart_mm, suffix
 ):
     header = header_of(GRID, qform, qform_code=2)
     scan = read_image(write(tmp_path / "scan.nii", header))
@@ -126,17 +124,17 @@ def test_sform_and_qform_that_disagree_are_measured_and_not_written_to_other_for
 
 
 @pytest.mark.parametrize("field", ["sform_code", "qform_code"])
-def test_a_form_that_is_not_in_use_disagrees_with_none(tmp_path: Path, field: str):
+def test_a_form_that_is_not_in_use_disagrees_with_none(tmp_path, field):
     path = write(tmp_path / "scan.nii", header_of(GRID, moved((30, 0, 0)), **{field: 0}))
     assert read_geometry(path).forms_apart_mm == 0
 
 
-def test_no_code_says_no_place(tmp_path: Path):
+def test_no_code_says_no_place(tmp_path):
     assert not read_geometry(write(tmp_path / "scan.nii", header_of(None))).says_place
     assert read_geometry(write(tmp_path / "scan.nii", header_of(GRID))).says_place
 
 
-def test_forms_written_from_one_affine_never_disagree_by_rounding(tmp_path: Path):
+def test_forms_written_from_one_affine_never_disagree_by_rounding(tmp_path):
     # Turns near a half one, where float32 tells the quaternion's first number least exactly.
     random = np.random.default_rng(0)
     for n in range(300):
@@ -155,7 +153,7 @@ def test_forms_written_from_one_affine_never_disagree_by_rounding(tmp_path: Path
         assert read_geometry(path).forms_apart_mm == 0
 
 
-def test_a_quaternion_a_hair_too_long_is_shortened_and_goes_out_as_it_came(tmp_path: Path):
+def test_a_quaternion_a_hair_too_long_is_shortened_and_goes_out_as_it_came(tmp_path):
     # (0.70711, 0.70711, 0): 1.0000047 long; it exchanges x and y and turns z.
     fields = {"quatern_b": 0.70711, "quatern_c": 0.70711, "quatern_d": 0.0}
     header = header_of(None, GRID, **fields)
@@ -169,9 +167,7 @@ def test_a_quaternion_a_hair_too_long_is_shortened_and_goes_out_as_it_came(tmp_p
 
 @pytest.mark.parametrize("axis", [1, 2, 3])
 @pytest.mark.parametrize("step", [0.0, np.nan])
-def test_a_spacing_that_the_header_does_not_give_is_not_taken_for_1_mm(
-    tmp_path: Path, axis: int, step: float
-):
+def test_a_spacing_that_the_header_does_not_give_is_not_taken_for_1_mm(tmp_path, axis, step):
     for qform in (GRID, None):
         header = header_of(None, qform)
         header["pixdim"][axis] = step
@@ -182,13 +178,13 @@ def test_a_spacing_that_the_header_does_not_give_is_not_taken_for_1_mm(
     assert read_geometry(write(tmp_path / "scan.nii", header)).spacing_mm == (2, 2, 3)
 
 
-def test_a_quaternion_far_too_long_is_no_orientation(tmp_path: Path):
+def test_a_quaternion_far_too_long_is_no_orientation(tmp_path):
     path = write(tmp_path / "scan.nii", header_of(None, GRID, quatern_b=0.8, quatern_c=0.8))
     with pytest.raises(DataError, match=r"quaternion of its qform is 1\.13\d+ long"):
         read_geometry(path)
 
 
-def test_content_says_whether_a_file_is_packed_not_its_name(tmp_path: Path):
+def test_content_says_whether_a_file_is_packed_not_its_name(tmp_path):
     plain = write(tmp_path / "a.nii", header_of()).rename(tmp_path / "plain.nii.gz")
     packed = write(tmp_path / "b.nii.gz", header_of()).rename(tmp_path / "packed.nii")
     for path in (plain, packed):
@@ -212,7 +208,7 @@ def test_content_says_whether_a_file_is_packed_not_its_name(tmp_path: Path):
     ],
 )
 @pytest.mark.parametrize("name", ["scan.nii.gz", "scan.nii"])
-def test_what_is_packed_otherwise_is_called_by_its_name(tmp_path: Path, change, said, name: str):
+def test_what_is_packed_otherwise_is_called_by_its_name(tmp_path, change, said, name):
     data = write(tmp_path / "good.nii.gz", header_of()).read_bytes()
     path = tmp_path / name
     path.write_bytes(change(data))
@@ -221,7 +217,7 @@ def test_what_is_packed_otherwise_is_called_by_its_name(tmp_path: Path, change, 
 
 
 @pytest.mark.parametrize("after", [bytes(512), gzip.compress(b"", mtime=0)])
-def test_what_gzip_allows_after_its_data_is_read(tmp_path: Path, after: bytes):
+def test_what_gzip_allows_after_its_data_is_read(tmp_path, after):
     path = write(tmp_path / "scan.nii.gz", header_of())
     path.write_bytes(path.read_bytes() + after)
     np.testing.assert_array_equal(read_image(path).array, VOXELS)
@@ -238,9 +234,7 @@ def test_what_gzip_allows_after_its_data_is_read(tmp_path: Path, after: bytes):
     ],
 )
 @pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz"])
-def test_what_a_file_holds_behind_its_voxels_is_counted(
-    tmp_path: Path, name: str, fields: dict[str, Any], after: bytes, spare: int
-):
+def test_what_a_file_holds_behind_its_voxels_is_counted(tmp_path, name, fields, after, spare):
     path = write(tmp_path / name, header_of(**fields), after)
     assert read_image(path).geometry.spare_bytes == spare
 
@@ -259,9 +253,7 @@ def test_what_a_file_holds_behind_its_voxels_is_counted(
         {"sizeof_hdr": 348, "magic": b"x"},
     ],
 )
-def test_libraries_print_nothing_about_odd_headers(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], fields: dict[str, Any]
-):
+def test_libraries_print_nothing_about_odd_headers(tmp_path, capfd, fields):
     path = write(tmp_path / "scan.nii", header_of(**fields))
     with warnings.catch_warnings():
         warnings.simplefilter("always")
