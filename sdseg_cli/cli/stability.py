@@ -8,23 +8,9 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from sdseg_cli.cli import options as opt
 from sdseg_cli.cli.console import Output
-from sdseg_cli.cli.options import (
-    BatchSize,
-    Debug,
-    Decoder,
-    Device,
-    Json,
-    Quiet,
-    Run,
-    Seed,
-    Split,
-    number,
-    open_run,
-    refuse_pipes,
-    typed,
-    workspace,
-)
+from sdseg_cli.cli.options import number, open_run, refuse_pipes, typed, workspace
 from sdseg_cli.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,9 +24,9 @@ HEADS = ("PSNR, dB", "SSIM", "MS-SSIM", "LPIPS")
 
 def stability(
     runs: Annotated[int, typer.Option(help="Number of seeded runs, at least 2.")] = 5,
-    run: Run = None,
-    split: Split = "test",
-    seed: Seed = 0,
+    run: opt.Run = None,
+    split: opt.Split = "test",
+    seed: opt.Seed = 0,
     steps: Annotated[
         str | None, typer.Option(help="Reverse steps; several, such as 1,2,5,10, are compared.")
     ] = None,
@@ -51,7 +37,7 @@ def stability(
         str | None, typer.Option(help="Noise draws to average; or several, 1,5.")
     ] = None,
     table5: Annotated[
-        bool, typer.Option("--table5", help="Show the result beside the paper's Table 5.")
+        bool, typer.Option("--table5", help="Show the result next to the paper's Table 5.")
     ] = False,
     lpips_backbone: Annotated[
         Path | None, typer.Option(help="AlexNet weights for LPIPS; default: the weight store's.")
@@ -59,12 +45,12 @@ def stability(
     lpips_linear: Annotated[
         Path | None, typer.Option(help="LPIPS v0.1 heads; default: the weight store's.")
     ] = None,
-    batch_size: BatchSize = None,
-    decoder: Decoder = "auto",
-    device: Device = "auto",
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    batch_size: opt.BatchSize = None,
+    decoder: opt.Decoder = "auto",
+    device: opt.Device = "auto",
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
 ) -> None:
     """Measure how far predictions differ between noise seeds."""
     from sdseg_cli.evaluation.evaluation_split import SplitOptions

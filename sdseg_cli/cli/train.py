@@ -10,19 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sdseg_cli.cli import options as opt
 from sdseg_cli.cli.console import Output
-from sdseg_cli.cli.options import (
-    Compiled,
-    Debug,
-    Device,
-    Json,
-    Quiet,
-    number,
-    refuse_pipes,
-    say_next,
-    typed,
-    workspace,
-)
+from sdseg_cli.cli.options import number, refuse_pipes, say_next, typed, workspace
 from sdseg_cli.core.config import RunConfig
 from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.core.networks import SDSEG, models
@@ -57,13 +47,14 @@ def train(
     ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
     assign: Annotated[
-        list[str] | None, typer.Option("--set", help="One setting, e.g. train.batch_size=4.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="One setting, e.g. train.batch_size=4."),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the run.")] = None,
     run: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="Run folder; a bare word is a name below runs/DATASET/."),
+        typer.Option(metavar="PATH", help="Run folder, or a name for one in runs/DATASET/."),
     ] = None,
     init: Annotated[
         str | None,
@@ -71,24 +62,24 @@ def train(
     ] = None,
     batch_size: Annotated[
         str | None,
-        typer.Option(help="Slices per step over all processes, or auto: what a GPU holds."),
+        typer.Option(help="Slices per step over all processes, or auto: what the GPU can hold."),
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Threads that read slices ahead; default: by the cores."),
+        typer.Option(min=1, help="Threads that prefetch slices; default: by the number of cores."),
     ] = None,
-    compiled: Compiled = False,
+    compiled: opt.Compiled = False,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write RUN/tensorboard too.")
+        bool, typer.Option("--tensorboard", help="Also log for TensorBoard, to RUN/tensorboard.")
     ] = False,
     show_config: Annotated[
         bool,
-        typer.Option("--show-config", help="Only show every setting and what it is, as TOML."),
+        typer.Option("--show-config", help="Only show all settings, with explanations, as TOML."),
     ] = False,
-    device: Device = "auto",
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    device: opt.Device = "auto",
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
 ) -> None:
     """Train SDSeg, or a network to compare it with. To resume, run the same command again."""
     from sdseg_cli.data.manifest import Manifest

@@ -14,6 +14,7 @@ from sdseg_cli.core.filenames import (
     matching,
     may_be_called_slice,
     natural_key,
+    printable,
     real_path,
     require_there,
     safe_id,
@@ -215,3 +216,17 @@ def test_patterns_find_what_lies_in_linked_folders_and_nothing_hidden(
 )
 def test_which_names_may_be_slices(name: str, may: bool) -> None:
     assert may_be_called_slice(Path(name)) == may
+
+
+def test_what_steers_a_terminal_is_made_visible() -> None:
+    assert printable("a\x1b[31m\x07\x9d\x7f\u202e\u2028\ufeff\udcff\t\n") == (
+        r"a\x1b[31m\x07\x9d\x7f\u202e\u2028\ufeff\xff\t\n"
+    )
+    assert printable("two\nlines", keep="\n") == "two\nlines"
+
+
+@pytest.mark.parametrize(
+    "name", ["scan 1.nii.gz", "Übung_é", "扫描", "\u0646\u200c\u0645", "👩\u200d⚕️", "a\u00a0b"]
+)
+def test_names_of_all_scripts_stay_as_they_are(name: str) -> None:
+    assert printable(name) == name
