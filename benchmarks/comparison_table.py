@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean, median
 
 from benchmarks.results import Row
-from sdseg_cli.core.networks import SDSEG
+from sdseg_cli.core.config import SDSEG
 from sdseg_cli.metrics.paired import paired
 from sdseg_cli.metrics.statistics import bootstrap_ci95
 

@@ -13,9 +13,8 @@ import typer
 from sdseg_cli.cli import options as opt
 from sdseg_cli.cli.console import Output
 from sdseg_cli.cli.options import number, refuse_pipes, say_next, typed, workspace
-from sdseg_cli.core.config import RunConfig
+from sdseg_cli.core.config import SDSEG, RunConfig, models
 from sdseg_cli.core.errors import ConfigError
-from sdseg_cli.core.networks import SDSEG, models
 from sdseg_cli.core.presets import PRESETS, for_network, preset
 
 STOPPING = (
