@@ -129,14 +129,15 @@ def _show(report: StabilityReport, dataset: str, output: Output, *, table5: bool
 
     values = report.to_json()
     dice = values["dice"]
-    beside = table5_rows(report, dataset)
     rows = []
-    kinds = {"": values, ", all pairs": values["all_pairs"]}
-    for name, found in kinds.items() if len(report.seeds) > 2 else [("", values)]:
+    kinds = {"": values}
+    if len(report.seeds) > 2:
+        kinds[", all pairs"] = values["all_pairs"]
+    for name, found in kinds.items():
         for kind in ("seg", "score"):
-            cells = [number(found[kind][metric]) for metric in METRICS]
+            similarity = [number(found[kind][metric]) for metric in METRICS]
             same = f"{found['identical'][kind]} of {found['pairs']}"
-            rows.append((f"{kind}{name}", *cells, same))
+            rows.append((f"{kind}{name}", *similarity, same))
     if report.missing_lpips:
         needs = f"needs weights: sdseg weights fetch {', '.join(report.missing_lpips)}"
         rows[0] = (*rows[0][:4], needs, rows[0][5])
@@ -155,9 +156,9 @@ def _show(report: StabilityReport, dataset: str, output: Output, *, table5: bool
     if report.most_unstable:
         output.say(f"most unstable, worst first: {', '.join(report.most_unstable)}")
     if table5:
+        cells = [row.cells for row in table5_rows(report, dataset)]
         caption = table5_caption(report, dataset)
-        beside_cells = [row.cells for row in beside]
-        output.table(title=caption, columns=COLUMNS, rows=beside_cells, unbroken=True)
+        output.table(title=caption, columns=COLUMNS, rows=cells, unbroken=True)
     for note in values["notes"]:
         output.say(note)
 
@@ -187,7 +188,7 @@ def _show_sweep(report: SweepReport, output: Output) -> None:
 
 
 def _short(value: float | None) -> str:
-    """Two digits that count: a deviation is often far below a thousandth."""
+    """Two significant digits: a deviation is often far below a thousandth."""
     return "-" if value is None else f"{value:.2g}"
 
 

@@ -141,7 +141,7 @@ def export(
         if window is not None or float32:
             raise ConfigError(
                 "--window and --float32 are for official models; a run has its own.",
-                "Leave them away: a run's best weights are float16 already.",
+                "Leave them out: a run's best weights are float16 already.",
             )
         found = find_run(workspace(), run).path.resolve()
         made = export_run(found, package or Path(f"{found.parent.name}-{found.name}.sdseg"))
