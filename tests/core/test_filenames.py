@@ -112,8 +112,8 @@ def test_links_to_folders_and_files_are_followed(tmp_path: Path) -> None:
     root = write(tmp_path / "root", "pt_1/m")
     (root / "pt_2").symlink_to("../store/pt_2")
     (root / "n").symlink_to(store / "n")
-    (tmp_path / "door").symlink_to("root")
-    assert found_below(root) == found_below(tmp_path / "door") == ["n", "pt_1/m", "pt_2/m"]
+    (tmp_path / "entry").symlink_to("root")
+    assert found_below(root) == found_below(tmp_path / "entry") == ["n", "pt_1/m", "pt_2/m"]
 
 
 @pytest.mark.parametrize("target", [".", "..", "../..", "a", "a/b", "../root", "a/loop"])
@@ -121,8 +121,8 @@ def test_a_loop_gives_every_file_once(tmp_path: Path, target: str) -> None:
     root = write(tmp_path / "root", "a/b/x", "y")
     (root / "a/loop").symlink_to(root)
     (root / "again").symlink_to(target)
-    (tmp_path / "door").symlink_to("root")
-    for place in (root, tmp_path / "door"):
+    (tmp_path / "entry").symlink_to("root")
+    for place in (root, tmp_path / "entry"):
         assert found_below(place) == ["y", "a/b/x"]
 
 

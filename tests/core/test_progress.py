@@ -1,4 +1,4 @@
-"""How fast a training goes and how long it takes, from what it tells."""
+"""Speed and time left of a training, from its reports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sdseg_cli.core.progress import Pace, TrainProgress
 BEGUN = TrainProgress(step=1000, steps=1010, slices_per_step=4, validate_every=5)
 
 
-def told(*reports: tuple[int, float, bool]) -> Pace:
+def after(*reports: tuple[int, float, bool]) -> Pace:
     """After the report before the first step, these: step, seconds, whether it validated."""
     pace, now = Pace(), BEGUN
     pace.tell(now)
@@ -23,20 +23,20 @@ def told(*reports: tuple[int, float, bool]) -> Pace:
 
 
 def test_right_after_a_resume_nothing_is_known() -> None:
-    assert told().seconds_left is None
-    assert told((1001, 60.0, False)).seconds_left is None  # loading and warming up
-    assert told((1001, 60.0, False)).slices_per_second is None
+    assert after().seconds_left is None
+    assert after((1001, 60.0, False)).seconds_left is None  # loading and warming up
+    assert after((1001, 60.0, False)).slices_per_second is None
 
 
 def test_the_steps_of_this_call_say_how_long_the_rest_takes() -> None:
-    pace = told((1001, 60.0, False), (1002, 62.0, False), (1003, 64.0, False))
+    pace = after((1001, 60.0, False), (1002, 62.0, False), (1003, 64.0, False))
     assert pace.seconds_left == pytest.approx(7 * 2.0)
     assert pace.slices_per_second == pytest.approx(4 / 2.0)
 
 
 def test_validations_to_come_are_counted_at_what_the_last_ones_took() -> None:
     steps = [(1000 + n, 60 + 2.0 * (n - 1), False) for n in range(1, 5)]
-    pace = told(*steps, (1005, 66.0 + 2.0 + 30.0, True))  # a step of 2 s, then 30 s
+    pace = after(*steps, (1005, 66.0 + 2.0 + 30.0, True))  # a step of 2 s, then 30 s
     assert pace.seconds_left == pytest.approx(5 * 2.0 + 1 * 30.0)
     assert pace.slices_per_second == pytest.approx(2.0), "validations do not slow the steps"
 
