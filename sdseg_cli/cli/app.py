@@ -169,7 +169,7 @@ def _system_says(failure: OSError) -> SdsegError:
     if failure.errno in (errno.ENAMETOOLONG, errno.EILSEQ, errno.ELOOP, errno.ENOTDIR):
         return ConfigError(f"{short}: cannot be a file's name ({why}).", "Correct the name.")
     if failure.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RunError(f"{short or 'the disk'}: cannot be written ({why}).", "Make room on it.")
+        return RunError(f"{short or 'the disk'}: cannot be written ({why}).", "Free space on it.")
     return RunError(
         f"{short or 'the system'}: {why}.",
         "Check that it is there, its permissions, and the disk; --debug shows where it failed.",

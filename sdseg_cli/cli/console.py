@@ -1,4 +1,4 @@
-"""What a person sees: progress on stderr, tables and JSON on stdout."""
+"""Output for people and programs: progress on stderr, tables and JSON on stdout."""
 
 from __future__ import annotations
 
@@ -284,7 +284,7 @@ class _LineProgress:
 
 
 class _Training:
-    """What is known of a training: its pace, and its losses without their noise.
+    """State of a training: its pace, and its losses without their noise.
 
     Args:
         console: Where it is shown.
@@ -299,7 +299,7 @@ class _Training:
 
     def take(self, now: TrainProgress) -> None:
         """Take in one report."""
-        self.pace.tell(now)
+        self.pace.take(now)
         found = {key: value for key, value in now.row.items() if key.startswith("loss")}
         self._reports += bool(found)
         for key, value in found.items():

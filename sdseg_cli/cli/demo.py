@@ -37,9 +37,7 @@ def demo(
         output.say(f"\n$ SDSEG_HOME={shlex.quote(str(folder))} sdseg {shlex.join(arguments)}")
         computed_on = ["--device", device] if arguments[0] != "prepare" else []
         silence = ["--quiet"] if quiet or as_json else []
-        # The whole command line, so that each command runs exactly as if it had been typed.
-        app = cast("typer.core.TyperGroup", context.find_root().command)
-        app([*arguments, *computed_on, *silence], standalone_mode=False)
+        _app_of(context)([*arguments, *computed_on, *silence], standalone_mode=False)
         if arguments[0] == "train" and plan.was_stopped():
             output.say("\nstopped; to go on, run the same command again.")
             return
@@ -54,3 +52,8 @@ def demo(
             }
         )
     output.say(f"\ndone in {seconds:.0f} s; look at {plan.picture}")
+
+
+def _app_of(context: typer.Context) -> typer.core.TyperGroup:
+    """The whole command line, so that each command runs exactly as if it had been typed."""
+    return cast("typer.core.TyperGroup", context.find_root().command)

@@ -217,8 +217,8 @@ def _fitting(
     """
     lines = [[head, *(row[n] for row in rows)] for n, head in enumerate(columns)]
     wide = [max(len(line) for cell in cells for line in cell.split("\n")) + 2 for cells in lines]
-    room = width - 1 - sum(wide[1:])
-    wide[0] = min(wide[0], room if room >= _SHORTEST_NAME else _NAME_WIDTH)
+    free = width - 1 - sum(wide[1:])
+    wide[0] = min(wide[0], free if free >= _SHORTEST_NAME else _NAME_WIDTH)
     tables: list[list[int]] = []
     used = width
     for n in range(first, len(columns)):

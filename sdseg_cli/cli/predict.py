@@ -51,7 +51,7 @@ class Distribution:
     ray_address: str | None = None
 
     def make_engine(self) -> Engine:
-        """What predicts the scans. Raises ConfigError."""
+        """The function that predicts the scans. Raises ConfigError."""
         from sdseg_cli.inference.cohort import one_by_one
         from sdseg_cli.inference.ray import RayEngine, require_ray
 
@@ -205,7 +205,7 @@ def _is_many(source: Path, named: Mapping[str, str | None], distribution: Distri
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line requests of a scan or of many.
+    """A prediction of a scan or of many, as the options request it.
 
     Attributes:
         outputs: The files, or of many scans their folders.

@@ -100,7 +100,7 @@ ENDLESS = 1e18
 MOST_LEVELS, WIDEST = 8, 2**16
 """Of a network; more would only be a slip of the hand."""
 LEAST_SEED, SEEDS_END = -(2**63), 2**64
-"""What torch takes for a seed."""
+"""Seeds that torch accepts."""
 
 
 def _within(key: str, value: float, low: float, high: float) -> None:

@@ -46,7 +46,7 @@ def stands_for(temporary: str) -> str | None:
     other name.
     """
     kept: str | None = None
-    while found := _LEFTOVER.fullmatch(temporary):  # of older versions one may stand in another
+    while found := _LEFTOVER.fullmatch(temporary):  # of older versions one may contain another
         kept = temporary = found[1]
     return kept
 

@@ -66,7 +66,7 @@ class Pace:
         self._reports = self._counted = self._validations = 0
         self._step_s = self._validation_s = 0.0
 
-    def tell(self, now: TrainProgress) -> None:
+    def take(self, now: TrainProgress) -> None:
         """Take in one report; each has to come after the one before."""
         last, self._last = self._last, now
         if last is None:
