@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean, median
 
 from benchmarks.results import Row
-from sdseg_cli.core.networks import SDSEG
+from sdseg_cli.core.config import SDSEG
 from sdseg_cli.metrics.statistics import bootstrap_ci95, paired
 
 METRICS = {"dice": "Dice", "iou": "IoU", "hd95_mm": "HD95 (mm)", "hd95": "HD95 (px)"}

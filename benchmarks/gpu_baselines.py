@@ -16,9 +16,8 @@ import torch
 from benchmarks.gpu_steps import Setting, forget_peak, peak_gib, training
 from benchmarks.made_up import SIZE
 from benchmarks.results import Results, Row, seconds_per_call
-from sdseg_cli.core.config import RunConfig
+from sdseg_cli.core.config import SDSEG, RunConfig, models
 from sdseg_cli.core.errors import ConfigError
-from sdseg_cli.core.networks import SDSEG, models
 from sdseg_cli.core.presets import for_network, preset
 from sdseg_cli.inference.engine import Inference, optimize_for_inference
 from sdseg_cli.inference.sampling import predict_planes

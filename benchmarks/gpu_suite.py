@@ -57,9 +57,8 @@ from benchmarks.gpu_steps import (
 from benchmarks.made_up import SIZE
 from benchmarks.precision import run_table
 from benchmarks.results import Results, Row, machine, told
-from sdseg_cli.core.config import RunConfig
+from sdseg_cli.core.config import SDSEG, RunConfig
 from sdseg_cli.core.errors import SdsegError
-from sdseg_cli.core.networks import SDSEG
 from sdseg_cli.core.presets import preset
 from sdseg_cli.demo.bench import GPU_BATCHES, bench
 from sdseg_cli.demo.phantom import make_phantom

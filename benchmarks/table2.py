@@ -35,10 +35,9 @@ import torch
 from benchmarks.comparison_table import table
 from benchmarks.gpu_steps import seconds_in_a_row
 from benchmarks.results import Results, Row, clock, machine, seconds_per_call, told
-from sdseg_cli.core.config import RunConfig
+from sdseg_cli.core.config import RunConfig, models
 from sdseg_cli.core.config_file import from_dict, parse_assignment
 from sdseg_cli.core.errors import ConfigError
-from sdseg_cli.core.networks import models
 from sdseg_cli.core.presets import for_network, preset
 from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.evaluation.evaluate import evaluate

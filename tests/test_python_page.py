@@ -19,6 +19,7 @@ from tests.conftest import Workspace
 PAGE = Path(__file__).resolve().parents[1] / "docs/PYTHON.md"
 
 
+@pytest.mark.slow
 def test_the_examples_run_and_do_what_they_say(
     tiny_run: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

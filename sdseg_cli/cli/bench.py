@@ -2,52 +2,40 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sdseg_cli.cli import options as opt
 from sdseg_cli.cli.console import Output
-from sdseg_cli.cli.options import (
-    Debug,
-    Device,
-    Json,
-    Quiet,
-    Run,
-    Threads,
-    check_model,
-    number,
-    workspace,
-)
+from sdseg_cli.cli.options import check_model, number, workspace
 
 if TYPE_CHECKING:
     from sdseg_cli.demo.bench import BenchReport, Stage
 
 
 def bench(
-    run: Run = None,
-    model: Annotated[
-        Path | None, typer.Option(help="A package of `sdseg weights export`, instead of a run.")
-    ] = None,
+    run: opt.NamedRun = None,
+    model: opt.Model = None,
     preset: Annotated[
         str | None, typer.Option(help="Untrained networks instead: tiny or sd.")
     ] = None,
     slices: Annotated[int, typer.Option(min=1, help="Slices predicted in each way.")] = 8,
-    device: Device = "auto",
-    threads: Threads = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    device: opt.Device = "auto",
+    threads: opt.Threads = None,
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
 ) -> None:
     """Measure how fast this machine predicts, in every way it can."""
     from sdseg_cli.runs.run_folder import find_run
 
-    output = Output(as_json=as_json, quiet=quiet)
     check_model(run, model)
     trained = find_run(workspace(), run).path if run is not None else model
 
     from sdseg_cli.demo.bench import bench as run_bench
 
+    output = Output(as_json=as_json, quiet=quiet)
     with output.progress() as progress:
         report = run_bench(
             trained,
@@ -58,9 +46,8 @@ def bench(
             threads=threads,
             progress=progress,
         )
-    values = report.to_json()
     output.result(
-        values,
+        report.to_json(),
         title=f"{report.model} on {report.device}, {report.threads} threads, "
         f"matrix products at {report.gflop_per_s:.0f} GFLOP/s",
         columns=("one slice", "ms", "GFLOP", "ms at that rate"),

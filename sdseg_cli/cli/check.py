@@ -3,42 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from sdseg_cli.cli import options as opt
 from sdseg_cli.cli.console import Output
-from sdseg_cli.cli.options import Debug, Input, Json, Quiet, one_input, whole_numbers
+from sdseg_cli.cli.options import one_input, whole_numbers
 from sdseg_cli.core.findings import EVERY_CASE, Finding
 from sdseg_cli.core.processes import warm_up
-from sdseg_cli.data.layouts import DATASETS
 
 SHOWN_CASES = 3
 """More cases than this with one finding share a row; --json names them all."""
 
 
 def check(
-    src: Annotated[Path | None, typer.Argument(help="Folder of a data set, or one scan.")] = None,
-    input_path: Input = None,
-    dataset: Annotated[
-        str | None, typer.Option(help=f"Layout: {', '.join(DATASETS)}; default: recognised.")
+    src: Annotated[
+        Path | None, typer.Argument(metavar="SRC", help="Folder of a data set, or one scan.")
     ] = None,
+    input_path: opt.Input = None,
+    dataset: opt.Layout = None,
     target: Annotated[
         str | None, typer.Option(help="Labels that count as foreground, e.g. 1,2,5.")
     ] = None,
     split_file: Annotated[
-        Path | None, typer.Option(help="JSON or folder of train/val/test.txt, to find leaks.")
+        Path | None, typer.Option(help="JSON file or folder of train/val/test.txt, to find leaks.")
     ] = None,
-    image_glob: Annotated[
-        str | None, typer.Option(help="Images, e.g. '*/CT_image.nii.gz'.")
-    ] = None,
-    label_glob: Annotated[str | None, typer.Option(help="Masks, e.g. '*/CT_mask.nii.gz'.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    image_glob: opt.ImageGlob = None,
+    label_glob: opt.LabelGlob = None,
+    workers: opt.Processes = None,
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
 ) -> None:
     """Find what is wrong or odd in a data set or scan, and the fix."""
     source = one_input(src, input_path, "SRC")
@@ -64,7 +63,7 @@ def check(
     output.findings(
         report.to_json(),
         title=found if report.findings else f"nothing found in {cases}",
-        rows=list(_rows(report.findings)),
+        findings=_grouped(report.findings),
     )
     if report.errors:
         raise typer.Exit(2)
@@ -74,15 +73,12 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def _rows(findings: Sequence[Finding]) -> Iterator[tuple[str, str, str, str, str]]:
-    """Level, code, cases, what was measured, the fix."""
+def _grouped(findings: Sequence[Finding]) -> Iterator[Finding]:
+    """The findings, with the cases of one kind named in the first where there are many."""
     for _, group in groupby(findings, lambda one: (one.level, one.code)):
         alike = list(group)
-        if len(alike) <= SHOWN_CASES:
-            shown = [(one.case, one) for one in alike]
-        else:
+        if len(alike) > SHOWN_CASES:
             names = ", ".join(one.case for one in alike[:SHOWN_CASES])
-            shown = [(f"{names} and {len(alike) - SHOWN_CASES} more", alike[0])]
-        for cases, one in shown:
-            cases = "all" if cases == EVERY_CASE else cases
-            yield one.level, one.code, cases, one.measured, one.fix
+            alike = [replace(alike[0], case=f"{names} and {len(alike) - SHOWN_CASES} more")]
+        for one in alike:
+            yield replace(one, case="all") if one.case == EVERY_CASE else one

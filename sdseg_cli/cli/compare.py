@@ -7,32 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sdseg_cli.cli import options as opt
 from sdseg_cli.cli.console import Output
-from sdseg_cli.cli.options import (
-    Adapter,
-    BatchSize,
-    Classes,
-    Debug,
-    Decoder,
-    DetectionIou,
-    Device,
-    GridName,
-    Json,
-    Lesions,
-    ProtocolName,
-    Quiet,
-    Resample,
-    Seed,
-    Split,
-    Target,
-    Tolerance,
-    Workers,
-    judged_by,
-    open_run,
-    typed,
-    whole_numbers,
-    workspace,
-)
+from sdseg_cli.cli.options import open_run, refuse_given, scoring, typed, whole_numbers, workspace
 from sdseg_cli.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,38 +18,36 @@ if TYPE_CHECKING:
 
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="A run, or with --ref a folder of masks.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another, of the same cases.")],
-    ref: Annotated[Path | None, typer.Option(help="References of two folders of masks.")] = None,
-    target: Target = None,
-    classes: Classes = None,
-    dataset: Adapter = None,
-    split: Split = "test",
-    grid: GridName = "native",
-    protocol: ProtocolName = "standard",
-    tolerance: Tolerance = 2.0,
-    lesions: Lesions = False,
-    detection_iou: DetectionIou = None,
-    allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Compare the cases that both have.")
-    ] = False,
-    resample: Resample = False,
-    report: Annotated[
-        Path | None, typer.Option(help="Folder for the files; of runs: in run B.")
+    b: Annotated[str, typer.Argument(metavar="B", help="Another one, of the same cases.")],
+    ref: Annotated[
+        Path | None, typer.Option(help="Folder of reference masks, for two folders of masks.")
     ] = None,
-    workers: Workers = None,
-    seed: Seed = 0,
-    batch_size: BatchSize = None,
-    decoder: Decoder = "auto",
-    device: Device = "auto",
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    target: opt.Target = None,
+    classes: opt.Classes = None,
+    dataset: opt.ReferenceLayout = None,
+    split: opt.Split = "test",
+    grid: opt.GridName = "native",
+    protocol: opt.ProtocolName = "standard",
+    tolerance: opt.Tolerance = 2.0,
+    lesions: opt.Lesions = False,
+    detection_iou: opt.DetectionIou = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Compare only the cases that both have.")
+    ] = False,
+    resample: opt.Resample = False,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for the report; default for runs: in run B.")
+    ] = None,
+    workers: opt.Workers = None,
+    seed: opt.Seed = 0,
+    batch_size: opt.BatchSize = None,
+    decoder: opt.Decoder = "auto",
+    device: opt.Device = "auto",
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
 ) -> None:
-    """Compare two runs or folders of masks: differences, interval, p."""
-    from sdseg_cli.evaluation.compare import compare_folders, compare_runs
-    from sdseg_cli.evaluation.evaluation_split import SplitOptions
-    from sdseg_cli.evaluation.folders import FolderOptions
-
+    """Compare two runs or folders of masks: difference, interval, p."""
     of_folders: dict[str, object] = {
         "--target": target,
         "--classes": classes,
@@ -80,9 +55,15 @@ def compare(
         "--resample": resample or None,
         "--workers": workers,
     }
-    _check(a, b, ref, of_folders)
+    if ref is None:
+        refuse_given(of_folders, "goes with --ref", "Runs know what counts in their data.")
+        _require_runs(a, b)
+    from sdseg_cli.evaluation.compare import compare_folders, compare_runs
+    from sdseg_cli.evaluation.evaluation_split import SplitOptions
+    from sdseg_cli.evaluation.folders import FolderOptions
+
     output = Output(as_json=as_json, quiet=quiet)
-    options = judged_by(
+    options = scoring(
         tolerance,
         detection_iou,
         lesions=lesions,
@@ -143,14 +124,9 @@ def _show(found: Comparison, output: Output) -> None:
         output.say("no file was written: --report FOLDER writes CSV, JSON, LaTeX and a picture")
 
 
-def _check(a: str, b: str, ref: Path | None, of_folders: dict[str, object]) -> None:
-    """Refuse options that would be ignored, and folders of masks without references."""
-    if ref is not None:
-        return
-    for option, value in of_folders.items():
-        if value is not None:
-            raise ConfigError(f"{option} goes with --ref.", "Runs know what counts in their data.")
-    for name in (a, b):
+def _require_runs(*names: str) -> None:
+    """Refuse folders of masks, which need references. Raises ConfigError."""
+    for name in names:
         folder = Path(name)
         if folder.is_dir() and not (folder / "config.toml").is_file():
             raise ConfigError(

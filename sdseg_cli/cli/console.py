@@ -1,129 +1,53 @@
-"""What a person sees: progress on stderr, tables and JSON on stdout. Only the door uses this."""
+"""Output for people and programs: progress on stderr, tables and JSON on stdout."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 import threading
 import time
-import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, TextIO
+from typing import Any
 
 import typer
+from rich import progress as bars
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
-from sdseg_cli.cli.live import TrainLines, TrainView, words
-from sdseg_cli.core import progress as callback
-from sdseg_cli.core.errors import RunError, SdsegError
-from sdseg_cli.core.filenames import printable, storable
-from sdseg_cli.core.findings import Finding
+from sdseg_cli.core.errors import SdsegError
+from sdseg_cli.core.filenames import printable
+from sdseg_cli.core.findings import ERROR, Finding
+from sdseg_cli.core.progress import OnStep, Pace, Progress, TrainProgress, no_op
+from sdseg_cli.core.tables import strict
 
 SHOWN_WARNINGS = 3
-LOG_EVERY_S = 15.0
-"""Without a terminal, progress is a plain line this often."""
+"""Further warnings of one code are only counted."""
+PROGRESS_EVERY_S, TRAINING_EVERY_S = 15.0, 30.0
+"""Without a terminal, progress is a plain line about this often."""
+SMOOTHED_STEPS = 50
+"""Losses are shown as a mean over about so many steps."""
 
 
-class _Stream:
-    """Standard output or error: what it cannot encode is written out, and a refusal is told.
+def words(text: str, style: str = "", keep: str = "") -> Text:
+    """Text for a terminal: no markup is read in it, and nothing in it steers the terminal.
+
+    All text goes through here, for it may hold names of files and words of headers.
 
     Args:
-        stream: The system's; None where it was closed before the start.
-        lost: Called with what the system said when it takes no more; it may raise.
+        text: Any.
+        style: Of all of it.
+        keep: As for `printable`.
     """
-
-    def __init__(self, stream: TextIO | None, lost: Callable[[str], None]) -> None:
-        self._stream, self._lost = stream, lost
-
-    def write(self, text: str) -> int:
-        if self._stream is None:
-            self._lost("it is closed")
-            return len(text)
-        try:
-            self._stream.write(text)
-        except UnicodeEncodeError:
-            coding = self._stream.encoding or "ascii"
-            plain = storable(text).encode(coding, "backslashreplace").decode(coding)
-            self._guarded(lambda: self._stream and self._stream.write(plain))
-        except (OSError, ValueError) as error:
-            self._lost(_reason(error))
-        return len(text)
-
-    def flush(self) -> None:
-        self._guarded(lambda: self._stream and self._stream.flush())
-
-    def isatty(self) -> bool:
-        return self._stream is not None and self._stream.isatty()
-
-    @property
-    def encoding(self) -> str:
-        return getattr(self._stream, "encoding", None) or "utf-8"
-
-    def _guarded(self, act: Callable[[], object]) -> None:
-        try:
-            act()
-        except (OSError, ValueError) as error:
-            self._lost(_reason(error))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-def _reason(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error)).lower()
-
-
-def _stdout_lost(reason: str) -> None:
-    raise RunError(
-        f"standard output cannot be written to ({reason}).",
-        "The work up to there is done, its files are whole: send the output elsewhere.",
-    )
-
-
-def _nobody_to_tell(reason: str) -> None:
-    """What goes to stderr and is not taken cannot be complained about."""
-
-
-@contextmanager
-def guarded_streams() -> Iterator[None]:
-    """Within the block a full or closed standard output is a RunError when it is written to or
-    flushed; of standard error nobody could be told.
-    """
-    before = sys.stdout, sys.stderr
-    sys.stdout = _Stream(before[0], _stdout_lost)
-    sys.stderr = _Stream(before[1], _nobody_to_tell)
-    try:
-        yield
-    finally:
-        sys.stdout, sys.stderr = before
-
-
-def let_go_of_stdout() -> None:
-    """Have the interpreter's end not try once more to write what was not taken."""
-    for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
-        try:
-            if stream is not None:
-                stream.flush()
-        except (OSError, ValueError):
-            with suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return Text(printable(text, keep), style)
 
 
 def show_error(failure: SdsegError) -> None:
@@ -141,28 +65,14 @@ def _one_line(text: str) -> str:
     return re.sub(r"\s*\n\s*|[ \t]+", " ", text.strip())
 
 
-def show_traceback() -> None:
-    """Of the exception that is being handled, on stderr."""
-    sys.stderr.write(printable(traceback.format_exc(), keep="\n"))
-
-
 def show_help(context: typer.Context) -> None:
-    """What a group of commands does when none of them is given."""
+    """Show the help of a group of commands where none of them is given."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
 
-def _storable(value: Any) -> Any:
-    """The same with texts that UTF-8 can hold: a name need not be UTF-8."""
-    if isinstance(value, str):
-        return storable(value)
-    if isinstance(value, Mapping):
-        return {storable(str(key)): _storable(item) for key, item in value.items()}
-    return [_storable(item) for item in value] if isinstance(value, list | tuple) else value
-
-
 class Output:
-    """How one command talks.
+    """Output of one command.
 
     Args:
         as_json: One JSON object on stdout and nothing else.
@@ -177,31 +87,29 @@ class Output:
     def say(self, text: str) -> None:
         """A line on stderr, where there is no JSON or quiet."""
         if not (self.quiet or self.as_json):
-            said = text.lstrip("\n")  # empty lines before it are ours
-            self._log.print(*[""] * (len(text) - len(said)), words(said), sep="\n")
+            line = text.lstrip("\n")  # empty lines before it are ours
+            self._log.print(*[""] * (len(text) - len(line)), words(line), sep="\n")
 
     def warn(self, findings: Sequence[Finding]) -> None:
         """Findings that stop nothing, on stderr; those of one kind after the third are counted."""
-        told: Counter[str] = Counter()
+        if self.as_json:  # they are in the object; --quiet silences no warning
+            return
+        counts: Counter[str] = Counter()
+        lines = []
         for one in findings:
-            told[one.code] += 1
-            if told[one.code] <= SHOWN_WARNINGS:
-                self._warn(f"warning {one.code}, {one.case}: {one.measured}. {one.fix}")
-        for code, count in told.items():
+            counts[one.code] += 1
+            if counts[one.code] <= SHOWN_WARNINGS:
+                lines.append(f"{one.code}, {one.case}: {one.measured}. {one.fix}")
+        for code, count in counts.items():
             if count > SHOWN_WARNINGS:
-                self._warn(
-                    f"warning {code}: {count - SHOWN_WARNINGS} more, see `sdseg check --json`"
-                )
-
-    def _warn(self, text: str) -> None:
-        if not self.as_json:  # there they are in the object; --quiet silences no warning
-            self._log.print(words(text))
+                lines.append(f"{code}: {count - SHOWN_WARNINGS} more, see `sdseg check --json`")
+        for line in lines:
+            self._log.print(words(f"warning {line}"))
 
     def object(self, values: Mapping[str, Any]) -> None:
-        """One JSON object on stdout, strict: no NaN, no infinity, no half of a character."""
-        text = json.dumps(_storable(values), allow_nan=False)
-        # json leaves DEL as it is
-        sys.stdout.write(text.replace("\x7f", "\\u007f") + "\n")
+        """One JSON object on stdout, as by `strict`."""
+        text = json.dumps(strict(values)).replace("\x7f", "\\u007f")  # json leaves DEL as it is
+        sys.stdout.write(f"{text}\n")
 
     def document(self, text: str) -> None:
         """A text on stdout as it is, to be piped into a file."""
@@ -223,11 +131,11 @@ class Output:
         """
         if self.as_json:
             self.object(values)
-        self.table(title=title, columns=columns, rows=rows, unbroken=unbroken)
-        if self.as_json or self.quiet:
             return
-        for path in files:
-            self._out.print(words(f"wrote {path}"))
+        self.table(title=title, columns=columns, rows=rows, unbroken=unbroken)
+        if not self.quiet:
+            for path in files:
+                self._out.print(words(f"wrote {path}"))
 
     def table(
         self,
@@ -255,35 +163,31 @@ class Output:
         self._out.print(table)
 
     def findings(
-        self,
-        values: Mapping[str, Any],
-        *,
-        title: str,
-        rows: Sequence[tuple[str, str, str, str, str]],
+        self, values: Mapping[str, Any], *, title: str, findings: Iterable[Finding]
     ) -> None:
-        """Findings as JSON, or two lines each: what was measured, then what mends it.
+        """Findings as JSON, or two lines each: what was measured, then the fix.
 
         Args:
             values: The object of `--json`.
             title: Last line.
-            rows: Level, code, case, what was measured, what mends it.
+            findings: Those to show; the case of one may name several.
         """
         if self.as_json:
             self.object(values)
         if self.as_json or self.quiet:
             return
-        for level, code, case, measured, fix in rows:
-            style = "bold red" if level == "error" else "bold yellow"
-            head = words(f"{level} ", style) + words(f"{code}  ", "bold") + words(f"{case}: ")
-            self._out.print(head + words(_one_line(measured)))
-            self._out.print(words("    Fix: ", "bold cyan") + words(fix, "default"))
+        for one in findings:
+            level = words(f"{one.level} ", "bold red" if one.level == ERROR else "bold yellow")
+            head = level + words(f"{one.code}  ", "bold") + words(f"{one.case}: ")
+            self._out.print(head + words(_one_line(one.measured)))
+            self._out.print(words("    Fix: ", "bold cyan") + words(one.fix, "default"))
         self._out.print(words(title, "bold"))
 
     @contextmanager
-    def progress(self) -> Iterator[callback.Progress]:
+    def progress(self) -> Iterator[Progress]:
         """A progress callback: a bar with the time left on a terminal, else a line now and then."""
         if self.quiet or self.as_json:
-            yield callback.no_op
+            yield no_op
         elif self._log.is_terminal:
             with _bar(self._log) as shown:
                 yield _BarProgress(shown)
@@ -292,35 +196,33 @@ class Output:
 
     @contextmanager
     def at_once(self, text: str) -> Iterator[Callable[[], None]]:
-        """A callback that has a line printed on stderr, once, and that signal handlers may call.
+        """A callback that prints a line on stderr, once, and that signal handlers may call.
 
-        Another thread prints: a handler may have interrupted whoever holds the console. Neither
-        --quiet nor --json silences what answers a key that was pressed.
+        Another thread prints, for a handler may have interrupted code that holds the console's
+        lock. Neither --quiet nor --json silences the answer to a key that was pressed.
         """
-        asked: SimpleQueue[bool] = SimpleQueue()  # the one queue that handlers may put into
+        requests: SimpleQueue[bool] = SimpleQueue()  # the one queue that handlers may put into
 
         def wait() -> None:
-            if asked.get():
+            if requests.get():
                 self._log.print(words(text))
 
         printer = threading.Thread(target=wait, daemon=True)
         printer.start()
         try:
-            yield lambda: asked.put(True)
+            yield lambda: requests.put(True)
         finally:
-            asked.put(False)
+            requests.put(False)
             printer.join()
 
     @contextmanager
-    def training(self, title: str, validations_after: float = 0.0) -> Iterator[callback.OnStep]:
+    def training(self, title: str, validations_after: float = 0.0) -> Iterator[OnStep]:
         """A callback for `train`: a live view on a terminal, else a plain line now and then.
 
-        Args:
-            title: The run and its preset.
-            validations_after: What follows the training takes as long as so many validations.
+        For `title` and `validations_after` see `TrainView`.
         """
         if self.quiet or self.as_json:
-            yield callback.no_op
+            yield no_op
         elif sys.stderr.isatty() and not self._log.is_dumb_terminal:
             with TrainView(self._log, title, validations_after) as view:
                 yield view
@@ -328,23 +230,25 @@ class Output:
             yield TrainLines(self._log, validations_after)
 
 
-def _bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+def _bar(console: Console) -> bars.Progress:
+    return bars.Progress(
+        bars.TextColumn("{task.description}", markup=False),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TimeElapsedColumn(),
+        bars.TextColumn("left"),
+        bars.TimeRemainingColumn(),
         console=console,
         transient=True,
     )
 
 
 class _BarProgress:
-    def __init__(self, bar: Progress) -> None:
+    """Progress on a terminal: one bar, begun anew with each piece of work."""
+
+    def __init__(self, bar: bars.Progress) -> None:
         self._bar = bar
-        self._task: TaskID | None = None
+        self._task: bars.TaskID | None = None
         self._done = 0
 
     def __call__(self, done: int, total: int, what: str) -> None:
@@ -358,11 +262,12 @@ class _BarProgress:
 
 
 class _LineProgress:
+    """Progress in a log: a line now and then."""
+
     def __init__(self, console: Console) -> None:
         self._console = console
         self._started = self._last = time.monotonic()
-        self._first = 0
-        self._done = 0
+        self._first = self._done = 0
 
     def __call__(self, done: int, total: int, what: str) -> None:
         now = time.monotonic()
@@ -371,8 +276,160 @@ class _LineProgress:
         if self._done == 0:
             self._first = done
         self._done = done
-        if now - self._last < LOG_EVERY_S or done == self._first:
+        if now - self._last < PROGRESS_EVERY_S or done == self._first:
             return
         self._last = now
         left = (now - self._started) / (done - self._first) * (total - done)
         self._console.print(words(f"{done}/{total} {what}, {left:.0f} s left"))
+
+
+class _Training:
+    """State of a training: its pace, and its losses without their noise.
+
+    Args:
+        console: Where it is shown.
+        validations_after: What follows the training takes as long as so many validations.
+    """
+
+    def __init__(self, console: Console, validations_after: float = 0.0) -> None:
+        self.console = console
+        self.pace = Pace(validations_after)
+        self.losses: dict[str, float] = {}
+        self._reports = 0
+
+    def take(self, now: TrainProgress) -> None:
+        """Take in one report."""
+        self.pace.take(now)
+        found = {key: value for key, value in now.row.items() if key.startswith("loss")}
+        self._reports += bool(found)
+        for key, value in found.items():
+            before = self.losses.get(key, value)
+            self.losses[key] = before + (value - before) / min(self._reports, SMOOTHED_STEPS)
+
+
+class TrainLines(_Training):
+    """A training in a log: a line at each validation, at the end, and now and then."""
+
+    _shown_s = 0.0
+
+    def __call__(self, now: TrainProgress) -> None:
+        self.take(now)
+        due = now.seconds - self._shown_s >= TRAINING_EVERY_S or now.step == now.steps
+        if now.row and (due or now.validated):
+            self._shown_s = now.seconds
+            parts = (
+                f"step {now.step}/{now.steps}",
+                losses_text(self.losses),
+                f"lr {now.row['lr']:.2g}",
+                dice_text(now) if now.validated else "",
+                _speed(self.pace),
+                _memory(now),
+                _left(self.pace.seconds_left),
+            )
+            self.console.print(words(", ".join(part for part in parts if part)))
+
+
+class TrainView(_Training):
+    """A training on a terminal: a live view, to be entered before the first report.
+
+    Args:
+        console: A terminal.
+        title: The run and its preset.
+        validations_after: As for `_Training`.
+    """
+
+    def __init__(self, console: Console, title: str, validations_after: float = 0.0) -> None:
+        super().__init__(console, validations_after)
+        self._title = words(title, "bold")
+        self._title.no_wrap, self._title.overflow = True, "ellipsis"
+        self._now: TrainProgress | None = None
+        self._reported_at = time.monotonic()
+        self._live = Live(
+            console=console, get_renderable=self.render, refresh_per_second=4, transient=True
+        )
+
+    def __enter__(self) -> TrainView:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def __call__(self, now: TrainProgress) -> None:
+        self.take(now)
+        self._now, self._reported_at = now, time.monotonic()
+
+    def render(self) -> RenderableType:
+        """The view of this moment; between reports its clocks go on."""
+        now = self._now
+        if now is None:
+            return Group(self._title, words("getting ready", "dim"))
+        since, remaining = time.monotonic() - self._reported_at, self.pace.seconds_left
+        clock = f"{duration(now.seconds + since)} gone"
+        if remaining is not None:
+            clock += f", {_left(max(0.0, remaining - since))}"
+        bar = Table.grid(padding=(0, 1))
+        share = f"{100 * now.step // now.steps} %"
+        bar.add_row(ProgressBar(now.steps, now.step, width=32), f"{now.step}/{now.steps}", share)
+        first = min(now.steps, (now.step // now.validate_every + 1) * now.validate_every)
+        rows: dict[str, RenderableType] = {
+            "step": bar,
+            "time": clock,
+            "speed": _speed(self.pace) or "-",
+            "loss": losses_text(self.losses).removeprefix("loss ") or "-",
+            "learning rate": f"{now.row['lr']:.2e}" if now.row else "-",
+            "validation": dice_text(now) or f"first at step {first}",
+            "checkpoint": f"step {now.checkpoint}" if now.checkpoint else "none yet",
+            "memory": _memory(now),
+        }
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(style="cyan", no_wrap=True)
+        grid.add_column()
+        for name, value in rows.items():
+            if value:
+                grid.add_row(name, value)
+        return Group(self._title, grid)
+
+
+def losses_text(values: Mapping[str, float]) -> str:
+    """`loss 0.1234 (latent 0.0234, noise 0.1000)`; "" before the first step."""
+    if "loss" not in values:
+        return ""
+    terms = [
+        f"{key.removeprefix('loss_')} {value:.4f}"
+        for key, value in sorted(values.items())
+        if key != "loss"
+    ]
+    return f"loss {values['loss']:.4f}" + (f" ({', '.join(terms)})" if terms else "")
+
+
+def dice_text(now: TrainProgress) -> str:
+    """The last and the best validation Dice; "" where there is none."""
+    parts = []
+    if now.validation:
+        parts.append(f"Dice {now.validation['val_dice']:.3f} at step {now.validation['step']:.0f}")
+    if now.best:
+        parts.append(f"best {now.best['val_dice']:.3f} at step {now.best['step']}")
+    return ", ".join(parts)
+
+
+def _speed(pace: Pace) -> str:
+    """Three digits; "" where it is not known."""
+    known = pace.slices_per_second
+    return "" if known is None else f"{known:.3g} slices/s"
+
+
+def _memory(now: TrainProgress) -> str:
+    """Peak memory of the GPU; "" where there is none."""
+    return "" if now.peak_gpu_bytes is None else f"GPU peak {now.peak_gpu_bytes / 1e9:.1f} GB"
+
+
+def _left(seconds: float | None) -> str:
+    """`0:12:31 left`; "" where it is not known."""
+    return "" if seconds is None else f"{duration(seconds)} left"
+
+
+def duration(seconds: float) -> str:
+    """`H:MM:SS`, days in hours."""
+    minutes, second = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{second:02}"

@@ -6,23 +6,23 @@ import os
 import shlex
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
+from sdseg_cli.cli import options as opt
 from sdseg_cli.cli.console import Output
-from sdseg_cli.cli.options import Debug, Device, Json, Quiet
 from sdseg_cli.demo.demo import STEPS
 
 
 def demo(
     context: typer.Context,
-    folder: Annotated[Path, typer.Argument(help="Where to put everything.")] = Path("demo"),
+    folder: Annotated[Path, typer.Argument(help="Folder for everything it makes.")] = Path("demo"),
     steps: Annotated[int, typer.Option(help="Optimiser steps of the training.")] = STEPS,
-    device: Device = "auto",
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    device: opt.Device = "auto",
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
 ) -> None:
     """Make a CT phantom set and run the main commands on it."""
     from sdseg_cli.demo.demo import set_up
@@ -35,9 +35,9 @@ def demo(
     os.environ["SDSEG_HOME"] = str(folder)
     for arguments in plan.commands:
         output.say(f"\n$ SDSEG_HOME={shlex.quote(str(folder))} sdseg {shlex.join(arguments)}")
-        shown = ["--device", device] if arguments[0] != "prepare" else []
+        computed_on = ["--device", device] if arguments[0] != "prepare" else []
         silence = ["--quiet"] if quiet or as_json else []
-        _app_of(context)([*arguments, *shown, *silence], standalone_mode=False)
+        _app_of(context)([*arguments, *computed_on, *silence], standalone_mode=False)
         if arguments[0] == "train" and plan.was_stopped():
             output.say("\nstopped; to go on, run the same command again.")
             return
@@ -56,6 +56,4 @@ def demo(
 
 def _app_of(context: typer.Context) -> typer.core.TyperGroup:
     """The whole command line, so that each command runs exactly as if it had been typed."""
-    root = context.find_root().command
-    assert isinstance(root, typer.core.TyperGroup)
-    return root
+    return cast("typer.core.TyperGroup", context.find_root().command)

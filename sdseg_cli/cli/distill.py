@@ -7,31 +7,34 @@ from typing import Annotated
 
 import typer
 
+from sdseg_cli.cli import options as opt
 from sdseg_cli.cli.console import Output
-from sdseg_cli.cli.options import Debug, Device, Json, Quiet, Run, number, workspace
+from sdseg_cli.cli.options import number, workspace
 
 
 def distill(
-    run: Run = None,
+    run: opt.NamedRun = None,
     preset: Annotated[
-        str, typer.Option(help="Without --run: whose autoencoder, tiny or sd.")
+        str, typer.Option(help="Without --run: the preset of the autoencoder, tiny or sd.")
     ] = "tiny",
     dataset: Annotated[
-        str | None, typer.Option(help="A prepared set, whose training masks are half of them all.")
+        str | None,
+        typer.Option(help="Prepared set whose training masks make half of the examples."),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 10_000,
-    seed: Annotated[int, typer.Option(help="Seed of all examples.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the examples.")] = 0,
     out: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The file; default: the weight store.")
+        Path | None,
+        typer.Option("--output", "-o", help="File to write; default: in the weight store."),
     ] = None,
-    device: Device = "auto",
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    device: opt.Device = "auto",
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
 ) -> None:
     """Train an autoencoder's fast mask decoder.
 
-    With --run, measure what it costs that run.
+    With --run, also measure how much Dice it costs that run.
     """
     from sdseg_cli.data.manifest import Manifest
     from sdseg_cli.runs.run_folder import find_run

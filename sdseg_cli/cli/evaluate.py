@@ -7,35 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from sdseg_cli.cli import options as opt
 from sdseg_cli.cli.console import Output
 from sdseg_cli.cli.options import (
-    Adapter,
-    BatchSize,
-    Classes,
-    Debug,
-    Decoder,
-    DetectionIou,
-    Device,
-    Eta,
-    GridName,
-    Json,
-    Lesions,
-    ProtocolName,
-    Quiet,
-    ReferenceOption,
-    Resample,
-    Run,
-    Samples,
-    Seed,
-    Split,
-    Steps,
-    Target,
-    Tolerance,
-    Workers,
-    judged_by,
     number,
     open_run,
+    refuse_given,
     sampling,
+    scoring,
     typed,
     whole_numbers,
     workspace,
@@ -46,7 +25,7 @@ from sdseg_cli.core.processes import warm_up
 if TYPE_CHECKING:
     from sdseg_cli.evaluation.results import EvaluateReport
 
-_HEADS = {
+_SHORT = {
     "dice": "Dice",
     "iou": "IoU",
     "precision": "preci-\nsion",
@@ -56,45 +35,48 @@ _HEADS = {
     "volume_difference": "vol.\ndiff.",
     "detection_f1": "lesion\nF1",
 }
-"""What some metrics are called at the head of a narrow column."""
+"""Names of metrics at the head of a narrow column."""
 _NAME_WIDTH, _SHORTEST_NAME = 27, 14
-"""Where there is no more room, a case's name is folded to this, borders included; further, down to
-the second, where all columns then fit into one table."""
+"""On a narrow terminal a case's name is folded to the first, borders included; down to the second
+where all columns then fit into one table."""
 
 
 def evaluate(
-    run: Run = None,
-    pred: Annotated[Path | None, ReferenceOption(help="Folder of masks to score instead.")] = None,
+    run: opt.Run = None,
+    pred: Annotated[
+        Path | None, opt.ReferenceOption(help="Folder of masks to score, instead of a run.")
+    ] = None,
     ref: Annotated[
-        Path | None, ReferenceOption(help="Folder of reference masks, same names.")
+        Path | None, opt.ReferenceOption(help="Folder of reference masks of the same names.")
     ] = None,
-    target: Target = None,
-    classes: Classes = None,
-    dataset: Adapter = None,
-    resample: Resample = False,
+    target: opt.Target = None,
+    classes: opt.Classes = None,
+    dataset: opt.ReferenceLayout = None,
+    resample: opt.Resample = False,
     allow_missing: Annotated[
-        bool, ReferenceOption("--allow-missing", help="With --ref: score the rest without them.")
+        bool,
+        opt.ReferenceOption("--allow-missing", help="With --ref: leave out cases without a mask."),
     ] = False,
-    workers: Workers = None,
+    workers: opt.Workers = None,
     report_folder: Annotated[
-        Path | None, ReferenceOption("--report", help="With --ref: folder for CSV and JSON.")
+        Path | None, opt.ReferenceOption("--report", help="With --ref: folder for the report.")
     ] = None,
-    split: Split = "test",
-    grid: GridName = "native",
-    protocol: ProtocolName = "standard",
-    tolerance: Tolerance = 2.0,
-    lesions: Lesions = False,
-    detection_iou: DetectionIou = None,
-    seed: Seed = 0,
-    steps: Steps = None,
-    eta: Eta = None,
-    samples: Samples = None,
-    batch_size: BatchSize = None,
-    decoder: Decoder = "auto",
-    device: Device = "auto",
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    split: opt.Split = "test",
+    grid: opt.GridName = "native",
+    protocol: opt.ProtocolName = "standard",
+    tolerance: opt.Tolerance = 2.0,
+    lesions: opt.Lesions = False,
+    detection_iou: opt.DetectionIou = None,
+    seed: opt.Seed = 0,
+    steps: opt.Steps = None,
+    eta: opt.Eta = None,
+    samples: opt.Samples = None,
+    batch_size: opt.BatchSize = None,
+    decoder: opt.Decoder = "auto",
+    device: opt.Device = "auto",
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
 ) -> None:
     """Score predictions case by case: overlap, distances and volume."""
     of_run: dict[str, object] = {"--run": run, "--steps": steps, "--eta": eta, "--samples": samples}
@@ -107,7 +89,13 @@ def evaluate(
         "--workers": workers,
         "--report": report_folder,
     }
-    _check_pairing(pred, ref, of_run, of_folders)
+    if (pred is None) != (ref is None):
+        raise ConfigError("--pred and --ref belong together.", "Give both folders, or neither.")
+    one_of_both = "Score either a run, or two folders of masks."
+    if pred is None:
+        refuse_given(of_folders, "does not go with a run", one_of_both)
+    else:
+        refuse_given(of_run, "does not go with --pred and --ref", one_of_both)
     output = Output(as_json=as_json, quiet=quiet)
     if pred is not None and ref is not None:
         if workers != 1:
@@ -125,7 +113,7 @@ def evaluate(
                     resample,
                     workers,
                 ),
-                options=judged_by(
+                options=scoring(
                     tolerance,
                     detection_iou,
                     lesions=lesions,
@@ -147,7 +135,7 @@ def evaluate(
             report = run_evaluate(
                 folder.path,
                 workspace(),
-                options=judged_by(
+                options=scoring(
                     tolerance, detection_iou, lesions=lesions, grid=grid, protocol=protocol
                 ),
                 cases=SplitOptions(split, seed, device, batch_size, decoder),
@@ -161,7 +149,7 @@ def evaluate(
 
 
 def _show(report: EvaluateReport, output: Output) -> None:
-    """The table: cases, then what they come to; what is not in it is said before."""
+    """Print notes, then the table of cases and statistics, in parts where it is too wide."""
     values = report.to_json()
     units, metrics = values["units"], values["metrics"]
     of_class = () if values["classes"] is None else ("class",)
@@ -187,7 +175,11 @@ def _show(report: EvaluateReport, output: Output) -> None:
     first = 1 + len(of_class)
     columns = ["case", *of_class, *_heads(units)]
     *others, last = _fitting(columns, rows, first, shutil.get_terminal_size().columns)
-    title = _title(values)
+    title = f"{values['protocol']} protocol, {values['grid']} grid"
+    if tolerance := values["tolerance"]:
+        title += f", surface Dice within {tolerance['value']:g} {tolerance['unit']}"
+    if values["detection_iou"] is not None:
+        title += f", lesions from IoU {values['detection_iou']:g}"
     for shown in others:
         output.table(
             title=title,
@@ -215,18 +207,18 @@ def _by_protocol(rows: Sequence[Mapping[str, Any]]) -> str:
 def _fitting(
     columns: Sequence[str], rows: Sequence[Sequence[str]], first: int, width: int
 ) -> list[list[int]]:
-    """Numbers of the columns of each table: several where a terminal is too narrow for one.
+    """Indices of the columns of each table: several where a terminal is too narrow for one.
 
     Args:
         columns: Heads, of one line or more.
         rows: Cells.
-        first: So many columns at the left stand in each table.
+        first: So many columns at the left are in each table.
         width: Of the terminal, in characters.
     """
     lines = [[head, *(row[n] for row in rows)] for n, head in enumerate(columns)]
     wide = [max(len(line) for cell in cells for line in cell.split("\n")) + 2 for cells in lines]
-    room = width - 1 - sum(wide[1:])
-    wide[0] = min(wide[0], room if room >= _SHORTEST_NAME else _NAME_WIDTH)
+    free = width - 1 - sum(wide[1:])
+    wide[0] = min(wide[0], free if free >= _SHORTEST_NAME else _NAME_WIDTH)
     tables: list[list[int]] = []
     used = width
     for n in range(first, len(columns)):
@@ -242,22 +234,13 @@ def _picked(values: Sequence[str], numbers: Sequence[int]) -> list[str]:
     return [values[n] for n in numbers]
 
 
-def _title(values: Mapping[str, Any]) -> str:
-    title = f"{values['protocol']} protocol, {values['grid']} grid"
-    if tolerance := values["tolerance"]:
-        title += f", surface Dice within {tolerance['value']:g} {tolerance['unit']}"
-    if values["detection_iou"] is not None:
-        title += f", lesions from IoU {values['detection_iou']:g}"
-    return title
-
-
 def _heads(units: Mapping[str, str]) -> list[str]:
     """Each column's head, with its unit on a line of its own."""
     heads = []
     for column, unit in units.items():
         name = column.removesuffix(f"_{unit}")
         heads.append(
-            _HEADS.get(name, name.replace("_", "\n")) + ("" if unit == "1" else f"\n{unit}")
+            _SHORT.get(name, name.replace("_", "\n")) + ("" if unit == "1" else f"\n{unit}")
         )
     return heads
 
@@ -280,20 +263,3 @@ def _statistic(
     units: Mapping[str, str], summaries: Mapping[str, Mapping[str, Any]], what: str
 ) -> list[str]:
     return _cells(units, {name: summaries[name][what] for name in units})
-
-
-def _check_pairing(
-    pred: Path | None,
-    ref: Path | None,
-    of_run: Mapping[str, object],
-    of_folders: Mapping[str, object],
-) -> None:
-    """Refuse options that would be ignored."""
-    if (pred is None) != (ref is None):
-        raise ConfigError("--pred and --ref belong together.", "Give both folders, or neither.")
-    for option, value in (of_run if pred else of_folders).items():
-        if value is not None:
-            raise ConfigError(
-                f"{option} does not go with {'--pred and --ref' if pred else 'a run'}.",
-                "Score either a run, or two folders of masks.",
-            )

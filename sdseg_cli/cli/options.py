@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.errors import ConfigError, DataError
 from sdseg_cli.core.filenames import PACKAGE_FILE, is_folder, is_there
 from sdseg_cli.core.findings import WARNING, Finding
+from sdseg_cli.data.layouts import DATASETS
 
 if TYPE_CHECKING:
     from sdseg_cli.metrics import Grid, Protocol, ScoringOptions
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 WEAK_DICE = 0.3
 """A validation Dice below which a run is not used without a warning."""
 MESSAGES = "Messages and help"
-"""The panel of `--help` in which `--help` itself stands."""
+"""The panel of `--help` that lists `--help` itself."""
 FileOption = partial(typer.Option, rich_help_panel="Input and output")
 ReferenceOption = partial(typer.Option, rich_help_panel="Folders of masks")
 ScoringOption = partial(typer.Option, rich_help_panel="Scoring")
@@ -44,7 +45,7 @@ class PanelCommand(TyperCommand):
     """
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the panels in the order of their first options; what has none comes before them."""
+        """Write the panels in the order of their first options, after those in no panel."""
         panels: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
         for parameter in self.get_params(ctx):
             heading = getattr(parameter, "rich_help_panel", None)
@@ -63,22 +64,34 @@ class PanelCommand(TyperCommand):
 Json = Annotated[bool, MessageOption("--json", help="One JSON object on stdout, nothing else.")]
 Quiet = Annotated[bool, MessageOption("--quiet", "-q", help="No progress, no table.")]
 Debug = Annotated[bool, MessageOption("--debug", help="Show the traceback of an error.")]
-Device = Annotated[str, HardwareOption(help="auto, cpu, cuda, cuda:1 (the second GPU) or mps.")]
 Input = Annotated[Path | None, FileOption("--input", "-i", help="The same as the argument.")]
-"""For those who write it so; see `one_input`."""
-BatchSize = Annotated[int | None, HardwareOption(help="Slices at a time; the mask stays the same.")]
-Compiled = Annotated[
-    bool, HardwareOption("--compile", help="Compile the networks: a slow start, then faster.")
+"""See `one_input`."""
+
+Layout = Annotated[
+    str | None, typer.Option(help=f"Layout: {', '.join(DATASETS)}; default: recognised.")
 ]
-Decoder = Annotated[
-    str, SamplingOption(help="exact, fast, or auto: fast where it was measured as good, or meant.")
+ImageGlob = Annotated[
+    str | None, typer.Option(help="Pattern of the images, e.g. '*/CT_image.nii.gz'.")
 ]
+LabelGlob = Annotated[
+    str | None, typer.Option(help="Pattern of the masks, e.g. '*/CT_mask.nii.gz'.")
+]
+Processes = Annotated[
+    int | None, typer.Option("--workers", help="Processes; default: one per core.")
+]
+
 Run = Annotated[
     str | None,
     FileOption(metavar="PATH", help="Run folder, or its name; default: the newest finished run."),
 ]
 """As typed: only the text tells the path `./x` from the name `x`."""
-Seed = Annotated[int, SamplingOption(help="Seed of all noise.")]
+NamedRun = Annotated[str | None, FileOption("--run", metavar="PATH", help="Run folder or name.")]
+Model = Annotated[
+    Path | None, FileOption(help="A package of `sdseg weights export`, instead of a run.")
+]
+Split = Annotated[str, typer.Option(help="train, val or test.")]
+
+Seed = Annotated[int, SamplingOption(help="Seed of the noise.")]
 Steps = Annotated[
     int | None, SamplingOption(min=1, max=1000, help="Reverse steps: 1 = the paper, more = DDIM.")
 ]
@@ -87,38 +100,51 @@ Eta = Annotated[
     SamplingOption(min=0, max=1, help="Fresh noise between steps: 0 = none, 1 = ancestral."),
 ]
 Samples = Annotated[int | None, SamplingOption(min=1, max=1000, help="Noise draws to average.")]
+Decoder = Annotated[
+    str,
+    SamplingOption(help="exact, fast, or auto: fast where training or a check found it as good."),
+]
+
+Device = Annotated[str, HardwareOption(help="auto, cpu, cuda, cuda:1 (the second GPU) or mps.")]
+BatchSize = Annotated[int | None, HardwareOption(help="Slices per batch; the mask stays the same.")]
 Threads = Annotated[
-    int | None, HardwareOption(help="CPU threads of one operation; default: as torch chooses.")
+    int | None, HardwareOption(help="CPU threads per operation; default: torch's choice.")
 ]
-Split = Annotated[str, typer.Option(help="train, val or test.")]
-GridName = Annotated[str, ScoringOption(help="native: the scan's own; model: 256x256.")]
-ProtocolName = Annotated[str, ScoringOption(help="standard, or official (the paper's code).")]
-Tolerance = Annotated[
-    float, ScoringOption(metavar="MM", help="Of surface Dice; in pictures pixels.")
+Compiled = Annotated[
+    bool, HardwareOption("--compile", help="Compile the networks: a slower start, then faster.")
 ]
-Lesions = Annotated[
-    bool, ScoringOption("--lesions", help="Connected parts too: how many were found, lesion F1.")
-]
-DetectionIou = Annotated[
-    float | None,
-    ScoringOption(
-        metavar="SHARE", help="IoU from which a lesion counts as found (0.1); --lesions."
-    ),
-]
+
 Target = Annotated[
     str | None, ReferenceOption(help="With --ref: labels that count, e.g. 1,2; default: all.")
 ]
 Classes = Annotated[
-    str | None, ReferenceOption(help="With --ref: labels to score each on its own, e.g. 1,2,5.")
+    str | None, ReferenceOption(help="With --ref: labels to score one by one, e.g. 1,2,5.")
 ]
-Adapter = Annotated[
-    str | None, ReferenceOption(help="With --ref: adapter whose rules read the references.")
+ReferenceLayout = Annotated[
+    str | None,
+    ReferenceOption("--dataset", help="With --ref: layout by whose rules references are read."),
 ]
 Resample = Annotated[
     bool, ReferenceOption("--resample", help="With --ref: masks may lie on other grids.")
 ]
 Workers = Annotated[
     int | None, HardwareOption(min=1, help="With --ref: processes; default: one per core.")
+]
+
+GridName = Annotated[str, ScoringOption(help="native: the scan's own; model: 256x256.")]
+ProtocolName = Annotated[str, ScoringOption(help="standard, or official (the paper's code).")]
+Tolerance = Annotated[
+    float, ScoringOption(metavar="MM", help="Tolerance of surface Dice; for pictures in pixels.")
+]
+Lesions = Annotated[
+    bool,
+    ScoringOption("--lesions", help="Also score connected parts: lesions found, lesion F1."),
+]
+DetectionIou = Annotated[
+    float | None,
+    ScoringOption(
+        metavar="SHARE", help="IoU from which a lesion counts as found (0.1); implies --lesions."
+    ),
 ]
 
 
@@ -129,17 +155,12 @@ def typed() -> str:
 
 
 def workspace() -> Path:
-    """Where `prepared/` and `runs/` live: SDSEG_HOME, or the current folder."""
+    """The folder of `prepared/` and `runs/`: SDSEG_HOME, or the current folder."""
     return Path(os.environ.get("SDSEG_HOME") or ".")
 
 
 def one_input(argument: Path | None, option: Path | None, name: str) -> Path:
-    """What a command reads: its argument, or the same by `-i`.
-
-    Args:
-        argument: As typed in its place.
-        option: As typed after `-i` or `--input`.
-        name: Of the argument, as help calls it.
+    """The input of a command: its argument, called `name` in help, or the same given by `-i`.
 
     Raises:
         ConfigError: Both are given, or none.
@@ -154,18 +175,13 @@ def one_input(argument: Path | None, option: Path | None, name: str) -> Path:
 
 
 def say_next(output: Output, command: str) -> None:
-    """The command that comes next, so that it can be copied as it is.
-
-    Args:
-        output: Says it, unless it is to be quiet.
-        command: As a shell reads it, with `sdseg`.
-    """
+    """Say which command comes next, as a shell reads it."""
     home = os.environ.get("SDSEG_HOME")
     output.say(f"next: {f'SDSEG_HOME={shlex.quote(home)} ' if home else ''}{command}")
 
 
 def open_run(run: str | None, output: Output) -> RunDir:
-    """The run to predict with; where nobody named one says which, why, and how good it was.
+    """The run to predict with; for a default one, says which it is, why, and how good it was.
 
     Raises:
         ConfigError: There is no such run, or none yet.
@@ -175,7 +191,7 @@ def open_run(run: str | None, output: Output) -> RunDir:
     found = find_run(workspace(), run)
     dice, step = found.best_validation()
     if run is None:
-        why = _why_taken(found, default_runs(workspace()))
+        why = _why_default(found, default_runs(workspace()))
         reached = "not validated yet"
         if dice is not None:
             reached = f"validation Dice {number(dice)} at step {step}"
@@ -186,8 +202,8 @@ def open_run(run: str | None, output: Output) -> RunDir:
     return found
 
 
-def _why_taken(taken: RunDir, runs: Sequence[RunDir]) -> str:
-    """Why this one of several data sets' runs; of one data set only whether it is unfinished."""
+def _why_default(taken: RunDir, runs: Sequence[RunDir]) -> str:
+    """The reason for this one of several data sets' runs; of one data set, if it is unfinished."""
     sets = sorted({run.path.parent.name for run in runs})
     if len(sets) < 2:
         return "" if taken.is_finished else ", the newest, for none is finished"
@@ -196,7 +212,7 @@ def _why_taken(taken: RunDir, runs: Sequence[RunDir]) -> str:
 
 
 def weak_run(run: RunDir) -> tuple[Finding, ...]:
-    """A warning about a run that nobody named, where its masks are hardly worth having."""
+    """A warning about a run taken by default whose masks are hardly worth having."""
     dice, _ = run.best_validation()
     if dice is not None and dice >= WEAK_DICE:
         return ()
@@ -208,13 +224,20 @@ def weak_run(run: RunDir) -> tuple[Finding, ...]:
 
 
 def refuse_pipes(*paths: Path | None) -> None:
-    """Refuse what would be waited for without end. Raises DataError."""
+    """Refuse pipes and devices, whose end might never come. Raises DataError."""
     for path in paths:
         if path is not None and is_there(path) and not (path.is_file() or is_folder(path)):
             raise DataError(
                 f"{path}: is a pipe or a device, not a file.",
-                "Write what it gives to a file, and give that.",
+                "Write its content to a file, and give that.",
             )
+
+
+def refuse_given(options: Mapping[str, object], why: str, hint: str) -> None:
+    """Refuse options that would be ignored: any that is not None. Raises ConfigError."""
+    for option, value in options.items():
+        if value is not None:
+            raise ConfigError(f"{option} {why}.", hint)
 
 
 def check_model(run: str | None, model: Path | None) -> None:
@@ -244,7 +267,7 @@ def sampling(
         steps: `--steps`.
         eta: `--eta`.
         samples: `--samples`.
-        deterministic: `--deterministic`: no noise, so what a run says of samples and eta lapses.
+        deterministic: `--deterministic`: without noise the run's own samples and eta do not apply.
         flips: Those of the run's training, with `--tta`; None leaves the run's setting.
 
     Raises:
@@ -254,8 +277,8 @@ def sampling(
     given: dict[str, Any] = {"steps": steps, "eta": eta, "samples": samples, "flips": flips}
     if deterministic:
         noise = {"--eta": bool(eta), "--samples": (samples or 1) > 1}
-        for option, wants_noise in noise.items():
-            if wants_noise:
+        for option, needs_noise in noise.items():
+            if needs_noise:
                 raise ConfigError(
                     f"{option} has no effect without noise.", f"Give {option} or --deterministic."
                 )
@@ -273,7 +296,7 @@ def sampling(
     return sample
 
 
-def judged_by(
+def scoring(
     tolerance: float,
     detection_iou: float | None,
     *,
@@ -282,7 +305,7 @@ def judged_by(
     protocol: str,
     allow_missing: bool = False,
 ) -> ScoringOptions:
-    """How cases are judged: lesions where one of their two options is given."""
+    """How cases are scored: lesions where one of their two options is given."""
     from sdseg_cli.metrics import DETECTION_IOU, ScoringOptions
 
     if lesions and detection_iou is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,35 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sdseg_cli.cli import options as opt
 from sdseg_cli.cli.console import Output
-from sdseg_cli.cli.options import (
-    BatchSize,
-    ClusterOption,
-    Compiled,
-    Debug,
-    Decoder,
-    Device,
-    Eta,
-    FileOption,
-    Input,
-    Json,
-    MaskOption,
-    Quiet,
-    Run,
-    Samples,
-    SamplingOption,
-    Seed,
-    Steps,
-    Threads,
-    check_model,
-    number,
-    one_input,
-    open_run,
-    sampling,
-    weak_run,
-)
+from sdseg_cli.cli.options import check_model, number, one_input, open_run, sampling, weak_run
 from sdseg_cli.core.config import THRESHOLD
 from sdseg_cli.core.errors import CohortError, ConfigError
+from sdseg_cli.core.filenames import require_there
 from sdseg_cli.core.findings import Finding
 
 if TYPE_CHECKING:
@@ -50,37 +27,31 @@ if TYPE_CHECKING:
     from sdseg_cli.inference.predict import PredictReport
 
 ShardText = Annotated[
-    str | None, ClusterOption("--shard", help="Of a cohort: part i of n, i/n with i from 0 to n-1.")
+    str | None, opt.ClusterOption("--shard", help="Predict part i of n: i/n, i from 0 to n-1.")
 ]
-EngineName = Annotated[str, ClusterOption("--engine", help="Of a cohort: local, or ray.")]
+EngineName = Annotated[
+    str, opt.ClusterOption("--engine", help="How the scans are distributed: local or ray.")
+]
 Workers = Annotated[
     int | None,
-    ClusterOption(min=1, help="Of --engine ray: models at a time; default: one per GPU."),
+    opt.ClusterOption(min=1, help="With --engine ray: models at a time; default: one per GPU."),
 ]
 RayAddress = Annotated[
-    str | None, ClusterOption(help="Of --engine ray: a cluster; default: this machine alone.")
+    str | None, opt.ClusterOption(help="With --engine ray: the cluster; default: this machine.")
 ]
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Over what a cohort is spread, as the command line says it."""
+class Distribution:
+    """How a cohort is distributed, as the options say it."""
 
     shard: str | None = None
     engine: str = "local"
     workers: int | None = None
     ray_address: str | None = None
 
-    def refuse_for_one_scan(self) -> None:
-        """Raises ConfigError if an option of cohorts was given."""
-        if self != Spread():
-            raise ConfigError(
-                "--shard, --engine, --workers and --ray-address are for many scans.",
-                "Give a folder or a list of scans, and -o a folder; or leave them out.",
-            )
-
     def make_engine(self) -> Engine:
-        """What does the scans. Raises ConfigError."""
+        """The function that predicts the scans. Raises ConfigError."""
         from sdseg_cli.inference.cohort import one_by_one
         from sdseg_cli.inference.ray import RayEngine, require_ray
 
@@ -99,90 +70,94 @@ class Spread:
 
 def predict(
     mask: Annotated[
-        str, FileOption("--output", "-o", help="The mask to write; of many, their folder.")
+        str, opt.FileOption("--output", "-o", help="Mask to write; for many scans, a folder.")
     ],
     scan: Annotated[
         Path | None,
         typer.Argument(
-            help="NIfTI, NRRD, MetaImage, a DICOM series or a picture; or a folder or list of them."
+            metavar="SCAN",
+            help="NIfTI, NRRD, MetaImage, DICOM series or picture; or a folder or list of them.",
         ),
     ] = None,
-    input_path: Input = None,
+    input_path: opt.Input = None,
     series: Annotated[
-        str | None, FileOption(help="Which DICOM series: its number, or the end of its UID.")
+        str | None, opt.FileOption(help="Which DICOM series: its number, or the end of its UID.")
     ] = None,
-    run: Run = None,
-    model: Annotated[
-        Path | None, FileOption(help="A package of `sdseg weights export`, instead of a run.")
-    ] = None,
-    prob: Annotated[str | None, FileOption(help="Also write the probability map.")] = None,
-    prob_dtype: Annotated[str, FileOption(help="uint8 (steps of 1/255) or float32.")] = "uint8",
+    run: opt.Run = None,
+    model: opt.Model = None,
+    prob: Annotated[str | None, opt.FileOption(help="Also write the probability map.")] = None,
+    prob_dtype: Annotated[str, opt.FileOption(help="uint8 (steps of 1/255) or float32.")] = "uint8",
     preview: Annotated[
-        str | None, FileOption(help="Also draw the mask on its scan, a PNG.")
+        str | None, opt.FileOption(help="Also write a PNG of the mask on its scan.")
     ] = None,
     threshold: Annotated[
-        float, MaskOption(help="Foreground is what has a probability above this.")
+        float, opt.MaskOption(help="Voxels with a probability above this are foreground.")
     ] = THRESHOLD,
     fill_holes: Annotated[
-        bool, MaskOption("--fill-holes", help="Fill what foreground encloses on all sides.")
+        bool,
+        opt.MaskOption("--fill-holes", help="Fill holes that foreground encloses on all sides."),
     ] = False,
     min_size: Annotated[
-        float | None, MaskOption(metavar="ML", help="Drop parts smaller than so many ml.")
+        float | None,
+        opt.MaskOption(metavar="ML", help="Drop connected parts smaller than ML millilitres."),
     ] = None,
     keep_largest: Annotated[
-        int | None, MaskOption(metavar="N", help="Keep only the N largest parts.")
+        int | None, opt.MaskOption(metavar="N", help="Keep only the N largest connected parts.")
     ] = None,
-    seed: Seed = 0,
-    steps: Steps = None,
-    eta: Eta = None,
-    samples: Samples = None,
+    seed: opt.Seed = 0,
+    steps: opt.Steps = None,
+    eta: opt.Eta = None,
+    samples: opt.Samples = None,
     tta: Annotated[
-        bool, SamplingOption("--tta", help="Average over the flips that the run was trained with.")
+        bool,
+        opt.SamplingOption("--tta", help="Average over the flips that the run was trained with."),
     ] = False,
     deterministic: Annotated[
-        bool, SamplingOption("--deterministic", help="Predict from no noise at all.")
+        bool, opt.SamplingOption("--deterministic", help="Predict without noise.")
     ] = False,
     runs: Annotated[
         int | None,
-        SamplingOption(
+        opt.SamplingOption(
             metavar="K", min=2, max=100, help="Compare K noise draws; the mask is their mean."
         ),
     ] = None,
     uncertainty: Annotated[
-        str | None, FileOption(help="Also write where K draws (default 5) disagree.")
+        str | None, opt.FileOption(help="Also write a map of where the K draws (default 5) differ.")
     ] = None,
-    decoder: Decoder = "auto",
+    decoder: opt.Decoder = "auto",
     crop: Annotated[
         str | None,
-        SamplingOption(help="none, or body: a square around the body; default: the run's own."),
+        opt.SamplingOption(help="none, or body: a square around the body; default: as trained."),
     ] = None,
-    batch_size: BatchSize = None,
-    device: Device = "auto",
+    batch_size: opt.BatchSize = None,
+    device: opt.Device = "auto",
     shard: ShardText = None,
     engine: EngineName = "local",
     workers: Workers = None,
     ray_address: RayAddress = None,
-    threads: Threads = None,
-    compiled: Compiled = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    threads: opt.Threads = None,
+    compiled: opt.Compiled = False,
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
 ) -> None:
-    """Segment a scan, or many; each mask lies on its scan's own grid."""
+    """Segment a scan, or many; each mask has its scan's own grid."""
     source = one_input(scan, input_path, "SCAN")
-    _check_options(run, model, samples, runs, deterministic and (runs or uncertainty) is not None)
-    from sdseg_cli.imaging.postprocess import PostProcess
-    from sdseg_cli.imaging.scans import is_many, require_file_name, require_folder_name
-
-    output = Output(as_json=as_json, quiet=quiet)
-    spread = Spread(shard, engine, workers, ray_address)
-    many = is_many(source, mask)
+    check_model(run, model)
+    if runs is not None and samples is not None:
+        raise ConfigError(
+            "--runs and --samples both say how many draws are averaged.", "Give one of them."
+        )
+    if deterministic and (runs or uncertainty) is not None:
+        raise ConfigError(
+            "Without noise all runs are one and the same.",
+            "Give --runs and --uncertainty, or --deterministic.",
+        )
+    distribution = Distribution(shard, engine, workers, ray_address)
     named = {"-o": mask, "--prob": prob, "--uncertainty": uncertainty, "--preview": preview}
-    for option, name in named.items():
-        if name is not None:
-            (require_folder_name if many else require_file_name)(option, name)
-    if not many:
-        spread.refuse_for_one_scan()
+    many = _is_many(source, named, distribution)
+    # All this is refused before SciPy takes its time, and a missing run before torch takes more.
+    from sdseg_cli.imaging.postprocess import PostProcess
     from sdseg_cli.inference.options import OutputPaths, PredictOptions, PredictorOptions
 
     outputs = OutputPaths(Path(mask), _path(prob), prob_dtype, _path(uncertainty), _path(preview))
@@ -195,7 +170,8 @@ def predict(
         )
         return PredictOptions(series, seed, sample, post, runs)
 
-    asked = Asked(
+    output = Output(as_json=as_json, quiet=quiet)
+    request = Request(
         outputs,
         PredictorOptions(device, decoder, batch_size, threads, crop, compiled),
         options,
@@ -204,22 +180,40 @@ def predict(
         named=(run, model) != (None, None),
     )
     if many:
-        _predict_cohort(source, asked, spread, output)
+        _predict_cohort(source, request, distribution, output)
     else:
-        _predict_one(source, asked, output)
+        _predict_one(source, request, output)
+
+
+def _is_many(source: Path, named: Mapping[str, str | None], distribution: Distribution) -> bool:
+    """If many scans are meant; refuses names and options that do not go with one, or with many."""
+    from sdseg_cli.imaging.scans import is_many, require_file_name, require_folder_name
+
+    many = is_many(source, str(named["-o"]))
+    for option, name in named.items():
+        if name is not None:
+            (require_folder_name if many else require_file_name)(option, name)
+    if not many:
+        if distribution != Distribution():
+            raise ConfigError(
+                "--shard, --engine, --workers and --ray-address are for many scans.",
+                "Give a folder or a list of scans, and -o a folder; or leave them out.",
+            )
+        require_there(source, "Check the path of the scan.")
+    return many
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the command line asks of a scan or of many.
+class Request:
+    """A prediction of a scan or of many, as the options request it.
 
     Attributes:
         outputs: The files, or of many scans their folders.
         predictor: How to load the model.
         options: How to predict, by the settings of a run.
         series: As in the options, which are known only once the run is.
-        model: Gives the run or package, once the scans are known to be there.
-        named: Somebody asked for this one; else what made the masks that are there makes the rest.
+        model: Gives the run or package; called once the scans are known to be there.
+        named: The model was named; if not, the one that made the existing masks makes the rest.
     """
 
     outputs: OutputPaths
@@ -230,25 +224,25 @@ class Asked:
     named: bool
 
 
-def _predict_one(scan: Path, asked: Asked, output: Output) -> None:
+def _predict_one(scan: Path, request: Request, output: Output) -> None:
     from sdseg_cli.imaging.io.files import read_geometry
 
     # The names first, then the scan's header, before torch takes its seconds.
-    asked.outputs.check_names(scan)
-    read_geometry(scan, asked.series)
+    request.outputs.check_names(scan)
+    read_geometry(scan, request.series)
 
     from sdseg_cli.inference.predict import predict_file
     from sdseg_cli.inference.predictor import load_predictor
     from sdseg_cli.runs.run_folder import RunDir
 
-    trained = asked.model()
+    trained = request.model()
     with output.progress() as progress:
-        ready = load_predictor(trained, asked.predictor)
-        options = asked.options(ready.config)
-        report = predict_file(scan, asked.outputs, ready, options, progress=progress)
+        ready = load_predictor(trained, request.predictor)
+        options = request.options(ready.config)
+        report = predict_file(scan, request.outputs, ready, options, progress=progress)
     output.warn(report.warnings)
     values = report.to_json()
-    if not asked.named:
+    if not request.named:
         values["warnings"] += [finding.to_json() for finding in weak_run(RunDir(trained))]
     output.result(
         values,
@@ -261,26 +255,6 @@ def _predict_one(scan: Path, asked: Asked, output: Output) -> None:
 
 def _path(name: str | None) -> Path | None:
     return None if name is None else Path(name)
-
-
-def _check_options(
-    run: str | None,
-    model: Path | None,
-    samples: int | None,
-    runs: int | None,
-    compares_nothing: bool,
-) -> None:
-    """Refuse options that exclude each other, and what is no package. Raises ConfigError."""
-    check_model(run, model)
-    if runs is not None and samples is not None:
-        raise ConfigError(
-            "--runs and --samples both say how many draws are averaged.", "Give one of them."
-        )
-    if compares_nothing:
-        raise ConfigError(
-            "Without noise all runs are one and the same.",
-            "Give --runs and --uncertainty, or --deterministic.",
-        )
 
 
 def _rows(report: PredictReport) -> list[tuple[str, str]]:
@@ -297,27 +271,29 @@ def _rows(report: PredictReport) -> list[tuple[str, str]]:
     return [*rows, ("seconds", f"{report.seconds:.1f}")]
 
 
-def _predict_cohort(source: Path, asked: Asked, spread: Spread, output: Output) -> None:
+def _predict_cohort(
+    source: Path, request: Request, distribution: Distribution, output: Output
+) -> None:
     """Predict the scans of a folder or a list.
 
     Raises:
         CohortError: A scan failed, or was not begun because the work was stopped.
-        SdsegError: Nothing was begun, or nothing could be gone on with.
+        SdsegError: Nothing was begun, or the cohort cannot be resumed.
     """
     from sdseg_cli.imaging.scans import find_scans
     from sdseg_cli.inference.ledger import Ledger
 
-    folder, named = asked.outputs.mask, asked.named
-    found = find_scans(source, folder, asked.outputs.beside)
-    goes_on = not named and Ledger(folder).model() is not None
-    trained = folder if goes_on else asked.model()  # which is found before torch takes its seconds
+    folder, named = request.outputs.mask, request.named
+    found = find_scans(source, folder, request.outputs.beside)
+    resumes = not named and Ledger(folder).model() is not None
+    trained = folder if resumes else request.model()  # found before torch takes its seconds
 
     from sdseg_cli.inference.cohort import Shard, leave_together, predict_cohort, take_own_gpu
     from sdseg_cli.inference.cohort_scan import Task, model_of_before, trained_config
     from sdseg_cli.model.distributed import ranks_of
     from sdseg_cli.runs.run_folder import RunDir
 
-    if goes_on:
+    if resumes:
         trained = model_of_before(folder)
         output.say(f"going on with {trained}, which the masks in {folder} are made with")
     for suffix, count in sorted(found.passed_over.items()):
@@ -330,11 +306,13 @@ def _predict_cohort(source: Path, asked: Asked, spread: Spread, output: Output) 
             "image, so each is predicted by itself. For one channel give a list of its files."
         )
     ranks = ranks_of(os.environ)
-    shard = (Shard() if spread.shard is None else Shard.parse(spread.shard)).among(ranks)
-    engine = spread.make_engine()
+    shard = (Shard() if distribution.shard is None else Shard.parse(distribution.shard)).among(
+        ranks
+    )
+    engine = distribution.make_engine()
     take_own_gpu(ranks)
-    options = asked.options(trained_config(trained))
-    task = Task(trained, asked.outputs, asked.predictor, options)
+    options = request.options(trained_config(trained))
+    task = Task(trained, request.outputs, request.predictor, options)
     try:
         # Ray's own messages go to stdout, which is for the result.
         with output.progress() as progress, redirect_stdout(sys.stderr):

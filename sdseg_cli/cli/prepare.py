@@ -9,53 +9,40 @@ from typing import Annotated
 
 import typer
 
+from sdseg_cli.cli import options as opt
 from sdseg_cli.cli.console import Output
-from sdseg_cli.cli.options import (
-    Debug,
-    Input,
-    Json,
-    Quiet,
-    one_input,
-    pair,
-    refuse_pipes,
-    say_next,
-    whole_numbers,
-    workspace,
-)
+from sdseg_cli.cli.options import one_input, pair, refuse_pipes, say_next, whole_numbers, workspace
 from sdseg_cli.core.processes import warm_up
-from sdseg_cli.data.layouts import DATASETS
 from sdseg_cli.data.manifest import Manifest
 
 
 def prepare(
-    src: Annotated[Path | None, typer.Argument(help="Folder of scans and masks.")] = None,
-    input_path: Input = None,
-    dataset: Annotated[
-        str | None, typer.Option(help=f"Layout: {', '.join(DATASETS)}; default: recognised.")
+    src: Annotated[
+        Path | None, typer.Argument(metavar="SRC", help="Folder of scans and masks.")
     ] = None,
+    input_path: opt.Input = None,
+    dataset: opt.Layout = None,
     name: Annotated[str | None, typer.Option(help="Name of the prepared set.")] = None,
     target: Annotated[
         str | None, typer.Option(help="Labels that count as foreground, e.g. 1,2,5; default: all.")
     ] = None,
     split_file: Annotated[
-        Path | None, typer.Option(help="JSON or folder of train/val/test.txt.")
+        Path | None, typer.Option(help="JSON file or folder of train/val/test.txt.")
     ] = None,
     window: Annotated[str | None, typer.Option(help="HU window LO,HI, e.g. -175,250.")] = None,
-    image_glob: Annotated[
-        str | None, typer.Option(help="Images, e.g. '*/CT_image.nii.gz'.")
-    ] = None,
-    label_glob: Annotated[str | None, typer.Option(help="Masks, e.g. '*/CT_mask.nii.gz'.")] = None,
+    image_glob: opt.ImageGlob = None,
+    label_glob: opt.LabelGlob = None,
     crop: Annotated[
-        str, typer.Option(help="none, or body: a square around the body per slice.")
+        str, typer.Option(help="none, or body: a square around the body in each slice.")
     ] = "none",
-    workers: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
+    workers: opt.Processes = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave bad cases out and list them.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
 ) -> None:
     """Slice scans and masks to 256x256 and freeze the split by case."""
     source = one_input(src, input_path, "SRC")
@@ -83,8 +70,9 @@ def prepare(
     with output.progress() as progress:
         report = run_prepare(source, workspace(), options, progress=progress, on_replace=replaced)
     made = Manifest.load(report.manifest)
-    output.say(f"scans below {_common_folder(made)}")
-    output.say(_what_was_made(made))
+    # A surprise, where a parent of several sets was given.
+    output.say(f"scans below {os.path.commonpath([case.image.parent for case in made.entries])}")
+    output.say(_settings(made))
     output.say(f"split: {made.split['rule']}")
     for skip in report.skipped:
         output.say(f"skipped {skip['case']}: {skip['why']}")
@@ -99,12 +87,8 @@ def prepare(
     say_next(output, f"sdseg train --dataset {quote(made.name)}")
 
 
-def _common_folder(manifest: Manifest) -> str:
-    """Where all scans lie: a surprise, where a parent of several sets was given."""
-    return os.path.commonpath([case.image.parent for case in manifest.entries])
-
-
-def _what_was_made(manifest: Manifest) -> str:
+def _settings(manifest: Manifest) -> str:
+    """Modality, window, crop and foreground of a set, in a line."""
     labels = ", ".join(map(str, manifest.labels))
     if manifest.target is not None:
         counted = f"{', '.join(map(str, manifest.target))} count as foreground"

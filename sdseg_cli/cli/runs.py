@@ -5,14 +5,15 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from sdseg_cli.cli import options as opt
 from sdseg_cli.cli.console import Output
-from sdseg_cli.cli.options import WEAK_DICE, Debug, Json, Quiet, number, workspace
+from sdseg_cli.cli.options import WEAK_DICE, number, workspace
 
 if TYPE_CHECKING:
     from sdseg_cli.runs.listing import RunSummary
 
 
-def runs(as_json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
+def runs(as_json: opt.Json = False, quiet: opt.Quiet = False, debug: opt.Debug = False) -> None:
     """List the runs of the workspace, the newest first."""
     from sdseg_cli.runs.listing import list_runs
 

@@ -8,23 +8,9 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from sdseg_cli.cli import options as opt
 from sdseg_cli.cli.console import Output
-from sdseg_cli.cli.options import (
-    BatchSize,
-    Debug,
-    Decoder,
-    Device,
-    Json,
-    Quiet,
-    Run,
-    Seed,
-    Split,
-    number,
-    open_run,
-    refuse_pipes,
-    typed,
-    workspace,
-)
+from sdseg_cli.cli.options import number, open_run, refuse_pipes, typed, workspace
 from sdseg_cli.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,9 +24,9 @@ HEADS = ("PSNR, dB", "SSIM", "MS-SSIM", "LPIPS")
 
 def stability(
     runs: Annotated[int, typer.Option(help="Number of seeded runs, at least 2.")] = 5,
-    run: Run = None,
-    split: Split = "test",
-    seed: Seed = 0,
+    run: opt.Run = None,
+    split: opt.Split = "test",
+    seed: opt.Seed = 0,
     steps: Annotated[
         str | None, typer.Option(help="Reverse steps; several, such as 1,2,5,10, are compared.")
     ] = None,
@@ -51,7 +37,7 @@ def stability(
         str | None, typer.Option(help="Noise draws to average; or several, 1,5.")
     ] = None,
     table5: Annotated[
-        bool, typer.Option("--table5", help="Show the result beside the paper's Table 5.")
+        bool, typer.Option("--table5", help="Show the result next to the paper's Table 5.")
     ] = False,
     lpips_backbone: Annotated[
         Path | None, typer.Option(help="AlexNet weights for LPIPS; default: the weight store's.")
@@ -59,12 +45,12 @@ def stability(
     lpips_linear: Annotated[
         Path | None, typer.Option(help="LPIPS v0.1 heads; default: the weight store's.")
     ] = None,
-    batch_size: BatchSize = None,
-    decoder: Decoder = "auto",
-    device: Device = "auto",
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    batch_size: opt.BatchSize = None,
+    decoder: opt.Decoder = "auto",
+    device: opt.Device = "auto",
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
 ) -> None:
     """Measure how far predictions differ between noise seeds."""
     from sdseg_cli.evaluation.evaluation_split import SplitOptions
@@ -143,14 +129,15 @@ def _show(report: StabilityReport, dataset: str, output: Output, *, table5: bool
 
     values = report.to_json()
     dice = values["dice"]
-    beside = table5_rows(report, dataset)
     rows = []
-    kinds = {"": values, ", all pairs": values["all_pairs"]}
-    for name, found in kinds.items() if len(report.seeds) > 2 else [("", values)]:
+    kinds = {"": values}
+    if len(report.seeds) > 2:
+        kinds[", all pairs"] = values["all_pairs"]
+    for name, found in kinds.items():
         for kind in ("seg", "score"):
-            cells = [number(found[kind][metric]) for metric in METRICS]
+            similarity = [number(found[kind][metric]) for metric in METRICS]
             same = f"{found['identical'][kind]} of {found['pairs']}"
-            rows.append((f"{kind}{name}", *cells, same))
+            rows.append((f"{kind}{name}", *similarity, same))
     if report.missing_lpips:
         needs = f"needs weights: sdseg weights fetch {', '.join(report.missing_lpips)}"
         rows[0] = (*rows[0][:4], needs, rows[0][5])
@@ -169,9 +156,9 @@ def _show(report: StabilityReport, dataset: str, output: Output, *, table5: bool
     if report.most_unstable:
         output.say(f"most unstable, worst first: {', '.join(report.most_unstable)}")
     if table5:
+        cells = [row.cells for row in table5_rows(report, dataset)]
         caption = table5_caption(report, dataset)
-        beside_cells = [row.cells for row in beside]
-        output.table(title=caption, columns=COLUMNS, rows=beside_cells, unbroken=True)
+        output.table(title=caption, columns=COLUMNS, rows=cells, unbroken=True)
     for note in values["notes"]:
         output.say(note)
 
@@ -201,7 +188,7 @@ def _show_sweep(report: SweepReport, output: Output) -> None:
 
 
 def _short(value: float | None) -> str:
-    """Two digits that count: a deviation is often far below a thousandth."""
+    """Two significant digits: a deviation is often far below a thousandth."""
     return "-" if value is None else f"{value:.2g}"
 
 

@@ -10,22 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sdseg_cli.cli import options as opt
 from sdseg_cli.cli.console import Output
-from sdseg_cli.cli.options import (
-    Compiled,
-    Debug,
-    Device,
-    Json,
-    Quiet,
-    number,
-    refuse_pipes,
-    say_next,
-    typed,
-    workspace,
-)
-from sdseg_cli.core.config import RunConfig
+from sdseg_cli.cli.options import number, refuse_pipes, say_next, typed, workspace
+from sdseg_cli.core.config import SDSEG, RunConfig, models
 from sdseg_cli.core.errors import ConfigError
-from sdseg_cli.core.networks import SDSEG, models
 from sdseg_cli.core.presets import PRESETS, for_network, preset
 
 STOPPING = (
@@ -57,13 +46,14 @@ def train(
     ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
     assign: Annotated[
-        list[str] | None, typer.Option("--set", help="One setting, e.g. train.batch_size=4.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="One setting, e.g. train.batch_size=4."),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the run.")] = None,
     run: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="Run folder; a bare word is a name below runs/DATASET/."),
+        typer.Option(metavar="PATH", help="Run folder, or a name for one in runs/DATASET/."),
     ] = None,
     init: Annotated[
         str | None,
@@ -71,24 +61,24 @@ def train(
     ] = None,
     batch_size: Annotated[
         str | None,
-        typer.Option(help="Slices per step over all processes, or auto: what a GPU holds."),
+        typer.Option(help="Slices per step over all processes, or auto: what the GPU can hold."),
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Threads that read slices ahead; default: by the cores."),
+        typer.Option(min=1, help="Threads that prefetch slices; default: by the number of cores."),
     ] = None,
-    compiled: Compiled = False,
+    compiled: opt.Compiled = False,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write RUN/tensorboard too.")
+        bool, typer.Option("--tensorboard", help="Also log for TensorBoard, to RUN/tensorboard.")
     ] = False,
     show_config: Annotated[
         bool,
-        typer.Option("--show-config", help="Only show every setting and what it is, as TOML."),
+        typer.Option("--show-config", help="Only show all settings, with explanations, as TOML."),
     ] = False,
-    device: Device = "auto",
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    device: opt.Device = "auto",
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
 ) -> None:
     """Train SDSeg, or a network to compare it with. To resume, run the same command again."""
     from sdseg_cli.data.manifest import Manifest
@@ -97,7 +87,13 @@ def train(
     own_options = {"steps": steps, "init": init, "batch_size": _batch_size(batch_size)}
     settings = _settings(preset_name, model, config, assign or [], dataset, seed, own_options)
     if show_config:
-        _show_config(settings, Output(as_json=as_json))
+        from sdseg_cli.core.config_file import settings_of, to_toml
+
+        output = Output()
+        if as_json:
+            output.object({"settings": [asdict(setting) for setting in settings_of(settings)]})
+        else:
+            output.document(to_toml(settings, explained=True))
         return
     if not settings.dataset:
         raise ConfigError("Missing option '--dataset'.", "See sdseg train --help.")
@@ -118,7 +114,7 @@ def train(
     settings = replace(settings, train=replace(settings.train, init=start))
 
     folder = RunDir(_run_folder(run, manifest.name, settings))
-    first = ranks_of(os.environ).writes  # of several processes, one talks
+    first = ranks_of(os.environ).writes  # of several processes, one reports
     output = Output(as_json=as_json and first, quiet=quiet or not first)
     adapts = batch_size == "auto"
     if adapts:
@@ -128,7 +124,7 @@ def train(
     output.say(f"run {folder.path}: {what}, {settings.train.steps} steps")
     with (
         output.training(f"{folder.path}, {what}", work_in_validations(settings)) as on_step,
-        output.at_once(STOPPING) as asked,
+        output.at_once(STOPPING) as on_stop,
     ):
         report = run_train(
             settings,
@@ -136,9 +132,9 @@ def train(
             folder,
             device=device,
             options=TrainOptions(workers, compiled, adapts, tensorboard),
-            on_step=_saying_where_it_begins(output, on_step),
+            on_step=_saying_first_step(output, on_step),
             on_warning=lambda finding: output.warn([finding]),
-            on_stop=asked,
+            on_stop=on_stop,
         )
     check = _calibrated(output, report, folder, manifest, device) if first else None
     _show(output, report, check, folder)
@@ -153,7 +149,7 @@ def _calibrated(
 
     if report.state != "finished":
         return None
-    with output.progress() as progress, output.at_once(SKIPPING) as asked:
+    with output.progress() as progress, output.at_once(SKIPPING) as on_stop:
         return calibrate(
             folder,
             manifest,
@@ -161,23 +157,12 @@ def _calibrated(
             anew=report.step > report.begun,
             progress=progress,
             on_warning=lambda finding: output.warn([finding]),
-            on_stop=asked,
+            on_stop=on_stop,
         )
 
 
-def _show_config(settings: RunConfig, output: Output) -> None:
-    from sdseg_cli.core.config_file import settings_of, to_toml
-
-    if output.as_json:
-        output.object({"settings": [asdict(setting) for setting in settings_of(settings)]})
-    else:
-        output.document(to_toml(settings, explained=True))
-
-
 def _next_command(report: TrainReport, manifest: Manifest) -> str:
-    """A stopped run goes on; of a finished one the test cases say how good it is, if there are
-    any.
-    """
+    """To resume a stopped run; of a finished one to evaluate it, if there are test cases."""
     if report.state == "stopped":
         return typed()
     below, runs = report.run.absolute(), (workspace() / "runs").absolute()
@@ -187,18 +172,18 @@ def _next_command(report: TrainReport, manifest: Manifest) -> str:
     return f"sdseg predict SCAN -o mask.nii.gz --run {name}"
 
 
-def _saying_where_it_begins(output: Output, on_step: OnStep) -> OnStep:
-    """Once it is known: after all that may refuse to go on."""
-    told = False
+def _saying_first_step(output: Output, on_step: OnStep) -> OnStep:
+    """`on_step` that first says where a run resumes, once nothing can refuse to resume it."""
+    begun = False
 
-    def tell(now: TrainProgress) -> None:
-        nonlocal told
-        if not told and now.step > 0:
+    def report(now: TrainProgress) -> None:
+        nonlocal begun
+        if not begun and now.step > 0:
             output.say(f"going on from step {now.step}")
-        told = True
+        begun = True
         on_step(now)
 
-    return tell
+    return report
 
 
 def _show(output: Output, report: TrainReport, check: DecoderCheck | None, folder: RunDir) -> None:
@@ -207,46 +192,30 @@ def _show(output: Output, report: TrainReport, check: DecoderCheck | None, folde
     if report.state == "stopped":
         output.say(f"stopped at step {report.step}; to go on, run the same command again.")
     values = report.to_json() | {"fast_decoder": check and check.to_json()}
-    best = values["best"]
+    best, origin = values["best"], report.origin
+    rows = [
+        ("step", str(report.step)),
+        ("seconds", f"{report.seconds:.0f}"),
+        ("best validation Dice", number(best["val_dice"])),
+        ("at step", "-" if best["step"] is None else str(best["step"])),
+    ]
+    if "threshold" in best:
+        shifted = "predictions are shifted so that it is 0.5"
+        rows.append(("threshold", f"{best['threshold']:.2f}; {shifted}"))
+    if check is not None:
+        rows.append(("decoder of predictions", check.choice))
+    # A whole model says itself where its parts come from.
+    starts = [("model", origin["model"])] if "model" in origin else sorted(origin.items())
+    rows += [(f"{part} started from", where) for part, where in starts]
+    pictures = (folder.curve, folder.validation_picture)
+    files = (folder.best, folder.last, folder.log_file, *pictures)
     output.result(
         values,
         title=f"{report.state} {report.run}",
         columns=("", "value"),
-        rows=[
-            ("step", str(report.step)),
-            ("seconds", f"{report.seconds:.0f}"),
-            ("best validation Dice", number(best["val_dice"])),
-            ("at step", "-" if best["step"] is None else str(best["step"])),
-            *_threshold(best),
-            *_decoders(check),
-            *((f"{part} started from", where) for part, where in _starts(report.origin)),
-        ],
-        files=[path for path in _written(folder) if path.exists()],
+        rows=rows,
+        files=[path for path in files if path.exists()],
     )
-
-
-def _threshold(best: dict[str, Any]) -> list[tuple[str, str]]:
-    """Where validations choose it."""
-    if "threshold" not in best:
-        return []
-    return [("threshold", f"{best['threshold']:.2f}; predictions are shifted so that it is 0.5")]
-
-
-def _decoders(check: DecoderCheck | None) -> list[tuple[str, str]]:
-    """What predictions will draw masks with, where there is a choice."""
-    if check is None:
-        return []
-    return [("decoder of predictions", check.choice)]
-
-
-def _written(folder: RunDir) -> tuple[Path, ...]:
-    pictures = (folder.curve, folder.validation_picture)
-    return (folder.best, folder.last, folder.log_file, *pictures)
-
-
-def _starts(origin: dict[str, str]) -> list[tuple[str, str]]:
-    """A whole model says where its parts come from."""
-    return [("model", origin["model"])] if "model" in origin else sorted(origin.items())
 
 
 def _settings(
@@ -258,21 +227,21 @@ def _settings(
     seed: int | None,
     recipe: dict[str, Any],
 ) -> RunConfig:
-    """Defaults < preset, for the model < file < --set < the options of their own."""
+    """Defaults < preset, for the model < file < --set < options of their own."""
     from sdseg_cli.core.config_file import from_dict, parse_assignment, read_toml
 
     values = read_toml(config) if config else {}
     chosen = preset(preset_name or str(values.get("preset", "tiny")))
-    said = values.get("model")
-    network = model or (said.get("network") if isinstance(said, dict) else None) or SDSEG
-    if isinstance(said, dict):
-        values = {**values, "model": {**said, "network": network}}
+    section = values.get("model")
+    network = model or (section.get("network") if isinstance(section, dict) else None) or SDSEG
+    if isinstance(section, dict):
+        values = {**values, "model": {**section, "network": network}}
     chosen = for_network(chosen, str(network))
     settings = from_dict({**values, "preset": chosen.preset}, chosen, source=str(config))
     for text in assign:
         given = parse_assignment(text)
         for key in given.keys() & {"preset", "dataset"}:
-            # Settings begin as a preset's, so its name alone would be a lie.
+            # The name alone would be recorded without the preset's settings.
             raise ConfigError(
                 f"--set {text}: {key} has an option of its own.", f"Write --{key} {given[key]}."
             )
@@ -294,6 +263,7 @@ def _batch_size(text: str | None) -> int | None:
 
 
 def _run_folder(run: str | None, dataset: str, settings: RunConfig) -> Path:
+    """The path given by `--run`, or the folder of a name, below `runs/`."""
     from sdseg_cli.runs.run_folder import words_of
 
     network = settings.model.network

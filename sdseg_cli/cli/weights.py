@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sdseg_cli.cli import options as opt
 from sdseg_cli.cli.console import Output, show_help
-from sdseg_cli.cli.options import Debug, Json, PanelCommand, Quiet, pair, refuse_pipes, workspace
+from sdseg_cli.cli.options import pair, refuse_pipes, workspace
 from sdseg_cli.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,8 +26,10 @@ weights = typer.Typer(
 )
 
 
-@weights.command("list", cls=PanelCommand)
-def list_stored(as_json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
+@weights.command("list", cls=opt.PanelCommand)
+def list_stored(
+    as_json: opt.Json = False, quiet: opt.Quiet = False, debug: opt.Debug = False
+) -> None:
     """Show what is in the store, and what can be fetched."""
     from sdseg_cli.model.download import KNOWN
 
@@ -65,19 +68,22 @@ def list_stored(as_json: Json = False, quiet: Quiet = False, debug: Debug = Fals
         output.say(f"not here: {known.name}, {known.what}; sdseg weights fetch {known.name}")
 
 
-@weights.command(cls=PanelCommand)
+@weights.command(cls=opt.PanelCommand)
 def add(
     path: Annotated[
-        Path, typer.Argument(help="kl-f8, LDM-8, SD VAE, official SDSeg or LPIPS weights.")
+        Path,
+        typer.Argument(
+            metavar="PATH", help="kl-f8, LDM-8, SD VAE, official SDSeg or LPIPS weights."
+        ),
     ],
     name: Annotated[
         str | None, typer.Option(help="Name in the store; default: the file's.")
     ] = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
 ) -> None:
-    """Check a file of weights and keep it; nothing in it is ever run."""
+    """Check a weights file and store it; no code in it is ever run."""
     from sdseg_cli.training.weights import add_weights
 
     refuse_pipes(path)
@@ -85,14 +91,14 @@ def add(
     _show_entry(add_weights(path, store, name=name), store, Output(as_json=as_json, quiet=quiet))
 
 
-@weights.command(cls=PanelCommand)
+@weights.command(cls=opt.PanelCommand)
 def fetch(
-    name: Annotated[str, typer.Argument(help="As `sdseg weights list` names it.")],
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name in `sdseg weights list`.")],
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
 ) -> None:
-    """Download public weights into the store; it resumes if stopped."""
+    """Download public weights into the store; resumes if interrupted."""
     from sdseg_cli.training.weights import fetch_weights
 
     output, store = Output(as_json=as_json, quiet=quiet), _store()
@@ -101,24 +107,24 @@ def fetch(
     _show_entry(entry, store, output)
 
 
-@weights.command(cls=PanelCommand)
+@weights.command(cls=opt.PanelCommand)
 def export(
     run: Annotated[
-        str, typer.Argument(metavar="RUN", help="A run, or a stored official SDSeg model.")
+        str, typer.Argument(metavar="RUN", help="A run, or an official SDSeg model in the store.")
     ],
     package: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder to make; default: NAME.sdseg.")
     ] = None,
     window: Annotated[
         str | None,
-        typer.Option(help="Of an official model: LO,HI in HU, or pictures."),
+        typer.Option(help="For an official model: HU window LO,HI, or pictures."),
     ] = None,
     float32: Annotated[
-        bool, typer.Option("--float32", help="Of an official model: keep every bit of its weights.")
+        bool, typer.Option("--float32", help="For an official model: keep its weights in float32.")
     ] = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    as_json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
 ) -> None:
     """Write a small package for `predict --model`.
 
@@ -135,7 +141,7 @@ def export(
         if window is not None or float32:
             raise ConfigError(
                 "--window and --float32 are for official models; a run has its own.",
-                "Leave them away: a run's best weights are float16 already.",
+                "Leave them out: a run's best weights are float16 already.",
             )
         found = find_run(workspace(), run).path.resolve()
         made = export_run(found, package or Path(f"{found.parent.name}-{found.name}.sdseg"))

@@ -1,1 +1,1 @@
-"""What every package uses: errors, settings, files, progress, processes. No torch."""
+"""Used by every package: errors, settings, files, progress, processes. No torch."""

@@ -1,8 +1,4 @@
-"""Settings in and out of TOML.
-
-Precedence: defaults < preset < file < `--set key=value`. An unknown key is refused with the nearest
-name and the keys of its section.
-"""
+"""Settings in and out of TOML. Precedence: defaults < preset < file < `--set key=value`."""
 
 from __future__ import annotations
 
@@ -14,16 +10,16 @@ import types
 import typing
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from sdseg_cli.core.config import SDSEG_ALONE, RunConfig
+from sdseg_cli.core.config import SDSEG, SDSEG_ALONE, RunConfig
 from sdseg_cli.core.errors import ConfigError, near
 from sdseg_cli.core.json_files import LARGEST, too_deep
-from sdseg_cli.core.networks import SDSEG
 
 LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029\0"
 SHOWN_LETTERS = 60
@@ -79,7 +75,7 @@ def _converted(value: Any, hint: Any, key: str, source: str) -> Any:
             "Rename the folder, or give a link to it that has another name.",
         )
     elif hint is str and type(value) in (int, float):
-        return str(value)  # a name may be a number; where there are choices, these are told
+        return str(value)  # a name may be a number
     elif type(value) is hint:
         return value
     names = {int: "whole number", float: "number", str: "text", bool: "true or false"}
@@ -88,7 +84,7 @@ def _converted(value: Any, hint: Any, key: str, source: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """A value in a message, which may be of any length."""
+    """A value of any length, for a message."""
     if type(value) is int and abs(value) >= LARGEST:
         return f"a number of {value.bit_length()} bits"
     try:
@@ -98,31 +94,30 @@ def _shown(value: Any) -> str:
     return text if len(text) <= SHOWN_LETTERS else f"{text[:SHOWN_LETTERS]}..."
 
 
-def _all_keys(config: Any, prefix: str = "") -> list[str]:
-    keys: list[str] = []
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            keys += _all_keys(value, f"{prefix}{item.name}.")
-        else:
-            keys.append(f"{prefix}{item.name}")
-    return keys
-
-
 def _known_keys(section: Any, key: str, full: str) -> str:
-    """What may have been meant by an unknown key, and what its section has."""
+    """The likeliest names for an unknown key, and the keys of its section."""
     own = [item.name for item in dataclasses.fields(section)]
     prefix = full.removesuffix(key)
     meant = [f"{prefix}{name}" for name in near(key, own)[:1]]
     if not meant:  # right, but in another section
-        meant = [each for each in _all_keys(RunConfig()) if each.rsplit(".", 1)[-1] == key]
+        meant = [each for _, each, _ in _leaves(RunConfig()) if each.rsplit(".", 1)[-1] == key]
     where = f"[{prefix.removesuffix('.')}]" if prefix else "the top level"
-    asked = " or ".join(f'"{one}"' for one in meant)
-    hint = f"Did you mean {asked}? " if meant else ""
-    told = ", ".join(
+    quoted = " or ".join(f'"{one}"' for one in meant)
+    hint = f"Did you mean {quoted}? " if meant else ""
+    keys = ", ".join(
         f"[{name}]" if dataclasses.is_dataclass(getattr(section, name)) else name for name in own
     )
-    return f"{hint}Keys of {where}: {told}. `sdseg train --show-config` explains them."
+    return f"{hint}Keys of {where}: {keys}. `sdseg train --show-config` explains them."
+
+
+def _leaves(section: Any, prefix: str = "") -> Iterator[tuple[Any, str, Any]]:
+    """Each setting: its own section, its key with all sections, its value."""
+    for item in dataclasses.fields(section):
+        key, value = f"{prefix}{item.name}", getattr(section, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(value, f"{key}.")
+        else:
+            yield section, key, value
 
 
 def parse_assignment(text: str) -> dict[str, Any]:
@@ -178,60 +173,49 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: cannot be read ({error}).", "Check the path; TOML is UTF-8."
         ) from error
-    except RecursionError as error:
-        raise ConfigError(f"{path}: no valid TOML (nested too deep).", "Mend it.") from error
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: no valid TOML ({error}).", "Mend the line it names.") from error
-    except ValueError as error:
-        raise ConfigError(
-            f"{path}: no valid TOML (a number of thousands of digits).", "Mend it."
-        ) from error
+        raise ConfigError(f"{path}: no valid TOML ({error}).", "Correct that line.") from error
+    except (RecursionError, ValueError) as error:
+        deep = isinstance(error, RecursionError)
+        why = "nested too deep" if deep else "a number of thousands of digits"
+        raise ConfigError(f"{path}: no valid TOML ({why}).", "Correct the file.") from error
     if too_deep(values):
-        raise ConfigError(f"{path}: no settings (nested too deep).", "Mend it.")
+        raise ConfigError(f"{path}: no settings (nested too deep).", "Correct the file.")
     return values
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One setting, its value, and what it is."""
+    """One setting, its value, and an explanation."""
 
     key: str
     """With its sections: `train.steps`."""
     value: Any
     """Of TOML and JSON: a tuple is a list."""
     what: str
-    """In a line, as `config.py` says it."""
+    """The line about it in `config.py`."""
 
 
 def settings_of(config: RunConfig) -> list[Setting]:
-    """Every setting, as `to_toml` writes them. For another network than SDSeg, what only SDSeg has
-    is left out.
+    """Every setting, section by section; for another network than SDSeg, without those that only
+    SDSeg has.
     """
     unused = set[str]()
     if config.model.network != SDSEG:
         unused = {f"{part}.{key}" for part in ("model", "train") for key in SDSEG_ALONE[part]}
-    return list(_below(config, "", unused))
-
-
-def _below(section: Any, prefix: str, unused: set[str]) -> Iterator[Setting]:
-    kind: Any = type(section)
-    told = _explained(kind)
-    inner = []
-    for item in dataclasses.fields(section):
-        value, key = getattr(section, item.name), f"{prefix}{item.name}"
-        if key in unused:
-            continue
-        if dataclasses.is_dataclass(value):
-            inner.append((value, key))
-        else:
+    sections: dict[str, list[Setting]] = {}
+    for section, key, value in _leaves(config):
+        place, _, name = key.rpartition(".")
+        if not unused & {place, key}:
             plain = list(value) if isinstance(value, tuple) else value
-            yield Setting(key, plain, told.get(item.name, ""))
-    for value, key in inner:
-        yield from _below(value, f"{key}.", unused)
+            what = _explained(section.__class__).get(name, "")
+            sections.setdefault(place, []).append(Setting(key, plain, what))
+    return [setting for settings in sections.values() for setting in settings]
 
 
+@cache
 def _explained(section: type) -> dict[str, str]:
-    """Field -> the text below it in the source; nothing where the source did not come along."""
+    """Field -> the text below it in the source; nothing where the source is not installed."""
     try:
         lines = ast.parse(inspect.getsource(section)).body[0]
     except (OSError, SyntaxError):
@@ -249,12 +233,7 @@ def _explained(section: type) -> dict[str, str]:
 
 
 def to_toml(config: RunConfig, *, explained: bool = False) -> str:
-    """The whole configuration, one section per dataclass; `load_toml` gives it back.
-
-    Args:
-        config: The settings.
-        explained: Put a line above each that says what it is.
-    """
+    """The whole configuration, which `load_toml` gives back; with comments if `explained`."""
     text, section = "", ""
     for setting in settings_of(config):
         place, _, name = setting.key.rpartition(".")
@@ -262,7 +241,7 @@ def to_toml(config: RunConfig, *, explained: bool = False) -> str:
             text, section = f"{text}\n[{place}]\n", place
         if explained:
             text += f"# {setting.what}\n"
-        # Lists are of whole numbers, which the library would give a line each.
+        # The library would give each number of a list a line.
         is_list = isinstance(setting.value, list)
         text += f"{name} = {setting.value}\n" if is_list else tomli_w.dumps({name: setting.value})
     return text
@@ -270,11 +249,5 @@ def to_toml(config: RunConfig, *, explained: bool = False) -> str:
 
 def differing_keys(a: RunConfig, b: RunConfig) -> list[str]:
     """Dotted names of the settings in which two configurations differ."""
-
-    def value(config: RunConfig, key: str) -> Any:
-        found: Any = config
-        for part in key.split("."):
-            found = getattr(found, part)
-        return found
-
-    return [key for key in _all_keys(a) if value(a, key) != value(b, key)]
+    both = zip(_leaves(a), _leaves(b), strict=True)
+    return [key for (_, key, value), (_, _, other) in both if value != other]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryFile
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +15,9 @@ class DiskBuffer:
     """Arrays of one shape, float32, in a file without a name.
 
     Five runs of a scan of 600 slices are 790 MB; what is compared at a time is a few slices of
-    each. The file lies beside what it belongs to, for a folder for temporary files is often kept
-    in memory, and it has no name, so that a killed process leaves nothing behind. It is written
-    with `write`: to run out of disk in a memory map kills the process.
+    each. The file is not in the system's folder for temporary files, which is often kept in memory,
+    and it has no name, so that a killed process leaves nothing behind. It is written with `write`:
+    running out of disk in a memory map kills the process.
 
     Args:
         folder: On the disk to use.
@@ -35,16 +34,11 @@ class DiskBuffer:
     def __enter__(self) -> DiskBuffer:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def add(self, array: NDArray[np.float32]) -> None:
-        """Put one more array behind those that are there.
+        """Append an array.
 
         Raises:
             RunError: The disk refused.

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 NEAR = 0.75
-"""Share of letters that a misspelt word has in common with the one that was meant."""
+"""Similarity, as difflib has it, from which a word counts as a misspelling of another."""
 
 
 class SdsegError(Exception):
@@ -50,7 +50,7 @@ class DataError(SdsegError):
     Args:
         message: As for `SdsegError`.
         hint: As for `SdsegError`.
-        code: What kind of fault it is, one word for findings, for example "damaged".
+        code: The kind of fault, one word for findings, for example "damaged".
     """
 
     exit_code = 2
@@ -86,9 +86,9 @@ class CohortError(RunError):
 
 
 def near(word: str, known: Iterable[str]) -> list[str]:
-    """Those of the known words that `word` may be a slip of the hand for, the likeliest first.
+    """The known words that `word` may be a misspelling of, the likeliest first.
 
-    Capitals, and the dashes in front of options, count for nothing.
+    Case, and the dashes in front of options, do not count.
     """
     import difflib
 

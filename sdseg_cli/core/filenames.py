@@ -1,5 +1,5 @@
-"""What files of scans, masks and pictures are called, how names are shown, which of them lie below
-a folder, and DICOM's mark. Standard library only.
+"""Names of scans, masks and pictures, how they are shown, and the files in a folder. Standard
+library only.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, *METAIMAGE_SUFFIXES)
 JPEG_SUFFIXES = (".jpg", ".jpeg")
 PICTURE_SUFFIXES = (".png", *JPEG_SUFFIXES, ".tif", ".tiff", ".bmp")
 PACKAGE_FILE = "sdseg.json"
-"""What an inference package says of itself."""
+"""The description of an inference package."""
 LEDGER_FOLDER = ".ledger"
-"""In a folder of masks of many scans: what was done to each of them."""
+"""In a folder of masks of many scans: a record of each."""
 DICOM_SUFFIX = ".dcm"
 DICOM_SUFFIXES = (DICOM_SUFFIX, ".dicom", ".ima")
 ZIP_SUFFIX = ".zip"
 
 
 def is_there(path: Path) -> bool:
-    """Whether something lies there; not under a name that the system takes none of."""
+    """True if the path exists; a name that the system refuses does not."""
     try:
         return path.exists()
     except (OSError, ValueError):  # too long, or with a NUL
@@ -36,7 +36,7 @@ def is_there(path: Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder lies there; not under a name that the system takes none of."""
+    """True if the path is a folder; a name that the system refuses is none."""
     try:
         return path.is_dir()
     except (OSError, ValueError):
@@ -69,7 +69,7 @@ def as_path(text: str) -> Path:
 
 
 def storable(text: str) -> str:
-    r"""Text with what is no character, such as half of one, as `\xNN` or `\uNNNN`."""
+    r"""Text that UTF-8 can hold: stray bytes and half characters become `\xNN` or `\uNNNN`."""
     if text.isascii():
         return text
     byte = re.sub("[\udc80-\udcff]", lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", text)
@@ -77,13 +77,13 @@ def storable(text: str) -> str:
 
 
 MAC_FOLDER = "__MACOSX"
-"""In zips that macOS packs: twins of the files, "._name", that hold none of their content."""
+"""In zips packed by macOS: a file "._name" for each file, without its content."""
 _NO_SLICE = re.compile(
     r"(authors|changelog|changes|checksums?|copying|dicomdir|done|icon\r?|index|info|license|licence"
     r"|lockfile|makefile|manifest|md5sums?|notes?|notice|readme|sha\d*sums?|_success|todo|version)\b",
     re.IGNORECASE,
 )
-"""Files without suffix that lie beside scans, some of them empty: macOS's Icon, markers, texts."""
+"""Files without suffix found beside scans, some of them empty: macOS's Icon, markers, texts."""
 
 
 def walked(
@@ -91,17 +91,17 @@ def walked(
 ) -> Iterator[tuple[Path, list[Path]]]:
     """Each folder at or below a root, with its files: how all folders are searched.
 
-    Links are followed. A folder is searched once, under its own name where it lies below the root,
-    else by the first link that leads to it; a link that leads to a folder above itself leads
-    nowhere new. Hidden folders and files are left out.
+    Links are followed. A folder is searched once, under its own name where that is below the root,
+    else by the first link to it; a link to a folder above itself is not followed. Hidden folders
+    and files are left out.
 
     Args:
         root: Where to begin; it may be hidden, or a link.
-        enter: Whether a folder below the root is searched; all are without it.
+        enter: Decides if a folder below the root is searched; default: all are.
 
     Yields:
-        A folder and its files, naturally sorted. Links that lead nowhere are among the files, so
-        that a lost scan is not passed over as if it had never been there.
+        A folder and its files, naturally sorted. Dangling links are among the files, so that a lost
+        scan is not passed over in silence.
 
     Raises:
         DataError: A folder cannot be searched.
@@ -117,7 +117,7 @@ def walked(
         seen.add(real)
         folders, files = listed(folder)
         yield folder, files
-        # Links wait until all other folders are done, for these have the better names.
+        # Links wait until all other folders are searched, which have the better names.
         links.extend(one for one in folders if one.is_symlink() and not _leads_up(one, real))
         waiting.extend(one for one in reversed(folders) if not one.is_symlink())
 
@@ -125,7 +125,7 @@ def walked(
 def listed(folder: Path) -> tuple[list[Path], list[Path]]:
     """The folders and the files directly in a folder, naturally sorted, without hidden ones.
 
-    Links count as what they lead to; one that leads nowhere is a file.
+    Links are followed; a dangling link is a file.
 
     Raises:
         DataError: The folder cannot be searched.
@@ -146,10 +146,8 @@ def listed(folder: Path) -> tuple[list[Path], list[Path]]:
 def matching(root: Path, pattern: str) -> list[Path]:
     """The files below a folder that a pattern matches, relative to it, in natural order.
 
-    Args:
-        root: Searched as by `walked`, from the pattern's first wildcard on.
-        pattern: As of a shell: `*`, `?` and `[...]` stand for parts of one name, `**/` for any
-            folders.
+    Folders are searched as by `walked`, from the pattern's first wildcard on. Wildcards are those
+    of a shell: `*`, `?` and `[...]` match parts of one name, `**/` any folders.
     """
     parts = PurePosixPath(pattern).parts
     fixed = next((n for n, part in enumerate(parts) if re.search(r"[*?\[]", part)), len(parts) - 1)
@@ -188,7 +186,7 @@ def glob_expression(pattern: str) -> re.Pattern[str]:
 
 
 def may_be_called_slice(path: PurePath) -> bool:
-    """Whether a name may be that of a DICOM slice: .dcm, .ima, a number or nothing at the end.
+    """True if a DICOM slice may have this name: .dcm, .ima, a number or nothing at the end.
 
     "IM5", "1.2.840.113619.2" and "scan.0007" may; "README", "DICOMDIR" and "plan.xml" may not.
     """
@@ -200,12 +198,12 @@ def may_be_called_slice(path: PurePath) -> bool:
 
 
 def name_pattern(path: Path) -> str:
-    """A name without its numbers: what the slices of one series have in common."""
+    """A name with `#` for numbers: the same for all slices of a series."""
     return re.sub(r"\d+", "#", path.name.lower())
 
 
 def leads_nowhere(path: Path) -> bool:
-    """Whether a path is a link to what is not there, or round in a circle."""
+    """True if a path is a dangling link or leads in a circle."""
     return path.is_symlink() and not path.exists()
 
 
@@ -231,12 +229,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def is_shown(name: str) -> bool:
-    """Whether the name of a file or folder is not hidden, and not that of macOS's twins."""
+    """True if a file or folder is neither hidden nor one of macOS's extra files."""
     return not name.startswith(".") and name != MAC_FOLDER
 
 
 def _leads_up(link: Path, real: Path) -> bool:
-    """Whether a link in a folder, whose real path is given, leads to that folder or above it."""
+    """True if a link leads to the folder it is in, whose real path is given, or above it."""
     target = real_path(link)
     return target == real or target in real.parents
 
@@ -248,12 +246,12 @@ def suffix_of(path: Path) -> str | None:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether the name is that of a picture: PNG, JPEG, TIFF or BMP."""
+    """True if the name is that of a picture: PNG, JPEG, TIFF or BMP."""
     return path.name.lower().endswith(PICTURE_SUFFIXES)
 
 
 def is_dicom_file(path: Path) -> bool:
-    """Whether a file bears DICOM's mark, whatever it is called; False for what is no file."""
+    """True if it is a file with DICOM's mark, whatever its name."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -261,7 +259,7 @@ def is_dicom_file(path: Path) -> bool:
 
 
 def may_hold_dicom(path: Path) -> bool:
-    """Whether a path is to be read as DICOM: a folder, a zip, or a file of a series."""
+    """True if a path is to be read as DICOM: a folder, a zip, or a file of a series."""
     return path.is_dir() or (
         suffix_of(path) is None and (path.suffix.lower() == ZIP_SUFFIX or is_dicom_file(path))
     )
@@ -279,14 +277,11 @@ def safe_id(text: str) -> str:
 
 
 def printable(text: str, keep: str = "") -> str:
-    r"""Text of a name or a header as it can be shown: what steers a terminal becomes visible.
+    r"""Text of a name or a header, safe to show: characters that steer a terminal become visible.
 
-    Control characters (C0, C1, DEL), those that turn the direction of writing or are not seen, and
-    bytes of a name that is no UTF-8 become escapes: "a\x1b[31m". Letters of all scripts stay.
-
-    Args:
-        text: Any.
-        keep: Characters that stay as they are, such as a newline.
+    Control characters (C0, C1, DEL), invisible ones, those that turn the direction of writing, and
+    bytes that are not UTF-8 become escapes: "a\x1b[31m". Letters of all scripts, and the characters
+    in `keep`, stay.
     """
     if text.isascii() and text.isprintable():
         return text

@@ -18,12 +18,11 @@ from sdseg_cli.core.errors import ConfigError, RunError, SdsegError
 from sdseg_cli.core.filenames import leads_nowhere
 
 _LEFTOVER = re.compile(r"\.\d+(?:-[0-9a-f]+)?\.part\.(.+)")
-"""What a file is called that is not complete: whose it is, and what it will be called."""
+"""The name of a file that is not complete: the writer's number, and the name it will have."""
 _LONGEST = 200
-"""Bytes of a name that are kept whole in a temporary name: systems take 255 in all."""
-
+"""Bytes of the longest name that a temporary name holds whole: systems take 255 in all."""
 LEFT_AFTER_S = 3600.0
-"""So long nobody wrote to what counts as left behind, where others may write at the same time."""
+"""A file that others may be writing counts as left behind after so long without a write."""
 
 
 def file_sha256(path: Path) -> str:
@@ -33,33 +32,33 @@ def file_sha256(path: Path) -> str:
 
 
 def temporary_for(path: Path) -> Path:
-    """A name beside `path` that nobody else uses, with the same suffixes.
+    """A unique name beside `path`, with the same suffixes.
 
-    The process's number alone would not do: in every container it is 1, and so it is of the one
-    that was killed. What a temporary name stands for is not written twice into it.
+    The process's number alone is not unique: in every container it is 1, also of a process that
+    was killed. A temporary name for a temporary name is one for the file meant.
     """
     token = f"{os.getpid()}-{secrets.token_hex(4)}"
     return path.with_name(f".{token}.part.{_kept(stands_for(path.name) or path.name)}")
 
 
 def stands_for(temporary: str) -> str | None:
-    """What a file left half-written was to be called, as `temporary_for` writes it; None for any
+    """The name that a half-written file was to have, as `temporary_for` keeps it; None for any
     other name.
     """
     kept: str | None = None
-    while found := _LEFTOVER.fullmatch(temporary):  # of older versions one may stand in another
+    while found := _LEFTOVER.fullmatch(temporary):  # of older versions one may contain another
         kept = temporary = found[1]
     return kept
 
 
 def is_leftover_of(temporary: str, names: Collection[str]) -> bool:
-    """Whether a file is what a killed process left of one of these names."""
+    """True if a killed process left the file while it wrote one of these names."""
     kept = stands_for(temporary)
     return kept is not None and kept in {_kept(name) for name in names}
 
 
 def _kept(name: str) -> str:
-    """A name as a temporary one bears it: a long one loses its beginning."""
+    """A name as a temporary one keeps it: a long one loses its beginning."""
     if len(os.fsencode(name)) <= _LONGEST:
         return name
     return f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}{name[-40:]}"
@@ -76,7 +75,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises:
         RunError: The disk refused (full, read-only, no permission).
-        ConfigError: A pipe or a device lies at `path`, which a file would take the place of.
+        ConfigError: `path` is a pipe or a device, which a file would replace.
     """
     made: list[Path] = []
     temporary = temporary_for(path)
@@ -100,7 +99,7 @@ def replacing(path: Path) -> Iterator[Path]:
                 f"{path}: cannot be written ({error.strerror or error}).",
                 "Check the folder's permissions and the space left on the disk.",
             ) from error
-        if isinstance(error, SdsegError):  # of a writer that was told the temporary name
+        if isinstance(error, SdsegError):  # of a writer that knows the temporary name only
             error.message = error.message.replace(str(temporary), str(path))
             error.args = (error.message,)
         raise
@@ -171,10 +170,10 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 
 def require_replaceable(path: Path) -> None:
-    """Refuse to put a file in the place of a pipe, a socket or a device.
+    """Refuse to replace a pipe, a socket or a device by a file; links are followed.
 
     Raises:
-        ConfigError: `path` is one; a link counts as what it leads to.
+        ConfigError: `path` is one.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise ConfigError(
@@ -183,7 +182,7 @@ def require_replaceable(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what killed processes left half-written in a folder that nobody else writes to now.
+    """Delete files left half-written in a folder that no other process writes to now.
 
     Raises:
         RunError: The disk refused.
@@ -201,7 +200,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def remove_old_folders(folder: Path) -> None:
-    """Delete what processes that were killed long ago left of a folder that is whole now."""
+    """Delete copies of a folder that were left half-written long ago; it is complete now."""
     for leftover in folder.parent.glob(".*.part.*"):
         if is_leftover_of(leftover.name, [folder.name]):
             with suppress(OSError):  # somebody else removed it

@@ -1,4 +1,4 @@
-"""Finding: one thing that is wrong or odd about a data set, and what mends it. Standard library."""
+"""Finding: one thing that is wrong or odd about a data set, and its fix. Standard library."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ EVERY_CASE = "*"
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found.
+    """One finding.
 
     Attributes:
-        code: What it is, in words that stay: "grid-shape", "hu-offset", ...
+        code: Its kind, in words that stay: "grid-shape", "hu-offset", ...
         level: "error" stops `prepare`; "warning" does not.
         case: Case id, or `EVERY_CASE`.
-        measured: What was measured, with numbers.
-        fix: The command or option that mends it.
+        measured: The fault in words, with the numbers measured.
+        fix: The command or option that resolves it.
     """
 
     code: str

@@ -1,7 +1,7 @@
-"""JSON and text from disk: of another program, of another version, or damaged by a hand.
+"""JSON and text from disk: of another program, of another version, or damaged by an editor.
 
-Whatever is wrong with a file is one DataError. What passes is plain: no NaN, no infinity, no key
-twice, no number that float or int64 arithmetic cannot hold, not nested so deep that others stumble.
+Any fault of a file is one DataError. A value that passes is plain: no NaN, no infinity, no key
+twice, no number that float or int64 arithmetic cannot hold, no deep nesting.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from sdseg_cli.core.errors import DataError
 DEEPEST = 64
 """Levels of lists and objects; ours have less than ten."""
 LONGEST_NUMBER = 64
-"""Digits of a whole number that are looked at; 2**64 has twenty."""
+"""Digits of a whole number that is read at all; 2**64 has twenty."""
 LARGEST = 2**64
 """Whole numbers are below this: sizes, times in nanoseconds and seeds are."""
 GET_AGAIN = "Write the file again with the program that made it, or delete it."
-
 
 _MARKS = (  # longest first: UTF-32's begins with UTF-16's
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -34,14 +33,10 @@ _MARKS = (  # longest first: UTF-32's begins with UTF-16's
 
 
 def read_text(path: Path, hint: str) -> str:
-    """The text of a file: UTF-8, or whatever the mark (BOM) it begins with says.
-
-    Args:
-        path: The file.
-        hint: What to do about one that holds no text.
+    """The text of a file: UTF-8, or as the byte order mark at its beginning says.
 
     Raises:
-        DataError: Missing, or not such text.
+        DataError: It is missing or not such text; with the hint.
     """
     try:
         return _decoded(_content(path, hint))
@@ -50,12 +45,7 @@ def read_text(path: Path, hint: str) -> str:
 
 
 def read_json(path: Path, hint: str = GET_AGAIN, *, largest: int = LARGEST) -> Any:
-    """The value in a JSON file, decoded as `read_text` does.
-
-    Args:
-        path: The file.
-        hint: What to do where it cannot be read.
-        largest: Whole numbers are below this.
+    """The value in a JSON file, decoded as by `read_text`; whole numbers are below `largest`.
 
     Raises:
         DataError: It is missing, cannot be read, or is no plain JSON; of code "damaged" then.
@@ -78,10 +68,10 @@ def read_object(path: Path, hint: str = GET_AGAIN, *, largest: int = LARGEST) ->
 def parse_json(
     content: bytes | str, *, source: str, hint: str = GET_AGAIN, largest: int = LARGEST
 ) -> Any:
-    """The value that a piece of JSON says.
+    """The value of a piece of JSON, given as text or as bytes, decoded as by `read_text`.
 
     Args:
-        content: The text, or its bytes, decoded as `read_text` does.
+        content: The text, or its bytes.
         source: Where it comes from, for the message.
         hint: What to do where it is damaged.
         largest: Whole numbers are below this.
@@ -98,16 +88,15 @@ def parse_json(
             object_pairs_hook=_object,
         )
         if too_deep(value):
-            raise ValueError("nested too deeply")
-    except RecursionError as error:
-        raise DataError(f"{source}: damaged (nested too deeply).", hint, "damaged") from error
-    except ValueError as error:  # of JSON, of its encoding, or of ours
-        raise DataError(f"{source}: damaged ({error}).", hint, "damaged") from error
+            raise RecursionError
+    except (RecursionError, ValueError) as error:  # of JSON, of its encoding, or of ours
+        why = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise DataError(f"{source}: damaged ({why}).", hint, "damaged") from error
     return value
 
 
 def too_deep(value: object) -> bool:
-    """Whether lists and dictionaries are nested more than `DEEPEST` deep."""
+    """True if lists and dictionaries are nested more than `DEEPEST` deep."""
     level = [value]
     for _ in range(DEEPEST + 1):
         level = [

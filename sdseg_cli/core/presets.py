@@ -1,10 +1,13 @@
-"""Named sets of settings: what `--preset` offers. Standard library only, as `config.py`."""
+"""Named sets of settings, the choices of `--preset`. Standard library only, as `config.py`."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from sdseg_cli.core.config import (
+    BASELINES,
+    SCALES,
+    SDSEG,
     SDSEG_RECIPE,
     AutoencoderConfig,
     ModelConfig,
@@ -14,7 +17,6 @@ from sdseg_cli.core.config import (
     UNetConfig,
 )
 from sdseg_cli.core.errors import ConfigError
-from sdseg_cli.core.networks import BASELINES, SCALES, SDSEG
 
 _TINY = RunConfig(
     preset="tiny",
@@ -102,7 +104,7 @@ def for_network(config: RunConfig, network: str) -> RunConfig:
 
     Args:
         config: The preset `tiny` or `sd`.
-        network: Of `networks.models`.
+        network: Of `models`.
 
     Raises:
         ConfigError: There is no such network, or the preset is an ablation of SDSeg.

@@ -1,7 +1,6 @@
 """Work in several processes, whose results do not depend on how many, and the memory it may take.
 
-To import this takes the standard library only, so that a server of processes can load the libraries
-while its parent does.
+Standard library only, so that a server of processes can load libraries while its parent does.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ _CGROUP_FILES = {
     "v2": ("memory.max", "memory.current", "inactive_file"),
     "v1": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
-"""Of each version of cgroups: limit, use, and what of the use is the files' cache, given up on
-demand.
+"""Of each version of cgroups: the limit, the use, and the part of the use that is file cache, which
+is given up on demand.
 """
 
 
@@ -47,17 +46,14 @@ def warm_up(module: str) -> None:
 def in_processes(
     work: Callable[[Job], Result], jobs: Sequence[Job], workers: int
 ) -> Generator[Result, None, None]:
-    """Do the same work for each job, giving each result in the order of the jobs.
+    """The results of the same work for each job, in the order of the jobs.
 
     Closing the iterator early, or an interrupt, lets the jobs in work finish and starts no more.
 
     Args:
         work: A function of a module, so that another process can find it.
-        jobs: What to work on.
+        jobs: Its arguments.
         workers: Processes; 1 = this one.
-
-    Yields:
-        What `work` returns.
 
     Raises:
         RunError: A process was killed.
@@ -81,9 +77,9 @@ def in_processes(
 
 @contextmanager
 def _without_ctrl_c() -> Iterator[None]:
-    """What is started within ignores Ctrl-C for good: it is the parent's to answer it.
+    """Processes started within the block ignore Ctrl-C, which is for the parent to answer.
 
-    The server would print a traceback of whatever it is loading. Only the main thread may ask.
+    Without it, the server would print a traceback. Only the main thread may set it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -116,23 +112,20 @@ def _follow_parent() -> None:
 
 
 def largest_that_fits(bytes_of: Callable[[int], int], most: int, free: int) -> int:
-    """The largest count, from 1 to `most`, that takes no more than what is free; 0 if none.
+    """The largest count, from 1 to `most`, that takes no more than the free bytes; 0 if none does.
 
-    Args:
-        bytes_of: What a count takes; more for more.
-        most: No larger one is looked for.
-        free: In bytes.
+    `bytes_of` is the memory that a count takes; it grows with the count.
     """
     return bisect_right(range(1, most + 1), free, key=bytes_of)
 
 
 def require_batch_fits(bytes_of: Callable[[int], int], size: int, what: str = "predict") -> None:
-    """Refuse a batch before memory is taken for it.
+    """Refuse a batch that does not fit into memory, before any is taken.
 
     Args:
-        bytes_of: About what a batch of a size takes.
-        size: Slices that are asked for.
-        what: What it is for.
+        bytes_of: About the memory that a batch of a size takes.
+        size: Slices of the batch.
+        what: Its purpose, for the message.
 
     Raises:
         RunError: It does not fit; the hint names the largest that does.
@@ -153,21 +146,21 @@ def require_batch_fits(bytes_of: Callable[[int], int], size: int, what: str = "p
 def available_bytes() -> int:
     """Memory that can still be taken before the system swaps or ends this process.
 
-    It is what the machine has free, or less in a container or a cluster's job, whose limits
+    It is the machine's free memory, or less in a container or a cluster's job, whose limits
     (cgroups) the machine's own figures do not show.
     """
     import psutil
 
-    rooms = cgroup_rooms(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
-    return min([int(psutil.virtual_memory().available), *rooms])
+    below_limits = cgroup_free(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
+    return min([int(psutil.virtual_memory().available), *below_limits])
 
 
-def cgroup_rooms(membership: Path, mount: Path) -> Iterator[int]:
-    """What is left below each limit that this process is under, in bytes; nothing but on Linux.
+def cgroup_free(membership: Path, mount: Path) -> Iterator[int]:
+    """Bytes left below each limit that applies to this process; none but on Linux.
 
     Args:
         membership: `/proc/self/cgroup`: lines `number:controllers:/group`.
-        mount: Where the groups are, version 2 directly and version 1 in `memory`.
+        mount: The folder of the groups, version 2 directly and version 1 in `memory`.
     """
     try:
         lines = membership.read_text(encoding="utf-8").splitlines()
@@ -181,16 +174,16 @@ def cgroup_rooms(membership: Path, mount: Path) -> Iterator[int]:
             files, root = _CGROUP_FILES["v1"], mount / "memory"
         else:
             continue
-        # A limit holds for all groups within; in a container the outer ones are not to be seen.
+        # A limit holds for all groups within; in a container the outer ones cannot be seen.
         group = PurePosixPath(name)
         for folder in (group, *group.parents):
-            room = _room(root / folder.relative_to("/"), *files)
-            if room is not None:
-                yield room
+            free = _free(root / folder.relative_to("/"), *files)
+            if free is not None:
+                yield free
 
 
-def _room(group: Path, limit: str, use: str, cache: str) -> int | None:
-    """What is left of a group's limit; None where there is none."""
+def _free(group: Path, limit: str, use: str, cache: str) -> int | None:
+    """Bytes left below a group's limit; None where there is none."""
     try:
         most, used = int((group / limit).read_text()), int((group / use).read_text())
         statistics = (group / "memory.stat").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""The callbacks through which work reports how far it is."""
+"""Callbacks through which work reports its progress."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ Progress = Callable[[int, int, str], None]
 
 
 def no_op(*_: object) -> None:
-    """The default of every callback: say nothing."""
+    """The default of every callback: nothing is reported."""
 
 
 @dataclass(frozen=True)
 class TrainProgress:
-    """How far a training is: told before the first step and after each."""
+    """Progress of a training: reported before the first step and after each."""
 
     step: int
     """Steps done, those before a resume included."""
@@ -38,7 +38,7 @@ class TrainProgress:
 
     @property
     def validated(self) -> bool:
-        """Whether this very step ended with a validation."""
+        """This very step ended with a validation."""
         return self.validation.get("step") == self.step
 
 
@@ -47,35 +47,39 @@ OnStep = Callable[[TrainProgress], None]
 
 
 class Pace:
-    """How fast a training goes and how long it still takes, from what it tells.
+    """Speed of a training and the time it still takes, from its reports.
 
     Steps with and without a validation are counted apart, and only those of this call: right
     after a resume nothing is known, and soon all is. The first step, which also opens files and
     warms the device up, does not count.
+
+    Args:
+        validations_after: What follows the training takes as long as so many validations.
     """
 
     SPAN = 100
     """Steps that the mean looks back, more or less."""
 
     def __init__(self, validations_after: float = 0.0) -> None:
-        """`validations_after`: what follows the training takes as long as so many validations."""
         self._after = validations_after
         self._last: TrainProgress | None = None
-        self._told = self._counted = self._validations = 0
+        self._reports = self._counted = self._validations = 0
         self._step_s = self._validation_s = 0.0
 
-    def tell(self, now: TrainProgress) -> None:
+    def take(self, now: TrainProgress) -> None:
         """Take in one report; each has to come after the one before."""
         last, self._last = self._last, now
         if last is None:
             return
-        self._told += 1
+        self._reports += 1
         taken = (now.seconds - last.seconds) / max(1, now.step - last.step)
         if now.validated:
             self._validations += 1
             extra = max(0.0, taken - self._step_s)
             self._validation_s += (extra - self._validation_s) / self._validations
-        elif self._told > 1 and now.checkpoint == last.checkpoint:  # saving is no step's own time
+        elif (
+            self._reports > 1 and now.checkpoint == last.checkpoint
+        ):  # saving is no step's own time
             self._counted += 1
             self._step_s += (taken - self._step_s) / min(self._counted, self.SPAN)
 
@@ -88,7 +92,7 @@ class Pace:
 
     @property
     def seconds_left(self) -> float | None:
-        """Of all that is to come; None while there is nothing to judge by."""
+        """Of all that is to come; None while it cannot be estimated."""
         now, known = self._last, self._step_s + self._validation_s
         if now is None or known <= 0:
             return None

@@ -14,21 +14,17 @@ from sdseg_cli.core.files import replacing
 Cell = str | int | float | None
 
 _FORMULA = re.compile(r"'*\s*[=+\-@\uff0b\uff0d\uff1d\uff20\x00-\x1f\x7f-\x9f]")
-"""How a text begins that a spreadsheet would compute, or that steers whatever shows it; also with
-apostrophes before it, so that taking one away is unambiguous."""
+"""The beginning of a text that a spreadsheet would compute, or that steers a terminal; also with
+apostrophes before it, so that removing one is unambiguous."""
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _QUOTED = re.compile(r"[\",;\x00-\x1f\x7f-\x9f\u2028\u2029]|^\s|\s$")
 
 
 def strict(value: object) -> object:
-    """The same value as strict JSON can say it.
+    """A copy of nested dicts, lists and plain values that strict JSON in UTF-8 can hold.
 
-    Args:
-        value: Nested dicts, lists, tuples, strings, numbers, booleans, None and paths.
-
-    Returns:
-        A copy in which NaN and infinities are None, tuples are lists, and paths are strings; no
-        string holds what UTF-8 cannot say.
+    NaN and infinities become None, tuples lists, paths strings, and bytes of a name that are not
+    UTF-8 escapes.
 
     Raises:
         TypeError: A value of any other type, for example an array.
@@ -49,11 +45,7 @@ def strict(value: object) -> object:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write strict JSON, atomically.
-
-    Args:
-        path: The file; missing folders are made.
-        value: As for `strict`.
+    """Write a value as by `strict`, atomically; missing folders are made.
 
     Raises:
         RunError: The disk refused.
@@ -69,16 +61,11 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Ce
     """Write rows under a header, atomically; absent and non-finite values are empty cells.
 
     A text that a spreadsheet would compute, such as a file called "=1+1", gets an apostrophe before
-    it, which `original` takes away; numbers stay numbers.
-
-    Args:
-        path: The file; missing folders are made.
-        columns: Names, in order.
-        rows: One mapping per line, with no key outside `columns`.
+    it, which `original` removes; numbers stay numbers. Missing folders are made.
 
     Raises:
         RunError: The disk refused.
-        ValueError: A row has a key that is no column.
+        ValueError: A row has a key that is not among the columns.
     """
     with (
         replacing(path) as temporary,
@@ -92,7 +79,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Ce
 
 
 def original(cell: str) -> str:
-    """The text that `write_csv` was given, from what a CSV reader finds in the cell."""
+    """The text that `write_csv` was given, from the cell as a CSV reader gives it."""
     return cell[1:] if cell.startswith("'") and _is_formula(cell[1:]) else cell
 
 

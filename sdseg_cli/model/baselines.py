@@ -11,9 +11,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
-from sdseg_cli.core.config import ModelConfig, SampleConfig, TrainConfig
+from sdseg_cli.core.config import BASELINES, SDSEG, ModelConfig, SampleConfig, TrainConfig
 from sdseg_cli.core.errors import ConfigError
-from sdseg_cli.core.networks import BASELINES, SDSEG
 from sdseg_cli.model.interface import LossInputs, MaskLossOf, SliceModel, as_three_channels
 from sdseg_cli.model.runtime import memory_format, reduced_precision
 from sdseg_cli.model.sdseg import build_sdseg, unfilled_sdseg

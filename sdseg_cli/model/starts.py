@@ -19,9 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sdseg_cli.core.config import ModelConfig
+from sdseg_cli.core.config import BASELINES, ModelConfig
 from sdseg_cli.core.errors import ConfigError, WeightsError
-from sdseg_cli.core.networks import BASELINES
 from sdseg_cli.core.presets import PRESETS
 from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.pretrained import below

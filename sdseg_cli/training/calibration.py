@@ -12,11 +12,10 @@ from dataclasses import replace
 
 import torch
 
-from sdseg_cli.core.config import RunConfig
+from sdseg_cli.core.config import SDSEG, RunConfig
 from sdseg_cli.core.errors import SdsegError
 from sdseg_cli.core.findings import WARNING, Finding
 from sdseg_cli.core.locks import locked
-from sdseg_cli.core.networks import SDSEG
 from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.inference.decoders import (

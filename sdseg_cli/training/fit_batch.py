@@ -9,9 +9,8 @@ from pathlib import Path
 
 import torch
 
-from sdseg_cli.core.config import RunConfig
+from sdseg_cli.core.config import SDSEG, RunConfig
 from sdseg_cli.core.errors import RunError
-from sdseg_cli.core.networks import SDSEG
 from sdseg_cli.core.processes import require_batch_fits
 from sdseg_cli.model.baselines import build_model
 from sdseg_cli.model.distributed import Ranks

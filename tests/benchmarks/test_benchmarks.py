@@ -12,8 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sdseg_cli.core.config import BASELINES, Network
 from sdseg_cli.core.errors import RunError
-from sdseg_cli.core.networks import BASELINES, Network
 from sdseg_cli.core.presets import PRESETS, for_network
 from sdseg_cli.model.baselines import build_baseline
 from sdseg_cli.runs.run_folder import RunDir

@@ -1,4 +1,4 @@
-"""The command line, in process: no subprocess, no model unless a verb needs one."""
+"""The command line, in process: no subprocess, no model unless a command needs one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sdseg_cli import __version__
 from sdseg_cli.cli.app import run_command
 from sdseg_cli.core.config import RunConfig, SampleConfig
 from sdseg_cli.core.config_file import to_toml
-from sdseg_cli.core.errors import GeometryError, RunError
+from sdseg_cli.core.errors import RunError
 from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training.distillation import adapted
 from tests.conftest import Workspace, write_case
@@ -34,6 +34,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SDSEG_HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
     return tmp_path
+
+
+@pytest.fixture
+def raw(home: Path) -> Path:
+    """`raw` in the current folder: three cases to prepare."""
+    for number in (1, 2, 3):
+        write_case(home / "raw", number)
+    return home / "raw"
 
 
 @pytest.fixture
@@ -194,14 +202,10 @@ def test_a_text_file_named_nii_gz_is_refused_with_a_run_at_hand(
 
 
 def test_a_mask_of_another_shape_stops_prepare(
-    home: Path, capsys: pytest.CaptureFixture[str]
+    home: Path, raw: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import nibabel as nib
-
-    for number in (1, 2, 3):
-        write_case(home / "raw", number)
     wrong = nib.Nifti1Image(np.zeros((40, 36, 5), np.uint8), np.eye(4))
-    nib.save(wrong, home / "raw" / "case_2" / "label.nii.gz")
+    nib.save(wrong, raw / "case_2" / "label.nii.gz")
     assert run_command(["prepare", "raw"]) == 2
     err = capsys.readouterr().err
     assert "case_2" in err and "Hint: " in err
@@ -214,8 +218,10 @@ def test_predict_says_what_it_wrote_and_json_is_one_object(
     scan = str(tiny_run.scan)
     assert run_command(["predict", scan, "-o", "mask.nii.gz", "--device", "cpu"]) == 0
     out, err = capsys.readouterr()
+    best = tiny_run.run.status()["best"]
     assert "wrote mask.nii.gz" in out
     assert "using run" in err
+    assert f"validation Dice {best['val_dice']:.3f} at step {best['step']}" in err
     assert "\x1b" not in out + err, "no control codes without a terminal"
     arguments = ["predict", scan, "-o", "again.nii.gz", "--device", "cpu", "--json"]
     assert run_command(arguments) == 0
@@ -314,7 +320,7 @@ def test_sampling_options_are_laid_over_the_settings_of_the_run(
 
 
 @pytest.mark.slow
-def test_a_run_is_exported_and_its_package_predicts_the_same_mask(
+def test_a_run_is_exported_and_its_package_predicts_the_same_mask_quietly(
     run_home: Path, tiny_run: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_command(["weights", "export", "tiny/run", "-o", "package", "--json"]) == 0
@@ -324,6 +330,7 @@ def test_a_run_is_exported_and_its_package_predicts_the_same_mask(
     for name, option in (("r", ["--run", "tiny/run"]), ("p", ["--model", "package"])):
         assert run_command(["predict", scan, "-o", f"{name}.nii.gz", *option, "--quiet"]) == 0
         masks.append((run_home / f"{name}.nii.gz").read_bytes())
+    assert capsys.readouterr() == ("", ""), "--quiet"
     assert masks[0] == masks[1]
 
 
@@ -394,19 +401,11 @@ def test_weights_list_shows_the_store_and_what_can_be_fetched(
     assert "kl-f8" in capsys.readouterr().out
 
 
-def test_quiet_prints_nothing(
-    run_home: Path, tiny_run: Workspace, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_command(["predict", str(tiny_run.scan), "-o", "m.nii.gz", "-q"]) == 0
-    assert capsys.readouterr() == ("", "")
-
-
+@pytest.mark.slow
 @pytest.mark.usefixtures("brief_calibration")
 def test_prepare_and_train_run_from_the_command_line(
-    home: Path, capsys: pytest.CaptureFixture[str]
+    home: Path, raw: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for number in (1, 2, 3):
-        write_case(home / "raw", number)
     assert run_command(["prepare", "raw", "--workers", "1", "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert values["cases"] == {"train": 1, "val": 1, "test": 1}
@@ -420,25 +419,23 @@ def test_prepare_and_train_run_from_the_command_line(
 
 
 @pytest.mark.parametrize(("given", "batch_size", "adapts"), [("auto", 2, True), ("6", 6, False)])
-def test_train_hands_on_how_to_compute(
+def test_train_passes_on_how_to_compute(
     given: str, batch_size: int, adapts: bool, run_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[Any] = []
+    given_on: list[Any] = []
 
     def reached(config: RunConfig, *_: object, **how: Any) -> None:
         options = how["options"]
-        told.append((config.train.batch_size, options.adapts, options.compiled, options.workers))
+        given_on.append(
+            (config.train.batch_size, options.adapts, options.compiled, options.workers)
+        )
         raise RunError("far enough.", "Stop.")
 
     monkeypatch.setattr("sdseg_cli.training.train.train", reached)
     command = ["train", "--dataset", "tiny", "--set", "train.batch_size=2", "--run", "new"]
     options = ["--batch-size", given, "--compile", "--workers", "3", "--device", "cpu"]
     assert run_command([*command, *options]) == 1
-    assert told == [(batch_size, adapts, True, 3)]
-
-
-def test_geometry_errors_are_bad_input() -> None:
-    assert GeometryError("a", "b").exit_code == 2
+    assert given_on == [(batch_size, adapts, True, 3)]
 
 
 def test_a_bug_is_one_line_and_debug_shows_the_traceback(
@@ -457,21 +454,17 @@ def test_a_bug_is_one_line_and_debug_shows_the_traceback(
 
 
 def test_prepare_says_what_counts_as_foreground(
-    home: Path, capsys: pytest.CaptureFixture[str]
+    home: Path, raw: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for number in (1, 2, 3):
-        write_case(home / "raw", number)
     assert run_command(["prepare", "raw", "--workers", "1"]) == 0
     err = capsys.readouterr().err
     assert "CT, window -175 to 250, crop none; labels 3: it is the foreground" in err
     assert f"next: SDSEG_HOME={home / 'home'} sdseg train --dataset raw" in err
 
 
-def test_a_set_that_is_replaced_under_a_run_is_told_under_quiet_too(
-    home: Path, capsys: pytest.CaptureFixture[str]
+def test_a_set_that_is_replaced_under_a_run_is_reported_under_quiet_too(
+    home: Path, raw: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for number in (1, 2, 3):
-        write_case(home / "raw", number)
     prepare = ["prepare", "raw", "--workers", "1", "--quiet"]
     assert run_command(prepare) == 0
     run = RunDir(home / "home" / "runs" / "raw" / "mine")
@@ -502,17 +495,7 @@ def test_a_trailing_slash_is_the_same_data_set_and_a_finished_run_says_so(
         assert "finished already" in err
 
 
-def test_the_run_that_is_used_is_named_with_its_validation_dice(
-    run_home: Path, tiny_run: Workspace, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["predict", str(tiny_run.scan), "-o", "m.nii.gz", "--device", "cpu"]
-    assert run_command(arguments) == 0
-    best = tiny_run.run.status()["best"]
-    wanted = f"validation Dice {best['val_dice']:.3f} at step {best['step']}"
-    assert wanted in capsys.readouterr().err
-
-
-def test_odd_values_are_told_on_stderr_and_counted_after_the_third(
+def test_odd_values_are_reported_on_stderr_and_counted_after_the_third(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(1, 8):
@@ -523,9 +506,9 @@ def test_odd_values_are_told_on_stderr_and_counted_after_the_third(
             values = np.asanyarray(image.dataobj) // 3 * 255
             nib.save(nib.Nifti1Image(values.astype(np.uint8), image.affine), label)
     assert run_command(["prepare", "raw", "--workers", "1"]) == 0
-    told = capsys.readouterr().err
-    assert told.count("warning label-255, case_") == 3
-    assert "warning label-255: 1 more, see `sdseg check --json`" in told
+    err = capsys.readouterr().err
+    assert err.count("warning label-255, case_") == 3
+    assert "warning label-255: 1 more, see `sdseg check --json`" in err
     assert run_command(["prepare", "raw", "--workers", "1", "--json"]) == 0
     captured = capsys.readouterr()
     cases = [one["case"] for one in json.loads(captured.out)["warnings"]]
@@ -543,7 +526,7 @@ def test_odd_values_are_told_on_stderr_and_counted_after_the_third(
         ("weights lst", "No such command 'lst'. Did you mean 'list'?\n"),
     ],
 )
-def test_only_what_may_be_a_slip_of_the_hand_is_proposed(
+def test_only_likely_misspellings_are_corrected(
     typed: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_command(typed.split()) == 2
@@ -613,7 +596,7 @@ def test_an_output_that_takes_nothing_is_one_line(
 
 
 @pytest.mark.parametrize("stderr", [None, Full(OSError(errno.ENOSPC, "full"))])
-def test_where_nobody_hears_of_errors_the_exit_code_stays(
+def test_without_standard_error_the_exit_code_stays(
     home: Path, monkeypatch: pytest.MonkeyPatch, stderr: Full | None
 ) -> None:
     monkeypatch.setattr("sys.stderr", stderr)
@@ -701,15 +684,29 @@ def test_a_name_of_300_letters_is_a_line_and_no_bug(
     assert error.startswith("Error: ") and "is a bug" not in hint
 
 
-@pytest.mark.parametrize("name", ["p.nii.gz", "p.nii", "p.mha", "p.nrrd", "p.zip", "p.dcm", "p"])
+PREDICT = ["predict", "-o", "m.nii.gz"]
+KINDS = (".nii.gz", ".nii", ".mha", ".nrrd", ".zip", ".dcm", "")
+PIPES = [
+    *([*PREDICT, f"pipe{kind}"] for kind in KINDS),
+    ["train", "--dataset", "x", "--config", "pipe"],
+    ["prepare", ".", "--split-file", "pipe"],
+    ["weights", "add", "pipe"],
+    ["stability", "--lpips-linear", "pipe"],
+]
+
+
+@pytest.mark.parametrize("arguments", PIPES, ids=" ".join)
 def test_a_pipe_is_not_waited_for(
-    home: Path, capsys: pytest.CaptureFixture[str], name: str
+    home: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
-    os.mkfifo(home / name)
-    assert run_command(["predict", name, "-o", "m.nii.gz"]) == 2
-    assert f"{name}: is a pipe or a device" in capsys.readouterr().err
+    os.mkfifo(home / arguments[-1])
+    assert run_command(arguments) == 2
+    assert f"{arguments[-1]}: is a pipe or a device" in capsys.readouterr().err
+
+
+def test_a_device_is_not_read_to_its_end(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (home / "zero.nii.gz").symlink_to("/dev/zero")
-    assert run_command(["predict", "zero.nii.gz", "-o", "m.nii.gz"]) == 2
+    assert run_command([*PREDICT, "zero.nii.gz"]) == 2
     assert "is a pipe or a device" in capsys.readouterr().err
 
 
@@ -718,20 +715,3 @@ def test_an_error_that_names_what_is_no_utf8_is_shown_all_the_same(
 ) -> None:
     cli.show_error(RunError("a\udcff: no.", "b\ud800"))
     assert capsys.readouterr().err == "Error: a\\xff: no.\nHint: b\\ud800\n"
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["train", "--dataset", "x", "--config", "pipe"],
-        ["prepare", ".", "--split-file", "pipe"],
-        ["weights", "add", "pipe"],
-        ["stability", "--lpips-linear", "pipe"],
-    ],
-)
-def test_a_pipe_for_another_file_is_not_waited_for_either(
-    home: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
-) -> None:
-    os.mkfifo(home / "pipe")
-    assert run_command(arguments) == 2
-    assert "pipe: is a pipe or a device" in capsys.readouterr().err

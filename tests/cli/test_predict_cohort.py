@@ -1,4 +1,4 @@
-"""`sdseg predict` of many scans, through the door."""
+"""`sdseg predict` of many scans, from the command line."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import pytest
 
 from sdseg_cli.cli.app import run_command
 from sdseg_cli.cli.console import Output
-from sdseg_cli.cli.train import _next_command, _run_folder, _saying_where_it_begins
+from sdseg_cli.cli.train import _next_command, _run_folder, _saying_first_step
 from sdseg_cli.core.config import RunConfig
 from sdseg_cli.core.config_file import from_dict
 from sdseg_cli.core.presets import PRESETS
@@ -39,7 +39,7 @@ def test_where_a_run_goes_on_is_said_once_when_its_first_step_is_near(
     said = {(4, 5, 6): "going on from step 4\n", (0, 1, 2): ""}
     for steps, line in said.items():
         seen: list[TrainProgress] = []
-        on_step = _saying_where_it_begins(Output(), seen.append)
+        on_step = _saying_first_step(Output(), seen.append)
         for now in reports(*steps):
             on_step(now)
         assert capsys.readouterr().err == line

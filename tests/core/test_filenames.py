@@ -14,6 +14,7 @@ from sdseg_cli.core.filenames import (
     matching,
     may_be_called_slice,
     natural_key,
+    printable,
     real_path,
     require_there,
     safe_id,
@@ -111,8 +112,8 @@ def test_links_to_folders_and_files_are_followed(tmp_path: Path) -> None:
     root = write(tmp_path / "root", "pt_1/m")
     (root / "pt_2").symlink_to("../store/pt_2")
     (root / "n").symlink_to(store / "n")
-    (tmp_path / "door").symlink_to("root")
-    assert found_below(root) == found_below(tmp_path / "door") == ["n", "pt_1/m", "pt_2/m"]
+    (tmp_path / "entry").symlink_to("root")
+    assert found_below(root) == found_below(tmp_path / "entry") == ["n", "pt_1/m", "pt_2/m"]
 
 
 @pytest.mark.parametrize("target", [".", "..", "../..", "a", "a/b", "../root", "a/loop"])
@@ -120,8 +121,8 @@ def test_a_loop_gives_every_file_once(tmp_path: Path, target: str) -> None:
     root = write(tmp_path / "root", "a/b/x", "y")
     (root / "a/loop").symlink_to(root)
     (root / "again").symlink_to(target)
-    (tmp_path / "door").symlink_to("root")
-    for place in (root, tmp_path / "door"):
+    (tmp_path / "entry").symlink_to("root")
+    for place in (root, tmp_path / "entry"):
         assert found_below(place) == ["y", "a/b/x"]
 
 
@@ -215,3 +216,17 @@ def test_patterns_find_what_lies_in_linked_folders_and_nothing_hidden(
 )
 def test_which_names_may_be_slices(name: str, may: bool) -> None:
     assert may_be_called_slice(Path(name)) == may
+
+
+def test_what_steers_a_terminal_is_made_visible() -> None:
+    assert printable("a\x1b[31m\x07\x9d\x7f\u202e\u2028\ufeff\udcff\t\n") == (
+        r"a\x1b[31m\x07\x9d\x7f\u202e\u2028\ufeff\xff\t\n"
+    )
+    assert printable("two\nlines", keep="\n") == "two\nlines"
+
+
+@pytest.mark.parametrize(
+    "name", ["scan 1.nii.gz", "Übung_é", "扫描", "\u0646\u200c\u0645", "👩\u200d⚕️", "a\u00a0b"]
+)
+def test_names_of_all_scripts_stay_as_they_are(name: str) -> None:
+    assert printable(name) == name

@@ -73,7 +73,9 @@ def test_64_levels_are_allowed_and_no_more() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this platform")
-def test_a_pipe_a_folder_and_nothing_are_told_apart_and_none_is_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_a_folder_and_nothing_are_distinguished_and_none_is_waited_for(
+    tmp_path: Path,
+) -> None:
     os.mkfifo(tmp_path / "pipe")
     for name, said in (("pipe", "is no file"), (".", "is no file"), ("gone", "cannot be read")):
         with pytest.raises(DataError, match=said):

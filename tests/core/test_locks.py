@@ -18,7 +18,7 @@ from tests.json_cases import DAMAGED
 pytestmark = pytest.mark.skipif(lock_module.fcntl is None, reason="no flock on this platform")
 
 
-def test_a_second_holder_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:
+def test_a_second_holder_is_refused_with_the_name_of_the_first(tmp_path: Path) -> None:
     path = tmp_path / "run" / ".lock"
     with locked(path):
         assert is_locked(path)

@@ -12,7 +12,7 @@ from sdseg_cli.core.processes import (
     _without_ctrl_c,
     available_bytes,
     available_cores,
-    cgroup_rooms,
+    cgroup_free,
     in_processes,
     largest_that_fits,
     require_batch_fits,
@@ -82,29 +82,29 @@ def member(folder: Path, *lines: str) -> Path:
 
 def test_a_group_has_left_what_its_limit_leaves_and_what_its_cache_gives_up(tmp_path: Path) -> None:
     group(tmp_path / "job" / "step", str(100 * MB), 70 * MB, 20 * MB)
-    assert list(cgroup_rooms(member(tmp_path, "0::/job/step"), tmp_path)) == [50 * MB]
+    assert list(cgroup_free(member(tmp_path, "0::/job/step"), tmp_path)) == [50 * MB]
 
 
 def test_an_outer_groups_limit_counts_too(tmp_path: Path) -> None:
     group(tmp_path / "job" / "step", "max", 70 * MB, 0)
     group(tmp_path / "job", str(90 * MB), 80 * MB, 0)
-    assert list(cgroup_rooms(member(tmp_path, "0::/job/step"), tmp_path)) == [10 * MB]
+    assert list(cgroup_free(member(tmp_path, "0::/job/step"), tmp_path)) == [10 * MB]
 
 
 def test_a_group_beyond_its_limit_has_nothing_left(tmp_path: Path) -> None:
     group(tmp_path, str(10 * MB), 12 * MB, 0)
-    assert list(cgroup_rooms(member(tmp_path, "0::/"), tmp_path)) == [0]
+    assert list(cgroup_free(member(tmp_path, "0::/"), tmp_path)) == [0]
 
 
 def test_in_a_container_the_group_is_the_root_whatever_its_name(tmp_path: Path) -> None:
     group(tmp_path / "memory", str(30 * MB), 10 * MB, 1 * MB, version=1)
     lines = ("5:cpu,cpuacct:/docker/abc", "4:memory:/docker/abc", "1:name=systemd:/docker/abc")
-    assert list(cgroup_rooms(member(tmp_path, *lines), tmp_path)) == [21 * MB]
+    assert list(cgroup_free(member(tmp_path, *lines), tmp_path)) == [21 * MB]
 
 
 def test_without_groups_nothing_is_limited(tmp_path: Path) -> None:
-    assert list(cgroup_rooms(tmp_path / "no such file", tmp_path)) == []
-    assert list(cgroup_rooms(member(tmp_path, "0::/", "3:cpu:/"), tmp_path)) == []
+    assert list(cgroup_free(tmp_path / "no such file", tmp_path)) == []
+    assert list(cgroup_free(member(tmp_path, "0::/", "3:cpu:/"), tmp_path)) == []
 
 
 def test_this_process_has_something_left() -> None:

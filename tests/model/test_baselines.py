@@ -6,9 +6,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from sdseg_cli.core.config import ModelConfig
+from sdseg_cli.core.config import BASELINES, ModelConfig
 from sdseg_cli.core.errors import ConfigError
-from sdseg_cli.core.networks import BASELINES
 from sdseg_cli.core.presets import PRESETS, for_network
 from sdseg_cli.model import baselines
 from sdseg_cli.model.baselines import Baseline, build_baseline, build_model

@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from sdseg_cli.cli.train import _run_folder, _settings
-from sdseg_cli.core.config import RunConfig, SampleConfig
+from sdseg_cli.core.config import BASELINES, Network, RunConfig, SampleConfig
 from sdseg_cli.core.config_file import from_dict, load_toml, to_toml
 from sdseg_cli.core.errors import ConfigError
-from sdseg_cli.core.networks import BASELINES, Network
 from sdseg_cli.core.presets import PRESETS, for_network
 from sdseg_cli.evaluation.evaluate import evaluate
 from sdseg_cli.evaluation.evaluation_split import SplitOptions
