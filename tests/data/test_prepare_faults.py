@@ -16,9 +16,8 @@ import pytest
 from sdseg_cli.core.errors import ConfigError, DataError, GeometryError, RunError, SdsegError
 from sdseg_cli.core.locks import locked
 from sdseg_cli.data.check import check
-from sdseg_cli.data.manifest import Manifest
+from sdseg_cli.data.manifest import Manifest, lock_of
 from sdseg_cli.data.prepare import PrepareOptions, prepare
-from sdseg_cli.data.staging import lock_of
 from tests.raw_cases import AFFINE, IDS, SHAPE, contents
 from tests.raw_pictures import save, save_pair
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from sdseg_cli.core.errors import DataError
 from sdseg_cli.core.filenames import is_picture, natural_key, stem_of
-from sdseg_cli.core.findings import EVERY_CASE, WARNING, Finding
+from sdseg_cli.core.findings import EVERY_CASE, Finding, warning
 from sdseg_cli.core.json_files import read_object
 from sdseg_cli.data.layouts.pairs import (
     DATASET_JSON,
@@ -120,18 +120,16 @@ def check_description(root: Path, cases: Sequence[Case], *, is_complete: bool) -
             and (file.name not in listed if is_complete else not file.name.lower().endswith(ending))
         ]
         if odd:
-            yield Finding(
+            yield warning(
                 "file-ending",
-                WARNING,
                 case.id,
                 f"{' and '.join(odd)} read, though {DATASET_JSON} "
                 + ("lists another ending" if is_complete else f"says {said.file_ending}"),
                 "Nothing to do if the file belongs to the set; other tools go by dataset.json.",
             )
     if said.cases is not None and said.cases != len(cases):
-        yield Finding(
+        yield warning(
             "cases-count",
-            WARNING,
             EVERY_CASE,
             f"{DATASET_JSON} says numTraining {said.cases}, {len(cases)} here",
             "Look for files that are missing, not listed or called otherwise; else correct it.",
@@ -146,18 +144,16 @@ def _check_listed(said: Description, cases: Sequence[Case], is_complete: bool) -
     listed = {stem.removesuffix(_CHANNEL) for stem in stems if not stem.startswith(".")}
     here = {stem_of(case.image).removesuffix(_CHANNEL) for case in cases}
     for stem in sorted(listed - here, key=natural_key):
-        yield Finding(
+        yield warning(
             "scan-missing",
-            WARNING,
             stem,
             f'listed under "training" in {DATASET_JSON}, and no file here',
             "Add the scan and its mask, or take the entry out.",
         )
     if not is_complete:
         for stem in sorted(here - listed, key=natural_key):
-            yield Finding(
+            yield warning(
                 "scan-not-listed",
-                WARNING,
                 stem,
                 f'read, though not listed under "training" in {DATASET_JSON}',
                 "List it, or take it out.",
