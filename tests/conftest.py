@@ -38,6 +38,8 @@ hypothesis.settings.load_profile("full")
 CASES = 5
 SHAPE = (40, 36, 6)
 """Not square, few slices; its affine is oblique and runs LPS."""
+PLANE = 64
+"""Side of the prepared slices in pixels: a sixteenth of the work of 256."""
 SETTINGS = {
     "dataset": "tiny",
     "train": {"batch_size": 2, "validate_every": 2, "validation_slices": 4, "checkpoint_every": 2},
@@ -146,10 +148,15 @@ def linked_copy(source: Path, target: Path) -> Path:
     return Path(shutil.copytree(source, target, copy_function=copy, dirs_exist_ok=True))
 
 
-def _prepare_tiny(root: Path) -> None:
+def _prepare_tiny(root: Path, size: int = PLANE) -> None:
     for number in range(1, CASES + 1):
         write_case(root / "raw", number)
-    prepare(root / "raw", root, PrepareOptions(name="tiny", workers=1))
+    prepare(root / "raw", root, PrepareOptions(name="tiny", workers=1, size=size))
+
+
+def _train_tiny(root: Path) -> None:
+    workspace = Workspace(root)
+    train(tiny_settings(steps=4), workspace.manifest, workspace.run, device="cpu")
 
 
 @pytest.fixture(scope="session")
@@ -164,8 +171,7 @@ def shared_run(tiny_set: Workspace, tmp_path_factory: pytest.TempPathFactory) ->
 
     def train_tiny(root: Path) -> None:
         linked_copy(tiny_set.root / "prepared", root / "prepared")
-        workspace = Workspace(root)
-        train(tiny_settings(steps=4), workspace.manifest, workspace.run, device="cpu")
+        _train_tiny(root)
 
     return Workspace(built_once(tmp_path_factory, "run", train_tiny))
 
@@ -174,6 +180,18 @@ def shared_run(tiny_set: Workspace, tmp_path_factory: pytest.TempPathFactory) ->
 def tiny_run(shared_run: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """`shared_run` for this test alone, which may write into it."""
     return Workspace(linked_copy(shared_run.root, tmp_path_factory.mktemp("workspace")))
+
+
+@pytest.fixture
+def wide_run(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """As `tiny_run`, with slices of 256 px: MS-SSIM needs 176. For slow tests."""
+
+    def build(root: Path) -> None:
+        _prepare_tiny(root, size=256)
+        _train_tiny(root)
+
+    shared = built_once(tmp_path_factory, "wide-run", build)
+    return Workspace(linked_copy(shared, tmp_path_factory.mktemp("workspace")))
 
 
 DATA = Path(__file__).resolve().parents[1] / "../shared/data"

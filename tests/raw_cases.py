@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+
+from sdseg_cli.core.progress import Progress, no_op
+from sdseg_cli.data.prepare import PrepareOptions, PrepareReport, prepare
 
 SHAPE = (20, 24, 5)
 AFFINE = np.diag([-2.0, -2.0, 5.0, 1.0])
@@ -34,3 +38,18 @@ def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def prepared(
+    raw: Path, workspace: Path, *, progress: Progress = no_op, **options: object
+) -> PrepareReport:
+    """`prepare` in one process, with slices of 64 px; keywords are fields of `PrepareOptions`."""
+    values = {"workers": 1, "size": 64} | options
+    return prepare(raw, workspace, PrepareOptions(**values), progress=progress)  # type: ignore[arg-type]
+
+
+def split_file(workspace: Path, **lists: list[str]) -> Path:
+    """`split.json` beside a workspace, with these lists of cases."""
+    path = workspace.parent / "split.json"
+    path.write_text(json.dumps(lists))
+    return path

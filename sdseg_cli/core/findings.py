@@ -36,6 +36,11 @@ class Finding:
         return asdict(self)
 
 
+def warning(code: str, case: str, measured: str, fix: str) -> Finding:
+    """A finding that does not stop `prepare`."""
+    return Finding(code, WARNING, case, measured, fix)
+
+
 def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Errors first, then by code and case."""
     return tuple(

@@ -17,8 +17,7 @@ from sdseg_cli.core.filenames import is_picture
 from sdseg_cli.core.findings import ERROR, Finding, in_order
 from sdseg_cli.core.processes import available_cores, in_processes
 from sdseg_cli.core.progress import Progress, no_op
-from sdseg_cli.data.checks import Expected, check_case, check_grid, check_scan
-from sdseg_cli.data.cohort_checks import check_cohort
+from sdseg_cli.data.checks import Expected, check_case, check_cohort, check_grid, check_scan
 from sdseg_cli.data.layouts.folder import FOLDER
 from sdseg_cli.data.manifest import checked_target
 from sdseg_cli.data.recognise import find_cases, fitting

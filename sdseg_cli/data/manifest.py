@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from sdseg_cli.core.errors import ConfigError, DataError
+from sdseg_cli.core.errors import ConfigError, DataError, RunError
 from sdseg_cli.core.filenames import natural_key, safe_id
 from sdseg_cli.core.json_files import read_object
-from sdseg_cli.data.spec import SPLITS
+from sdseg_cli.data.spec import SPLITS, ClassRule
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,11 +125,16 @@ class Manifest:
             }
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{file}: incomplete or damaged ({error!r:.200}).", hint) from error
-        return slices_with(found, self.target)
+        return self.classes.slices(found)
+
+    @property
+    def classes(self) -> ClassRule:
+        """What the labels are segmented into: one class, the target."""
+        return ClassRule.of_target(self.target)
 
     def is_foreground(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
-        """`foreground` with this set's target."""
-        return foreground(labels, self.target)
+        """The pixels of any class, in the shape of `labels`."""
+        return self.classes.foreground(labels)
 
     def data_sha256(self) -> str:
         """sha256 over ids, splits and arrays: equal = the same slices in the same roles."""
@@ -237,6 +244,77 @@ class Manifest:
         )
 
 
+def lock_of(root: Path) -> Path:
+    """The lock that a `prepare` of the set at `<workspace>/prepared/<name>` holds."""
+    return root.with_name(f".{root.name}.lock")
+
+
+@dataclass(frozen=True)
+class Staging:
+    """A prepared set is built beside its place and moved there whole."""
+
+    final: Path
+    """`<workspace>/prepared/<name>`."""
+
+    @property
+    def building(self) -> Path:
+        """Where it is built; a killed run leaves its finished cases here."""
+        return self.final.with_name(f".{self.final.name}.part")
+
+    def is_current(self, manifest: str) -> bool:
+        """Whether the set in place already has this manifest."""
+        file = self.final / FILE_NAME
+        return file.is_file() and file.read_bytes() == manifest.encode()
+
+    def publish(self, manifest: str, built: Collection[str], kept: Collection[str]) -> None:
+        """Complete the new set and put it in place of the old one.
+
+        Args:
+            manifest: Content of the manifest, written last.
+            built: Cases that were built.
+            kept: Cases taken over from the set in place, without a second copy.
+
+        Raises:
+            RunError: The disk refused.
+        """
+        cases = self.building / "cases"
+        replaced = self.final.with_name(f".{self.final.name}.old")
+        try:
+            cases.mkdir(parents=True, exist_ok=True)
+            for folder in list(cases.iterdir()):
+                if folder.name not in built:
+                    shutil.rmtree(folder)
+            for id in kept:
+                shutil.copytree(self.final / "cases" / id, cases / id, copy_function=_link)
+            (self.building / FILE_NAME).write_text(manifest, encoding="utf-8")
+            shutil.rmtree(replaced, ignore_errors=True)
+            if self.final.exists():
+                self.final.rename(replaced)
+            self.building.rename(self.final)
+            shutil.rmtree(replaced, ignore_errors=True)
+        except OSError as error:
+            raise RunError(
+                f"{self.final}: cannot be written ({error.strerror or error}).",
+                "Check the folder's permissions and the space left on the disk.",
+            ) from error
+
+    def discard(self) -> None:
+        """Remove what was built, and the folders above if they are empty."""
+        shutil.rmtree(self.building, ignore_errors=True)
+        parent = self.final.parent
+        if parent.is_dir() and not any(parent.iterdir()):
+            parent.rmdir()
+
+
+def _link(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:
+        # Some file systems know no hard links.
+        shutil.copy2(source, target)
+    return target
+
+
 def prepared_names(workspace: Path) -> list[str]:
     """Names of the prepared sets of a workspace, sorted."""
     found = (workspace / "prepared").glob(f"*/{FILE_NAME}")
@@ -268,35 +346,6 @@ def checked_target(target: tuple[int, ...]) -> tuple[int, ...]:
             "--target needs labels of 1 or more.", "For example --target 1,2,5; 0 is background."
         )
     return tuple(sorted(set(target)))
-
-
-def slices_with(label_slices: dict[str, list[int]], target: Sequence[int] | None) -> list[int]:
-    """Slices that hold any target label.
-
-    Args:
-        label_slices: Label (as text) -> slices that hold it.
-        target: Foreground labels; None = every label.
-    """
-    wanted = [
-        slices for label, slices in label_slices.items() if target is None or int(label) in target
-    ]
-    return sorted(set().union(*wanted))
-
-
-def foreground(labels: NDArray[Any], target: Sequence[int] | None) -> NDArray[np.bool_]:
-    """Which pixels are foreground.
-
-    Args:
-        labels: Integers of any shape.
-        target: Foreground labels; None = every label but 0.
-
-    Returns:
-        bool, of the same shape.
-    """
-    import numpy as np
-
-    mask: NDArray[np.bool_] = labels != 0 if target is None else np.isin(labels, list(target))
-    return mask
 
 
 def _entry(case: Any) -> PreparedCase:

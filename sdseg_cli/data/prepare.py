@@ -15,20 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from sdseg_cli.core.errors import ConfigError, DataError
-from sdseg_cli.core.filenames import is_picture, safe_id
+from sdseg_cli.core.filenames import is_picture, natural_key, safe_id
 from sdseg_cli.core.findings import ERROR, WARNING, Finding, in_order
 from sdseg_cli.core.locks import locked
 from sdseg_cli.core.processes import available_cores, in_processes
 from sdseg_cli.core.progress import Progress, no_op
-from sdseg_cli.data.checks import Expected, check_case
-from sdseg_cli.data.cohort_checks import check_duplicates
-from sdseg_cli.data.manifest import Manifest, checked_name, checked_target
-from sdseg_cli.data.prepare_report import (
-    PrepareReport,
-    Records,
-    check_foreground,
-    entry_of,
-    labels_of,
+from sdseg_cli.data.checks import Expected, check_case, check_duplicates
+from sdseg_cli.data.manifest import (
+    Manifest,
+    PreparedCase,
+    Staging,
+    checked_name,
+    checked_target,
+    lock_of,
 )
 from sdseg_cli.data.prepared import (
     BadCase,
@@ -39,17 +38,15 @@ from sdseg_cli.data.prepared import (
     prepare_case,
 )
 from sdseg_cli.data.recognise import find_cases
-from sdseg_cli.data.spec import Case, DatasetSpec
+from sdseg_cli.data.spec import SPLITS, Case, ClassRule, DatasetSpec
 from sdseg_cli.data.split import FEWEST_CASES, Split, read_split, split_of
-from sdseg_cli.data.staging import Staging, lock_of
 from sdseg_cli.data.unexpected_files import check_set
 from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation
 from sdseg_cli.imaging.measure import Pair, statistics_in
 from sdseg_cli.imaging.slices import CROPS
 
-SIZE = 256
-"""Side of the model's squares in pixels."""
-
+SMALLEST_SIZE, SIZE_STEP = 32, 8
+"""Sides of prepared slices, px: the smallest, and what all are multiples of, one latent pixel."""
 
 OnReplace = Callable[[Path, Mapping[str, Any]], Finding | None]
 """Of the set in place and the settings of the new one: a warning, nothing, or a ConfigError."""
@@ -72,6 +69,7 @@ class PrepareOptions:
         workers: Processes; default one per core. The result does not depend on it.
         skip_bad: Leave faulty cases out instead of stopping.
         seed: Of the split.
+        size: Side of the model's squares in pixels, a multiple of 8 of at least 32.
     """
 
     dataset: str | None = None
@@ -85,6 +83,40 @@ class PrepareOptions:
     workers: int | None = None
     skip_bad: bool = False
     seed: int = 0
+    size: int = 256
+
+
+Records = dict[str, dict[str, Any]]
+"""Case id -> what its case.json holds."""
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """What `prepare` made.
+
+    Attributes:
+        manifest: The manifest file.
+        cases: Number of cases by split.
+        slices: Number of slices of all cases.
+        skipped: Cases left out: {"case", "code", "why"}.
+        warnings: What is odd about the cases that were kept.
+    """
+
+    manifest: Path
+    cases: dict[str, int]
+    slices: int
+    skipped: tuple[dict[str, str], ...]
+    warnings: tuple[Finding, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "manifest": str(self.manifest),
+            "cases": self.cases,
+            "slices": self.slices,
+            "skipped": list(self.skipped),
+            "warnings": [finding.to_json() for finding in self.warnings],
+        }
 
 
 @dataclass(frozen=True)
@@ -129,6 +161,11 @@ def prepare(
     options = options or PrepareOptions()
     if options.crop not in CROPS:
         raise ConfigError(f"--crop {options.crop} is unknown.", f"Use one of {', '.join(CROPS)}.")
+    if options.size < SMALLEST_SIZE or options.size % SIZE_STEP:
+        raise ConfigError(
+            f"Slices of {options.size} x {options.size} pixels are not possible.",
+            f"Use a multiple of {SIZE_STEP}, at least {SMALLEST_SIZE}; 256 is usual.",
+        )
     globs = options.image_glob, options.label_glob
     spec, cases = find_cases(src, options.dataset, *globs)
     named = options.dataset is not None
@@ -157,7 +194,6 @@ def prepare(
 def _carry_out(
     plan: _Plan, cases: list[Case], staging: Staging, progress: Progress
 ) -> PrepareReport:
-    ids = [case.id for case in cases]
     split = _split(plan, cases, cases)
     listed = [case for case in cases if case.id in split.of]
     # Headers first: a mask of another shape is found before minutes of work.
@@ -165,7 +201,12 @@ def _carry_out(
     usable = _without(listed, bad, plan.options)
     modality, normalisation = _normalisation(plan, usable)
     target = None if plan.target is None else list(plan.target)
-    known = {"normalisation": normalisation.to_dict(), "crop": plan.options.crop, "target": target}
+    known = {
+        "normalisation": normalisation.to_dict(),
+        "crop": plan.options.crop,
+        "size": plan.options.size,
+        "target": target,
+    }
     plan.on_replace(staging.final, known)  # before minutes of work, too
     try:
         records, kept, late = _records(_jobs(plan, usable, normalisation), staging, plan, progress)
@@ -177,7 +218,8 @@ def _carry_out(
             split = _split(plan, cases, usable)
         records = {case.id: records[case.id] for case in usable}
         kept &= set(records)
-        entries = tuple(entry_of(case, records[case.id], split, plan.target) for case in usable)
+        classes = ClassRule.of_target(plan.target)
+        entries = tuple(_entry_of(case, records[case.id], split, classes) for case in usable)
         manifest = Manifest(
             root=staging.final,
             name=plan.name,
@@ -185,16 +227,16 @@ def _carry_out(
             modality=modality,
             source=plan.source,
             target=plan.target,
-            labels=labels_of(records),
+            labels=tuple(sorted({int(n) for one in records.values() for n in one["label_slices"]})),
             normalisation=normalisation.to_dict(),
             crop=plan.options.crop,
-            size=SIZE,
+            size=plan.options.size,
             split=split.to_dict(),
             entries=entries,
             cleaning=plan.spec.cleaning,
             mask_levels=plan.spec.mask_levels,
         )
-        check_foreground(manifest)
+        _require_foreground(manifest)
         replaces = plan.on_replace(staging.final, manifest.inference_settings())
         if len(kept) < len(entries) or not staging.is_current(manifest.to_text()):
             staging.publish(manifest.to_text(), set(records) - kept, kept)
@@ -202,12 +244,21 @@ def _carry_out(
         # After an interrupt or a full disk, finished cases wait for the next run instead.
         staging.discard()
         raise
-    skipped = [one.to_json() for one in (*bad, *late)]
-    unlisted = [id for id in ids if id not in split.of]
+    faulty = {one.id: one.to_json() for one in (*bad, *late)}
+    unlisted = {
+        case.id: {"case": case.id, "code": "split", "why": "not named in the split file"}
+        for case in cases
+        if case.id not in split.of
+    }
+    skipped = unlisted | faulty  # each is named once
     warnings = _warnings(plan, modality == "CT", usable, records, split)
-    if replaces is not None:
-        warnings = (replaces, *warnings)
-    return PrepareReport.of(manifest, skipped, unlisted, warnings)
+    return PrepareReport(
+        manifest=manifest.path,
+        cases={name: len(manifest.cases(name)) for name in SPLITS},
+        slices=sum(case.slices for case in entries),
+        skipped=tuple(skipped[id] for id in sorted(skipped, key=natural_key)),
+        warnings=warnings if replaces is None else (replaces, *warnings),
+    )
 
 
 def own_name(src: Path, spec: DatasetSpec, cases: int, *, named: bool) -> str:
@@ -231,7 +282,6 @@ def _faults(plan: _Plan, cases: Sequence[Case]) -> list[BadCase]:
 
 
 def _jobs(plan: _Plan, cases: Sequence[Case], normalisation: Normalisation) -> list[CaseJob]:
-    """What is to be done for each case."""
     return [
         CaseJob(
             case.id,
@@ -239,7 +289,7 @@ def _jobs(plan: _Plan, cases: Sequence[Case], normalisation: Normalisation) -> l
             case.label,
             normalisation,
             plan.options.crop,
-            SIZE,
+            plan.options.size,
             plan.spec.cleaning,
             plan.spec.mask_levels,
         )
@@ -251,11 +301,7 @@ def _jobs(plan: _Plan, cases: Sequence[Case], normalisation: Normalisation) -> l
 def _records(
     jobs: Sequence[CaseJob], staging: Staging, plan: _Plan, progress: Progress
 ) -> tuple[Records, set[str], list[BadCase]]:
-    """Prepare what is not done yet.
-
-    Returns:
-        The records; the cases that lie in the set in place; the faulty cases.
-    """
+    """All records, prepared or found; the cases of the set in place; the faulty cases."""
     building, final = staging.building / "cases", staging.final / "cases"
     records = _finished(jobs, final, plan.workers)
     kept = set(records)
@@ -352,3 +398,33 @@ def _warnings(
     alike = check_duplicates({case.id: case.sha256 for case in facts}, split.of)
     every = (*alone, *alike, *plan.found)
     return in_order(finding for finding in every if finding.level == WARNING)
+
+
+def _entry_of(
+    case: Case, record: Mapping[str, Any], split: Split, classes: ClassRule
+) -> PreparedCase:
+    """A case as the manifest names it."""
+    if case.label is None:
+        raise ValueError(f"case {case.id} has no label")
+    return PreparedCase(
+        id=case.id,
+        split=split.of[case.id],
+        image=case.image.absolute(),
+        label=case.label.absolute(),
+        slices=record["slices"],
+        folder=f"cases/{case.id}",
+        foreground_slices=len(classes.slices(record["label_slices"])),
+        spacing_mm=record["spacing_mm"] and tuple(record["spacing_mm"]),
+        sha256=record["sha256"],
+    )
+
+
+def _require_foreground(manifest: Manifest) -> None:
+    """Refuse a set in which there is nothing to learn, or nothing to validate on."""
+    present = ", ".join(map(str, manifest.labels)) or "none"
+    for split in (None, "train", "val"):
+        if not any(case.foreground_slices for case in manifest.cases(split)):
+            raise DataError(
+                f"{manifest.source}: no {split or ''} case has foreground (labels: {present}).",
+                "Choose labels that occur with --target, or another split with --split-file.",
+            )

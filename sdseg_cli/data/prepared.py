@@ -117,11 +117,8 @@ class BadCase:
 def finished(job: CaseJob, folder: Path) -> dict[str, Any] | None:
     """The record of a case already prepared from the same files with the same settings, if any.
 
-    The arrays are read whole: one that was damaged since keeps its size and time.
-
-    Args:
-        job: The case.
-        folder: Where case folders lie.
+    The arrays are read whole: one that was damaged since keeps its size and time. `folder` holds
+    the folders of all cases.
     """
     case = folder / job.id
     try:
@@ -134,7 +131,7 @@ def finished(job: CaseJob, folder: Path) -> dict[str, Any] | None:
 
 
 def _is_whole(record: dict[str, Any], case: Path) -> bool:
-    """Whether a record and its arrays are those that were written."""
+    """A record and its arrays are those that were written."""
     if record[_RECORD_HASH] != _record_sha256(record):
         return False
     sizes = {name: (case / name).stat().st_size for name in record["bytes"]}
@@ -145,10 +142,7 @@ def _is_whole(record: dict[str, Any], case: Path) -> bool:
 
 
 def modality_of(images: Sequence[Path]) -> str:
-    """The modality of a data set: of pictures by their names, else of its first readable scan.
-
-    Args:
-        images: Its scans.
+    """The modality of these scans: of pictures by their names, else of the first readable one.
 
     Raises:
         DataError: Some are pictures, others volumes.
@@ -171,7 +165,7 @@ def modality_of(images: Sequence[Path]) -> str:
 
 
 def check_headers(id: str, image: Path, label: Path | None) -> BadCase | None:
-    """Whether a case's files exist, say they are volumes, and lie on one grid: quick.
+    """What is wrong with a case by its headers: files that are missing, no volumes or on two grids.
 
     Args:
         id: Case id.

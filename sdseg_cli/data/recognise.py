@@ -15,9 +15,8 @@ from shlex import quote
 from sdseg_cli.core.errors import ConfigError, DataError, SdsegError, near
 from sdseg_cli.core.filenames import is_picture, may_be_called_slice, require_there, stem_of, walked
 from sdseg_cli.data.layouts import DATASETS, Case, DatasetSpec
-from sdseg_cli.data.layouts.dataset_json import DATASET_JSON, IMAGES, LABELS
 from sdseg_cli.data.layouts.folder import FOLDER, UNPAIRED, find_by_globs, keys_of
-from sdseg_cli.data.layouts.pairs import is_volume
+from sdseg_cli.data.layouts.pairs import DATASET_JSON, IMAGES, LABELS, is_volume
 from sdseg_cli.data.split import FEWEST_CASES
 from sdseg_cli.data.unexpected_files import is_dicom, sets_in
 

@@ -17,7 +17,7 @@ from sdseg_cli.core.filenames import (
     suffix_of,
     walked,
 )
-from sdseg_cli.core.findings import ERROR, WARNING, Finding
+from sdseg_cli.core.findings import ERROR, Finding, warning
 from sdseg_cli.data.layouts.folder import LABEL_STEM
 from sdseg_cli.data.layouts.pairs import files_in, is_volume
 from sdseg_cli.data.spec import Case, DatasetSpec
@@ -97,9 +97,8 @@ def check_unexpected_files(
         labels = [path for folder in folders for path in files_in(folder, _may_be_label)]
         labels += _labels_alone(root, cases)
     for path in _sorted(set(labels) - used):
-        yield Finding(
+        yield warning(
             "label-without-image",
-            WARNING,
             str(path.relative_to(root)),
             f"no scan for {path.name}",
             "Add the scan, take the mask out, or pair files with --image-glob and --label-glob.",
@@ -156,9 +155,8 @@ def _check_unused(root: Path, cases: Collection[Case]) -> Iterator[Finding]:
             if (folder, stem_of(path)) in stems or path.suffix.lower() in _BESIDE_SCANS:
                 continue
             known = is_volume(path) or is_picture(path)
-            yield Finding(
+            yield warning(
                 "scan-not-used",
-                WARNING,
                 str(path.relative_to(root)),
                 f"{path.name} lies among the scans and is no case"
                 + ("" if known else ": not a kind of file this tool reads"),
@@ -172,9 +170,8 @@ def _check_below(root: Path, folder: Path, images: Collection[Path]) -> Iterator
     for below in listed(folder)[0]:
         found = set(files_in(below, _may_be_label))
         if found and not found & set(images):
-            yield Finding(
+            yield warning(
                 "scan-not-used",
-                WARNING,
                 str(below.relative_to(root)),
                 f"{len(found)} file(s) in a folder among the scans are no cases",
                 "Move them up beside the scans, take them out, or choose files with --image-glob "
@@ -194,9 +191,8 @@ def _check_links(root: Path, cases: Collection[Case]) -> Iterator[Finding]:
     for folder in sorted(folder for folder in folders if folder.is_dir()):
         for path in files_in(folder, _may_be_label):
             if leads_nowhere(path) and path not in used:
-                yield Finding(
+                yield warning(
                     "link-dangling",
-                    WARNING,
                     str(path.relative_to(root)),
                     f"{path.name} is a link to {path.readlink()}, which is not there",
                     "Fetch or restore the file it points to, or take the link out.",
@@ -215,9 +211,8 @@ def _check_patterns(
         others = matching(root, f"{pattern[: -len(ending)]}.*")
         for path in _sorted({root / path for path in others} - used):
             if _may_be_label(path) and path.is_file():
-                yield Finding(
+                yield warning(
                     "file-ending",
-                    WARNING,
                     str(path.relative_to(root)),
                     f"{path.name} is left out for its ending: the pattern says {ending}",
                     "Let the pattern end in .* if it belongs to the set.",
@@ -265,9 +260,8 @@ def unchecked_dicom(
         why: What the reader said.
         fix: What to do.
     """
-    return Finding(
+    return warning(
         "dicom-unchecked",
-        WARNING,
         case,
         f"DICOM that was not checked ({why.rstrip('.')})",
         fix,

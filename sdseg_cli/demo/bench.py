@@ -243,7 +243,7 @@ def _plain(model: SDSeg, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
     for k, plane in enumerate(torch.from_numpy(pixels)):
         image = as_three_channels(plane[None].to(next(model.parameters()).device))
         zc = model.encode_image(image.contiguous())
-        noise = diffusion.seeded_noise(0, [k], model.latent_shape(SIDE, SIDE)).to(zc.device)
+        noise = diffusion.seeded_noise(0, [k], model.latent_shape(*plane.shape[-2:])).to(zc.device)
         z0 = diffusion.single_step(model.denoise, noise, zc)
         found.append(shifted(model.probability(z0), model.threshold).cpu())
     return torch.cat(found).numpy()

@@ -10,8 +10,7 @@ from typing import Any
 from sdseg_cli.core.errors import ConfigError, DataError, RunError
 from sdseg_cli.core.findings import EVERY_CASE, WARNING, Finding
 from sdseg_cli.core.locks import holder, is_locked
-from sdseg_cli.data.manifest import Manifest
-from sdseg_cli.data.staging import lock_of
+from sdseg_cli.data.manifest import Manifest, lock_of
 from sdseg_cli.runs.run_folder import RunDir
 
 

@@ -53,6 +53,14 @@ def run_home(tiny_run: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 @pytest.fixture
+def wide_home(wide_run: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A workspace with a run; the current folder is an empty one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SDSEG_HOME", str(wide_run.root))
+    return tmp_path
+
+
+@pytest.fixture
 def brief_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three steps of adapting the fast decoder instead of 200."""
     monkeypatch.setattr("sdseg_cli.training.calibration.ADAPT_STEPS", 3)
@@ -234,17 +242,17 @@ def test_predict_says_what_it_wrote_and_json_is_one_object(
 
 @pytest.mark.slow
 def test_evaluate_and_stability_speak_the_contracts_json(
-    run_home: Path,
-    tiny_run: Workspace,
+    wide_home: Path,
+    wide_run: Workspace,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("SDSEG_WEIGHTS", str(run_home / "store"))
+    monkeypatch.setenv("SDSEG_WEIGHTS", str(wide_home / "store"))
     assert run_command(["evaluate", "--json", "--device", "cpu"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert set(values["metrics"]) >= {"dice", "iou"}
     assert set(values["metrics"]["dice"]) >= {"mean", "median", "ci95", "n"}
-    assert [case["id"] for case in values["cases"]] == [tiny_run.manifest.cases("test")[0].id]
+    assert [case["id"] for case in values["cases"]] == [wide_run.manifest.cases("test")[0].id]
     assert run_command(["stability", "--runs", "2", "--json", "--device", "cpu"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert values["runs"] == 2
@@ -253,15 +261,15 @@ def test_evaluate_and_stability_speak_the_contracts_json(
     assert values["seg"]["lpips"] is None
     assert any("LPIPS" in note for note in values["notes"])
     assert set(values["dice"]) >= {"mean", "sd"}
-    (case,) = tiny_run.manifest.cases("test")
+    (case,) = wide_run.manifest.cases("test")
     assert [Path(path).name for path in values["maps"]] == [f"{case.id}.nii.gz"]
 
 
 @pytest.mark.slow
 def test_stability_shows_table5_and_where_the_weights_of_lpips_are(
-    run_home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    wide_home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SDSEG_WEIGHTS", str(run_home / "store"))
+    monkeypatch.setenv("SDSEG_WEIGHTS", str(wide_home / "store"))
     monkeypatch.setenv("COLUMNS", "160")
     asked = ["stability", "--runs", "3", "--table5", "--device", "cpu"]
     assert run_command(asked) == 0
@@ -279,9 +287,9 @@ def test_stability_shows_table5_and_where_the_weights_of_lpips_are(
 
 @pytest.mark.slow
 def test_lists_of_steps_and_eta_make_a_sweep(
-    run_home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    wide_home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SDSEG_WEIGHTS", str(run_home / "store"))
+    monkeypatch.setenv("SDSEG_WEIGHTS", str(wide_home / "store"))
     asked = ["stability", "--runs", "2", "--steps", "1,2", "--eta", "0,1", "--device", "cpu"]
     assert run_command([*asked, "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
@@ -293,8 +301,8 @@ def test_lists_of_steps_and_eta_make_a_sweep(
 
 @pytest.mark.slow
 def test_sampling_options_are_laid_over_the_settings_of_the_run(
-    run_home: Path,
-    tiny_run: Workspace,
+    wide_home: Path,
+    wide_run: Workspace,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -305,7 +313,7 @@ def test_sampling_options_are_laid_over_the_settings_of_the_run(
         return torch.zeros(pixels.shape)
 
     monkeypatch.setattr("sdseg_cli.inference.predictor.predict_planes", nothing)
-    predict = ["predict", str(tiny_run.scan), "-o", "m.nii.gz"]
+    predict = ["predict", str(wide_run.scan), "-o", "m.nii.gz"]
     several = ["--steps", "2", "--eta", "0.5", "--samples", "3", "--json", "--device", "cpu"]
     for command in (predict, ["evaluate"], ["stability", "--runs", "2"]):
         assert run_command([*command, *several]) == 0

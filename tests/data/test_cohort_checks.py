@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sdseg_cli.data.checks import Expected
-from sdseg_cli.data.cohort_checks import check_cohort, check_duplicates, check_mirrored
+from sdseg_cli.data.checks import Expected, check_cohort, check_duplicates, check_mirrored
 from sdseg_cli.imaging.measure import CaseFacts, GridStatistics, LabelStatistics
 
 GRID = GridStatistics((64, 64, 20), (64, 64), "LPS", (1.0, 1.0, 3.0))

@@ -9,9 +9,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.data.manifest import Manifest
-from sdseg_cli.data.prepare import PrepareOptions, PrepareReport, prepare
-from tests.raw_cases import AFFINE, IDS, contents, write_case
+from sdseg_cli.imaging.io.files import read_image
+from sdseg_cli.inference.options import OutputPaths
+from sdseg_cli.inference.predict import predict_file
+from sdseg_cli.inference.predictor import Predictor
+from sdseg_cli.runs.run_folder import RunDir
+from sdseg_cli.training.train import train
+from tests.conftest import tiny_settings
+from tests.raw_cases import AFFINE, IDS, SHAPE, contents, prepared, split_file, write_case
 
 
 def inodes(folder: Path) -> dict[str, int]:
@@ -30,7 +37,7 @@ class Interrupting:
 
 
 def test_it_writes_squares_labels_a_split_and_a_manifest(raw: Path, workspace: Path) -> None:
-    report = prepare(raw, workspace, PrepareOptions(workers=1))
+    report = prepared(raw, workspace, size=256)
     manifest = Manifest.load(report.manifest)
     assert report.manifest == workspace / "prepared/raw_data/manifest.json"
     assert [case.id for case in manifest.entries] == IDS
@@ -51,8 +58,37 @@ def test_it_writes_squares_labels_a_split_and_a_manifest(raw: Path, workspace: P
     assert (labels[1] == 1).mean() == pytest.approx(28 / 576, rel=0.06)
 
 
+@pytest.mark.parametrize("size", [-64, 0, 24, 60])
+def test_no_slices_of_another_size_than_the_networks_take(
+    raw: Path, workspace: Path, size: int
+) -> None:
+    with pytest.raises(ConfigError, match=f"{size} x {size}"):
+        prepared(raw, workspace, size=size)
+    assert not list(workspace.iterdir())
+
+
+@pytest.mark.slow
+def test_slices_of_a_chosen_size_train_and_predict_on_the_scans_grid(
+    raw: Path, workspace: Path
+) -> None:
+    manifest = Manifest.load(prepared(raw, workspace, name="tiny", target=(1,), size=64).manifest)
+    assert manifest.size == 64
+    for case in manifest.entries:
+        assert np.load(manifest.pixels_file(case)).shape == (5, 64, 64)
+        assert np.load(manifest.labels_file(case)).shape == (5, 64, 64)
+    run = RunDir(workspace / "run")
+    train(tiny_settings(steps=2), manifest, run, device="cpu")
+    predictor = Predictor(run.path, device="cpu")
+    scan = raw / "pt_1/image.nii.gz"
+    assert predictor.predict(read_image(scan)).probability.shape == (5, 64, 64)
+    predict_file(scan, OutputPaths(workspace / "mask.nii.gz"), predictor)
+    mask = nib.load(workspace / "mask.nii.gz")
+    assert mask.shape == SHAPE
+    np.testing.assert_array_equal(mask.affine, AFFINE)
+
+
 def test_its_report_is_the_contracts_json(raw: Path, workspace: Path) -> None:
-    report = prepare(raw, workspace, PrepareOptions(name="small", target=(300,), workers=1))
+    report = prepared(raw, workspace, name="small", target=(300,))
     assert json.loads(json.dumps(report.to_json())) == {
         "manifest": str(workspace / "prepared/small/manifest.json"),
         "cases": {"train": 3, "val": 1, "test": 1},
@@ -64,20 +100,18 @@ def test_its_report_is_the_contracts_json(raw: Path, workspace: Path) -> None:
 
 
 def test_the_bytes_do_not_depend_on_the_workers(raw: Path, workspace: Path) -> None:
-    prepare(raw, workspace / "one", PrepareOptions(workers=1))
-    prepare(raw, workspace / "two", PrepareOptions(workers=2))
+    prepared(raw, workspace / "one")
+    prepared(raw, workspace / "two", workers=2)
     one, two = contents(workspace / "one"), contents(workspace / "two")
     assert len(one) == 3 * len(IDS) + 1
     assert one == two
 
 
 def test_a_second_run_redoes_nothing(raw: Path, workspace: Path) -> None:
-    report = prepare(raw, workspace, PrepareOptions(workers=1))
+    report = prepared(raw, workspace)
     before, written = inodes(workspace), report.manifest.stat().st_mtime_ns
     calls: list[tuple[int, int]] = []
-    again = prepare(
-        raw, workspace, PrepareOptions(workers=1), progress=lambda d, n, _: calls.append((d, n))
-    )
+    again = prepared(raw, workspace, progress=lambda d, n, _: calls.append((d, n)))
     assert again == report
     assert inodes(workspace) == before
     assert report.manifest.stat().st_mtime_ns == written
@@ -88,24 +122,24 @@ def test_an_interrupted_run_publishes_nothing_and_the_next_one_finishes_it(
     raw: Path, workspace: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        prepare(raw, workspace, PrepareOptions(workers=1), progress=Interrupting(after=2))
+        prepared(raw, workspace, progress=Interrupting(after=2))
     assert not (workspace / "prepared/raw_data").exists()
     calls: list[int] = []
-    prepare(raw, workspace, PrepareOptions(workers=1), progress=lambda done, *_: calls.append(done))
-    prepare(raw, workspace / "at once", PrepareOptions(workers=1))
+    prepared(raw, workspace, progress=lambda done, *_: calls.append(done))
+    prepared(raw, workspace / "at once")
     assert calls == [2, 3, 4, 5]
     assert [path.name for path in (workspace / "prepared").iterdir()] == ["raw_data"]
     assert contents(workspace / "prepared") == contents(workspace / "at once/prepared")
 
 
 def test_a_changed_case_alone_is_redone(raw: Path, workspace: Path) -> None:
-    prepare(raw, workspace, PrepareOptions(workers=1))
+    prepared(raw, workspace)
     before = inodes(workspace)
     for name in ("image.nii.gz", "label.nii.gz"):
         (raw / "pt_2" / name).unlink()
     (raw / "pt_2").rmdir()
     write_case(raw / "pt_2", 99)
-    prepare(raw, workspace, PrepareOptions(workers=1))
+    prepared(raw, workspace)
     changed = {path for path, inode in inodes(workspace).items() if before[path] != inode}
     assert {Path(path).parent.name for path in changed} == {"pt_2"}
 
@@ -113,24 +147,19 @@ def test_a_changed_case_alone_is_redone(raw: Path, workspace: Path) -> None:
 def test_another_window_redoes_the_arrays_and_another_target_does_not(
     raw: Path, workspace: Path
 ) -> None:
-    first = Manifest.load(prepare(raw, workspace, PrepareOptions(workers=1)).manifest)
+    first = Manifest.load(prepared(raw, workspace).manifest)
     before = inodes(workspace)
-    target = Manifest.load(prepare(raw, workspace, PrepareOptions(workers=1, target=(1,))).manifest)
+    target = Manifest.load(prepared(raw, workspace, target=(1,)).manifest)
     assert inodes(workspace) == before
     assert (first.target, target.target) == (None, (1,))
     assert [case.foreground_slices for case in target.entries] == [2] * 5
-    window = Manifest.load(
-        prepare(raw, workspace, PrepareOptions(workers=1, window=(0, 100))).manifest
-    )
+    window = Manifest.load(prepared(raw, workspace, window=(0, 100)).manifest)
     assert not set(inodes(workspace).values()) & set(before.values())
     assert window.normalisation == {"kind": "window", "low": 0, "high": 100}
 
 
 def test_the_body_crop_is_kept_in_the_manifest(raw: Path, workspace: Path) -> None:
-    assert (
-        Manifest.load(prepare(raw, workspace, PrepareOptions(workers=1, crop="body")).manifest).crop
-        == "body"
-    )
+    assert Manifest.load(prepared(raw, workspace, crop="body").manifest).crop == "body"
 
 
 def test_scans_without_air_are_scaled_by_percentiles(raw: Path, workspace: Path) -> None:
@@ -138,15 +167,14 @@ def test_scans_without_air_are_scaled_by_percentiles(raw: Path, workspace: Path)
         image = nib.load(raw / id / "image.nii.gz")
         values = np.abs(np.asanyarray(image.dataobj))
         nib.save(nib.Nifti1Image(values, AFFINE), raw / id / "image.nii.gz")
-    manifest = Manifest.load(prepare(raw, workspace, PrepareOptions(workers=1)).manifest)
+    manifest = Manifest.load(prepared(raw, workspace).manifest)
     assert manifest.modality == "MR/other"
     assert manifest.normalisation == {"kind": "percentile", "low": 0.5, "high": 99.5}
 
 
 def test_a_split_file_decides_and_unlisted_cases_are_named(raw: Path, workspace: Path) -> None:
-    split = workspace.parent / "split.json"
-    split.write_text(json.dumps({"train": ["pt_10", "pt_2"], "val": ["pt_1"], "test": ["pt_3"]}))
-    report = prepare(raw, workspace, PrepareOptions(workers=1, split_file=split))
+    split = split_file(workspace, train=["pt_10", "pt_2"], val=["pt_1"], test=["pt_3"])
+    report = prepared(raw, workspace, split_file=split)
     manifest = Manifest.load(report.manifest)
     assert [(case.id, case.split) for case in manifest.entries] == [
         ("pt_1", "val"),
@@ -161,7 +189,7 @@ def test_a_split_file_decides_and_unlisted_cases_are_named(raw: Path, workspace:
 def test_btcv_is_recognised_with_its_published_test_cases(
     phantom_set: Path, workspace: Path
 ) -> None:
-    report = prepare(phantom_set, workspace, PrepareOptions(workers=1))
+    report = prepared(phantom_set, workspace)
     manifest = Manifest.load(report.manifest)
     assert (manifest.name, manifest.adapter, manifest.target) == (
         "btcv",
@@ -174,7 +202,7 @@ def test_btcv_is_recognised_with_its_published_test_cases(
 
 @pytest.mark.data
 def test_a_real_set_keeps_its_tumours(real_data: Path, workspace: Path) -> None:
-    report: PrepareReport = prepare(real_data / "ibsi-sts-ct", workspace, PrepareOptions(workers=1))
+    report = prepared(real_data / "ibsi-sts-ct", workspace, size=256)
     manifest = Manifest.load(report.manifest)
     assert (len(manifest.entries), manifest.modality) == (8, "CT")
     for case in manifest.entries:
@@ -187,13 +215,13 @@ def test_a_real_set_keeps_its_tumours(real_data: Path, workspace: Path) -> None:
 def test_a_label_map_stored_in_another_order_of_axes_gives_the_same_arrays(
     raw: Path, workspace: Path
 ) -> None:
-    prepare(raw, workspace / "before", PrepareOptions(workers=1))
+    prepared(raw, workspace / "before")
     path = raw / "pt_2" / "label.nii.gz"
     label = nib.load(path)
     turned = label.as_reoriented([[2, 1], [0, -1], [1, 1]])
     assert turned.shape != label.shape
     nib.save(turned, path)
-    prepare(raw, workspace / "after", PrepareOptions(workers=1))
+    prepared(raw, workspace / "after")
     place = "prepared/raw_data/cases/pt_2/labels.npy"
     before, after = (np.load(workspace / name / place) for name in ("before", "after"))
     assert before.any()

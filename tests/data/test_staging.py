@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from sdseg_cli.core.errors import RunError
-from sdseg_cli.data import staging
-from sdseg_cli.data.staging import Staging
+from sdseg_cli.data import manifest
+from sdseg_cli.data.manifest import Staging
 
 
 def build(place: Staging, *ids: str) -> None:
@@ -35,7 +35,7 @@ def test_kept_cases_are_carried_over(
     place.publish("old", {"a"}, set())
     inode = (place.final / "cases/a/pixels.npy").stat().st_ino
     if not links:
-        monkeypatch.setattr(staging.os, "link", lambda *_: Path("/no such file").stat())
+        monkeypatch.setattr(manifest.os, "link", lambda *_: Path("/no such file").stat())
     build(place, "b")
     place.publish("new", {"b"}, {"a"})
     assert (place.final / "cases/a/pixels.npy").read_text() == "a"

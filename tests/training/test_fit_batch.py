@@ -137,8 +137,8 @@ def test_a_batch_that_memory_cannot_hold_is_refused_before_anything_is_written(
     with pytest.raises(RunError) as refused:
         run, options = RunDir(tmp_path / "run"), TrainOptions(workers=1)
         train(settings, tiny_set.manifest, run, device="cpu", options=options)
-    # 65,536 pixels: 8 bytes in each of three steps' inputs, and 25 planes of float32 for each of 8
-    # channels: 54 MB a slice.
-    assert "--batch-size 100000: to train with it takes 5400.17 GB" in refused.value.message
-    assert refused.value.hint == "It fits with --batch-size 37."
+    # 4,096 pixels: 8 bytes in each of three steps' inputs, and 25 planes of float32 for each of 8
+    # channels: 3.38 MB a slice.
+    assert "--batch-size 100000: to train with it takes 337.51 GB" in refused.value.message
+    assert refused.value.hint == "It fits with --batch-size 592."
     assert not (tmp_path / "run").exists()

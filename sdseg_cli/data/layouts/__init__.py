@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from sdseg_cli.data.layouts.btcv import BTCV, BTCV8
 from sdseg_cli.data.layouts.cvc import CVC
-from sdseg_cli.data.layouts.decathlon import DECATHLON
 from sdseg_cli.data.layouts.folder import FOLDER
 from sdseg_cli.data.layouts.kseg import KSEG
-from sdseg_cli.data.layouts.nnunet import NNUNET
+from sdseg_cli.data.layouts.nnunet import DECATHLON, NNUNET
 from sdseg_cli.data.layouts.refuge2 import REFUGE2
 from sdseg_cli.data.layouts.sts import STS
 from sdseg_cli.data.spec import Case, DatasetSpec

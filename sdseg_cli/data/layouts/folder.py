@@ -12,8 +12,16 @@ from pathlib import Path
 
 from sdseg_cli.core.errors import ConfigError, DataError
 from sdseg_cli.core.filenames import glob_expression, leads_nowhere, matching, stem_of, walked
-from sdseg_cli.data.layouts.dataset_json import DATASET_JSON, IMAGES
-from sdseg_cli.data.layouts.pairs import by_stem, case_of, cases_of, files_in, is_volume, paired
+from sdseg_cli.data.layouts.pairs import (
+    DATASET_JSON,
+    IMAGES,
+    by_stem,
+    case_of,
+    cases_of,
+    files_in,
+    is_volume,
+    paired,
+)
 from sdseg_cli.data.spec import Case, DatasetSpec, in_order
 
 _IMAGE_FOLDERS = ("images", "image")

@@ -8,6 +8,9 @@ from pathlib import Path
 from sdseg_cli.core.filenames import is_picture, listed, stem_of, suffix_of
 from sdseg_cli.data.spec import Case
 
+DATASET_JSON, IMAGES, LABELS = "dataset.json", "imagesTr", "labelsTr"
+"""What nnU-Net and the Decathlon call the description and the folders of a data set."""
+
 Stems = dict[str, list[Path]]
 """Stem -> the files of that stem, as they sort; mostly one."""
 

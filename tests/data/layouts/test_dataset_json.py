@@ -9,7 +9,7 @@ import pytest
 
 from sdseg_cli.core.errors import ConfigError, DataError
 from sdseg_cli.core.findings import Finding
-from sdseg_cli.data.layouts.dataset_json import describe
+from sdseg_cli.data.layouts.nnunet import describe
 from sdseg_cli.data.recognise import find_cases
 from sdseg_cli.data.split import read_split
 from sdseg_cli.data.unexpected_files import check_set
