@@ -17,9 +17,8 @@ import numpy as np
 from sdseg_cli.core.config import THRESHOLD, SampleConfig
 from sdseg_cli.data.manifest import Manifest, open_array
 from sdseg_cli.imaging.body import shows_body
-from sdseg_cli.inference.engine import Inference
+from sdseg_cli.inference.engine import Inference, predict_planes
 from sdseg_cli.inference.predictor import Predictor
-from sdseg_cli.inference.sampling import predict_planes
 from sdseg_cli.runs.run_folder import find_run
 
 

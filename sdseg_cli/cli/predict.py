@@ -312,8 +312,15 @@ def _predict_cohort(source: Path, asked: Asked, spread: Spread, output: Output) 
     goes_on = not named and Ledger(folder).model() is not None
     trained = folder if goes_on else asked.model()  # which is found before torch takes its seconds
 
-    from sdseg_cli.inference.cohort import Shard, leave_together, predict_cohort, take_own_gpu
-    from sdseg_cli.inference.cohort_scan import Task, model_of_before, trained_config
+    from sdseg_cli.inference.cohort import (
+        Shard,
+        Task,
+        leave_together,
+        model_of_before,
+        predict_cohort,
+        take_own_gpu,
+        trained_config,
+    )
     from sdseg_cli.model.distributed import ranks_of
     from sdseg_cli.runs.run_folder import RunDir
 

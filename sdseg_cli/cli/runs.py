@@ -9,12 +9,12 @@ from sdseg_cli.cli.console import Output
 from sdseg_cli.cli.options import WEAK_DICE, Debug, Json, Quiet, number, workspace
 
 if TYPE_CHECKING:
-    from sdseg_cli.runs.listing import RunSummary
+    from sdseg_cli.runs.run_folder import RunSummary
 
 
 def runs(as_json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
     """List the runs of the workspace, the newest first."""
-    from sdseg_cli.runs.listing import list_runs
+    from sdseg_cli.runs.run_folder import list_runs
 
     found = list_runs(workspace())
     folder, now = workspace() / "runs", datetime.now(UTC)

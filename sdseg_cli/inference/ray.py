@@ -17,7 +17,7 @@ from typing import Any
 from sdseg_cli.core.errors import ConfigError, RunError, SdsegError
 from sdseg_cli.core.processes import available_cores
 from sdseg_cli.imaging.scans import Scan
-from sdseg_cli.inference.cohort_scan import Outcome, Task, Worker, failed_row, row_names, said
+from sdseg_cli.inference.cohort import Outcome, Task, Worker, failed_row, row_names, said
 from sdseg_cli.inference.ledger import Ledger
 
 RETRIES = 2

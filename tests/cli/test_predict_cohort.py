@@ -15,9 +15,8 @@ from sdseg_cli.core.config import RunConfig, SampleConfig
 from sdseg_cli.core.config_file import to_toml
 from sdseg_cli.core.errors import ConfigError, WeightsError
 from sdseg_cli.imaging.scans import find_scans
-from sdseg_cli.inference.cohort import Shard
+from sdseg_cli.inference.cohort import Shard, Task
 from sdseg_cli.inference.cohort import predict_cohort as of_cohort
-from sdseg_cli.inference.cohort_scan import Task
 from tests.cohort_cases import StandIn, stand_in, table, task
 from tests.raw_cases import contents
 
@@ -157,9 +156,9 @@ def test_a_model_that_cannot_be_loaded_is_not_kept(
         raise WeightsError("best.pt: damaged.", "Train again.")
 
     add_run(home, "btcv/bad", 0.8, written=1000)
-    monkeypatch.setattr("sdseg_cli.inference.cohort_scan.load_predictor", damaged)
+    monkeypatch.setattr("sdseg_cli.inference.cohort.load_predictor", damaged)
     assert run_command(["predict", "in", "-o", "out"]) == 2
-    monkeypatch.setattr("sdseg_cli.inference.cohort_scan.load_predictor", stand_in.load)
+    monkeypatch.setattr("sdseg_cli.inference.cohort.load_predictor", stand_in.load)
     add_run(home, "btcv/good", 0.8, written=2000)
     assert run_command(["predict", "in", "-o", "out"]) == 3
     assert "btcv/good" in (home / "out" / ".ledger" / "model").read_text()

@@ -18,9 +18,8 @@ from sdseg_cli.core.errors import ConfigError, DataError, WeightsError
 from sdseg_cli.core.filenames import as_path
 from sdseg_cli.imaging.postprocess import PostProcess
 from sdseg_cli.imaging.scans import Scan, find_scans
-from sdseg_cli.inference import cohort_scan
-from sdseg_cli.inference.cohort import CohortReport, Shard, predict_cohort
-from sdseg_cli.inference.cohort_scan import Task, Worker, said
+from sdseg_cli.inference import cohort
+from sdseg_cli.inference.cohort import CohortReport, Shard, Task, Worker, predict_cohort, said
 from sdseg_cli.inference.ledger import Ledger
 from sdseg_cli.inference.options import OutputPaths, PredictOptions, PredictorOptions
 from sdseg_cli.inference.predict import PredictReport
@@ -255,19 +254,19 @@ def test_names_that_are_no_utf8_are_rows_like_any_other(task: Task, stand_in: St
         assert as_path(table[case]["output"]).is_file()
 
 
-@pytest.mark.parametrize("looks", ["size_and_time", "read_geometry", "file_sha256"])
+@pytest.mark.parametrize("looks", ["made_from", "read_geometry", "file_sha256"])
 def test_trouble_with_looking_at_what_is_there_ends_no_cohort(
     task: Task, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, looks: str
 ) -> None:
     run(task)
-    whole = getattr(cohort_scan, looks)
+    whole = getattr(cohort, looks)
 
     def fails(path: Path, *rest: object) -> object:
         if path.parent.name == "pt_1":
             raise ValueError("Invalid name ''")
         return whole(path, *rest)
 
-    monkeypatch.setattr(f"sdseg_cli.inference.cohort_scan.{looks}", fails)
+    monkeypatch.setattr(f"sdseg_cli.inference.cohort.{looks}", fails)
     report = run(task)
     assert report.done + len(report.failed) + report.skipped == 4
     assert len(rows(task)) == 4
@@ -335,7 +334,7 @@ def test_trouble_with_the_model_is_nobodys_row(
     def damaged(*_: object, **__: object) -> None:
         raise WeightsError("best.pt: damaged.", "Train again.")
 
-    monkeypatch.setattr("sdseg_cli.inference.cohort_scan.load_predictor", damaged)
+    monkeypatch.setattr("sdseg_cli.inference.cohort.load_predictor", damaged)
     with pytest.raises(WeightsError):
         run(task)
     assert not (task.outputs.mask / "ledger.csv").exists()
@@ -350,7 +349,7 @@ def test_a_signal_lets_the_scan_in_work_end_and_the_ledger_is_written(
         os.kill(os.getpid(), signal.SIGTERM)
         return whole(*arguments, **options)
 
-    monkeypatch.setattr("sdseg_cli.inference.cohort_scan.predict_file", interrupted)
+    monkeypatch.setattr("sdseg_cli.inference.cohort.predict_file", interrupted)
     report = run(task)
     assert (report.done, report.left) == (1, 3)
     assert list(rows(task)) == ["pt_1/ct"]

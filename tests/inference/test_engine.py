@@ -8,8 +8,7 @@ from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.errors import ConfigError, RunError
 from sdseg_cli.core.presets import PRESETS
 from sdseg_cli.inference import engine as inference
-from sdseg_cli.inference.engine import Inference, require_numbers
-from sdseg_cli.inference.sampling import predict_planes
+from sdseg_cli.inference.engine import Inference, predict_planes, require_numbers
 from sdseg_cli.model.sdseg import SDSeg, build_sdseg
 
 PIXELS = np.random.default_rng(0).uniform(-1, 1, (5, 64, 64)).astype(np.float32)

@@ -241,7 +241,7 @@ def test_a_picture_that_does_not_fit_is_refused_before_it_is_decoded(
         raise AssertionError("decoded")
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decoded)
-    monkeypatch.setattr("sdseg_cli.inference.predict_memory.available_bytes", lambda: 100)
+    monkeypatch.setattr("sdseg_cli.inference.predict.available_bytes", lambda: 100)
     with pytest.raises(RunError, match=r"polyp\.png: predicting it takes .* GB are free"):
         predict_file(picture, OutputPaths(tmp_path / "m.png"), Given(zeros()))  # type: ignore[arg-type]
     assert not (tmp_path / "m.png").exists()

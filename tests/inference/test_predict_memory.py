@@ -15,11 +15,17 @@ from sdseg_cli.imaging.postprocess import PostProcess
 from sdseg_cli.imaging.scans import Scan
 from sdseg_cli.imaging.slices import SliceStack
 from sdseg_cli.imaging.volume import Geometry
-from sdseg_cli.inference.cohort_scan import Task, predict_one
+from sdseg_cli.inference.cohort import Task, predict_one
 from sdseg_cli.inference.ledger import FAILED
 from sdseg_cli.inference.options import OutputPaths, PredictOptions
-from sdseg_cli.inference.predict import predict_file
-from sdseg_cli.inference.predict_memory import PREVIEW_BYTES, MemoryGuard, Need, advice, need_of
+from sdseg_cli.inference.predict import (
+    PREVIEW_BYTES,
+    MemoryGuard,
+    Need,
+    advice,
+    need_of,
+    predict_file,
+)
 from tests.fake_run import write_nifti
 from tests.inference.test_predict import SIDE, Given
 
@@ -60,7 +66,7 @@ def test_where_one_option_is_not_enough_all_are_named_that_add_up() -> None:
 
 
 def refused(room: MemoryGuard, free: int, monkeypatch: pytest.MonkeyPatch) -> RunError:
-    monkeypatch.setattr("sdseg_cli.inference.predict_memory.available_bytes", lambda: free)
+    monkeypatch.setattr("sdseg_cli.inference.predict.available_bytes", lambda: free)
     with pytest.raises(RunError) as caught:
         room(Geometry((1000, 1000, 1000), np.diag([1.0, 1.0, 1.0, 1.0])), 2)
     return caught.value
@@ -111,7 +117,7 @@ def test_a_batch_counts_no_more_slices_than_the_scan_has_and_the_hint_names_what
 
 
 def test_what_just_fits_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdseg_cli.inference.predict_memory.available_bytes", lambda: 13_400)
+    monkeypatch.setattr("sdseg_cli.inference.predict.available_bytes", lambda: 13_400)
     MemoryGuard("ct", OutputPaths(NII), lambda _: 0)(GRID, 2)  # 2000 + 1000 + 9600 + 800
     with pytest.raises(RunError):
         MemoryGuard("ct", OutputPaths(NII), lambda _: 1)(GRID, 2)
@@ -155,7 +161,7 @@ def test_a_scan_that_does_not_fit_is_refused_before_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scan = write_nifti(tmp_path / "ct.nii", np.zeros((8, 8, 8), np.int16))
-    monkeypatch.setattr("sdseg_cli.inference.predict_memory.available_bytes", lambda: 0)
+    monkeypatch.setattr("sdseg_cli.inference.predict.available_bytes", lambda: 0)
     monkeypatch.setattr("sdseg_cli.imaging.io.nifti.read_array", None)
     with pytest.raises(RunError, match=r"ct\.nii: predicting it takes .* 0\.00 GB are free"):
         predict_file(scan, OutputPaths(tmp_path / "m.nii"), Endless())  # type: ignore[arg-type]
@@ -165,7 +171,7 @@ def test_a_scan_that_does_not_fit_is_refused_before_it_is_read(
 def test_in_a_cohort_it_is_one_failed_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_nifti(tmp_path / "in" / "ct.nii", np.zeros((8, 8, 8), np.int16))
     scan = Scan("ct", path, Path("ct.nii"))
-    monkeypatch.setattr("sdseg_cli.inference.predict_memory.available_bytes", lambda: 0)
+    monkeypatch.setattr("sdseg_cli.inference.predict.available_bytes", lambda: 0)
     row = predict_one(Task(tmp_path, OutputPaths(tmp_path / "out")), scan, Endless(), {})  # type: ignore[arg-type]
     assert row.status == FAILED
     assert "GB are free. No option makes it fit" in row.error

@@ -9,7 +9,7 @@ import torch
 
 from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.presets import PRESETS
-from sdseg_cli.inference.sampling import (
+from sdseg_cli.inference.engine import (
     flip_average,
     predict_draws,
     predict_latents,

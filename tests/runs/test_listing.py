@@ -14,8 +14,7 @@ from sdseg_cli.cli.app import run_command
 from sdseg_cli.cli.runs import _ago
 from sdseg_cli.core.config_file import to_toml
 from sdseg_cli.core.presets import PRESETS
-from sdseg_cli.runs.listing import RunSummary, list_runs
-from sdseg_cli.runs.run_folder import RunDir
+from sdseg_cli.runs.run_folder import RunDir, RunSummary, list_runs
 from tests.json_cases import DAMAGED, OF_ANOTHER_KIND
 
 

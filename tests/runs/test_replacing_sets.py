@@ -10,7 +10,7 @@ from sdseg_cli.core.errors import ConfigError, RunError
 from sdseg_cli.core.locks import locked
 from sdseg_cli.data.prepare import PrepareOptions, prepare
 from sdseg_cli.data.staging import lock_of
-from sdseg_cli.runs.replacing_sets import replaced, require_settled
+from sdseg_cli.runs.run_folder import replaced, require_settled
 from tests.fake_run import Workspace, make_workspace
 from tests.raw_cases import contents
 
