@@ -329,6 +329,11 @@ def _predict_cohort(source: Path, asked: Asked, spread: Spread, output: Output) 
         output.say(f"going on with {trained}, which the masks in {folder} are made with")
     for suffix, count in sorted(found.passed_over.items()):
         output.say(f"passed over {count} of {suffix}, which is no kind of scan this tool reads")
+    if found.labels:
+        output.say(
+            f"passed over {len(found.labels)} named as label maps that lie beside a scan, such as "
+            f"{found.labels[0]}; a list of files can name them"
+        )
     if found.channels == 1:
         output.say("scans are named as nnU-Net names them: masks are called without _0000")
     elif found.channels:

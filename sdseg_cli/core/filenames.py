@@ -22,6 +22,8 @@ PACKAGE_FILE = "sdseg.json"
 """What an inference package says of itself."""
 LEDGER_FOLDER = ".ledger"
 """In a folder of masks of many scans: what was done to each of them."""
+LABEL_STEM = re.compile(r"(^|.*[_\-. ])(labels?|masks?|seg|segmentation|annotation)", re.IGNORECASE)
+"""Label maps are named so: "label", "ct_seg"."""
 DICOM_SUFFIX = ".dcm"
 DICOM_SUFFIXES = (DICOM_SUFFIX, ".dicom", ".ima")
 ZIP_SUFFIX = ".zip"

@@ -38,12 +38,14 @@ def test_a_failed_scan_is_named_and_the_exit_code_is_3(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (home / "in" / "brain.mgz").write_text("x")
+    (home / "in" / "pt_1" / "label.nii.gz").write_text("no scan")
     for done, skipped in ((3, 0), (0, 3)):
         assert run_command(["predict", "in", "-o", "out", "--run", "run"]) == 3
         out, err = capsys.readouterr()
         assert "failed pt_3/ct: in/pt_3/ct.nii.gz: not a gzip file" in err
         assert "Error: 1 of 4 scans failed: pt_3/ct." in err
         assert "passed over 1 of .mgz" in err
+        assert "passed over 1 named as label maps" in err
         shown = {
             line.split("│")[1].strip(): line.split("│")[2].strip()
             for line in out.splitlines()
