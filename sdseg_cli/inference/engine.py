@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,13 +86,13 @@ def draws(
 ) -> Iterator[Tensor]:
     """One probability for each draw of the noise; the image is encoded once for all of them.
 
-    Args: as `predict_planes`.
+    For the arguments see `predict_planes`.
 
     Returns:
         `sample.samples` times (B,H,W) float32 in [0,1], on the device that computes.
 
     Raises:
-        ConfigError: A baseline, which answers at once, shall take more steps or draw noise.
+        ConfigError: More steps or draws of noise than one, of a baseline, which answers at once.
     """
 
     def answers(seen: Tensor) -> Iterator[Tensor]:
@@ -127,7 +128,7 @@ def predict_latents(
 ) -> tuple[Tensor, Tensor]:
     """The fast decoder's inputs, and what it should draw of them.
 
-    Args: as `predict_planes`.
+    For the arguments see `predict_planes`.
 
     Returns:
         The unscaled latents (B,4,h,w) of one reverse step, and the exact decoder's probabilities
@@ -319,6 +320,11 @@ def cores(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _glibc(function: str) -> Any:
+    """A function of the C library; None where it has none of this name."""
+    return getattr(ctypes.CDLL(None), function, None) if os.name == "posix" else None
+
+
 def keep_freed_memory(most: int) -> None:
     """Let freed memory wait for the next operation.
 
@@ -329,18 +335,13 @@ def keep_freed_memory(most: int) -> None:
     Args:
         most: Size of the largest block that is kept, in bytes; of all together up to 8 times that.
     """
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if set_option is not None:
-        for option, value in (
-            (M_ARENA_MAX, 1),
-            (M_MMAP_THRESHOLD, most),
-            (M_TRIM_THRESHOLD, 8 * most),
-        ):
-            set_option(option, value)
+    if (set_option := _glibc("mallopt")) is not None:
+        set_option(M_ARENA_MAX, 1)
+        set_option(M_MMAP_THRESHOLD, most)
+        set_option(M_TRIM_THRESHOLD, 8 * most)
 
 
 def give_memory_back() -> None:
     """Let the system have what was kept for the next operation; with glibc alone."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
+    if (trim := _glibc("malloc_trim")) is not None:
         trim(0)

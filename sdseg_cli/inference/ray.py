@@ -111,7 +111,7 @@ class _Actor:
 def actor_shares(
     nodes: Sequence[Mapping[str, float]], workers: int | None, device: str
 ) -> tuple[int, dict[str, float]]:
-    """How many actors, and what each takes of the cluster.
+    """How many actors, and how much of the cluster each takes.
 
     Args:
         nodes: Of each machine Ray's names -> amounts.
