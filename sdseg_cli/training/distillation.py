@@ -68,7 +68,8 @@ def mixed(prepared: Masks) -> Masks:
         real = torch.rand(count, generator=generator) < REAL_SHARE
         masks = procedural(count, generator)
         if real.any():
-            masks[real] = prepared(int(real.sum()), generator)
+            found = prepared(int(real.sum()), generator)
+            masks[real] = F.interpolate(found, size=(SIDE, SIDE), mode="nearest")
         return masks
 
     return some

@@ -34,7 +34,7 @@ from sdseg_cli.training import calibration
 from sdseg_cli.training.batches import open_split
 from sdseg_cli.training.calibration import calibrate, measure, measure_run, work_in_validations
 from sdseg_cli.training.distillation import adapted
-from tests.conftest import Workspace, rated
+from tests.conftest import PLANE, Workspace, rated
 
 SIZES = PRESETS["tiny"].model.autoencoder
 CPU = torch.device("cpu")
@@ -85,7 +85,7 @@ def test_measuring_compares_the_dice_of_both_decoders(tiny_run: Workspace) -> No
     found = measure(model, constant(9.0), slices, chosen, step=3, batch_size=1)
     assert found.step == 3
     assert found.slices == 1
-    assert found.fast_dice == pytest.approx(2 * n / (n + 256 * 256))
+    assert found.fast_dice == pytest.approx(2 * n / (n + PLANE * PLANE))
     assert found.exact_dice != found.fast_dice
     assert model.mask_decoder is None
 

@@ -84,7 +84,6 @@ def test_prepared_masks_are_those_of_training_cases_flipped(
     tiny_set: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distillation, "REAL_SHARE", 1.0)
-    monkeypatch.setattr(distillation, "SIDE", 256)
     slices = open_split(tiny_set.manifest, "train")
     known = slices.batch(slices.with_foreground).foreground
     drawn = prepared_masks(tiny_set.manifest)(6, seeded_generator("test", 0))[:, 0] > 0
