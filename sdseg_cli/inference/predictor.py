@@ -8,12 +8,10 @@ neither batch size nor neighbours.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -265,14 +263,14 @@ class Predictor:
 
     def _squares(self, stack: SliceStack) -> Generator[tuple[int, NDArray[np.float32]]]:
         """Number of the first slice and pixels, batch by batch, each made during the one before."""
-        size = self._inference.batch_size
-        spans = list(pairwise([*range(0, len(stack), size), len(stack)]))
+        size, count = self.batch_size, len(stack)
         with ThreadPoolExecutor(1) as maker:
-            ahead = deque(maker.submit(stack.pixels, *span) for span in spans[:1])
-            for (start, _), after in zip(spans, [*spans[1:], None], strict=True):
-                if after is not None:
-                    ahead.append(maker.submit(stack.pixels, *after))
-                yield start, ahead.popleft().result()
+            ahead = maker.submit(stack.pixels, 0, min(size, count))
+            for start in range(0, count, size):
+                pixels, after = ahead.result(), start + size
+                if after < count:
+                    ahead = maker.submit(stack.pixels, after, min(after + size, count))
+                yield start, pixels
 
     def predict(
         self,
