@@ -2,8 +2,8 @@
 
     python -m benchmarks.air --dataset openkbp --run openkbp/tiny
 
-Of every case of a prepared CT set: slices without a body (`imaging.body.shows_body`), foreground in
-their reference, and, with --run, what the run finds in them when they are computed all the same.
+Of every case of a prepared CT set: slices without a body (`imaging.slices.shows_body`), foreground
+in their reference, and, with --run, what the run finds in them when they are computed all the same.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ import numpy as np
 from sdseg_cli.core.config import THRESHOLD, SampleConfig
 from sdseg_cli.data.manifest import Manifest, open_array
 from sdseg_cli.imaging.slices import shows_body
-from sdseg_cli.inference.engine import Inference
+from sdseg_cli.inference.engine import Inference, predict_planes
 from sdseg_cli.inference.predictor import Predictor
-from sdseg_cli.inference.sampling import predict_planes
 from sdseg_cli.runs.run_folder import find_run
 
 

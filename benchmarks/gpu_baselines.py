@@ -19,8 +19,7 @@ from benchmarks.results import Results, Row, seconds_per_call
 from sdseg_cli.core.config import SDSEG, RunConfig, models
 from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.core.presets import for_network, preset
-from sdseg_cli.inference.engine import Inference, optimize_for_inference
-from sdseg_cli.inference.sampling import predict_planes
+from sdseg_cli.inference.engine import Inference, optimize_for_inference, predict_planes
 from sdseg_cli.model.arithmetic import gflop
 from sdseg_cli.model.baselines import build_model
 from sdseg_cli.model.interface import SliceModel

@@ -32,7 +32,7 @@ from benchmarks.results import Results, Row, machine, seconds
 from sdseg_cli.core.config import THRESHOLD
 from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.data.manifest import Manifest
-from sdseg_cli.inference.sampling import shifted
+from sdseg_cli.inference.engine import shifted
 from sdseg_cli.metrics.mask_metrics import MaskPair, dice
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.interface import as_three_channels

@@ -42,9 +42,8 @@ from sdseg_cli.core.presets import for_network, preset
 from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.evaluation.evaluate import evaluate
 from sdseg_cli.evaluation.evaluation_split import SplitOptions
-from sdseg_cli.inference.engine import Inference
+from sdseg_cli.inference.engine import Inference, predict_planes
 from sdseg_cli.inference.predictor import Predictor
-from sdseg_cli.inference.sampling import predict_planes
 from sdseg_cli.model.arithmetic import gflop
 from sdseg_cli.model.runtime import choose_device
 from sdseg_cli.model.store import WeightStore

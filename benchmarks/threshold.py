@@ -26,7 +26,7 @@ from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.evaluation.evaluate import evaluate
 from sdseg_cli.evaluation.evaluation_split import SplitOptions
 from sdseg_cli.inference.decoders import choose_decoder
-from sdseg_cli.inference.sampling import decoded_by
+from sdseg_cli.inference.engine import decoded_by
 from sdseg_cli.model.distributed import Ranks
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.runs.checkpoint import Checkpoint

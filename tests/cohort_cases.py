@@ -12,7 +12,7 @@ import pytest
 
 from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.imaging.io.files import read_image, write_mask
-from sdseg_cli.inference.cohort_scan import Task
+from sdseg_cli.inference.cohort import Task
 from sdseg_cli.inference.options import OutputPaths, PredictOptions
 from sdseg_cli.inference.predict import PredictReport
 
@@ -50,8 +50,8 @@ class StandIn:
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     made = StandIn()
-    monkeypatch.setattr("sdseg_cli.inference.cohort_scan.load_predictor", made.load)
-    monkeypatch.setattr("sdseg_cli.inference.cohort_scan.predict_file", made.predict)
+    monkeypatch.setattr("sdseg_cli.inference.cohort.load_predictor", made.load)
+    monkeypatch.setattr("sdseg_cli.inference.cohort.predict_file", made.predict)
     return made
 
 

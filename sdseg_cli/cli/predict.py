@@ -288,8 +288,15 @@ def _predict_cohort(
     resumes = not named and Ledger(folder).model() is not None
     trained = folder if resumes else request.model()  # found before torch takes its seconds
 
-    from sdseg_cli.inference.cohort import Shard, leave_together, predict_cohort, take_own_gpu
-    from sdseg_cli.inference.cohort_scan import Task, model_of_before, trained_config
+    from sdseg_cli.inference.cohort import (
+        Shard,
+        Task,
+        leave_together,
+        model_of_before,
+        predict_cohort,
+        take_own_gpu,
+        trained_config,
+    )
     from sdseg_cli.model.distributed import ranks_of
     from sdseg_cli.runs.run_folder import RunDir
 
@@ -298,6 +305,11 @@ def _predict_cohort(
         output.say(f"going on with {trained}, which the masks in {folder} are made with")
     for suffix, count in sorted(found.passed_over.items()):
         output.say(f"passed over {count} of {suffix}, which is no kind of scan this tool reads")
+    if found.labels:
+        output.say(
+            f"passed over {len(found.labels)} named as label maps that lie beside a scan, such as "
+            f"{found.labels[0]}; a list of files can name them"
+        )
     if found.channels == 1:
         output.say("scans are named as nnU-Net names them: masks are called without _0000")
     elif found.channels:

@@ -51,7 +51,7 @@ def prepare(
         warm_up("sdseg_cli.data.prepared")
     from sdseg_cli.data.prepare import PrepareOptions
     from sdseg_cli.data.prepare import prepare as run_prepare
-    from sdseg_cli.runs.replacing_sets import replaced
+    from sdseg_cli.runs.run_folder import replaced
 
     options = PrepareOptions(
         dataset=dataset,

@@ -10,12 +10,12 @@ from sdseg_cli.cli.console import Output
 from sdseg_cli.cli.options import WEAK_DICE, number, workspace
 
 if TYPE_CHECKING:
-    from sdseg_cli.runs.listing import RunSummary
+    from sdseg_cli.runs.run_folder import RunSummary
 
 
 def runs(as_json: opt.Json = False, quiet: opt.Quiet = False, debug: opt.Debug = False) -> None:
     """List the runs of the workspace, the newest first."""
-    from sdseg_cli.runs.listing import list_runs
+    from sdseg_cli.runs.run_folder import list_runs
 
     found = list_runs(workspace())
     folder, now = workspace() / "runs", datetime.now(UTC)

@@ -21,7 +21,9 @@ PICTURE_SUFFIXES = (".png", *JPEG_SUFFIXES, ".tif", ".tiff", ".bmp")
 PACKAGE_FILE = "sdseg.json"
 """The description of an inference package."""
 LEDGER_FOLDER = ".ledger"
-"""In a folder of masks of many scans: a record of each."""
+"""In a folder of masks of many scans: what was done to each of them."""
+LABEL_STEM = re.compile(r"(^|.*[_\-. ])(labels?|masks?|seg|segmentation|annotation)", re.IGNORECASE)
+"""Label maps are named so: "label", "ct_seg"."""
 DICOM_SUFFIX = ".dcm"
 DICOM_SUFFIXES = (DICOM_SUFFIX, ".dicom", ".ima")
 ZIP_SUFFIX = ".zip"

@@ -39,6 +39,29 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_let_go_in_child)
 
 
+def take(descriptor: int, *, shared: bool = False, wait: bool = False) -> bool | None:
+    """Lock an open file, until it is closed.
+
+    Args:
+        descriptor: Of the file.
+        shared: Others may hold it too, if they share it as well.
+        wait: For those that hold it otherwise.
+
+    Returns:
+        False where another holds it; None where there are no locks.
+    """
+    if fcntl is None:
+        return None
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    try:
+        fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return None
+    return True
+
+
 @contextmanager
 def locked(
     path: Path,
@@ -53,7 +76,7 @@ def locked(
 
     Args:
         path: The lock's file.
-        subject: What is locked, for the one who is turned away; default the file's folder.
+        subject: What is locked, as an error names it; default the file's folder.
         busy: What its holder does.
         hint: What to do about it.
 
@@ -64,15 +87,14 @@ def locked(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _acquired(path)
-        if descriptor is None:
-            message = f"{subject or path.parent}: {holder(path)} {busy}."
-            raise RunError(message, hint)
     except OSError as error:
         _remove_empty(made)
         raise RunError(
             f"{path.parent}: cannot be written ({error.strerror or error}).",
             "Check the folder's permissions and the space left on the disk.",
         ) from error
+    if descriptor is None:
+        raise RunError(f"{subject or path.parent}: {holder(path)} {busy}.", hint)
     _HELD.add(descriptor)
     try:
         yield
@@ -87,25 +109,34 @@ def locked(
 
 def is_locked(path: Path) -> bool:
     """Whether a living process holds the lock; False where nothing can tell."""
-    if fcntl is None or not path.is_file():  # to open a pipe would wait for its writer
+    if not path.is_file():  # to open a pipe would wait for its writer
         return False
     try:
         with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+            return take(file.fileno(), shared=True) is False
     except OSError:
         return False
-    return False
+
+
+def holder(path: Path) -> str:
+    """Who holds the lock, as far as the file tells: "process 12 on host"."""
+    try:
+        owner = read_object(path)
+    except DataError:
+        return "another process"
+    pid, host = owner.get("pid"), owner.get("host")
+    known = isinstance(pid, int) and isinstance(host, str)
+    return f"process {pid} on {host}" if known else "another process"
 
 
 def _acquired(path: Path) -> int | None:
     """The descriptor that holds the lock; None where another process does."""
     for attempt in range(TRIES):
+        if attempt:
+            time.sleep(WAIT_S)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            taken = _flock(descriptor) and _is_at(path, descriptor)
-            if taken:
+            if take(descriptor) is not False and _is_at(path, descriptor):
                 owner = {"pid": os.getpid(), "host": socket.gethostname()}
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, json.dumps(owner).encode())
@@ -114,21 +145,7 @@ def _acquired(path: Path) -> int | None:
             os.close(descriptor)
             raise
         os.close(descriptor)
-        if attempt < TRIES - 1:
-            time.sleep(WAIT_S)
     return None
-
-
-def _flock(descriptor: int) -> bool:
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True  # a file system without locks
-    return True
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
@@ -137,17 +154,6 @@ def _is_at(path: Path, descriptor: int) -> bool:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
-
-
-def holder(path: Path) -> str:
-    """Who holds the lock, as far as the file tells: "process 12 on host"."""
-    try:
-        owner = read_object(path)
-        pid, host = owner.get("pid"), owner.get("host")
-    except DataError:
-        return "another process"
-    known = isinstance(pid, int) and isinstance(host, str)
-    return f"process {pid} on {host}" if known else "another process"
 
 
 def _remove_empty(folders: list[Path]) -> None:

@@ -150,7 +150,7 @@ def prepare(
         options: The defaults when absent.
         progress: Told of each case.
         on_replace: Asked what becomes of runs where a set of this name is there, see
-            `runs/replacing_sets.py`; it may refuse.
+            `runs/run_folder.py`; it may refuse.
 
     Raises:
         ConfigError: An option makes no sense; or the set in place would get other settings while

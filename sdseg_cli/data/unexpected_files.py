@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from sdseg_cli.core.filenames import (
+    LABEL_STEM,
     is_dicom_file,
     is_picture,
     leads_nowhere,
@@ -18,7 +19,6 @@ from sdseg_cli.core.filenames import (
     walked,
 )
 from sdseg_cli.core.findings import ERROR, Finding, warning
-from sdseg_cli.data.layouts.folder import LABEL_STEM
 from sdseg_cli.data.layouts.pairs import files_in, is_volume
 from sdseg_cli.data.spec import Case, DatasetSpec
 

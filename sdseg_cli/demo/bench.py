@@ -28,8 +28,14 @@ from sdseg_cli.demo.phantom import make_phantom
 from sdseg_cli.imaging.intensity import CT_WINDOW_HU, Normalisation
 from sdseg_cli.imaging.slices import SliceStack, to_stack
 from sdseg_cli.inference.decoders import choose_decoder
-from sdseg_cli.inference.engine import Inference, cores, keep_freed_memory, optimize_for_inference
-from sdseg_cli.inference.sampling import predict_planes, shifted
+from sdseg_cli.inference.engine import (
+    Inference,
+    cores,
+    keep_freed_memory,
+    optimize_for_inference,
+    predict_planes,
+    shifted,
+)
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.arithmetic import gflop, matrix_rate, seconds_of
 from sdseg_cli.model.interface import as_three_channels

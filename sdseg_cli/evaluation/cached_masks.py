@@ -26,8 +26,8 @@ from sdseg_cli.core.json_files import read_object
 from sdseg_cli.core.tables import write_json
 from sdseg_cli.imaging.io.files import read_labels, write_mask
 from sdseg_cli.imaging.io.picture import Picture
-from sdseg_cli.imaging.scans import size_and_time
 from sdseg_cli.imaging.volume import Volume
+from sdseg_cli.inference.options import made_from
 
 FORMAT_VERSION = 3
 
@@ -149,17 +149,15 @@ class CachedMasks:
     def _origin(self, scan: Volume) -> dict[str, Any]:
         if scan.source is None:
             raise ValueError("a scan without a file cannot be recognised again")
-        size, changed = size_and_time(scan.source)
-        return {
+        settings = {
             "checkpoint_sha256": self.checkpoint_sha256,
             "decoder": self.decoder,
             "device": self.device,
             "seed": self.seed,
             "sample": asdict(self.sample),
             "scan": str(scan.source.absolute()),
-            "scan_bytes": size,
-            "scan_modified_ns": changed,
         }
+        return made_from(scan.source, settings)
 
 
 def _write_planes(path: Path, planes: NDArray[np.bool_]) -> None:

@@ -15,6 +15,7 @@ from sdseg_cli.core.errors import ConfigError, DataError
 from sdseg_cli.core.filenames import (
     DICOM_SUFFIX,
     DICOM_SUFFIXES,
+    LABEL_STEM,
     LEDGER_FOLDER,
     METAIMAGE_SUFFIXES,
     NIFTI_SUFFIXES,
@@ -87,12 +88,14 @@ class FoundScans:
     Attributes:
         scans: At least one.
         passed_over: Suffix -> files of a kind that is not read, though it may be a scan's.
+        labels: Files named as label maps that lie beside a scan, and are none.
         channels: How many files of one case there are, by nnU-Net's way of naming channels; 0 where
             not all files are named so. With one, masks and cases are called without it.
     """
 
     scans: tuple[Scan, ...]
     passed_over: Mapping[str, int] = field(default_factory=dict)
+    labels: tuple[Path, ...] = ()
     channels: int = 0
 
 
@@ -184,11 +187,12 @@ def find_scans(source: Path, output: Path, others: Mapping[str, Path] | None = N
     """
     others = others or {}
     passed: Counter[str] = Counter()
+    labels: list[Path] = []
     if source.is_dir():
         if real_path(source) == real_path(output):
             raise ConfigError(f"{output}: is the scans' own folder.", "Give -o another folder.")
         written = {real_path(path) for path in (output, *others.values())}
-        base, paths = source, list(_walked(source, written, passed))
+        base, paths = source, list(_walked(source, written, passed, labels))
     else:
         base, paths = source.parent, list(dict.fromkeys(_listed(source)))
     if not paths:
@@ -211,7 +215,7 @@ def find_scans(source: Path, output: Path, others: Mapping[str, Path] | None = N
     _refuse_clashes(scans, output, others)
     if source.is_dir() and not (output / LEDGER_FOLDER).exists():
         _refuse_strangers(scans, source, output, others)
-    return FoundScans(tuple(scans), dict(passed), channels)
+    return FoundScans(tuple(scans), dict(passed), tuple(labels), channels)
 
 
 def _channels(places: Iterable[tuple[Path, Path]]) -> int:
@@ -236,8 +240,13 @@ def _without_channel(place: Path) -> Path:
     return place.with_name(f"{stem_of(place)[:-5]}{place.name[len(stem_of(place)) :]}")
 
 
-def _walked(root: Path, written: set[Path], passed: Counter[str]) -> Iterator[Path]:
-    """Every scan below a folder; a folder with DICOM images is one scan."""
+def _walked(
+    root: Path, written: set[Path], passed: Counter[str], labels: list[Path]
+) -> Iterator[Path]:
+    """Every scan below a folder; a folder with DICOM images is one scan.
+
+    Other kinds of files are counted in `passed`, label maps beside a scan are added to `labels`.
+    """
 
     def enter(folder: Path) -> bool:
         if (folder / LEDGER_FOLDER).is_dir():  # masks of another cohort
@@ -246,7 +255,12 @@ def _walked(root: Path, written: set[Path], passed: Counter[str]) -> Iterator[Pa
 
     for folder, files in walked(root, enter):
         scans = [path for path in files if _is_called_scan(path)]
-        yield from scans
+        named = [path for path in scans if LABEL_STEM.fullmatch(stem_of(path))]
+        if len(named) < len(scans):
+            labels += named
+            yield from (path for path in scans if path not in named)
+        else:
+            yield from scans
         others = [path for path in files if not _is_called_scan(path)]
         slices = [path for path in others if _may_be_slice(path, alone=not scans)]
         if any(map(_shows_something, slices)):

@@ -1,5 +1,8 @@
 """Slices of any number -> probabilities, as fast as a device allows and free of how it was shared.
 
+`predict_planes` samples a batch, for prediction and validation alike; `Inference` shares any number
+of slices among batches and cores.
+
 On a CPU each slice has one core: the networks' operations are small, and shared among cores they
 mostly wait for each other. Convolution kernels also round a slice differently in different company
 and among different numbers of cores, so that this is the only way to a result free of both.
@@ -12,15 +15,19 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from sdseg_cli.core.config import SampleConfig
+from sdseg_cli.core.config import THRESHOLD, SampleConfig
 from sdseg_cli.core.errors import ConfigError, RunError
 from sdseg_cli.model.interface import SliceModel
+from sdseg_cli.model.mask_decoder import MaskDecoder
 from sdseg_cli.model.runtime import ran_out_of_memory
+from sdseg_cli.model.sdseg import SDSeg
 from sdseg_cli.model.winograd import use_winograd
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
@@ -37,8 +44,128 @@ networks together: 414 MB a slice of the `sd` preset.
 """
 NAMED_AT_MOST = 5
 """So many slices without an answer are spelled out in a message."""
-Compute = Callable[..., torch.Tensor]
-"""`sampling.predict_planes` or `predict_draws`."""
+Compute = Callable[..., Tensor]
+"""`predict_planes` or `predict_draws`."""
+
+_FLIP_AXIS = {"h": -1, "v": -2}
+
+
+@torch.inference_mode()
+def predict_planes(
+    model: SliceModel, pixels: Tensor, slices: Sequence[int], *, seed: int, sample: SampleConfig
+) -> Tensor:
+    """The mean of all draws of the noise.
+
+    Args:
+        model: In eval mode, on the device that computes.
+        pixels: (B,H,W), of pictures (B,3,H,W), float32 in [-1,1].
+        slices: B numbers; with the seed they name each slice's own noise.
+        seed: Of all noise.
+        sample: Reverse steps, and how many draws of the noise and which flips are averaged.
+
+    Returns:
+        (B,H,W) float32 in [0,1], on the CPU.
+    """
+    total = torch.zeros((len(pixels), *pixels.shape[-2:]), device=model.device)
+    for probability in draws(model, pixels, slices, seed=seed, sample=sample):
+        total += probability
+    return (total / sample.samples).cpu()
+
+
+@torch.inference_mode()
+def predict_draws(
+    model: SliceModel, pixels: Tensor, slices: Sequence[int], *, seed: int, sample: SampleConfig
+) -> Tensor:
+    """The draws whose mean `predict_planes` is: (B,K,H,W) float32 in [0,1], on the CPU."""
+    each = draws(model, pixels, slices, seed=seed, sample=sample)
+    return torch.stack([probability.cpu() for probability in each], dim=1)
+
+
+def draws(
+    model: SliceModel, pixels: Tensor, slices: Sequence[int], *, seed: int, sample: SampleConfig
+) -> Iterator[Tensor]:
+    """One probability for each draw of the noise; the image is encoded once for all of them.
+
+    For the arguments see `predict_planes`.
+
+    Returns:
+        `sample.samples` times (B,H,W) float32 in [0,1], on the device that computes.
+
+    Raises:
+        ConfigError: More steps or draws of noise than one, of a baseline, which answers at once.
+    """
+
+    def answers(seen: Tensor) -> Iterator[Tensor]:
+        drawn = model.probabilities(seen, slices, seed=seed, sample=sample)
+        return (shifted(probability, model.threshold) for probability in drawn)
+
+    return flip_average(answers, pixels, sample.flips)
+
+
+def shifted(probability: Tensor, threshold: float) -> Tensor:
+    """Probabilities whose odds are divided by those of the threshold: it comes to lie at 0.5, 0 and
+    1 stay where they are, and so does the order.
+    """
+    if threshold == THRESHOLD:
+        return probability
+    above, below = probability * (1 - threshold), (1 - probability) * threshold
+    return above / (above + below)
+
+
+@contextmanager
+def decoded_by(model: SliceModel, decoder: MaskDecoder | None) -> Iterator[None]:
+    """Within the block `model` draws masks by this decoder, on its device; None: the exact one."""
+    before, model.mask_decoder = model.mask_decoder, decoder
+    try:
+        yield
+    finally:
+        model.mask_decoder = before
+
+
+@torch.inference_mode()
+def predict_latents(
+    model: SDSeg, pixels: Tensor, slices: Sequence[int], *, seed: int
+) -> tuple[Tensor, Tensor]:
+    """The fast decoder's inputs, and what it should draw of them.
+
+    For the arguments see `predict_planes`.
+
+    Returns:
+        The unscaled latents (B,4,h,w) of one reverse step, and the exact decoder's probabilities
+        (B,H,W), both on the model's device.
+    """
+    latents: list[Tensor] = []
+
+    def look(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        latents.append(arguments[0])
+
+    on_step = model.autoencoder.post_quant_conv.register_forward_pre_hook(look)
+    try:
+        with decoded_by(model, None):
+            (drawn,) = model.probabilities(pixels, slices, seed=seed, sample=SampleConfig())
+    finally:
+        on_step.remove()
+    return latents[0].float(), drawn
+
+
+def flip_average(
+    predict: Callable[[Tensor], Iterator[Tensor]], pixels: Tensor, flips: str
+) -> Iterator[Tensor]:
+    """Test-time augmentation: the mean over planes and their flips, each answer flipped back.
+
+    Args:
+        predict: Gives one or more answers (B,H,W) for pixels as below.
+        pixels: (B,H,W) or (B,3,H,W).
+        flips: Letters of `SampleConfig.flips`.
+
+    Yields:
+        (B,H,W), as often as `predict` answers.
+    """
+    allowed = {_FLIP_AXIS[letter] for letter in flips}
+    ways = [axes for axes in ((), (-1,), (-2,), (-2, -1)) if allowed.issuperset(axes)]
+    for answers in zip(*(predict(pixels.flip(axes)) for axes in ways), strict=True):
+        back = [answer.flip(axes) for answer, axes in zip(answers, ways, strict=True)]
+        yield torch.stack(back).mean(dim=0)
 
 
 def optimize_for_inference(model: SliceModel) -> None:
@@ -93,10 +220,10 @@ class Inference:
         seed: int,
         sample: SampleConfig,
     ) -> NDArray[np.float32]:
-        """What `compute` says of each slice.
+        """The answers of `compute`, slice by slice.
 
         Args:
-            compute: As `sampling.predict_planes`.
+            compute: As `predict_planes`.
             pixels: (n,H,W) or (n,3,H,W) float32 in [-1,1], n >= 1.
             slices: Their n numbers.
             seed: Of all noise.
@@ -193,6 +320,11 @@ def cores(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _glibc(function: str) -> Any:
+    """A function of the C library; None where it has none of this name."""
+    return getattr(ctypes.CDLL(None), function, None) if os.name == "posix" else None
+
+
 def keep_freed_memory(most: int) -> None:
     """Let freed memory wait for the next operation.
 
@@ -203,18 +335,13 @@ def keep_freed_memory(most: int) -> None:
     Args:
         most: Size of the largest block that is kept, in bytes; of all together up to 8 times that.
     """
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if set_option is not None:
-        for option, value in (
-            (M_ARENA_MAX, 1),
-            (M_MMAP_THRESHOLD, most),
-            (M_TRIM_THRESHOLD, 8 * most),
-        ):
-            set_option(option, value)
+    if (set_option := _glibc("mallopt")) is not None:
+        set_option(M_ARENA_MAX, 1)
+        set_option(M_MMAP_THRESHOLD, most)
+        set_option(M_TRIM_THRESHOLD, 8 * most)
 
 
 def give_memory_back() -> None:
     """Let the system have what was kept for the next operation; with glibc alone."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
+    if (trim := _glibc("malloc_trim")) is not None:
         trim(0)

@@ -15,7 +15,7 @@ import math
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
@@ -25,12 +25,8 @@ from sdseg_cli.core.filenames import LEDGER_FOLDER, as_path, is_there, natural_k
 from sdseg_cli.core.files import LEFT_AFTER_S, is_leftover_of, stands_for
 from sdseg_cli.core.findings import Finding
 from sdseg_cli.core.json_files import read_object
+from sdseg_cli.core.locks import take
 from sdseg_cli.core.tables import write_csv, write_json
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 COLUMNS = (
     "case", "input", "output", "status", "seconds", "slices", "foreground_voxels", "sha256",
@@ -152,9 +148,13 @@ class Ledger:
             ConfigError: It gave way.
             RunError: The disk refused.
         """
-        with self._opened("table.lock") as lock:
-            _lock(lock, shared=False)
-            before = self._model_or_none(named)
+        with self._table_locked():
+            try:
+                before = self.model()
+            except ConfigError:
+                if not named:
+                    raise
+                before = None
             if before is not None and before != model and not named:
                 raise ConfigError(
                     f"{self.output}: another process began it with {before.model}.",
@@ -163,14 +163,6 @@ class Ledger:
             if before != model:
                 write_json(self._model, asdict(model))
             return before is None
-
-    def _model_or_none(self, named: bool) -> Model | None:
-        try:
-            return self.model()
-        except ConfigError:
-            if not named:
-                raise
-            return None
 
     def forget_model(self) -> None:
         """Drop the record of a model that could do nothing."""
@@ -212,8 +204,7 @@ class Ledger:
         started = time.monotonic()
         if not at_once and started - self._written_s < self._cost_s / TABLE_SHARE:
             return
-        with self._opened("table.lock") as lock:
-            _lock(lock, shared=False)
+        with self._table_locked():
             rows = ({name: getattr(row, name) for name in COLUMNS} for row in self.rows())
             write_csv(self.table, COLUMNS, rows)
         self._written_s = time.monotonic()
@@ -234,11 +225,17 @@ class Ledger:
         """
         with self._opened("in-use.lock") as lock:
             self._tidy(lock, outputs)
-            _lock(lock, shared=True)
+            take(lock.fileno(), shared=True, wait=True)
             try:
                 yield
             finally:
                 self._tidy(lock, outputs)
+
+    @contextmanager
+    def _table_locked(self) -> Iterator[None]:
+        with self._opened("table.lock") as lock:
+            take(lock.fileno(), wait=True)
+            yield
 
     def _opened(self, name: str) -> IO[str]:
         try:
@@ -251,13 +248,12 @@ class Ledger:
             ) from error
 
     def _tidy(self, lock: IO[str], outputs: Collection[Path]) -> None:
-        if not _alone(lock):
+        if not take(lock.fileno()):  # others work here, or nothing can tell
             return
-        wanted = {self.table, *outputs}
         os.utime(lock.fileno())  # now, by the clock that dates the files
         old = os.fstat(lock.fileno()).st_mtime - LEFT_AFTER_S
         names: dict[Path, set[str]] = {self._records: set()}
-        for path in wanted:
+        for path in (self.table, *outputs):
             names.setdefault(path.parent, set()).add(path.name)
         for folder, ours in names.items():
             for path in folder.glob(".*.part.*"):
@@ -275,31 +271,27 @@ class Ledger:
 def _read(path: Path) -> Row | None:
     """A row; None where there is none, or it is damaged or of another version."""
     try:
-        values = read_object(path, largest=_LARGEST)
-        return Row(**values) if _is_row(values) else None
+        row = Row(**read_object(path, largest=_LARGEST))
+        return row if _is_whole(row) else None
     except (DataError, TypeError, OverflowError):
         return None
 
 
-def _is_row(values: object) -> bool:
-    """Whether values are those of a row: what follows relies on it."""
-    if not isinstance(values, dict):
-        return False
-    texts = ("case", "input", "output", "sha256", "error", "decoder")
-    numbers = ("slices", "foreground_voxels")
-    beside, warnings = values.get("beside", {}), values.get("warnings", [])
-    seconds = values.get("seconds", 0.0)
+def _is_whole(row: Row) -> bool:
+    """Whether all values of a row that was read are of its types: what follows relies on it."""
+    texts = (row.case, row.input, row.output, row.sha256, row.error, row.decoder)
+    counts = (one for one in (row.slices, row.foreground_voxels) if one is not None)
     return (
-        all(isinstance(values.get(name, ""), str) for name in texts)
-        and values.get("status") in (DONE, FAILED)
-        and isinstance(seconds, int | float)
-        and math.isfinite(seconds)
-        and all(values.get(name) is None or _is_count(values[name]) for name in numbers)
-        and isinstance(values.get("made_from", {}), dict)
-        and isinstance(beside, dict)
-        and all(_is_count(size) for size in beside.values())
-        and isinstance(warnings, list)
-        and all(_is_finding(warning) for warning in warnings)
+        all(isinstance(text, str) for text in texts)
+        and row.status in (DONE, FAILED)
+        and isinstance(row.seconds, int | float)
+        and math.isfinite(row.seconds)
+        and all(map(_is_count, counts))
+        and isinstance(row.made_from, dict)
+        and isinstance(row.beside, dict)
+        and all(map(_is_count, row.beside.values()))
+        and isinstance(row.warnings, list)
+        and all(map(_is_finding, row.warnings))
     )
 
 
@@ -308,10 +300,9 @@ def _is_count(value: object) -> bool:
 
 
 def _is_finding(value: object) -> bool:
-    names = {one.name for one in fields(Finding)}
     return (
         isinstance(value, dict)
-        and set(value) == names
+        and value.keys() == {one.name for one in fields(Finding)}
         and all(isinstance(text, str) for text in value.values())
     )
 
@@ -322,21 +313,3 @@ def _state(path: Path) -> os.stat_result | None:
         return path.stat()
     except OSError:
         return None
-
-
-def _lock(file: IO[str], *, shared: bool) -> None:
-    """Wait for a lock, where the file system has locks."""
-    if fcntl is not None:
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-
-
-def _alone(file: IO[str]) -> bool:
-    """Whether no other process holds the lock; False where nothing can tell."""
-    if fcntl is None:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

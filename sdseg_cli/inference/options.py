@@ -1,13 +1,13 @@
-"""What a prediction is asked: how the model is loaded, how scans are predicted, which files are
-written. Nothing here imports torch.
+"""Options of a prediction: how the model is loaded, how scans are predicted, which files are
+written; and what a mask depends on. No torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.errors import ConfigError, DataError
@@ -17,11 +17,31 @@ from sdseg_cli.imaging.io import dicom
 from sdseg_cli.imaging.io.files import check_mask_writable, check_writable
 from sdseg_cli.imaging.io.picture import Picture
 from sdseg_cli.imaging.postprocess import PostProcess
-from sdseg_cli.imaging.scans import Scan
+from sdseg_cli.imaging.scans import Scan, size_and_time
 from sdseg_cli.imaging.volume import Volume
 
 DEFAULT_RUNS, MOST_RUNS = 5, 100
 """Noise draws that are compared; those of one batch are held at once."""
+
+Value = TypeVar("Value")
+
+
+def made_from(scan: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a mask depends on, as it is recorded beside it: while this is equal, so is the mask.
+
+    Args:
+        scan: The file or series.
+        settings: Weights, decoder and options, or a hash of them.
+
+    Raises:
+        OSError: The scan is gone, or a folder of it cannot be searched.
+    """
+    size, changed_ns = size_and_time(scan)
+    return {**settings, "scan_bytes": size, "scan_modified_ns": changed_ns}
+
+
+def _given(values: Mapping[str, Value | None]) -> dict[str, Value]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -36,9 +56,8 @@ class PredictorOptions:
     compiled: bool = False
 
     def key(self) -> dict[str, Any]:
-        """What of it decides what a mask is: all but what changes speed and memory alone."""
-        values = {"decoder": self.decoder, "crop": self.crop, "compiled": self.compiled}
-        return {name: value for name, value in values.items() if value is not None}
+        """The options that decide a mask: all but those that change speed and memory alone."""
+        return _given({"decoder": self.decoder, "crop": self.crop, "compiled": self.compiled})
 
 
 @dataclass(frozen=True)
@@ -58,8 +77,8 @@ class PredictOptions:
     compares nothing, or five where an uncertainty is asked for."""
 
     def key(self) -> dict[str, Any]:
-        """What a mask depends on: all of it that is given."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """The options that decide a mask: all that are given."""
+        return _given(asdict(self))
 
     def number_of_runs(self, uncertainty: Path | None) -> int | None:
         """How many noise draws are compared; None where nothing asks for it.
@@ -104,17 +123,18 @@ class OutputPaths:
 
     @property
     def beside(self) -> dict[str, Path]:
-        """What is written besides the mask, by option."""
-        wanted = {
-            "probability": self.probability,
-            "uncertainty": self.uncertainty,
-            "preview": self.preview,
-        }
-        return {option: path for option, path in wanted.items() if path is not None}
+        """The files besides the mask, by option."""
+        return _given(
+            {
+                "probability": self.probability,
+                "uncertainty": self.uncertainty,
+                "preview": self.preview,
+            }
+        )
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Everything that is written."""
+        """All paths that are written."""
         return (self.mask, *self.beside.values())
 
     def of(self, scan: Scan) -> OutputPaths:
@@ -123,14 +143,8 @@ class OutputPaths:
 
     def each(self, change: Callable[[str, Path], Path]) -> OutputPaths:
         """The same with each path changed, by its option."""
-        beside = {option: change(option, path) for option, path in self.beside.items()}
-        return OutputPaths(
-            change("mask", self.mask),
-            beside.get("probability"),
-            self.probability_dtype,
-            beside.get("uncertainty"),
-            beside.get("preview"),
-        )
+        beside: dict[str, Any] = {name: change(name, path) for name, path in self.beside.items()}
+        return replace(self, mask=change("mask", self.mask), **beside)
 
     def check_names(self, scan: Path) -> None:
         """Refuse what cannot be written, before the scan is read.
@@ -147,7 +161,7 @@ class OutputPaths:
         if self.preview is not None:
             _check_preview(self.preview)
         taken: dict[Path, str] = {}
-        for option, path in self.named.items():
+        for option, path in _given({**self._maps, "--preview": self.preview}).items():
             if path.exists() and scan.exists() and path.samefile(scan):
                 raise ConfigError(f"{path}: is the scan itself.", "Give each output another name.")
             first = taken.setdefault(real_path(path), option)
@@ -176,20 +190,11 @@ class OutputPaths:
             )
 
     @property
-    def named(self) -> dict[str, Path]:
-        """Every file that is asked for, by its option."""
-        wanted = {**self._maps, "--preview": self.preview}
-        return {option: path for option, path in wanted.items() if path is not None}
-
-    @property
     def _maps(self) -> dict[str, Path]:
         """Those that lie on the scan's grid."""
-        wanted = {
-            "mask": self.mask,
-            "--prob": self.probability,
-            "--uncertainty": self.uncertainty,
-        }
-        return {option: path for option, path in wanted.items() if path is not None}
+        return _given(
+            {"mask": self.mask, "--prob": self.probability, "--uncertainty": self.uncertainty}
+        )
 
 
 def require_dtype(name: str) -> None:

@@ -1,9 +1,15 @@
-"""One scan file -> its mask file, and on request what else is known: what `sdseg predict` does."""
+"""One scan file -> its mask file, and on request what else is known: what `sdseg predict` does.
+
+The scan is held at its stored type, with one byte per voxel for each map that is asked for;
+besides, as much as a batch takes, and what some formats' writers copy. Nothing else grows with the
+scan, so its header says whether it fits.
+"""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,9 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdseg_cli.core.config import SampleConfig
-from sdseg_cli.core.filenames import is_picture
+from sdseg_cli.core.errors import RunError
+from sdseg_cli.core.filenames import NIFTI_SUFFIXES, is_picture, suffix_of
 from sdseg_cli.core.files import replacing
 from sdseg_cli.core.findings import WARNING, Finding
+from sdseg_cli.core.processes import available_bytes, largest_that_fits
 from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.data.checks import check_grid, check_scan
 from sdseg_cli.imaging.intensity import Limits, Normalisation
@@ -24,10 +32,9 @@ from sdseg_cli.imaging.io.picture import Picture
 from sdseg_cli.imaging.measure import measure_grid, measure_scan
 from sdseg_cli.imaging.postprocess import PostProcess
 from sdseg_cli.imaging.slices import SliceTransform
-from sdseg_cli.imaging.volume import Volume
+from sdseg_cli.imaging.volume import Geometry, Planes, Volume
 from sdseg_cli.inference.engine import give_memory_back
 from sdseg_cli.inference.options import OutputPaths, PredictOptions, drawn_often
-from sdseg_cli.inference.predict_memory import MemoryGuard
 from sdseg_cli.inference.predictor import Predictor
 from sdseg_cli.metrics.agreement import Agreement, Tally, disagreement
 
@@ -51,10 +58,16 @@ _FIXES = {
 }
 """What to do about an odd scan that is predicted all the same."""
 
+PREVIEW_BYTES = 150_000_000
+"""Drawing: its library, and twelve slices of a large scan."""
+SLICE_BYTES_PER_PIXEL = 24
+"""A slice on its way to the model's plane and back, most of it float32."""
+GB = 1e9
+
 
 @dataclass(frozen=True)
 class PredictReport:
-    """What `predict_file` wrote."""
+    """The files that `predict_file` wrote, and what is in them."""
 
     outputs: OutputPaths
     run: Path
@@ -107,8 +120,8 @@ def predict_file(
         outputs: What to write, on the scan's grid; folders are made, an old file is replaced only
             by a complete one.
         predictor: The trained run.
-        options: How.
-        progress: Told after each batch.
+        options: How it is predicted.
+        progress: Called after each batch.
 
     Raises:
         DataError: The scan cannot be read, or is none of the kind the run was trained on.
@@ -241,7 +254,7 @@ def _compare(maps: OutputArrays, batches: Batches, runs: int) -> Agreement:
 
 
 def check_volume(volume: Volume, normalisation: Normalisation) -> tuple[Finding, ...]:
-    """What is odd about a scan that is to be predicted: nothing here stops the prediction.
+    """Warnings about a scan that is to be predicted: nothing here stops the prediction.
 
     Args:
         volume: The scan.
@@ -257,3 +270,116 @@ def check_volume(volume: Volume, normalisation: Normalisation) -> tuple[Finding,
     return tuple(
         replace(one, level=WARNING, fix=_FIXES.get(one.code, _OTHER_SCANS)) for one in found
     )
+
+
+@dataclass(frozen=True)
+class Need:
+    """Memory that one prediction takes, in bytes, besides what the process has taken before it."""
+
+    scan: int
+    mask: int
+    probability: int
+    uncertainty: int
+    copies: int
+    """Of a map, while it is written."""
+    preview: int
+    batch: int
+    """Of slices: their pixels, what the networks hold at once, and the answers."""
+
+    @property
+    def total(self) -> int:
+        """All of it: the most at any one time, or a little more."""
+        return sum(asdict(self).values())
+
+    def __str__(self) -> str:
+        parts = (f"{name} {value / GB:.2f}" for name, value in asdict(self).items() if value)
+        return ", ".join(parts)
+
+
+def need_of(
+    outputs: OutputPaths, geometry: Geometry, voxel_bytes: int, batch_bytes: int, draws: int = 1
+) -> Need:
+    """Memory that a prediction takes; see `MemoryGuard` for the arguments."""
+    voxels, side = math.prod(geometry.shape), max(Planes.of(geometry).shape)
+    share = np.dtype(outputs.probability_dtype).itemsize
+    others = [path for path in (outputs.probability, outputs.uncertainty) if path is not None]
+    copied = [_copied_bytes(outputs.mask, 1), *(_copied_bytes(path, 4) for path in others)]
+    return Need(
+        scan=voxels * voxel_bytes,
+        mask=voxels,
+        probability=voxels * share * (outputs.probability is not None),
+        uncertainty=voxels * (outputs.uncertainty is not None),
+        copies=voxels * max(copied),
+        preview=PREVIEW_BYTES * (outputs.preview is not None),
+        batch=batch_bytes + side**2 * (SLICE_BYTES_PER_PIXEL + 2 * draws),
+    )
+
+
+def _copied_bytes(path: Path, held: int) -> int:
+    """Per voxel: NIfTI is written plane by plane, the other formats' libraries hold what they write
+    (and probabilities as float32, for these formats know no slope).
+    """
+    return 0 if suffix_of(path) in NIFTI_SUFFIXES else held
+
+
+def advice(savings: Mapping[str, int], short: int) -> str:
+    """What to do where `short` bytes are missing, of options in the order of preference -> bytes
+    that each saves.
+    """
+    enough = [[option] for option, saved in savings.items() if saved >= short]
+    together = [option for option, saved in savings.items() if saved > 0]
+    if "no --prob" in together and "--prob-dtype uint8" in together:
+        together.remove("--prob-dtype uint8")
+    if sum(savings[option] for option in together) >= short:
+        enough.append(together)
+    if not enough:
+        return "No option makes it fit: end other programs, or take a machine with more memory."
+    return f"It fits with {' and '.join(enough[0])}."
+
+
+@dataclass(frozen=True)
+class MemoryGuard:
+    """Refuses a scan that does not fit; an `OnHeader`.
+
+    Attributes:
+        name: Of the scan.
+        outputs: The files that are written.
+        batch_bytes: Memory of a batch, by its size; by None as it is set.
+        draws: Masks of a slice that are compared.
+        batch_size: As it is set; a scan of fewer slices has a smaller one. None: unknown.
+    """
+
+    name: str
+    outputs: OutputPaths
+    batch_bytes: Callable[[int | None], int]
+    draws: int = 1
+    batch_size: int | None = None
+
+    def __call__(self, geometry: Geometry, voxel_bytes: int) -> None:
+        """Called before the scan is read, with its geometry and bytes per stored voxel.
+
+        Raises:
+            RunError: It does not fit.
+        """
+        size = self.batch_size and min(self.batch_size, Planes.of(geometry).count)
+        set_batch = self.batch_bytes(size)
+        need = need_of(self.outputs, geometry, voxel_bytes, set_batch, self.draws)
+        free = available_bytes()
+        if need.total <= free:
+            return
+        is_float = self.outputs.probability_dtype != "uint8"
+        left = free - (need.total - set_batch)
+        smaller = max(1, largest_that_fits(self.batch_bytes, size or 1, left))
+        savings = {
+            f"--batch-size {smaller}": set_batch - self.batch_bytes(smaller),
+            "outputs in .nii.gz": need.copies,
+            "--prob-dtype uint8": need.probability * 3 // 4 if is_float else 0,
+            "no --preview": need.preview,
+            "no --uncertainty": need.uncertainty,
+            "no --prob": need.probability,
+        }
+        raise RunError(
+            f"{self.name}: predicting it takes {need.total / GB:.2f} GB of memory ({need}), "
+            f"and {free / GB:.2f} GB are free.",
+            advice(savings, need.total - free),
+        )

@@ -8,12 +8,10 @@ neither batch size nor neighbours.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +32,11 @@ from sdseg_cli.inference.engine import (
     Inference,
     compile_networks,
     optimize_for_inference,
+    predict_draws,
+    predict_planes,
     require_numbers,
 )
 from sdseg_cli.inference.options import PredictorOptions
-from sdseg_cli.inference.sampling import predict_draws, predict_planes
 from sdseg_cli.model.runtime import choose_device, to_device
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.runs.package import networks_of, read_trained
@@ -45,7 +44,7 @@ from sdseg_cli.runs.package import networks_of, read_trained
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one scan."""
+    """A model's answer for one scan."""
 
     case_id: str
     probability: NDArray[np.float32]
@@ -61,7 +60,7 @@ class Prediction:
         """
         mask = np.zeros(self.restore.planes.stored_shape, np.uint8)
         for k, plane in enumerate(self.probability):
-            place_mask(mask, self.restore, self.restore.to_native(plane, k), k, threshold)
+            self.restore.place(mask, self.restore.to_native(plane, k) > threshold, k)
         return mask
 
 
@@ -124,7 +123,7 @@ class Predictor:
                 "Export it again from its run.",
             ) from error
         if crop is not None:
-            self.crop = checked_crop(crop, pictures=self.data.get("modality") == PHOTOGRAPH)
+            self.crop = checked_crop(crop, pictures=self._of_pictures)
         self.model = networks_of(checkpoint, self.device, source=str(self.run))
         fast = choose_decoder(decoder, self.run, checkpoint, self.model, WeightStore.default())
         self.model.mask_decoder = None if fast is None else to_device(fast, self.device)
@@ -133,9 +132,13 @@ class Predictor:
         optimize_for_inference(self.model)
         if compiled:
             compile_networks(self.model)
-        ct = self.normalisation.hides_air and self.data.get("modality") != PHOTOGRAPH
-        self.skip_air = skip_air and ct
+        self.skip_air = skip_air and self.normalisation.hides_air and not self._of_pictures
         self._inference = Inference(self.model, batch_size=batch_size, threads=threads)
+
+    @property
+    def _of_pictures(self) -> bool:
+        """Whether the run was trained on pictures, not on volumes."""
+        return self.data.get("modality") == PHOTOGRAPH
 
     def stack(self, volume: Volume) -> SliceStack:
         """The scan's slices, made as those the run was trained on.
@@ -157,7 +160,7 @@ class Predictor:
         Raises:
             DataError: It is of the other kind.
         """
-        if picture != (self.data.get("modality") == PHOTOGRAPH):
+        if picture != self._of_pictures:
             kinds = ("a picture", "volumes") if picture else ("a volume", "pictures")
             raise DataError(
                 f"{name} is {kinds[0]}, and {self.run} was trained on {kinds[1]}.",
@@ -165,8 +168,8 @@ class Predictor:
             )
 
     def batch_bytes(self, draws: int = 1, batch_size: int | None = None) -> int:
-        """About what a batch takes of the machine's memory; see `Inference.batch_bytes`."""
-        colours = 3 if self.data.get("modality") == PHOTOGRAPH else 1
+        """The machine's memory that a batch takes, about; see `Inference.batch_bytes`."""
+        colours = 3 if self._of_pictures else 1
         return self._inference.batch_bytes(colours * self.size**2, draws, batch_size)
 
     def planes(
@@ -183,7 +186,7 @@ class Predictor:
             stack: Of `stack`.
             seed: Of all noise.
             sample: Reverse steps and samples; None is the run's setting.
-            progress: Told after each batch.
+            progress: Called after each batch.
 
         Yields:
             Number of the first slice, and (n,256,256) float32 in [0,1].
@@ -202,10 +205,8 @@ class Predictor:
         See `planes` for the arguments.
         """
         pixels, sample = stack.pixels(k, k + 1), sample or self.config.sample
-        found: NDArray[np.float32] = self._computed(predict_planes, stack, k, pixels, seed, sample)[
-            0
-        ]
-        return found
+        planes = self._computed(predict_planes, stack, k, pixels, seed, sample)
+        return planes.reshape(planes.shape[1:])
 
     def draws(
         self,
@@ -249,7 +250,7 @@ class Predictor:
         seed: int,
         sample: SampleConfig,
     ) -> NDArray[np.float32]:
-        """What `compute` says of the slices from `start` on; zeros where there is only air."""
+        """Answers of `compute` for the slices from `start` on; zeros where there is only air."""
         shape = (sample.samples,) if compute is predict_draws else ()
         found = np.zeros((len(pixels), *shape, self.size, self.size), np.float32)
         shown = np.flatnonzero(shows_body(pixels)) if self.skip_air else np.arange(len(pixels))
@@ -261,14 +262,14 @@ class Predictor:
 
     def _squares(self, stack: SliceStack) -> Generator[tuple[int, NDArray[np.float32]]]:
         """Number of the first slice and pixels, batch by batch, each made during the one before."""
-        size = self._inference.batch_size
-        spans = list(pairwise([*range(0, len(stack), size), len(stack)]))
+        size, count = self.batch_size, len(stack)
         with ThreadPoolExecutor(1) as maker:
-            ahead = deque(maker.submit(stack.pixels, *span) for span in spans[:1])
-            for (start, _), after in zip(spans, [*spans[1:], None], strict=True):
-                if after is not None:
-                    ahead.append(maker.submit(stack.pixels, *after))
-                yield start, ahead.popleft().result()
+            ahead = maker.submit(stack.pixels, 0, min(size, count))
+            for start in range(0, count, size):
+                pixels, after = ahead.result(), start + size
+                if after < count:
+                    ahead = maker.submit(stack.pixels, after, min(after + size, count))
+                yield start, pixels
 
     def predict(
         self,
@@ -310,14 +311,3 @@ def checked_crop(crop: str, *, pictures: bool) -> str:
             f"--crop {crop} does not go with pictures.", "Leave it out: it looks for a body."
         )
     return crop
-
-
-def place_mask(
-    mask: NDArray[np.uint8],
-    restore: SliceTransform,
-    native: NDArray[np.float32],
-    k: int,
-    threshold: float = THRESHOLD,
-) -> None:
-    """Threshold slice k on the scan's own grid."""
-    restore.place(mask, (native > threshold).astype(np.uint8), k)

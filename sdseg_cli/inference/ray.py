@@ -17,7 +17,7 @@ from typing import Any
 from sdseg_cli.core.errors import ConfigError, RunError, SdsegError
 from sdseg_cli.core.processes import available_cores
 from sdseg_cli.imaging.scans import Scan
-from sdseg_cli.inference.cohort_scan import Outcome, Task, Worker, failed_row, row_names, said
+from sdseg_cli.inference.cohort import Outcome, Task, Worker, failed_row, row_names, said
 from sdseg_cli.inference.ledger import Ledger
 
 RETRIES = 2
@@ -111,7 +111,7 @@ class _Actor:
 def actor_shares(
     nodes: Sequence[Mapping[str, float]], workers: int | None, device: str
 ) -> tuple[int, dict[str, float]]:
-    """How many actors, and what each takes of the cluster.
+    """How many actors, and how much of the cluster each takes.
 
     Args:
         nodes: Of each machine Ray's names -> amounts.

@@ -81,14 +81,7 @@ class Checkpoint:
         data: Mapping[str, Any] | None = None,
         origin: Mapping[str, str] | None = None,
     ) -> Checkpoint:
-        """Step 0 of a model.
-
-        Args:
-            config: Every setting.
-            model: With its latent scale; the average begins as its U-Net.
-            data: `Manifest.inference_settings`.
-            origin: Part of the model -> the weights it started from.
-        """
+        """Step 0 of a model, whose average begins as its U-Net. The arguments are fields."""
         return cls(
             step=0,
             config=config_values(config),
@@ -247,9 +240,7 @@ def _write_hash(path: Path, sha256: str) -> None:
 
 
 def _is_as_written(path: Path) -> bool | None:
-    """Whether the file has the sha256 that stands beside it; None where none does, as in older
-    versions.
-    """
+    """Whether the file has the sha256 beside it; None where there is none, as in older versions."""
     try:
         written = hash_file(path).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -304,13 +295,12 @@ def to_float16(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def config_values(config: RunConfig) -> dict[str, Any]:
     """The configuration as nested dictionaries of plain values (tuples as lists)."""
-    values: dict[str, Any] = json.loads(json.dumps(asdict(config)))
-    return values
+    return dict(json.loads(json.dumps(asdict(config))))
 
 
 @dataclass(frozen=True)
 class Resumed:
-    """Where a run goes on, and what was wrong on the way there."""
+    """Where a run resumes, and what was wrong on the way there."""
 
     checkpoint: Checkpoint
     path: Path
@@ -396,7 +386,7 @@ def _is_begun(run: RunDir) -> bool:
 
 
 def resumed(config: RunConfig, data: dict[str, Any], run: RunDir) -> Resumed | None:
-    """What a command goes on from, if its run was begun before.
+    """The checkpoint that a command resumes from, if its run was begun before.
 
     Args:
         config: The settings of the command.

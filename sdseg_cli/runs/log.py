@@ -132,7 +132,7 @@ def last_step(path: Path) -> int | None:
             lines = file.read().splitlines()
     except OSError:
         return None
-    steps = (_step_of(line) for line in reversed(lines))
+    steps = (_values_of(line).get("step") for line in reversed(lines))
     return next((step for step in steps if step is not None), None)
 
 
@@ -146,19 +146,14 @@ def read_log(path: Path) -> list[dict[str, float]]:
     return [{key: of for key, of in row.items() if _is_number(of)} for row in rows if row]
 
 
-def _values_of(line: bytes) -> dict[str, Any] | None:
-    """A line that has a step; None where it is none of ours. A log may hold NaN beside it."""
+def _values_of(line: bytes) -> dict[str, Any]:
+    """A line that has a step; {} where it is none of ours. A log may hold NaN beside it."""
     try:
         values = json.loads(line)
     except (ValueError, RecursionError):
-        return None
+        return {}
     step = values.get("step") if isinstance(values, dict) else None
-    return values if type(step) is int and 0 <= step < MOST_STEPS else None
-
-
-def _step_of(line: bytes) -> int | None:
-    values = _values_of(line)
-    return None if values is None else int(values["step"])
+    return values if type(step) is int and 0 <= step < MOST_STEPS else {}
 
 
 def _is_number(value: object) -> bool:
@@ -180,7 +175,7 @@ def truncate_log(path: Path, step: int) -> None:
         return
     kept, reached = b"", 0
     for line in path.read_bytes().splitlines(keepends=True):
-        at = _step_of(line)
+        at = _values_of(line).get("step")
         if at is None or at > step or not line.endswith(b"\n"):
             break
         kept, reached = kept + line, at

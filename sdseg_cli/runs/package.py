@@ -55,7 +55,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class Package:
-    """What `write_package` wrote."""
+    """A package that was written."""
 
     folder: Path
     sha256: str
@@ -136,7 +136,7 @@ def _holds_only_a_package(folder: Path) -> bool:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """What a package says of itself, of known types.
+    """The description of a package, of known types.
 
     Raises:
         WeightsError: It is incomplete, damaged, or of another format.
@@ -235,14 +235,12 @@ def sdseg_of(checkpoint: Checkpoint, device: torch.device, *, source: str) -> SD
 
 
 def read_trained(path: Path) -> Checkpoint:
-    """What prediction needs, of a run folder or a package.
+    """The weights of a run folder or a package.
 
     Raises:
-        WeightsError: It is missing or damaged.
+        WeightsError: They are missing or damaged.
     """
-    if is_package(path):
-        return read_package(path)
-    return Checkpoint.load(RunDir(path).best)
+    return read_package(path) if is_package(path) else Checkpoint.load(RunDir(path).best)
 
 
 def is_package(path: Path) -> bool:

@@ -1,4 +1,5 @@
-"""A run on disk: its files, and how it is found.
+"""A run on disk: its files, how it is found and listed, and what becomes of it when its set is
+replaced. No torch.
 
 RunDir/
   config.toml        every setting
@@ -13,16 +14,22 @@ RunDir/
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sdseg_cli.core.config import RunConfig
-from sdseg_cli.core.config_file import load_toml
-from sdseg_cli.core.errors import ConfigError, DataError
+from sdseg_cli.core.config_file import load_toml, read_toml
+from sdseg_cli.core.errors import ConfigError, DataError, RunError, SdsegError
 from sdseg_cli.core.filenames import PACKAGE_FILE
+from sdseg_cli.core.findings import EVERY_CASE, WARNING, Finding
 from sdseg_cli.core.json_files import read_object
-from sdseg_cli.core.locks import is_locked
+from sdseg_cli.core.locks import holder, is_locked
+from sdseg_cli.data.manifest import Manifest, lock_of
+from sdseg_cli.runs.log import last_step
 
 STATES = ("running", "stopped", "finished", "failed")
 STEP_FILE = re.compile(r"step-\d+\.pt")
@@ -231,3 +238,203 @@ def _named_run(workspace: Path, run: Path | str) -> RunDir:
             "Let it reach its first validation, or run the same `sdseg train` command again.",
         )
     return RunDir(found)
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One run; None where its files do not say."""
+
+    path: Path
+    dataset: str
+    """Folder below `runs/`."""
+    preset: str | None
+    step: int | None
+    """Of the last checkpoint; while it trains, of the last line in the log."""
+    steps: int | None
+    best_dice: float | None
+    """Best validation Dice."""
+    best_step: int | None
+    state: str
+    """"running", "interrupted" (killed: no one works on it), "stopped", "finished", "failed" or
+    "damaged"."""
+    bytes: int
+    """On disk."""
+    written: datetime
+    """When training last wrote to it."""
+    default: bool = False
+    """Whether `predict` takes it where no run is named."""
+
+    def to_json(self) -> dict[str, Any]:
+        """An entry of `sdseg runs --json`."""
+        return {
+            "run": str(self.path),
+            "dataset": self.dataset,
+            "preset": self.preset,
+            "step": self.step,
+            "steps": self.steps,
+            "best": {"step": self.best_step, "val_dice": self.best_dice},
+            "state": self.state,
+            "bytes": self.bytes,
+            "written": self.written.isoformat(timespec="seconds"),
+            "default": self.default,
+        }
+
+
+def list_runs(workspace: Path) -> list[RunSummary]:
+    """Every run in `workspace/runs`, the newest first.
+
+    A folder counts where it holds a file of settings or of state; what is damaged is listed as
+    such, and anything else passed by.
+    """
+    folders = [path for path in (workspace / "runs").glob("*/*") if path.is_dir()]
+    runs = [run for run in map(RunDir, folders) if _is_run(run)]
+    chosen: Path | None = None
+    with suppress(SdsegError, OSError):  # none can predict yet
+        chosen = find_run(workspace, None).path
+    found = [_listed(run, default=run.path == chosen) for run in runs]
+    return sorted(found, key=lambda one: (one.written, str(one.path)), reverse=True)
+
+
+def _is_run(run: RunDir) -> bool:
+    try:
+        return run.config_file.exists() or run.status_file.exists()
+    except OSError:  # a folder that may not be read may well be one
+        return True
+
+
+def _listed(run: RunDir, *, default: bool) -> RunSummary:
+    """The run by its files; one whose files may not even be looked at is "damaged" as well."""
+    try:
+        return _summary(run, default=default)
+    except OSError:
+        name, never = run.path.parent.name, datetime.fromtimestamp(0, UTC)
+        return RunSummary(run.path, name, None, None, None, None, None, "damaged", 0, never)
+
+
+def _summary(run: RunDir, *, default: bool) -> RunSummary:
+    status = run.status()
+    best = status.get("best", {})
+    try:  # as the file has them, so that a run of another version is listed too
+        settings = read_toml(run.config_file)
+    except ConfigError:
+        settings = {}
+    preset, train, dice = settings.get("preset"), settings.get("train"), best.get("val_dice")
+    state = _state(run, settings, status)
+    step = _count(status.get("step", None if state == "damaged" else 0))
+    if state == "running" and (now := last_step(run.log_file)) is not None:
+        step = now
+    return RunSummary(
+        path=run.path,
+        dataset=run.path.parent.name,
+        preset=preset if isinstance(preset, str) else None,
+        step=step,
+        steps=_count(train.get("steps") if isinstance(train, dict) else None),
+        best_dice=None if dice is None else float(dice),
+        best_step=_count(best.get("step")),
+        state=state,
+        bytes=sum(_size(path) for path in run.path.rglob("*")),
+        written=_written(run),
+        default=default,
+    )
+
+
+def _state(run: RunDir, settings: dict[str, Any], status: dict[str, Any]) -> str:
+    if not settings or (run.status_file.exists() and not status):
+        return "damaged"
+    said = str(status.get("state", "running"))
+    if run.is_locked() and said != "finished":  # a finished one may be calibrating its decoder
+        return "running"
+    return "interrupted" if said == "running" else said
+
+
+def _written(run: RunDir) -> datetime:
+    """Evaluating a run does not make it newer."""
+    times = []
+    for path in (run.config_file, run.log_file, run.status_file, run.last, run.best):
+        with suppress(OSError):  # not there, or replaced just now
+            times.append(path.stat().st_mtime)
+    return datetime.fromtimestamp(max(times, default=0.0), UTC)
+
+
+def _size(path: Path) -> int:
+    try:  # a running training replaces files meanwhile
+        return path.lstat().st_size if path.is_file() else 0
+    except OSError:
+        return 0
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def replaced(root: Path, settings: Mapping[str, Any]) -> Finding | None:
+    """The runs that lose their set if the one in place is replaced by one with these settings.
+
+    Args:
+        root: `<workspace>/prepared/<name>`.
+        settings: `Manifest.inference_settings` of the new set, or those that are known yet.
+
+    Returns:
+        A warning where the set in place has other settings and a run was trained on it.
+
+    Raises:
+        ConfigError: Such a run is being trained right now.
+    """
+    try:
+        before = Manifest.load(root)
+    except DataError:
+        return None  # there is none, or it is damaged and no run can use it
+    known = before.inference_settings()
+    changed = [key for key, value in settings.items() if known.get(key) != value]
+    runs = _trained_on(before) if changed else []
+    if not runs:
+        return None
+    what = f"another {', '.join(key.removesuffix('_sha256') for key in changed)}"
+    for run in runs:
+        if run.is_locked():
+            raise ConfigError(
+                f"{before.name} would get {what}, and {run.path} is being trained on it.",
+                "Wait for that run or stop it; or prepare the new set under another --name.",
+            )
+    names = ", ".join(f"{run.path.parent.name}/{run.path.name}" for run in runs)
+    return Finding(
+        code="set-replaced",
+        level=WARNING,
+        case=EVERY_CASE,
+        measured=f"replaced {before.name}, which had {what}; trained on the old one: {names}",
+        fix="They can no longer be evaluated or resumed: prepare it as before, or train them anew.",
+    )
+
+
+def require_settled(manifest: Manifest) -> None:
+    """For a training that holds its run's lock, which `replaced` in turn looks for.
+
+    Args:
+        manifest: The set to train on, as it was read before.
+
+    Raises:
+        RunError: The set is being prepared right now.
+        ConfigError: It was prepared anew since it was read.
+    """
+    lock = lock_of(manifest.root)
+    if is_locked(lock):
+        raise RunError(
+            f"{manifest.root}: {holder(lock)} is preparing this set.", "Train when it has ended."
+        )
+    if manifest.path.is_file():
+        now = Manifest.load(manifest.root).inference_settings()
+        if now != manifest.inference_settings():
+            raise ConfigError(
+                f"{manifest.root}: was prepared anew just now.", "Run the same command again."
+            )
+
+
+def _trained_on(manifest: Manifest) -> list[RunDir]:
+    """Runs of the set's workspace that were trained on it, or are."""
+    found = []
+    for file in sorted((manifest.root.parents[1] / "runs").glob("*/*/config.toml")):
+        run = RunDir(file.parent)
+        with suppress(ConfigError):  # no run of this version
+            if run.config().dataset in (manifest.name, str(manifest.root)):
+                found.append(run)
+    return [run for run in found if run.is_locked() or run.best.exists() or run.step_files()]

@@ -25,7 +25,7 @@ from sdseg_cli.inference.decoders import (
     kept_for_training,
     read_check,
 )
-from sdseg_cli.inference.sampling import decoded_by
+from sdseg_cli.inference.engine import decoded_by
 from sdseg_cli.model.distributed import Ranks
 from sdseg_cli.model.mask_decoder import MaskDecoder
 from sdseg_cli.model.runtime import choose_device, ran_out_of_memory, stop_signals

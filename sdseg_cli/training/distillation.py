@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from sdseg_cli.core.errors import WeightsError
-from sdseg_cli.inference.sampling import predict_latents
+from sdseg_cli.inference.engine import predict_latents
 from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.diffusion import seeded_generator
 from sdseg_cli.model.mask_decoder import MaskDecoder

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sdseg_cli.core.config import THRESHOLD, RunConfig, TrainConfig
 from sdseg_cli.core.errors import ConfigError, RunError, WeightsError
-from sdseg_cli.inference.sampling import decoded_by
+from sdseg_cli.inference.engine import decoded_by
 from sdseg_cli.model.baselines import build_model
 from sdseg_cli.model.diffusion import seeded_generator
 from sdseg_cli.model.distributed import Ranks

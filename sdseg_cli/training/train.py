@@ -30,8 +30,7 @@ from sdseg_cli.model.runtime import choose_device, peak_gpu_bytes, stop_signals
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.runs.checkpoint import refuse_foreign, resumed
 from sdseg_cli.runs.log import require_tensorboard
-from sdseg_cli.runs.replacing_sets import require_settled
-from sdseg_cli.runs.run_folder import RunDir
+from sdseg_cli.runs.run_folder import RunDir, require_settled
 from sdseg_cli.training.batches import (
     PreparedSlices,
     StepInputs,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sdseg_cli.core.config import THRESHOLD, SampleConfig
-from sdseg_cli.inference.sampling import predict_planes, shifted
+from sdseg_cli.inference.engine import predict_planes, shifted
 from sdseg_cli.model.distributed import Ranks
 from sdseg_cli.model.interface import SliceModel
 from sdseg_cli.training.batches import PreparedSlices

@@ -192,7 +192,7 @@ def test_ctrl_c_ends_in_one_line_and_130(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sdseg_cli.runs.listing.list_runs", interrupted)
+    monkeypatch.setattr("sdseg_cli.runs.run_folder.list_runs", interrupted)
     assert run_command(["runs"]) == 130
     out, err = capsys.readouterr()
     assert out == ""
@@ -648,7 +648,7 @@ def test_what_the_system_says_is_one_line_and_no_bug(
     def failing(*_: object, **__: object) -> None:
         raise raised
 
-    monkeypatch.setattr("sdseg_cli.runs.listing.list_runs", failing)
+    monkeypatch.setattr("sdseg_cli.runs.run_folder.list_runs", failing)
     assert run_command(["runs"]) == code
     error, hint = capsys.readouterr().err.splitlines()
     assert said in error and len(error) < 200

@@ -15,9 +15,8 @@ from sdseg_cli.core.config import RunConfig, SampleConfig
 from sdseg_cli.core.config_file import to_toml
 from sdseg_cli.core.errors import ConfigError, WeightsError
 from sdseg_cli.imaging.scans import find_scans
-from sdseg_cli.inference.cohort import Shard
+from sdseg_cli.inference.cohort import Shard, Task
 from sdseg_cli.inference.cohort import predict_cohort as of_cohort
-from sdseg_cli.inference.cohort_scan import Task
 from tests.cohort_cases import StandIn, stand_in, table, task
 from tests.raw_cases import contents
 
@@ -39,12 +38,14 @@ def test_a_failed_scan_is_named_and_the_exit_code_is_3(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (home / "in" / "brain.mgz").write_text("x")
+    (home / "in" / "pt_1" / "label.nii.gz").write_text("no scan")
     for done, skipped in ((3, 0), (0, 3)):
         assert run_command(["predict", "in", "-o", "out", "--run", "run"]) == 3
         out, err = capsys.readouterr()
         assert "failed pt_3/ct: in/pt_3/ct.nii.gz: not a gzip file" in err
         assert "Error: 1 of 4 scans failed: pt_3/ct." in err
         assert "passed over 1 of .mgz" in err
+        assert "passed over 1 named as label maps" in err
         shown = {
             line.split("│")[1].strip(): line.split("│")[2].strip()
             for line in out.splitlines()
@@ -157,9 +158,9 @@ def test_a_model_that_cannot_be_loaded_is_not_kept(
         raise WeightsError("best.pt: damaged.", "Train again.")
 
     add_run(home, "btcv/bad", 0.8, written=1000)
-    monkeypatch.setattr("sdseg_cli.inference.cohort_scan.load_predictor", damaged)
+    monkeypatch.setattr("sdseg_cli.inference.cohort.load_predictor", damaged)
     assert run_command(["predict", "in", "-o", "out"]) == 2
-    monkeypatch.setattr("sdseg_cli.inference.cohort_scan.load_predictor", stand_in.load)
+    monkeypatch.setattr("sdseg_cli.inference.cohort.load_predictor", stand_in.load)
     add_run(home, "btcv/good", 0.8, written=2000)
     assert run_command(["predict", "in", "-o", "out"]) == 3
     assert "btcv/good" in (home / "out" / ".ledger" / "model").read_text()

@@ -73,16 +73,16 @@ def test_a_killed_process_holds_no_lock_though_its_worker_lives_on(tmp_path: Pat
 def test_a_file_that_its_holder_removed_meanwhile_is_no_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, flock = tmp_path / ".lock", lock_module._flock
+    path, take = tmp_path / ".lock", lock_module.take
     seen: list[int] = []
 
-    def late(descriptor: int) -> bool:
+    def late(descriptor: int, **how: bool) -> bool | None:
         if not seen:  # between opening and locking, the last holder ends
             path.unlink()
         seen.append(descriptor)
-        return flock(descriptor)
+        return take(descriptor, **how)
 
-    monkeypatch.setattr(lock_module, "_flock", late)
+    monkeypatch.setattr(lock_module, "take", late)
     with locked(path):
         assert len(seen) == 2
         assert is_locked(path)

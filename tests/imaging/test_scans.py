@@ -133,7 +133,24 @@ def test_what_may_be_a_scan_and_is_not_read_is_counted(tmp_path):
     assert found.passed_over == {".mgz": 2, "README": 1}
 
 
-def test_the_masks_are_no_scans_wherever_they_lie(tmp_path):
+def test_label_maps_beside_a_scan_are_none_unless_a_list_names_them(tmp_path: Path) -> None:
+    touch(tmp_path, "in/a/image.nii", "in/a/label.nii", "in/b/ct.nii", "in/b/ct_SEG.nii")
+    touch(tmp_path, "in/c/mask.nii", "in/d/masked.nii", "in/d/image.nii")
+    found = find_scans(tmp_path / "in", tmp_path / "out")
+    assert [scan.case for scan in found.scans] == [
+        "a/image",
+        "b/ct",
+        "c/mask",
+        "d/image",
+        "d/masked",
+    ]
+    assert found.labels == (tmp_path / "in/a/label.nii", tmp_path / "in/b/ct_SEG.nii")
+    (tmp_path / "list.txt").write_text("in/a/image.nii\nin/a/label.nii\n")
+    found = find_scans(tmp_path / "list.txt", tmp_path / "out")
+    assert (len(found.scans), found.labels) == (2, ())
+
+
+def test_the_masks_are_no_scans_wherever_they_lie(tmp_path: Path) -> None:
     touch(
         tmp_path,
         "in/a.nii",

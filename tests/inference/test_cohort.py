@@ -18,12 +18,12 @@ from sdseg_cli.core.errors import ConfigError, DataError, WeightsError
 from sdseg_cli.core.filenames import as_path
 from sdseg_cli.imaging.postprocess import PostProcess
 from sdseg_cli.imaging.scans import Scan, find_scans
-from sdseg_cli.inference import cohort_scan
-from sdseg_cli.inference.cohort import CohortReport, Shard, predict_cohort
-from sdseg_cli.inference.cohort_scan import Task, Worker, said
+from sdseg_cli.inference import cohort
+from sdseg_cli.inference.cohort import CohortReport, Shard, Task, Worker, predict_cohort, said
 from sdseg_cli.inference.ledger import Ledger
 from sdseg_cli.inference.options import OutputPaths, PredictOptions, PredictorOptions
 from sdseg_cli.inference.predict import PredictReport
+from sdseg_cli.inference.ray import actor_shares, require_ray
 from sdseg_cli.model.distributed import Ranks
 from tests.cohort_cases import AFFINE, BAD, GOOD, StandIn, stand_in, table, task
 from tests.dicom_files import write_series
@@ -32,10 +32,12 @@ from tests.raw_cases import contents
 __all__ = ["stand_in", "task"]
 
 
+def scans(task: Task) -> Path:
+    return task.outputs.mask.parent / "in"
+
+
 def run(task: Task, **options) -> CohortReport:
-    return predict_cohort(
-        find_scans(task.outputs.mask.parent / "in", task.outputs.mask).scans, task, **options
-    )
+    return predict_cohort(find_scans(scans(task), task.outputs.mask).scans, task, **options)
 
 
 def rows(task: Task) -> dict[str, dict[str, str]]:
@@ -63,7 +65,7 @@ def test_one_bad_scan_is_one_row_and_the_model_is_loaded_once(
 def test_scans_slices_and_folders_that_are_links_to_nowhere_are_rows(
     task: Task, stand_in: StandIn
 ) -> None:
-    source = task.outputs.mask.parent / "in"
+    source = scans(task)
     write_series(source / "ct", leave_out=(5,))
     write_series(source / "half")
     for name in ("pt_1/gone.nii.gz", "ct/IM9", "half/IM9.dcm", "pt_4"):
@@ -97,15 +99,15 @@ def test_a_second_run_does_what_failed_and_nothing_else(task: Task, stand_in: St
     assert stand_in.predicted == [BAD]
     masks = [f"{case}/ct.nii.gz" for case in GOOD]
     assert all(contents(task.outputs.mask)[name] == before[name] for name in masks)
-    good = task.outputs.mask.parent / "in" / "pt_1" / "ct.nii.gz"
-    (task.outputs.mask.parent / "in" / BAD / "ct.nii.gz").write_bytes(good.read_bytes())
+    good = scans(task) / "pt_1" / "ct.nii.gz"
+    (scans(task) / BAD / "ct.nii.gz").write_bytes(good.read_bytes())
     mended = run(task)
     assert (mended.done, len(mended.failed), mended.skipped) == (1, 0, 3)
     assert {row["status"] for row in rows(task).values()} == {"done"}
 
 
 def test_a_run_with_nothing_to_do_loads_no_model(task: Task, stand_in: StandIn) -> None:
-    (task.outputs.mask.parent / "in" / BAD / "ct.nii.gz").unlink()
+    (scans(task) / BAD / "ct.nii.gz").unlink()
     run(task)
     assert run(task).skipped == 3
     assert stand_in.loaded == 1
@@ -113,7 +115,7 @@ def test_a_run_with_nothing_to_do_loads_no_model(task: Task, stand_in: StandIn) 
 
 def test_what_changed_is_done_again(task: Task, stand_in: StandIn) -> None:
     run(task)
-    scans, mask = task.outputs.mask.parent / "in", task.outputs.mask / "pt_1" / "ct.nii.gz"
+    mask = task.outputs.mask / "pt_1" / "ct.nii.gz"
 
     def redone(task: Task) -> list[str]:
         stand_in.predicted.clear()
@@ -124,7 +126,7 @@ def test_what_changed_is_done_again(task: Task, stand_in: StandIn) -> None:
     assert redone(task) == ["pt_1"], "another mask"
     mask.unlink()
     assert redone(task) == ["pt_1"], "no mask"
-    os.utime(scans / "pt_2" / "ct.nii.gz", ns=(1, 1))
+    os.utime(scans(task) / "pt_2" / "ct.nii.gz", ns=(1, 1))
     assert redone(task) == ["pt_2"], "another scan"
     for record in (task.outputs.mask / ".ledger").glob("*.json"):
         record.write_text("{}")
@@ -157,7 +159,7 @@ def test_the_identity_of_a_task_stays_what_older_versions_recorded(tmp_path: Pat
 def test_a_mask_that_no_longer_lies_on_its_scan_is_made_again(
     task: Task, stand_in: StandIn
 ) -> None:
-    scan = task.outputs.mask.parent / "in" / "moved" / "ct.nii"
+    scan = scans(task) / "moved" / "ct.nii"
     scan.parent.mkdir()
     array = np.zeros((4, 3, 2), np.int16)
     nib.save(nib.Nifti1Image(array, AFFINE), scan)
@@ -239,10 +241,10 @@ LATIN_1 = os.fsdecode(b"pt_\xfc")
 
 
 def test_names_that_are_no_utf8_are_rows_like_any_other(task: Task, stand_in: StandIn) -> None:
-    scans = task.outputs.mask.parent / "in"
-    (scans / "pt_1").rename(scans / LATIN_1)
-    (scans / "pt_2").rename(scans / r"pt_\xfc")  # a backslash and letters: another name
-    (scans / BAD).rename(scans / os.fsdecode(b"bad\xff"))
+    source = scans(task)
+    (source / "pt_1").rename(source / LATIN_1)
+    (source / "pt_2").rename(source / r"pt_\xfc")  # a backslash and letters: another name
+    (source / BAD).rename(source / os.fsdecode(b"bad\xff"))
     first, again = run(task), run(task)
     assert (first.done, len(first.failed)) == (3, 1)
     assert (again.done, len(again.failed), again.skipped) == (0, 1, 3)
@@ -250,24 +252,24 @@ def test_names_that_are_no_utf8_are_rows_like_any_other(task: Task, stand_in: St
     assert sorted(table) == [r"bad\xff/ct", "pt_10/ct", r"pt_\x5cxfc/ct", r"pt_\xfc/ct"]
     assert r"in/bad\xff/ct.nii.gz: not a gzip file" in table[r"bad\xff/ct"]["error"]
     for case, name in ((r"pt_\xfc/ct", LATIN_1), (r"pt_\x5cxfc/ct", r"pt_\xfc")):
-        assert as_path(table[case]["input"]) == scans / name / "ct.nii.gz"
+        assert as_path(table[case]["input"]) == source / name / "ct.nii.gz"
         assert as_path(table[case]["output"]) == task.outputs.mask / name / "ct.nii.gz"
         assert as_path(table[case]["output"]).is_file()
 
 
-@pytest.mark.parametrize("looks", ["size_and_time", "read_geometry", "file_sha256"])
+@pytest.mark.parametrize("looks", ["made_from", "read_geometry", "file_sha256"])
 def test_trouble_with_looking_at_what_is_there_ends_no_cohort(
     task: Task, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, looks: str
 ) -> None:
     run(task)
-    whole = getattr(cohort_scan, looks)
+    whole = getattr(cohort, looks)
 
     def fails(path: Path, *rest: object) -> object:
         if path.parent.name == "pt_1":
             raise ValueError("Invalid name ''")
         return whole(path, *rest)
 
-    monkeypatch.setattr(f"sdseg_cli.inference.cohort_scan.{looks}", fails)
+    monkeypatch.setattr(f"sdseg_cli.inference.cohort.{looks}", fails)
     report = run(task)
     assert report.done + len(report.failed) + report.skipped == 4
     assert len(rows(task)) == 4
@@ -335,7 +337,7 @@ def test_trouble_with_the_model_is_nobodys_row(
     def damaged(*_: object, **__: object) -> None:
         raise WeightsError("best.pt: damaged.", "Train again.")
 
-    monkeypatch.setattr("sdseg_cli.inference.cohort_scan.load_predictor", damaged)
+    monkeypatch.setattr("sdseg_cli.inference.cohort.load_predictor", damaged)
     with pytest.raises(WeightsError):
         run(task)
     assert not (task.outputs.mask / "ledger.csv").exists()
@@ -350,7 +352,7 @@ def test_a_signal_lets_the_scan_in_work_end_and_the_ledger_is_written(
         os.kill(os.getpid(), signal.SIGTERM)
         return whole(*arguments, **options)
 
-    monkeypatch.setattr("sdseg_cli.inference.cohort_scan.predict_file", interrupted)
+    monkeypatch.setattr("sdseg_cli.inference.cohort.predict_file", interrupted)
     report = run(task)
     assert (report.done, report.left) == (1, 3)
     assert list(rows(task)) == ["pt_1/ct"]
@@ -406,7 +408,7 @@ def test_a_worker_says_where_a_moved_folder_is_now(task: Task, stand_in: StandIn
 def test_each_header_that_points_nowhere_or_elsewhere_is_a_row(
     task: Task, stand_in: StandIn
 ) -> None:
-    folder = task.outputs.mask.parent / "in"
+    folder = scans(task)
     fields = ("", " = ", " = /etc/passwd", " = LIST", " = %03d.raw 1 9 1", " = a\0b")
     for number, field in enumerate(fields):
         lines = f"NDims = 3\nDimSize = 2 2 2\nElementType = MET_UCHAR\nElementDataFile{field}\n"
@@ -416,3 +418,34 @@ def test_each_header_that_points_nowhere_or_elsewhere_is_a_row(
     failed = [row["error"] for case, row in rows(task).items() if case.startswith("h")]
     assert len(failed) == len(fields)
     assert all("no field" in error or "are said to lie" in error for error in failed)
+
+
+def test_actors_share_the_machines_evenly() -> None:
+    one, gpus = [{"CPU": 16.0}], [{"CPU": 17.0, "GPU": 4.0}]
+    assert actor_shares(one, None, "auto") == (8, {"num_cpus": 2, "num_gpus": 0})
+    assert actor_shares([{"CPU": 1.0}], None, "cpu") == (1, {"num_cpus": 1, "num_gpus": 0})
+    assert actor_shares(gpus, None, "auto") == (4, {"num_cpus": 4, "num_gpus": 1})
+    assert actor_shares(gpus, 2, "cuda") == (2, {"num_cpus": 8, "num_gpus": 1})
+    # Five on four GPUs: at 4/5 of a GPU each, the fifth would wait for ever.
+    assert actor_shares(gpus, 5, "cuda") == (5, {"num_cpus": 3, "num_gpus": 0.5})
+    assert actor_shares(gpus, 8, "cpu") == (8, {"num_cpus": 2, "num_gpus": 0})
+
+
+def test_an_actor_fits_on_one_machine() -> None:
+    two = [{"CPU": 4.0}, {"CPU": 4.0}]
+    assert actor_shares(two, 1, "cpu")[1]["num_cpus"] == 4
+    assert actor_shares(two, 3, "cpu")[1]["num_cpus"] == 2
+    only_one_has_gpus = [{"CPU": 4.0, "GPU": 2.0}, {"CPU": 12.0}]
+    assert actor_shares(only_one_has_gpus, None, "auto") == (2, {"num_cpus": 2, "num_gpus": 1})
+
+
+def test_more_actors_than_there_is_room_for_are_refused() -> None:
+    with pytest.raises(ConfigError, match="--workers is 3, and the cluster has 2 CPUs and 0 GPUs"):
+        actor_shares([{"CPU": 2.0}], 3, "cpu")
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError) as refused:
+        require_ray()
+    assert "sdseg-cli[ray]" in refused.value.hint

@@ -11,7 +11,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK
-import torch
 from pydicom import Dataset, dcmread
 
 from sdseg_cli.cli.app import run_command
@@ -36,15 +35,6 @@ from tests.dicom_files import (
 )
 
 HAS_HIGHDICOM = importlib.util.find_spec("highdicom") is not None
-
-
-@pytest.fixture(scope="module")
-def predictor(shared_run: Workspace) -> Predictor:
-    """With a last layer that answers loudly: four steps of training predict next to nothing."""
-    made = Predictor(shared_run.run.path, device="cpu")
-    generator = torch.Generator().manual_seed(0)
-    torch.nn.init.normal_(made.model.unet.out[2].weight, std=0.3, generator=generator)
-    return made
 
 
 @pytest.fixture

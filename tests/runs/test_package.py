@@ -21,22 +21,31 @@ from sdseg_cli.runs.run_folder import RunDir
 from tests.conftest import Workspace
 
 
+@pytest.fixture(scope="module")
+def shared_package(shared_run: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_package(
+        Checkpoint.load(shared_run.run.best), tmp_path_factory.mktemp("made") / "model.sdseg"
+    ).folder
+
+
 @pytest.fixture
-def package(tiny_run: Workspace, tmp_path: Path) -> Path:
-    """Of the tiny run."""
-    write_package(Checkpoint.load(tiny_run.run.best), tmp_path / "model.sdseg")
-    return tmp_path / "model.sdseg"
+def package(shared_package: Path, tmp_path: Path) -> Path:
+    """Of the shared run, for one test alone."""
+    return Path(shutil.copytree(shared_package, tmp_path / "model.sdseg"))
+
+
+def describe(package: Path, **changes: object) -> None:
+    """Change values of a package's description."""
+    values = json.loads((package / "sdseg.json").read_text())
+    (package / "sdseg.json").write_text(json.dumps({**values, **changes}))
 
 
 def test_a_package_holds_half_precision_weights_settings_hash_and_terms(
-    package: Path, tiny_run: Workspace
+    package: Path, shared_run: Workspace
 ) -> None:
-    assert sorted(p.name for p in package.iterdir()) == [
-        "LICENSE.md",
-        "model.safetensors",
-        "sdseg.json",
-    ]
-    best, read = Checkpoint.load(tiny_run.run.best), read_package(package)
+    files = sorted(path.name for path in package.iterdir())
+    assert files == ["LICENSE.md", "model.safetensors", "sdseg.json"]
+    best, read = Checkpoint.load(shared_run.run.best), read_package(package)
     assert (read.step, read.latent_scale, read.data) == (best.step, best.latent_scale, best.data)
     assert read.config == best.config
     assert {value.dtype for value in read.weights.values()} == {torch.float16}
@@ -48,31 +57,31 @@ def test_a_package_holds_half_precision_weights_settings_hash_and_terms(
 
 @pytest.mark.slow
 def test_run_and_package_predict_the_same_bytes(
-    package: Path, tiny_run: Workspace, tmp_path: Path
+    package: Path, shared_run: Workspace, tmp_path: Path
 ) -> None:
     masks, maps = [], []
-    for number, trained in enumerate((tiny_run.run.path, package)):
+    for number, trained in enumerate((shared_run.run.path, package)):
         predictor = Predictor(trained, device="cpu", decoder="exact")
         mask = tmp_path / f"{number}.nii.gz"
-        predict_file(tiny_run.scan, OutputPaths(mask), predictor)
+        predict_file(shared_run.scan, OutputPaths(mask), predictor)
         masks.append(mask.read_bytes())
-        maps.append(predictor.predict(read_image(tiny_run.scan)).probability)
+        maps.append(predictor.predict(read_image(shared_run.scan)).probability)
     assert masks[0] == masks[1]
     assert np.array_equal(maps[0], maps[1])
 
 
 @pytest.mark.slow
 def test_run_and_package_have_the_threshold_that_a_validation_chose(
-    tiny_run: Workspace, tmp_path: Path
+    shared_run: Workspace, tmp_path: Path
 ) -> None:
-    best = Checkpoint.load(tiny_run.run.best)
+    best = Checkpoint.load(shared_run.run.best)
     chosen = replace(best, best={**best.best, "threshold": 0.25})
     write_package(chosen, tmp_path / "model.sdseg")
-    scan = read_image(tiny_run.scan)
-    plain = Predictor(tiny_run.run.path, device="cpu", decoder="exact").predict(scan)
+    scan = read_image(shared_run.scan)
+    plain = Predictor(shared_run.run.path, device="cpu", decoder="exact").predict(scan)
     moved = Predictor(tmp_path / "model.sdseg", device="cpu", decoder="exact").predict(scan)
     run = RunDir(tmp_path / "run")
-    shutil.copytree(tiny_run.run.path, run.path)
+    shutil.copytree(shared_run.run.path, run.path)
     chosen.save(run.best)
     again = Predictor(run.path, device="cpu", decoder="exact").predict(scan)
     assert np.array_equal(moved.probability > 0.5, plain.probability > 0.25)
@@ -81,8 +90,8 @@ def test_run_and_package_have_the_threshold_that_a_validation_chose(
 
 
 @pytest.mark.parametrize("value", [0, 1, -0.5, float("nan"), "0.5", None])
-def test_a_threshold_that_is_no_share_is_refused(value: object, tiny_run: Workspace) -> None:
-    best = Checkpoint.load(tiny_run.run.best)
+def test_a_threshold_that_is_no_share_is_refused(value: object, shared_run: Workspace) -> None:
+    best = Checkpoint.load(shared_run.run.best)
     with pytest.raises(WeightsError, match="model: its threshold is"):
         threshold_of(replace(best, best={"threshold": value}), source="model")
 
@@ -134,21 +143,15 @@ def test_a_full_disk_leaves_the_old_package_and_nothing_else(
     assert (package / "sdseg.json").read_text() == before
 
 
-@pytest.mark.parametrize("scale", ["NaN", "0", "-1", "Infinity", '"1"'])
-def test_a_latent_scale_that_is_none_is_refused(package: Path, scale: str) -> None:
-    text = (package / "sdseg.json").read_text()
-    found = json.loads(text)["latent_scale"]
-    (package / "sdseg.json").write_text(
-        text.replace(f'"latent_scale": {found}', f'"latent_scale": {scale}')
-    )
+@pytest.mark.parametrize("scale", [float("nan"), 0, -1, float("inf"), "1"])
+def test_a_latent_scale_that_is_none_is_refused(package: Path, scale: object) -> None:
+    describe(package, latent_scale=scale)
     with pytest.raises(WeightsError):
         read_package(package)
 
 
 def test_a_package_that_does_not_say_how_slices_are_made_is_refused(package: Path) -> None:
-    description = json.loads((package / "sdseg.json").read_text())
-    description["data"] = {"crop": "none"}
-    (package / "sdseg.json").write_text(json.dumps(description))
+    describe(package, data={"crop": "none"})
     with pytest.raises(WeightsError, match="does not say how its slices are made"):
         Predictor(package, device="cpu")
 
@@ -162,20 +165,15 @@ def test_changed_weights_are_refused(package: Path) -> None:
         read_package(package)
 
 
-@pytest.mark.parametrize(
-    ("content", "named"),
-    [("{", "no package of sdseg, or damaged"), ("{}", "no package"), ("[]", "no package")],
-)
-def test_a_damaged_description_is_one_clear_error(package: Path, content: str, named: str) -> None:
+@pytest.mark.parametrize("content", ["{", "{}", "[]"])
+def test_a_damaged_description_is_one_clear_error(package: Path, content: str) -> None:
     (package / "sdseg.json").write_text(content)
-    with pytest.raises(WeightsError, match=named):
+    with pytest.raises(WeightsError, match="no package of sdseg, or damaged"):
         read_package(package)
 
 
 def test_a_package_of_a_later_format_names_the_version_that_wrote_it(package: Path) -> None:
-    description = json.loads((package / "sdseg.json").read_text())
-    description |= {"format_version": 2, "sdseg_version": "9.1"}
-    (package / "sdseg.json").write_text(json.dumps(description))
+    describe(package, format_version=2, sdseg_version="9.1")
     with pytest.raises(WeightsError, match="package format 2") as caught:
         read_package(package)
     assert "9.1" in caught.value.hint
@@ -187,8 +185,8 @@ def test_a_package_without_its_weights_names_the_file(package: Path) -> None:
         read_package(package)
 
 
-def test_runs_and_packages_are_read_alike(package: Path, tiny_run: Workspace) -> None:
-    ours, theirs = read_trained(package), read_trained(tiny_run.run.path)
+def test_runs_and_packages_are_read_alike(package: Path, shared_run: Workspace) -> None:
+    ours, theirs = read_trained(package), read_trained(shared_run.run.path)
     assert ours.latent_scale == theirs.latent_scale
     with pytest.raises(WeightsError, match=r"best\.pt: no such checkpoint"):
         read_trained(package.parent)

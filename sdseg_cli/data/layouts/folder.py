@@ -11,7 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sdseg_cli.core.errors import ConfigError, DataError
-from sdseg_cli.core.filenames import glob_expression, leads_nowhere, matching, stem_of, walked
+from sdseg_cli.core.filenames import (
+    LABEL_STEM,
+    glob_expression,
+    leads_nowhere,
+    matching,
+    stem_of,
+    walked,
+)
 from sdseg_cli.data.layouts.pairs import (
     DATASET_JSON,
     IMAGES,
@@ -27,7 +34,6 @@ from sdseg_cli.data.spec import Case, DatasetSpec, in_order
 _IMAGE_FOLDERS = ("images", "image")
 _LABEL_FOLDERS = ("labels", "masks", "label", "mask")
 _IMAGE_STEM = re.compile(r"(^|.*[_\-. ])(image|img|scan|ct|mr|mri)", re.IGNORECASE)
-LABEL_STEM = re.compile(r"(^|.*[_\-. ])(labels?|masks?|seg|segmentation|annotation)", re.IGNORECASE)
 _LABEL_START = re.compile(r"(labels?|masks?|seg|segmentation)[_\-. ]", re.IGNORECASE)
 """Only where no name ends so: "seg_v2_117classes" beside "image"."""
 UNPAIRED = "unpaired"

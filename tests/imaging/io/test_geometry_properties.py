@@ -23,7 +23,7 @@ from sdseg_cli.inference.predict import predict_file
 from sdseg_cli.inference.predictor import Prediction, Predictor
 from tests.imaging.io.test_files import GRID_FIELDS
 from tests.imaging.test_slices import ORDERS, SIGNS, restored
-from tests.inference.test_predictor import _lively
+from tests.inference.conftest import lively
 
 DIAGONALS = [(1, 1, 0), (1, -1, 0), (0, 1, 1), (1, 0, 1), (1, 1, 1), (1, -1, 1), (0, 0, 1)]
 ANY_TURN = st.floats(-180, 180)
@@ -252,7 +252,7 @@ def test_a_nifti_mask_copies_the_header_bit_for_bit(
 
 @pytest.mark.slow
 def test_a_real_model_masks_permuted_and_flipped_copies_alike(tiny_run):
-    predictor = _lively(Predictor(tiny_run.run.path, device="cpu"))
+    predictor = lively(Predictor(tiny_run.run.path, device="cpu"))
     scan = read_image(tiny_run.scan)
     mask = predictor.predict(scan).mask()
     assert 0 < mask.mean() < 1
