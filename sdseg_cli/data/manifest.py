@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sdseg_cli.core.errors import ConfigError, DataError
 from sdseg_cli.core.filenames import natural_key, safe_id
 from sdseg_cli.core.json_files import read_object
-from sdseg_cli.data.spec import SPLITS
+from sdseg_cli.data.spec import SPLITS, ClassRule
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,11 +123,16 @@ class Manifest:
             }
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{file}: incomplete or damaged ({error!r:.200}).", hint) from error
-        return slices_with(found, self.target)
+        return self.classes.slices(found)
+
+    @property
+    def classes(self) -> ClassRule:
+        """What the labels are segmented into: one class, the target."""
+        return ClassRule.of_target(self.target)
 
     def is_foreground(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
-        """`foreground` with this set's target."""
-        return foreground(labels, self.target)
+        """The pixels of any class, in the shape of `labels`."""
+        return self.classes.foreground(labels)
 
     def data_sha256(self) -> str:
         """sha256 over ids, splits and arrays: equal = the same slices in the same roles."""
@@ -268,35 +273,6 @@ def checked_target(target: tuple[int, ...]) -> tuple[int, ...]:
             "--target needs labels of 1 or more.", "For example --target 1,2,5; 0 is background."
         )
     return tuple(sorted(set(target)))
-
-
-def slices_with(label_slices: dict[str, list[int]], target: Sequence[int] | None) -> list[int]:
-    """Slices that hold any target label.
-
-    Args:
-        label_slices: Label (as text) -> slices that hold it.
-        target: Foreground labels; None = every label.
-    """
-    wanted = [
-        slices for label, slices in label_slices.items() if target is None or int(label) in target
-    ]
-    return sorted(set().union(*wanted))
-
-
-def foreground(labels: NDArray[Any], target: Sequence[int] | None) -> NDArray[np.bool_]:
-    """Which pixels are foreground.
-
-    Args:
-        labels: Integers of any shape.
-        target: Foreground labels; None = every label but 0.
-
-    Returns:
-        bool, of the same shape.
-    """
-    import numpy as np
-
-    mask: NDArray[np.bool_] = labels != 0 if target is None else np.isin(labels, list(target))
-    return mask
 
 
 def _entry(case: Any) -> PreparedCase:

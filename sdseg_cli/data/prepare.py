@@ -39,7 +39,7 @@ from sdseg_cli.data.prepared import (
     prepare_case,
 )
 from sdseg_cli.data.recognise import find_cases
-from sdseg_cli.data.spec import Case, DatasetSpec
+from sdseg_cli.data.spec import Case, ClassRule, DatasetSpec
 from sdseg_cli.data.split import FEWEST_CASES, Split, read_split, split_of
 from sdseg_cli.data.staging import Staging, lock_of
 from sdseg_cli.data.unexpected_files import check_set
@@ -177,7 +177,8 @@ def _carry_out(
             split = _split(plan, cases, usable)
         records = {case.id: records[case.id] for case in usable}
         kept &= set(records)
-        entries = tuple(entry_of(case, records[case.id], split, plan.target) for case in usable)
+        classes = ClassRule.of_target(plan.target)
+        entries = tuple(entry_of(case, records[case.id], split, classes) for case in usable)
         manifest = Manifest(
             root=staging.final,
             name=plan.name,

@@ -10,8 +10,8 @@ from typing import Any
 from sdseg_cli.core.errors import DataError
 from sdseg_cli.core.filenames import natural_key
 from sdseg_cli.core.findings import Finding
-from sdseg_cli.data.manifest import Manifest, PreparedCase, slices_with
-from sdseg_cli.data.spec import SPLITS, Case
+from sdseg_cli.data.manifest import Manifest, PreparedCase
+from sdseg_cli.data.spec import SPLITS, Case, ClassRule
 from sdseg_cli.data.split import Split
 
 Records = dict[str, dict[str, Any]]
@@ -78,7 +78,7 @@ class PrepareReport:
 
 
 def entry_of(
-    case: Case, record: Mapping[str, Any], split: Split, target: tuple[int, ...] | None
+    case: Case, record: Mapping[str, Any], split: Split, classes: ClassRule
 ) -> PreparedCase:
     """A case as the manifest names it.
 
@@ -86,7 +86,7 @@ def entry_of(
         case: With its label.
         record: What its case.json holds.
         split: Where it goes.
-        target: Labels that count as foreground.
+        classes: What counts as foreground.
     """
     if case.label is None:
         raise ValueError(f"case {case.id} has no label")
@@ -97,7 +97,7 @@ def entry_of(
         label=case.label.absolute(),
         slices=record["slices"],
         folder=f"cases/{case.id}",
-        foreground_slices=len(slices_with(record["label_slices"], target)),
+        foreground_slices=len(classes.slices(record["label_slices"])),
         spacing_mm=record["spacing_mm"] and tuple(record["spacing_mm"]),
         sha256=record["sha256"],
     )

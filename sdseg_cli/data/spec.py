@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdseg_cli.core.errors import DataError
 from sdseg_cli.core.filenames import natural_key, safe_id
 from sdseg_cli.core.findings import Finding
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 SPLITS = ("train", "val", "test")
 LONGEST_ID = 200
@@ -39,8 +43,71 @@ class Case:
 
 
 @dataclass(frozen=True)
+class ClassRule:
+    """The K classes that labels are segmented into.
+
+    Attributes:
+        groups: The labels of each class, which may share some; None = every label but 0.
+        names: Name of each class.
+    """
+
+    groups: tuple[tuple[int, ...] | None, ...] = (None,)
+    names: tuple[str, ...] = ("foreground",)
+
+    def __post_init__(self) -> None:
+        if not self.groups or len(self.groups) != len(self.names):
+            raise ValueError(f"{len(self.groups)} groups of labels, {len(self.names)} names")
+
+    @classmethod
+    def of_target(cls, target: Sequence[int] | None) -> ClassRule:
+        """One class: the target labels, or with None every label but 0."""
+        return cls((None if target is None else tuple(target),))
+
+    def __len__(self) -> int:
+        """K, the number of classes."""
+        return len(self.groups)
+
+    def masks(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
+        """The mask of each class.
+
+        Args:
+            labels: Integers of any shape, for example (H,W).
+
+        Returns:
+            (K,H,W) bool.
+        """
+        import numpy as np
+
+        return np.stack(
+            [labels != 0 if group is None else np.isin(labels, group) for group in self.groups]
+        )
+
+    def foreground(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
+        """The pixels of any class, in the shape of `labels`."""
+        import numpy as np
+
+        mask: NDArray[np.bool_] = np.logical_or.reduce(self.masks(labels))
+        return mask
+
+    def slices(self, label_slices: Mapping[str, Sequence[int]]) -> list[int]:
+        """The slices that hold any class, ascending.
+
+        Args:
+            label_slices: Label (as text) -> slices that hold it.
+        """
+        return sorted(
+            {
+                k
+                for label, slices in label_slices.items()
+                if any(group is None or int(label) in group for group in self.groups)
+                for k in slices
+            }
+        )
+
+
+@dataclass(frozen=True)
 class DatasetSpec:
-    """What the rest of the house needs to know of a data set.
+    """What the other packages need to know of a data set.
 
     Attributes:
         name: For `prepare --dataset`.

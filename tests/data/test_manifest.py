@@ -16,10 +16,8 @@ from sdseg_cli.data.manifest import (
     PreparedCase,
     checked_name,
     checked_target,
-    foreground,
     open_array,
     prepared_names,
-    slices_with,
 )
 
 
@@ -70,20 +68,13 @@ def test_cases_are_listed_by_split_in_natural_order(tmp_path: Path) -> None:
     assert loaded.cases("val") == ()
 
 
-def test_foreground_is_the_target_or_every_label() -> None:
-    labels = np.array([[0, 1], [2, 300]], np.uint16)
-    assert foreground(labels, (1, 300)).tolist() == [[False, True], [False, True]]
-    assert foreground(labels, None).tolist() == [[False, True], [True, True]]
-
-
 def test_slices_with_foreground_come_from_the_cases_record(tmp_path: Path) -> None:
     manifest = write(manifest_in(tmp_path))
     (tmp_path / "cases/pt_2").mkdir(parents=True)
     record = {"label_slices": {"1": [4, 5], "2": [9], "3": [5, 0]}}
     (tmp_path / "cases/pt_2/case.json").write_text(json.dumps(record))
     assert manifest.foreground_slices(manifest.entries[0]) == [0, 4, 5]
-    assert slices_with(record["label_slices"], None) == [0, 4, 5, 9]
-    assert slices_with({}, None) == []
+    assert manifest.is_foreground(np.array([0, 1, 2, 3])).tolist() == [False, True, False, True]
 
 
 def test_a_prepared_set_is_found_by_name_or_path(tmp_path: Path) -> None:
