@@ -38,6 +38,8 @@ hypothesis.settings.load_profile("full")
 CASES = 5
 SHAPE = (40, 36, 6)
 """Not square, few slices; its affine is oblique and runs LPS."""
+PLANE = 64
+"""Side of the prepared slices in pixels: a sixteenth of the work of 256."""
 SETTINGS = {
     "dataset": "tiny",
     "train": {"batch_size": 2, "validate_every": 2, "validation_slices": 4, "checkpoint_every": 2},
@@ -149,7 +151,7 @@ def linked_copy(source: Path, target: Path) -> Path:
 def _prepare_tiny(root: Path) -> None:
     for number in range(1, CASES + 1):
         write_case(root / "raw", number)
-    prepare(root / "raw", root, PrepareOptions(name="tiny", workers=1))
+    prepare(root / "raw", root, PrepareOptions(name="tiny", workers=1, size=PLANE))
 
 
 @pytest.fixture(scope="session")

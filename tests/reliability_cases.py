@@ -200,7 +200,7 @@ RUNS = [
     with_run("a manifest whose case climbs out", odd.swapped("home/prepared/tiny/manifest.json", '"id": "case_1"', '"id": "../../x"'), "evaluate", "is no plain file name"),
     with_run("a manifest whose arrays lie elsewhere", odd.swapped("home/prepared/tiny/manifest.json", '"folder": "cases/case_1"', '"folder": "../other"'), "evaluate", "does not stay below the set"),
     with_run("a manifest that has a case twice", odd.swapped("home/prepared/tiny/manifest.json", '"id": "case_1"', '"id": "case_2"'), "evaluate", "is there twice"),
-    with_run("a manifest of words for numbers", odd.swapped("home/prepared/tiny/manifest.json", '"size": 256', '"size": "256"'), "train --dataset tiny --run new --steps 1", "no whole number"),
+    with_run("a manifest of words for numbers", odd.swapped("home/prepared/tiny/manifest.json", '"size": 64', '"size": "64"'), "train --dataset tiny --run new --steps 1", "no whole number"),
     with_run("a manifest nested 100,000 deep", odd.text("home/prepared/tiny/manifest.json", '{"a":' * 100_000), "evaluate", "nested too deeply"),
     with_run("a case's record that is damaged", odd.text("home/prepared/tiny/cases/case_1/case.json", "{}"), "train --dataset tiny --run new --steps 1", "case.json: incomplete or damaged"),
     with_run("an array whose header is damaged", odd.flip("home/prepared/tiny/cases/case_1/pixels.npy", 60), "train --dataset tiny --run new --steps 1", "pixels.npy"),

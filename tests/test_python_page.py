@@ -36,7 +36,7 @@ def test_the_examples_run_and_do_what_they_say(
         Predictor("runs/tiny/run", device="cpu"),
     )
     assert Path("same.nii.gz").read_bytes() == Path("mask.nii.gz").read_bytes()
-    assert names["prediction"].probability.shape == (6, 256, 256)
+    assert names["prediction"].probability.shape == (6, 64, 64)
     for example in examples[1:]:
         exec(example, names)
     assert names["mask"].shape == nib.load("scan.nii.gz").shape

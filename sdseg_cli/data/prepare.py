@@ -47,9 +47,8 @@ from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation
 from sdseg_cli.imaging.measure import Pair, statistics_in
 from sdseg_cli.imaging.slices import CROPS
 
-SIZE = 256
-"""Side of the model's squares in pixels."""
-
+SMALLEST_SIZE, SIZE_STEP = 32, 8
+"""Side of the smallest squares in pixels, and the pixels of a latent's."""
 
 OnReplace = Callable[[Path, Mapping[str, Any]], Finding | None]
 """Of the set in place and the settings of the new one: a warning, nothing, or a ConfigError."""
@@ -72,6 +71,7 @@ class PrepareOptions:
         workers: Processes; default one per core. The result does not depend on it.
         skip_bad: Leave faulty cases out instead of stopping.
         seed: Of the split.
+        size: Side of the model's squares in pixels, a multiple of 8 of at least 32.
     """
 
     dataset: str | None = None
@@ -85,6 +85,7 @@ class PrepareOptions:
     workers: int | None = None
     skip_bad: bool = False
     seed: int = 0
+    size: int = 256
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,11 @@ def prepare(
     options = options or PrepareOptions()
     if options.crop not in CROPS:
         raise ConfigError(f"--crop {options.crop} is unknown.", f"Use one of {', '.join(CROPS)}.")
+    if options.size < SMALLEST_SIZE or options.size % SIZE_STEP:
+        raise ConfigError(
+            f"Slices of {options.size} x {options.size} pixels are not possible.",
+            f"Use a multiple of {SIZE_STEP}, at least {SMALLEST_SIZE}; 256 is usual.",
+        )
     globs = options.image_glob, options.label_glob
     spec, cases = find_cases(src, options.dataset, *globs)
     named = options.dataset is not None
@@ -165,7 +171,12 @@ def _carry_out(
     usable = _without(listed, bad, plan.options)
     modality, normalisation = _normalisation(plan, usable)
     target = None if plan.target is None else list(plan.target)
-    known = {"normalisation": normalisation.to_dict(), "crop": plan.options.crop, "target": target}
+    known = {
+        "normalisation": normalisation.to_dict(),
+        "crop": plan.options.crop,
+        "size": plan.options.size,
+        "target": target,
+    }
     plan.on_replace(staging.final, known)  # before minutes of work, too
     try:
         records, kept, late = _records(_jobs(plan, usable, normalisation), staging, plan, progress)
@@ -189,7 +200,7 @@ def _carry_out(
             labels=labels_of(records),
             normalisation=normalisation.to_dict(),
             crop=plan.options.crop,
-            size=SIZE,
+            size=plan.options.size,
             split=split.to_dict(),
             entries=entries,
             cleaning=plan.spec.cleaning,
@@ -240,7 +251,7 @@ def _jobs(plan: _Plan, cases: Sequence[Case], normalisation: Normalisation) -> l
             case.label,
             normalisation,
             plan.options.crop,
-            SIZE,
+            plan.options.size,
             plan.spec.cleaning,
             plan.spec.mask_levels,
         )

@@ -105,12 +105,12 @@ def _latent_scale(model: SDSeg, config: RunConfig, slices: PreparedSlices) -> fl
         batch_size=config.train.batch_size,
         foreground_fraction=config.train.foreground_fraction,
     )
-    mask = as_three_channels(slices.batch(positions).foreground.float() * 2 - 1)
+    masks = slices.masks(slices.batch(positions).labels).flatten(0, 1)
+    planes = as_three_channels(masks.float() * 2 - 1)
     generator = seeded_generator("latent scale", config.seed)
-    moments = torch.cat([model.mask_moments(one) for one in torch.split(mask, 1)])  # few at a time
-    noise = torch.randn(len(mask), *model.latent_shape(*mask.shape[-2:]), generator=generator)
-    spread_of_latent = float(model.sample_latent(moments, noise).std())
-    return 1 / max(spread_of_latent, 1e-6)
+    moments = torch.cat([model.mask_moments(one) for one in torch.split(planes, 1)])  # few at once
+    noise = torch.randn(moments.chunk(2, dim=1)[0].shape, generator=generator)
+    return 1 / max(float(model.sample_latent(moments, noise).std()), 1e-6)
 
 
 def _start_from_model(model: SliceModel, config: RunConfig, store: WeightStore) -> Origin:

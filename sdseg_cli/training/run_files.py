@@ -21,8 +21,7 @@ from sdseg_cli.runs.checkpoint import Resumed, keep, set_aside
 from sdseg_cli.runs.log import RunLog, read_log, truncate_log
 from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training.batches import PreparedSlices, evenly_spaced
-from sdseg_cli.training.step import StepResult, Trainer
-from sdseg_cli.training.validation import Validation
+from sdseg_cli.training.step import StepResult, Trainer, Validation
 
 SHOWN = 4
 
@@ -102,7 +101,7 @@ class RunFiles:
         """Write a step's line.
 
         Returns:
-            Whether a process was asked to stop.
+            Whether a process is to stop.
 
         Raises:
             RunError: The loss is not finite, or the disk refused.
@@ -114,7 +113,7 @@ class RunFiles:
         self.row = row
         if self._log is not None:
             self._log.write(row)
-        return result.asked_to_stop
+        return result.stop_requested
 
     def log_validation(self, found: Validation) -> dict[str, float]:
         """Write a validation's line, and keep the weights if they are the best so far.
@@ -186,7 +185,11 @@ def shown_slices(slices: PreparedSlices, among: Sequence[int], limit: int = SHOW
         Positions, in ascending order; none where nothing has foreground.
     """
     filled = set(slices.with_foreground)
-    areas = {p: int(slices.batch([p]).foreground.sum()) for p in among if p in filled}
+    areas = {
+        p: int(slices.masks(slices.batch([p]).labels).any(dim=1).sum())
+        for p in among
+        if p in filled
+    }
     cases: dict[int, list[int]] = {}
     lengths: dict[int, int] = {}
     for case, k in slices.places:
@@ -233,7 +236,8 @@ class TrainPictures:
             image = batch.image[0].numpy()
             image = image.transpose(1, 2, 0) if image.ndim == 3 else image
             name = f"{cases[case].id}{place}"
-            shown.append(ShownSlice(name, image, batch.foreground[0].numpy()))
+            foreground = fixed.masks(batch.labels)[0].any(dim=0)
+            shown.append(ShownSlice(name, image, foreground.numpy()))
         self._history = ValidationHistory(run.history, tuple(self.positions), tuple(shown))
         self._history.read(after=at)
 

@@ -9,9 +9,17 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.data.prepare import PrepareOptions, PrepareReport, prepare
-from tests.raw_cases import AFFINE, IDS, contents, write_case
+from sdseg_cli.imaging.io.files import read_image
+from sdseg_cli.inference.options import OutputPaths
+from sdseg_cli.inference.predict import predict_file
+from sdseg_cli.inference.predictor import Predictor
+from sdseg_cli.runs.run_folder import RunDir
+from sdseg_cli.training.train import train
+from tests.conftest import tiny_settings
+from tests.raw_cases import AFFINE, IDS, SHAPE, contents, write_case
 
 
 def inodes(folder: Path) -> dict[str, int]:
@@ -49,6 +57,35 @@ def test_it_writes_squares_labels_a_split_and_a_manifest(raw: Path, workspace: P
     assert (pixels[:, :, :16] == -1).all()
     # 4 x 7 of 24 x 24 pixels.
     assert (labels[1] == 1).mean() == pytest.approx(28 / 576, rel=0.06)
+
+
+@pytest.mark.parametrize("size", [-64, 0, 24, 60])
+def test_no_slices_of_another_size_than_the_networks_take(
+    raw: Path, workspace: Path, size: int
+) -> None:
+    with pytest.raises(ConfigError, match=f"{size} x {size}"):
+        prepare(raw, workspace, PrepareOptions(size=size))
+    assert not list(workspace.iterdir())
+
+
+def test_slices_of_a_chosen_size_train_and_predict_on_the_scans_grid(
+    raw: Path, workspace: Path
+) -> None:
+    options = PrepareOptions(name="tiny", target=(1,), workers=1, size=64)
+    manifest = Manifest.load(prepare(raw, workspace, options).manifest)
+    assert manifest.size == 64
+    for case in manifest.entries:
+        assert np.load(manifest.pixels_file(case)).shape == (5, 64, 64)
+        assert np.load(manifest.labels_file(case)).shape == (5, 64, 64)
+    run = RunDir(workspace / "run")
+    train(tiny_settings(steps=2), manifest, run, device="cpu")
+    predictor = Predictor(run.path, device="cpu")
+    scan = raw / "pt_1/image.nii.gz"
+    assert predictor.predict(read_image(scan)).probability.shape == (5, 64, 64)
+    predict_file(scan, OutputPaths(workspace / "mask.nii.gz"), predictor)
+    mask = nib.load(workspace / "mask.nii.gz")
+    assert mask.shape == SHAPE
+    np.testing.assert_array_equal(mask.affine, AFFINE)
 
 
 def test_its_report_is_the_contracts_json(raw: Path, workspace: Path) -> None:

@@ -17,7 +17,7 @@ from sdseg_cli.imaging.volume import Geometry, Volume
 from sdseg_cli.inference.options import OutputPaths, PredictOptions
 from sdseg_cli.inference.predict import PredictReport, check_volume, predict_file
 from sdseg_cli.inference.predictor import Predictor, checked_crop
-from tests.conftest import Workspace
+from tests.conftest import PLANE, Workspace
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_the_api_and_the_file_agree(
     predictor: Predictor, tiny_run: Workspace, tmp_path: Path
 ) -> None:
     prediction = predictor.predict(read_image(tiny_run.scan), case_id="x", seed=2)
-    assert prediction.probability.shape == (6, 256, 256)
+    assert prediction.probability.shape == (6, PLANE, PLANE)
     assert 0 <= prediction.probability.min() and prediction.probability.max() <= 1
     predict_file(
         tiny_run.scan, OutputPaths(tmp_path / "m.nii.gz"), predictor, PredictOptions(seed=2)
@@ -163,7 +163,7 @@ def test_a_slice_alone_is_as_in_the_whole_scan_bit_for_bit(
     whole = predictor.predict(volume, seed=3, sample=sample).probability
     for k in (0, 1, 5):
         alone = predictor.plane(stack, k, seed=3, sample=sample)
-        assert alone.shape == (256, 256)
+        assert alone.shape == (PLANE, PLANE)
         assert alone.tobytes() == whole[k].tobytes()
     assert alone.max() > 0 and not np.array_equal(whole[0], whole[5])
 
@@ -360,7 +360,7 @@ def test_a_batch_takes_its_pixels_twice_its_answers_and_the_networks_planes(
     tiny_run: Workspace,
 ) -> None:
     predictor = Predictor(tiny_run.run.path, device="cpu", batch_size=4, threads=2)
-    fixed, plane = 50_000_000, 256 * 256 * 4
+    fixed, plane = 50_000_000, PLANE * PLANE * 4
     # Of tiny's autoencoder's 8 channels 12 planes each, for the two slices that are computed.
     assert predictor.batch_bytes() == fixed + plane * (4 * 6 + 2 * 12 * 8)
     assert predictor.batch_bytes(draws=5) == fixed + plane * (4 * 22 + 2 * 12 * 8)

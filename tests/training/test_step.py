@@ -11,7 +11,6 @@ from sdseg_cli.core.config import RunConfig
 from sdseg_cli.core.errors import ConfigError, RunError
 from sdseg_cli.model.distributed import Ranks
 from sdseg_cli.training import step as trainer_module
-from sdseg_cli.training import validation
 from tests.training.small import small_config, small_inputs, small_slices, small_trainer
 
 
@@ -126,10 +125,10 @@ def test_validation_is_the_mean_dice_per_case(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slices = small_slices(tmp_path)
-    truth = slices.batch(range(4)).foreground.float()
+    truth = (slices.batch(range(4)).labels > 0).float()
     truth[1] = 0  # 112 of 160 pixels are missed: Dice 2 x 48 / (48 + 160)
     monkeypatch.setattr(
-        validation,
+        trainer_module,
         "predict_planes",
         lambda model, image, positions, **_: truth[list(positions)],
     )
@@ -149,13 +148,13 @@ def test_a_validation_chooses_the_threshold_with_the_highest_dice(
     setting: str, threshold: float, dice: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slices = small_slices(tmp_path)
-    truth = slices.batch(range(4)).foreground
+    truth = slices.batch(range(4)).labels > 0
     probability = torch.where(truth, 0.9, 0.05)
     probability[1] = 0.05
     probability[1, 4:12, 6:13] = 0.7  # 8 x 7 of the square's 8 x 14
     probability[0, :14, :] = 0.6  # 14 x 32
     monkeypatch.setattr(
-        validation,
+        trainer_module,
         "predict_planes",
         lambda model, image, positions, **_: probability[list(positions)],
     )
