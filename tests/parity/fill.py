@@ -97,7 +97,7 @@ def tiny_checkpoint() -> dict[str, torch.Tensor]:
 def tiny_ldm() -> dict[str, torch.Tensor]:
     """A small unconditional LDM-8: no vision encoder, four channels in."""
     tensors = {k: v for k, v in _tiny().items() if not k.startswith("cond_stage")}
-    narrow = {
+    narrow: dict[str, tuple[int, ...]] = {
         key: (len(tensors[key]), 4, 3, 3)
         for key in (
             "model.diffusion_model.input_blocks.0.0.weight",

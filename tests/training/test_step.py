@@ -47,6 +47,19 @@ def test_the_log_row_holds_the_terms_of_eq_3(tmp_path: Path) -> None:
     assert row["loss"] == pytest.approx(0.5 * row["loss_noise"] + 2 * row["loss_latent"])
 
 
+@pytest.mark.parametrize("parameterisation", ["eps", "v"])
+@pytest.mark.parametrize("timesteps", ["uniform", "last"])
+def test_every_recipe_takes_a_step(tmp_path: Path, parameterisation: str, timesteps: str) -> None:
+    recipe = {"noise_loss_weight": 1.0, "latent_loss": "l1", "foreground_weight": 0.0}
+    config = small_config(timesteps=timesteps, foreground_fraction=0.0, **recipe)
+    config = replace(config, model=replace(config.model, parameterisation=parameterisation))
+    row = small_trainer(config).train_step(*small_inputs(config, tmp_path)).row()
+    assert row["loss"] == pytest.approx(row["loss_noise"] + row["loss_latent"], rel=1e-6)
+    if parameterisation == "eps" and timesteps == "last":
+        # The latent loss is the noise loss amplified by 38.66 at t = 999.
+        assert row["loss_latent"] / row["loss_noise"] == pytest.approx(38.66, rel=1e-3)
+
+
 def out_of_memory_above(size: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The objective runs out of memory above so many samples; the list gets what it was given."""
     asked: list[int] = []
