@@ -168,15 +168,8 @@ def _epoch_positions(count: int, seed: int, step: int, batch_size: int) -> list[
 
 
 def flip_codes(count: int, directions: str, generator: torch.Generator) -> Tensor:
-    """For each of `count` slices, which way it is flipped, each letter with probability 1/2.
-
-    Args:
-        count: Number of slices.
-        directions: Letters of "hv": h left-right, v up-down.
-        generator: Source of the draw.
-
-    Returns:
-        (count,) int64: 1 for h, plus 2 for v.
+    """How each of `count` slices is flipped, (count,) int64: 1 for h (left-right), plus 2 for v
+    (up-down); each letter of `directions` with probability 1/2.
     """
     codes = torch.zeros(count, dtype=torch.int64)
     for letter, code, _ in FLIPS:
@@ -205,11 +198,7 @@ def evenly_spaced(slices: PreparedSlices, limit: int) -> list[int]:
 
 
 def open_split(manifest: Manifest, split: str) -> PreparedSlices:
-    """The slices of a split's cases.
-
-    Args:
-        manifest: The prepared set.
-        split: "train", "val" or "test".
+    """The slices of the cases of a split: "train", "val" or "test".
 
     Raises:
         DataError: It has no such case, or its arrays are missing or damaged.
@@ -358,7 +347,7 @@ class StepSource:
         Args:
             first: First step.
             stop: One past the last.
-            workers: Threads, each two steps ahead; None for one per two CPU cores, at most 4.
+            workers: Threads, each two steps ahead; None for `default_workers`.
             pin: Put them into page-locked memory.
         """
 
@@ -393,7 +382,7 @@ def draw_timesteps(
         rule: "uniform", "latent-weighted" or "last".
         weights: (1000,) of `diffusion.timestep_weights`.
         count: Number of timesteps.
-        generator: Source of the draw.
+        generator: CPU generator.
 
     Returns:
         (count,) int64 and (count,) float32: ones, but for "latent-weighted" the mean weight over

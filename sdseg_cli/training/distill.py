@@ -98,11 +98,8 @@ def prepared_masks(manifest: Manifest) -> Masks:
 
 
 class Teacher:
-    """An autoencoder, which makes examples of latents and how it decodes them.
-
-    Args:
-        autoencoder: Frozen, in eval mode, on the device that computes.
-        masks: The source of masks.
+    """A frozen autoencoder in eval mode, which makes examples: latents of masks, and how it decodes
+    them.
     """
 
     def __init__(self, autoencoder: Autoencoder, masks: Masks = procedural) -> None:
@@ -158,13 +155,8 @@ def blend(latents: Tensor, generator: Generator) -> Tensor:
 
 
 class Distiller(Learner):
-    """Trains a mask decoder step by step; all that is drawn is a function of (seed, step).
-
-    Args:
-        decoder: Trains.
-        teacher: Makes the examples.
-        steps: Length of the learning rate's cosine.
-        seed: Of all examples.
+    """Trains a mask decoder on a teacher's examples, step by step; all that is drawn is a function
+    of (seed, step). `steps` is the length of the learning rate's cosine.
     """
 
     def __init__(

@@ -67,14 +67,8 @@ def require_batch_memory(
 
 
 def fastest_batch_size(slices_per_s: Callable[[int], float | None], largest: int = LARGEST) -> int:
-    """Double the batch for as long as that is worth it.
-
-    Args:
-        slices_per_s: Measures a batch size; None where it does not fit.
-        largest: No larger one is tried.
-
-    Returns:
-        The batch size; 1 where not even that fits.
+    """The batch size after doubling it, up to `largest`, for as long as that is worth it; 1 where
+    not even that fits. `slices_per_s` measures a batch size: None where it does not fit.
     """
     size, rate = 1, slices_per_s(1)
     while rate is not None and 2 * size <= largest:
@@ -88,13 +82,8 @@ def fastest_batch_size(slices_per_s: Callable[[int], float | None], largest: int
 def fitting_batch_size(
     config: RunConfig, slices: PreparedSlices, folder: Path, device: torch.device
 ) -> int:
-    """The batch size for this GPU, measured on whole training steps with fresh weights.
-
-    Args:
-        config: Every setting; its batch size is not looked at.
-        slices: The training slices.
-        folder: For a file of latents of a few hundred kilobytes.
-        device: A GPU.
+    """The batch size for this GPU, measured on whole training steps with fresh weights. `folder`
+    takes a file of latents of a few hundred kilobytes.
     """
     config = replace(config, train=replace(config.train, batch_size=1, accumulate=1))
     model = build_model(config.model)

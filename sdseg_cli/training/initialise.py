@@ -46,14 +46,7 @@ MAY_DIFFER = {
 def initial_checkpoint(
     config: RunConfig, data: dict[str, Any], slices: PreparedSlices, store: WeightStore
 ) -> Checkpoint:
-    """A run before its first step.
-
-    Args:
-        config: Every setting.
-        data: `Manifest.inference_settings`.
-        slices: The training slices.
-        store: Where pretrained weights are.
-    """
+    """A run before its first step: as `initial_model`; `data` is `Manifest.inference_settings`."""
     model, origin = initial_model(config, store, slices)
     return Checkpoint.begin(config, model, data, origin)
 
@@ -156,10 +149,7 @@ def _require_same_model(theirs: RunConfig, config: RunConfig, init: str) -> None
 def resolved_start(init: str, workspace: Path, store: WeightStore) -> str:
     """`train.init` so that it means the same from any folder: a run or package by its full path.
 
-    Args:
-        init: As typed: a keyword, a name in the store, a run as `--run` takes it, or a package.
-        workspace: Folder that holds `runs/`.
-        store: The weight store.
+    `init` may be a keyword, a name in the store, a run as `--run` takes it, or a package.
 
     Raises:
         ConfigError: It is empty, or several runs have that name.

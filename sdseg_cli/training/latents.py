@@ -103,15 +103,9 @@ class NoLatents(MaskLatents):
 
 
 def encode_masks(model: SDSeg, masks: Tensor) -> Tensor:
-    """Moments of masks: always float32, as they are computed once.
-
-    Args:
-        model: On the device that computes.
-        masks: (N,H,W) bool, on that device.
-
-    Returns:
-        (N,8,h,w) float32. On a CPU one mask at a time, so that the same mask gives the same bits
-        whatever it is batched with.
+    """Moments (N,8,h,w) of masks (N,H,W) bool on the model's device: always float32, as they are
+    computed once. On a CPU one mask at a time, so that the same mask gives the same bits in any
+    batch.
     """
     planes = as_three_channels(masks.float() * 2 - 1)
     planes = planes.contiguous(memory_format=torch.channels_last)
@@ -128,15 +122,15 @@ def open_latents(
     device: torch.device,
     ranks: Ranks | None = None,
 ) -> MaskLatents:
-    """The file for this autoencoder and these slices.
+    """The file for this autoencoder and these slices; a baseline has none.
 
     Args:
-        folders: Where it may lie; the first that can be written is taken.
+        folders: The first that can be written is taken.
         slices: The training slices.
-        model: Its autoencoder makes the latents; a baseline has none.
+        model: Its autoencoder makes the latents.
         data: `Manifest.inference_settings`, with the hashes of split and arrays.
-        device: Its kind; each rounds in its own way.
-        ranks: Who trains together, and calls this together.
+        device: Each kind rounds in its own way.
+        ranks: The processes that train together, and call this together.
 
     Raises:
         RunError: None of the folders can be written.

@@ -34,13 +34,7 @@ from sdseg_cli.training.latents import MaskLatents, encode_masks
 class Objective(nn.Module):
     """The loss of a model under a recipe, as one module: so DDP can wrap it.
 
-    Args:
-        model: On the device that computes.
-        recipe: Weights of the terms.
-        decoder: Of an SDSeg whose mask counts, on the same device.
-
-    Raises:
-        ValueError: The mask of an SDSeg counts, and there is no decoder.
+    An SDSeg whose mask counts needs a mask decoder, on the same device (ValueError).
     """
 
     def __init__(
@@ -122,11 +116,8 @@ class MaskLoss(nn.Module):
 
 
 class DecodedMaskLoss(nn.Module):
-    """`MaskLoss` of a clean latent, through a decoder that stays as it is.
-
-    Args:
-        decoder: Of the model's autoencoder.
-        latent_scale: The model's.
+    """`MaskLoss` of a clean latent, through a decoder of the model's autoencoder that stays as it
+    is.
     """
 
     def __init__(self, decoder: MaskDecoder, latent_scale: float) -> None:
@@ -148,13 +139,7 @@ def decoder_to_train_through(
     config: RunConfig, weights: Mapping[str, Tensor], run: RunDir, store: WeightStore
 ) -> MaskDecoder | None:
     """The fast decoder of a training whose masks count, None of any other. A run keeps the one it
-    began with, whatever is distilled meanwhile.
-
-    Args:
-        config: Every setting.
-        weights: Of the model, with its autoencoder.
-        run: Where the training goes on, if it began before.
-        store: Where mask decoders are.
+    began with, whatever is distilled meanwhile. `weights` are the model's, with its autoencoder.
 
     Raises:
         ConfigError: Its autoencoder has no fast decoder.

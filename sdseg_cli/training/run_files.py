@@ -52,15 +52,15 @@ class RunFiles:
 
     @staticmethod
     def begin(run: RunDir, loop: Trainer, found: Resumed | None) -> tuple[Finding, ...]:
-        """Make the folder what it was at the step where the run goes on.
+        """Make the folder what it was at the step where the run resumes.
 
         Args:
             run: The folder.
             loop: At its first step of this call.
-            found: What it goes on from.
+            found: The checkpoint it resumes from.
 
         Returns:
-            What was wrong with newer checkpoints.
+            Findings on damaged newer checkpoints.
         """
         if not loop.ranks.writes:
             return ()
@@ -98,10 +98,7 @@ class RunFiles:
         self._log.close()
 
     def log(self, result: StepResult, slices: PreparedSlices) -> bool:
-        """Write a step's line.
-
-        Returns:
-            Whether a process is to stop.
+        """Write a step's line; true if a process is to stop.
 
         Raises:
             RunError: The loss is not finite, or the disk refused.
@@ -116,11 +113,7 @@ class RunFiles:
         return result.stop_requested
 
     def log_validation(self, found: Validation) -> dict[str, float]:
-        """Write a validation's line, and keep the weights if they are the best so far.
-
-        Returns:
-            The line.
-        """
+        """Write and return a validation's line, and keep weights that are the best so far."""
         self._require_finite()
         loop, dice = self._loop, found.dice
         row = {"step": loop.step, "val_dice": dice}
@@ -136,7 +129,7 @@ class RunFiles:
         return row
 
     def save(self, state: str) -> None:
-        """Write a checkpoint of this step, if there is none, and how the run stands.
+        """Write a checkpoint of this step, if there is none, and the run's status.
 
         Raises:
             RunError: The weights are not finite, or the disk refused.
@@ -171,18 +164,10 @@ def _write_status(run: RunDir, state: str, step: int, best: dict[str, Any]) -> N
 
 
 def shown_slices(slices: PreparedSlices, among: Sequence[int], limit: int = SHOWN) -> list[int]:
-    """The slices with most foreground, from as many cases as there are.
+    """Positions, ascending, of at most `limit` slices with most foreground among those validated.
 
     Each case gives its best slice first; where cases are few they give more, but no neighbours,
     which would look alike: at least a sixth of the case lies between two.
-
-    Args:
-        slices: The validation slices.
-        among: Positions to choose from, those that are validated.
-        limit: At most so many.
-
-    Returns:
-        Positions, in ascending order; none where nothing has foreground.
     """
     filled = set(slices.with_foreground)
     areas = {
@@ -212,7 +197,7 @@ class TrainPictures:
         fixed: The validation slices.
         cases: Their cases.
         recipe: How many of them are validated.
-        at: The step the run goes on from; what the pictures had past it is forgotten.
+        at: The step the run resumes from; later pictures are forgotten.
     """
 
     def __init__(
@@ -242,11 +227,8 @@ class TrainPictures:
         self._history.read(after=at)
 
     def draw(self, step: int, planes: NDArray[np.float32]) -> None:
-        """The pictures as they are after the validation of a step.
-
-        Args:
-            step: The step.
-            planes: (K,H,W) in [0,1], the probabilities of the slices at `positions`.
+        """Draw them after the validation of a step; `planes` (N,H,W) in [0,1] are the probabilities
+        of the slices at `positions`.
         """
         from sdseg_cli.report.training_curve import training_curve
         from sdseg_cli.report.validation_picture import validation_picture

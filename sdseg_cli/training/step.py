@@ -69,7 +69,7 @@ class Trainer:
         config: Every setting.
         state: Where to begin: step 0, or a resumed checkpoint.
         device: Where to compute.
-        ranks: Who trains together.
+        ranks: The processes that train together.
         compiled: Compile the networks that train: slow to start, then faster on a GPU.
         adapts: Where memory runs out, go on with batches in smaller parts.
         decoder: To train through, where the mask counts.
@@ -155,10 +155,8 @@ class Trainer:
         return StepResult(self.step, inputs.positions, rate, mean, terms)
 
     def _backward(self, inputs: StepInputs) -> Tensor:
-        """Gradients of the whole batch, part by part.
-
-        Returns:
-            (1 + terms,): the loss and its terms, of this process's share.
+        """Gradients of the whole batch, part by part; (1 + terms,): the loss and its terms, of this
+        process's share.
         """
         weight = self.objective.weight(inputs)
         mean_weight = None if weight is None else self.ranks.mean(weight.mean())
@@ -211,11 +209,8 @@ class Trainer:
         return bool(torch.stack(torch._foreach_norm(list[Tensor](self.trained))).isfinite().all())
 
     def validate(self, slices: PreparedSlices, keep: Sequence[int] = ()) -> Validation:
-        """What the averaged weights reach now, on some fixed slices of the validation cases.
-
-        Args:
-            slices: The validation slices.
-            keep: Positions whose probabilities are returned; of those that are validated.
+        """The Dice of the averaged weights, on some fixed slices of the validation cases. `keep`
+        are the positions, of those validated, whose probabilities are returned.
         """
         recipe = self.config.train
         positions = evenly_spaced(slices, recipe.validation_slices)
@@ -292,7 +287,7 @@ def validation(
         slices: The validation slices.
         positions: Which of them are predicted; processes that train together share them.
         keep: Those of them whose probabilities are returned.
-        ranks: Who trains together.
+        ranks: The processes that train together.
         batch_size: Slices at a time.
         thresholds: To try: probabilities above which a pixel is foreground.
         on_batch: Called with the number of slices of each batch.

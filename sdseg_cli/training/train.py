@@ -206,11 +206,7 @@ def _all_steps(
     stop: threading.Event,
     on_step: OnStep,
 ) -> str:
-    """Step by step to the end, or until it is stopped; all is saved then.
-
-    Returns:
-        "finished" or "stopped".
-    """
+    """All steps to the end ("finished"), or until it is stopped ("stopped"); then all is saved."""
     recipe, on_gpu = loop.config.train, loop.device.type == "cuda"
     now = TrainProgress(
         step=loop.step,
