@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from sdseg_cli.core.config import RunConfig
+from sdseg_cli.data.spec import ClassRule
 from sdseg_cli.model.baselines import build_model
 from sdseg_cli.model.interface import SliceModel
 from sdseg_cli.model.sdseg import has_latents
@@ -30,7 +31,7 @@ def made_up_slices(folder: Path, count: int) -> PreparedSlices:
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "labels.npy", labels)
     np.save(folder / "pixels.npy", (labels * 0.5 + noise - 0.5).astype(np.float16))
-    return PreparedSlices([folder], lambda values: values > 0, [list(range(0, count, 2))])
+    return PreparedSlices([folder], ClassRule(), [[list(range(0, count, 2))]])
 
 
 def initial_checkpoint(config: RunConfig, model: SliceModel | None = None) -> Checkpoint:
@@ -85,5 +86,7 @@ def keep_all_latents(
     for position in [*slices.with_foreground, *empty[:1]]:
         rows = latents.rows([position] * len(codes), codes)
         if not latents.read(rows)[1].all():
-            batch = slices.batch([position] * len(codes))
-            latents.write(rows, encode_masks(model, flipped(batch, codes).foreground.to(device)))
+            labels = flipped(slices.batch([position] * len(codes)), codes).labels
+            masks = slices.masks(labels).flatten(0, 1)
+            flat = [row for of_slice in rows for row in of_slice]
+            latents.write(flat, encode_masks(model, masks.to(device)))

@@ -29,7 +29,7 @@ from sdseg_cli.model.mask_decoder import MaskDecoder
 from sdseg_cli.model.starts import load_tiny_autoencoder
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.training.batches import open_split
-from sdseg_cli.training.distillation import Teacher
+from sdseg_cli.training.distill import Teacher
 
 THIN_PX, SMALL_PX, AROUND_PX = 5, 16, 4
 MOST_SLICES = 200
@@ -93,7 +93,7 @@ def main() -> None:
     for name in args.dataset:
         slices = open_split(Manifest.find(args.workspace, name), "test")
         chosen = slices.with_foreground[:: max(1, len(slices.with_foreground) // MOST_SLICES)]
-        by_kind = compare(teacher, decoder, slices.batch(chosen).foreground)
+        by_kind = compare(teacher, decoder, slices.masks(slices.batch(chosen).labels)[:, 0])
         for kind, scores in sorted(by_kind.items()):
             means = " | ".join(f"{value:.3f}" for value in np.mean(scores, axis=0))
             print(f"| {name} | {kind} | {len(scores)} | {means} |", flush=True)

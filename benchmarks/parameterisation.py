@@ -31,7 +31,7 @@ from sdseg_cli.core.progress import TrainProgress
 from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.model.store import WeightStore
 from sdseg_cli.runs.run_folder import RunDir
-from sdseg_cli.training.batches import PreparedSlices
+from sdseg_cli.training.batches import open_split
 from sdseg_cli.training.initialise import initial_model
 from sdseg_cli.training.latents import open_latents
 from sdseg_cli.training.train import train
@@ -115,12 +115,7 @@ def measure(
 def _keep_latents(manifest: Manifest) -> None:
     """So that the first setting does not pay for all."""
     config = preset("tiny")
-    cases = manifest.cases("train")
-    slices = PreparedSlices(
-        [manifest.root / case.folder for case in cases],
-        manifest.is_foreground,
-        [manifest.foreground_slices(case) for case in cases],
-    )
+    slices = open_split(manifest, "train")
     model, _ = initial_model(config, WeightStore.default(), slices)
     folder, data = manifest.root / "latents", manifest.inference_settings()
     latents = open_latents([folder], slices, model, data, torch.device("cpu"))

@@ -41,7 +41,7 @@ from sdseg_cli.model.sdseg import SDSeg
 from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import sdseg_of
 from sdseg_cli.runs.run_folder import RunDir, find_run
-from sdseg_cli.training.batches import PreparedSlices
+from sdseg_cli.training.batches import open_split
 
 SAFE = 0.001
 """A precision whose Dice differs from float32's by less is as good."""
@@ -68,9 +68,8 @@ class Sample:
 def sample_of(manifest: Manifest, split: str, limit: int) -> Sample:
     """About `limit` slices with foreground, as many of each case, evenly spaced within it."""
     cases = manifest.cases(split)
-    folders = [manifest.root / case.folder for case in cases]
     foreground = [manifest.foreground_slices(case) for case in cases]
-    slices = PreparedSlices(folders, manifest.is_foreground, foreground)
+    slices = open_split(manifest, split)
     share = max(1, round(limit / len(cases)))
     chosen: set[tuple[int, int]] = set()
     for number, found in enumerate(foreground):
@@ -79,7 +78,8 @@ def sample_of(manifest: Manifest, split: str, limit: int) -> Sample:
     positions = [i for i, place in enumerate(slices.places) if place in chosen]
     batch = slices.batch(positions)
     places = [slices.places[i] for i in positions]
-    return Sample(batch.image, batch.foreground, [k for _, k in places], [c for c, _ in places])
+    reference = slices.masks(batch.labels)[:, 0]
+    return Sample(batch.image, reference, [k for _, k in places], [c for c, _ in places])
 
 
 class Comparison:

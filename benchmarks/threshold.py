@@ -33,7 +33,7 @@ from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import networks_of
 from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training.batches import evenly_spaced, open_split
-from sdseg_cli.training.validation import THRESHOLDS, Validation, validation
+from sdseg_cli.training.step import THRESHOLDS, Validation, validation
 
 CPU = torch.device("cpu")
 

@@ -33,7 +33,7 @@ from sdseg_cli.model import diffusion
 from sdseg_cli.model.interface import as_three_channels
 from sdseg_cli.model.runtime import choose_device
 from sdseg_cli.model.sdseg import build_sdseg, foreground_weight, full_precision
-from sdseg_cli.training.batches import PreparedSlices
+from sdseg_cli.training.batches import PreparedSlices, open_split
 
 
 class _Slices(Dataset[tuple[Tensor, Tensor]]):
@@ -45,7 +45,7 @@ class _Slices(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
         batch = self.slices.batch([position])
-        return batch.image[0], batch.foreground[0]
+        return batch.image[0], self.slices.masks(batch.labels)[0, 0]
 
 
 def plain_loop(
@@ -170,13 +170,7 @@ def main() -> None:
     results.measure("machine", lambda: machine(device))
     with tempfile.TemporaryDirectory() as name:
         if args.dataset:
-            manifest = Manifest.find(args.workspace, args.dataset)
-            cases = manifest.cases("train")
-            slices = PreparedSlices(
-                [manifest.root / case.folder for case in cases],
-                manifest.is_foreground,
-                [manifest.foreground_slices(case) for case in cases],
-            )
+            slices = open_split(Manifest.find(args.workspace, args.dataset), "train")
         else:
             slices = made_up_slices(Path(name) / "case", 64)
         label = f"{args.preset}/batch{config.train.batch_size}/compile{int(args.compile)}"

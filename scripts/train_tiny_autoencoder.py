@@ -24,9 +24,35 @@ from torch import Tensor, nn
 
 from sdseg_cli.core.presets import PRESETS
 from sdseg_cli.model.autoencoder import Autoencoder, sample_posterior
-from sdseg_cli.training.shapes import random_masks, random_textures
+from sdseg_cli.training.shapes import (
+    MAX_SHAPES,
+    closed_curves,
+    random_masks,
+    smooth_noise,
+    uniform,
+)
 
 SHARPNESS = 4.0  # the decoded map times this is the logit of the cross-entropy
+
+
+def random_textures(batch: int, size: int, generator: torch.Generator) -> Tensor:
+    """Grey images with the edges and grain of a scan: shapes over smooth and fine noise.
+
+    Args:
+        batch: Number of images.
+        size: Side of the plane, px, a multiple of 8.
+        generator: CPU generator, the only source of randomness.
+
+    Returns:
+        (batch,3,size,size) float32 in [-1,1], three equal channels.
+    """
+    shapes = closed_curves(batch, size, generator, radius_px=(3.0, size * 0.4)).float()
+    grey = uniform(generator, (batch, MAX_SHAPES, 1, 1), -0.6, 0.6)
+    image = (shapes * grey).sum(dim=1, keepdim=True)
+    image += uniform(generator, (batch, 1, 1, 1), -0.8, 0.4)
+    for cell, strength in ((32, 0.15), (8, 0.08), (2, 0.06)):
+        image += strength * smooth_noise(batch, size, generator, cell)
+    return image.clamp(-1, 1).expand(-1, 3, -1, -1)
 
 
 def mask_loss(decoded: Tensor, mask: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ def distill(
     """
     from sdseg_cli.data.manifest import Manifest
     from sdseg_cli.runs.run_folder import find_run
+    from sdseg_cli.training.distill import DistillOptions
     from sdseg_cli.training.distill import distill as run_distill
 
     output = Output(as_json=as_json, quiet=quiet)
@@ -45,14 +46,10 @@ def distill(
     own = None if found is None else Manifest.find(workspace(), found.config().dataset)
     with output.progress() as progress:
         report = run_distill(
+            DistillOptions(preset, out, steps, seed, device),
             run=found,
             manifest=own,
-            preset_name=preset,
             masks=None if dataset is None else Manifest.find(workspace(), dataset),
-            output=out,
-            steps=steps,
-            seed=seed,
-            device=device,
             progress=progress,
         )
     rows = [

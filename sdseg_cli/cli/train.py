@@ -106,8 +106,9 @@ def train(
     from sdseg_cli.model.store import WeightStore
     from sdseg_cli.runs.run_folder import RunDir
     from sdseg_cli.training.calibration import work_in_validations
+    from sdseg_cli.training.fit_batch import fitted
     from sdseg_cli.training.initialise import resolved_start
-    from sdseg_cli.training.train import TrainOptions, fitted
+    from sdseg_cli.training.train import TrainOptions
     from sdseg_cli.training.train import train as run_train
 
     start = resolved_start(settings.train.init, workspace(), WeightStore.default())

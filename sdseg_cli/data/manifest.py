@@ -109,8 +109,8 @@ class Manifest:
         """(S, size, size) uint8 or uint16: the original labels."""
         return self.root / case.folder / "labels.npy"
 
-    def foreground_slices(self, case: PreparedCase) -> list[int]:
-        """Numbers of the slices that hold foreground, ascending, without opening the arrays.
+    def class_slices(self, case: PreparedCase) -> list[list[int]]:
+        """Per class, the numbers of the slices that hold it, ascending, without opening the arrays.
 
         Raises:
             DataError: The case's record is missing or damaged.
@@ -125,7 +125,11 @@ class Manifest:
             }
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{file}: incomplete or damaged ({error!r:.200}).", hint) from error
-        return self.classes.slices(found)
+        return [rule.slices(found) for rule in self.classes.each()]
+
+    def foreground_slices(self, case: PreparedCase) -> list[int]:
+        """Numbers of the slices that hold any class, ascending, as `class_slices` reads them."""
+        return sorted(set().union(*self.class_slices(case)))
 
     @property
     def classes(self) -> ClassRule:

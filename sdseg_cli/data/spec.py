@@ -67,6 +67,13 @@ class ClassRule:
         """K, the number of classes."""
         return len(self.groups)
 
+    def each(self) -> list[ClassRule]:
+        """One rule for each class."""
+        return [
+            ClassRule((group,), (name,))
+            for group, name in zip(self.groups, self.names, strict=True)
+        ]
+
     def masks(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
         """The mask of each class.
 

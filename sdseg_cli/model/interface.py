@@ -16,8 +16,8 @@ from sdseg_cli.core.config import THRESHOLD, ModelConfig, SampleConfig, TrainCon
 from sdseg_cli.model.mask_decoder import MaskDecoder
 
 MaskLossOf = Callable[[Tensor, Tensor], Tensor]
-"""A loss of a model's estimate and the true mask (B,H,W) bool: of SDSeg's z0 a scalar; of a
-baseline's logits (B,1,H,W) Dice loss and cross-entropy, (2,).
+"""A loss of a model's estimate and the true masks (B,K,H,W) bool: of SDSeg's z0 a scalar; of a
+baseline's logits (B,K,H,W) Dice loss and cross-entropy, (2,).
 """
 
 
@@ -27,7 +27,7 @@ class LossInputs(Protocol):
     @property
     def image(self) -> Tensor: ...
     @property
-    def foreground(self) -> Tensor: ...
+    def masks(self) -> Tensor: ...
     @property
     def moments(self) -> Tensor: ...
     @property

@@ -3,7 +3,7 @@
 The autoencoder's decoder can draw any image, and two thirds of a prediction's arithmetic go into
 that. A mask needs less: this network stays at the latent's resolution, where each position answers
 for its own square of `factor` x `factor` pixels. It is trained to answer as the decoder does
-(`training.distillation`), so it belongs to one autoencoder and to no run.
+(`training.distill`), so it belongs to one autoencoder and to no run.
 
     latent -> 3x3 -> blocks of (5x5 within each channel, 1x1 across them, the plane's mean) -> 1x1
     -> pixel shuffle -> probability

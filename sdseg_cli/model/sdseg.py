@@ -109,10 +109,12 @@ class SDSeg(SliceModel):
         return self.mask_moments(mask).chunk(2, dim=1)[0] * self.latent_scale
 
     def sample_latent(self, moments: Tensor, noise: Tensor) -> Tensor:
-        """(B,8,h,w) of `mask_moments` and (B,4,h,w) standard normal -> z0 (B,4,h,w): a posterior
-        draw times `latent_scale`.
+        """(B,8K,h,w) of `mask_moments`, K classes side by side, and (B,4K,h,w) standard normal ->
+        z0 (B,4K,h,w): a posterior draw of each class times `latent_scale`.
         """
-        return sample_posterior(moments, noise) * self.latent_scale
+        channels, plane = self.config.autoencoder.latent_channels, noise.shape[-2:]
+        each = moments.reshape(-1, 2 * channels, *plane), noise.reshape(-1, channels, *plane)
+        return sample_posterior(*each).reshape(noise.shape) * self.latent_scale
 
     def denoise(self, zt: Tensor, t: int | Tensor, zc: Tensor) -> Estimate:
         """The network's answer to (B,4,h,w) `zt` at `t`, as noise and as clean latent, float32."""
@@ -211,7 +213,7 @@ class SDSeg(SliceModel):
         loss = recipe.noise_loss_weight * loss_noise + recipe.latent_loss_weight * loss_latent
         if mask_loss is None:
             return torch.stack([loss, loss_noise, loss_latent])
-        loss_mask = mask_loss(estimate.z0_pred, inputs.foreground)
+        loss_mask = mask_loss(estimate.z0_pred, inputs.masks)
         loss = loss + recipe.mask_loss_weight * loss_mask
         return torch.stack([loss, loss_noise, loss_latent, loss_mask])
 

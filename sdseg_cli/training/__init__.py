@@ -1,1 +1,1 @@
-"""What the training loop takes from the shelf: batches, checkpoints, the device, made-up shapes."""
+"""Training: batches, latents of masks, the loss, the loop, and the fast mask decoder."""

@@ -11,28 +11,24 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sdseg_cli.core.config import RunConfig
+from sdseg_cli.core.errors import DataError
+from sdseg_cli.data.manifest import Manifest, open_array
+from sdseg_cli.data.spec import ClassRule
 from sdseg_cli.model import diffusion
+from sdseg_cli.model.diffusion import seeded_generator
 from sdseg_cli.model.distributed import Ranks
 
 if TYPE_CHECKING:
     from sdseg_cli.training.latents import MaskLatents
-from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from sdseg_cli.core.errors import DataError
-from sdseg_cli.data.manifest import Manifest, open_array
-from sdseg_cli.model.diffusion import seeded_generator
-
-ForegroundRule = Callable[[NDArray[np.integer]], NDArray[np.bool_]]
 FLIPS = (("h", 1, -1), ("v", 2, -2))
 """Letter of `train.flips`, its code, and the axis it turns."""
 
@@ -43,8 +39,8 @@ class Batch:
 
     image: Tensor
     """(B,H,W), of pictures (B,3,H,W), float32 in [-1,1]."""
-    foreground: Tensor
-    """(B,H,W) bool."""
+    labels: Tensor
+    """(B,H,W) uint8 or int32, as prepared; `PreparedSlices.masks` turns them into masks."""
 
 
 class PreparedSlices:
@@ -53,8 +49,8 @@ class PreparedSlices:
     Args:
         folders: One per case: `pixels.npy` (S,H,W) or (S,3,H,W) float16, `labels.npy` (S,H,W)
             integer.
-        is_foreground: Labels -> bool, same shape: the manifest's rule.
-        foreground_slices: Per case, the numbers of the slices that have foreground.
+        classes: The K classes of the labels.
+        class_slices: Per case and class, the numbers of the slices that have the class.
 
     Raises:
         DataError: An array is missing or damaged, or there is no case.
@@ -63,13 +59,13 @@ class PreparedSlices:
     def __init__(
         self,
         folders: Sequence[Path],
-        is_foreground: ForegroundRule,
-        foreground_slices: Sequence[Sequence[int]],
+        classes: ClassRule,
+        class_slices: Sequence[Sequence[Sequence[int]]],
     ) -> None:
         if not folders:
             raise DataError("no case to read slices from.", "Check the split in the manifest.")
+        self.classes = classes
         self._names = [folder.name for folder in folders]
-        self._is_foreground = is_foreground
         self._pixels = [open_array(folder / "pixels.npy") for folder in folders]
         self._labels = [open_array(folder / "labels.npy") for folder in folders]
         for folder, pixels, labels in zip(folders, self._pixels, self._labels, strict=True):
@@ -82,9 +78,21 @@ class PreparedSlices:
                 )
         self.places = [(c, k) for c, pixels in enumerate(self._pixels) for k in range(len(pixels))]
         """Position in this sequence -> (case, slice)."""
-        wanted = {(c, k) for c, found in enumerate(foreground_slices) for k in found}
-        self.with_foreground = [i for i, place in enumerate(self.places) if place in wanted]
-        """Positions of the slices that have foreground."""
+        found = [[set(slices) for slices in case] for case in class_slices]
+        self.nonempty = [
+            (position, number)
+            for position, (case, k) in enumerate(self.places)
+            for number in range(len(classes))
+            if k in found[case][number]
+        ]
+        """(position, class) of each mask that has foreground, ascending."""
+        self.with_class = [
+            [position for position, each in self.nonempty if each == number]
+            for number in range(len(classes))
+        ]
+        """Per class, the positions of the slices that have it."""
+        self.with_foreground = sorted({position for position, _ in self.nonempty})
+        """Positions of the slices that have any class."""
 
     def __len__(self) -> int:
         return len(self.places)
@@ -110,8 +118,14 @@ class PreparedSlices:
         """The slices at these positions."""
         places = [self.places[i] for i in positions]
         image = np.stack([self._pixels[c][k] for c, k in places]).astype(np.float32)
-        foreground = np.stack([self._is_foreground(self._labels[c][k]) for c, k in places])
-        return Batch(torch.from_numpy(image), torch.from_numpy(foreground))
+        labels = np.stack([self._labels[c][k] for c, k in places])
+        # torch can neither flip nor compare uint16.
+        labels = labels if labels.dtype == np.uint8 else labels.astype(np.int32)
+        return Batch(torch.from_numpy(image), torch.from_numpy(labels))
+
+    def masks(self, labels: Tensor) -> Tensor:
+        """Labels (B,H,W) on the CPU -> the mask of each class, (B,K,H,W) bool."""
+        return torch.from_numpy(self.classes.masks(labels.numpy())).movedim(0, 1).contiguous()
 
 
 def draw_positions(
@@ -120,17 +134,24 @@ def draw_positions(
     """Which slices make up the batch of step `step` (from 0).
 
     With `foreground_fraction` 0 every slice comes once per epoch, in an order shuffled by (seed,
-    epoch). Otherwise each place in the batch is drawn from the slices with foreground with that
-    probability, from all others else.
+    epoch). Otherwise each place in the batch has that probability of a slice with foreground: a
+    class is drawn, then a slice that has it. The others are drawn from all slices.
     """
-    if foreground_fraction == 0 or not slices.with_foreground:
+    classes = [positions for positions in slices.with_class if positions]
+    if foreground_fraction == 0 or not classes:
         return _epoch_positions(len(slices), seed, step, batch_size)
     generator = seeded_generator("slices", seed, step)
+
+    def drawn(count: int) -> int:
+        return int(torch.randint(count, (), generator=generator))
+
     chosen = []
     for _ in range(batch_size):
-        foreground = torch.rand((), generator=generator).item() < foreground_fraction
-        pool: Sequence[int] = slices.with_foreground if foreground else range(len(slices))
-        chosen.append(pool[int(torch.randint(len(pool), (), generator=generator))])
+        pool: Sequence[int] = range(len(slices))
+        if torch.rand((), generator=generator).item() < foreground_fraction:
+            # A single class is not drawn for, so that its slices are those of earlier versions.
+            pool = classes[drawn(len(classes)) if len(classes) > 1 else 0]
+        chosen.append(pool[drawn(len(pool))])
     return chosen
 
 
@@ -147,15 +168,8 @@ def _epoch_positions(count: int, seed: int, step: int, batch_size: int) -> list[
 
 
 def flip_codes(count: int, directions: str, generator: torch.Generator) -> Tensor:
-    """For each of `count` slices, which way it is flipped, each letter with probability 1/2.
-
-    Args:
-        count: Number of slices.
-        directions: Letters of "hv": h left-right, v up-down.
-        generator: Source of the draw.
-
-    Returns:
-        (count,) int64: 1 for h, plus 2 for v.
+    """How each of `count` slices is flipped, (count,) int64: 1 for h (left-right), plus 2 for v
+    (up-down); each letter of `directions` with probability 1/2.
     """
     codes = torch.zeros(count, dtype=torch.int64)
     for letter, code, _ in FLIPS:
@@ -166,14 +180,13 @@ def flip_codes(count: int, directions: str, generator: torch.Generator) -> Tenso
 
 def flipped(batch: Batch, codes: Tensor) -> Batch:
     """Each slice flipped as its code of `flip_codes` says."""
-    image, foreground = batch.image, batch.foreground
+    image, labels = batch.image, batch.labels
     for _, code, axis in FLIPS:
         turn = (codes & code).bool()[:, None, None]
         if turn.any():
-            turned = turn if image.ndim == 3 else turn[:, None]
-            image = torch.where(turned, image.flip(axis), image)
-            foreground = torch.where(turn, foreground.flip(axis), foreground)
-    return Batch(image, foreground)
+            image = torch.where(turn if image.ndim == 3 else turn[:, None], image.flip(axis), image)
+            labels = torch.where(turn, labels.flip(axis), labels)
+    return Batch(image, labels)
 
 
 def evenly_spaced(slices: PreparedSlices, limit: int) -> list[int]:
@@ -185,11 +198,7 @@ def evenly_spaced(slices: PreparedSlices, limit: int) -> list[int]:
 
 
 def open_split(manifest: Manifest, split: str) -> PreparedSlices:
-    """The slices of a split's cases.
-
-    Args:
-        manifest: The prepared set.
-        split: "train", "val" or "test".
+    """The slices of the cases of a split: "train", "val" or "test".
 
     Raises:
         DataError: It has no such case, or its arrays are missing or damaged.
@@ -201,44 +210,44 @@ def open_split(manifest: Manifest, split: str) -> PreparedSlices:
         )
     return PreparedSlices(
         [manifest.root / case.folder for case in cases],
-        manifest.is_foreground,
-        [manifest.foreground_slices(case) for case in cases],
+        manifest.classes,
+        [manifest.class_slices(case) for case in cases],
     )
 
 
 @dataclass(frozen=True)
 class StepInputs:
-    """One batch, or one process's share of it, with all that is random about its step."""
+    """One batch of K classes, or one process's share of it, with all that is random about it."""
 
     step: int
     """From 0."""
     positions: list[int]
     """Which slices these are."""
-    rows: list[int]
-    """Where their masks' moments are kept."""
+    rows: list[list[int]]
+    """Of each slice and class, where the mask's moments are kept."""
     image: Tensor
     """(B,H,W), of pictures (B,3,H,W), float32 in [-1,1]."""
-    foreground: Tensor
-    """(B,H,W) bool."""
+    masks: Tensor
+    """(B,K,H,W) bool."""
     moments: Tensor
-    """(B,8,h,w) float32; meaningless where not `known`."""
+    """(B,8K,h,w) float32; meaningless where not `known`."""
     known: Tensor
-    """(B,) bool: the mask's moments were computed before."""
+    """(B,K) bool: the mask's moments were computed before. Stays on the CPU."""
     posterior_noise: Tensor
-    """(B,4,h,w), for the draw of z0."""
+    """(B,4K,h,w), for the draw of z0."""
     noise: Tensor
-    """(B,4,h,w), n of Eq. 1."""
+    """(B,4K,h,w), n of Eq. 1."""
     t: Tensor
     """(B,) int64."""
     importance: Tensor
-    """(B,) float32: what each sample counts."""
+    """(B,) float32: how much each sample counts."""
 
     def pinned(self) -> StepInputs:
         """In page-locked memory, from where a GPU copies without the CPU waiting."""
         return self._each(lambda v: v.pin_memory() if isinstance(v, Tensor) else v)
 
     def to(self, device: torch.device) -> StepInputs:
-        """On the device, but for `known`, which the CPU asks; pinned inputs are not waited for."""
+        """On the device, but for `known`; pinned inputs are not waited for."""
         moved = self._each(
             lambda v: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v
         )
@@ -246,12 +255,12 @@ class StepInputs:
 
     def parts(self, count: int) -> list[StepInputs]:
         """Split into equal parts, for one optimiser step over all of them."""
-        if count == 1:
-            return [self]
         size = len(self.positions) // count
+        return [self._cut(slice(size * i, size * (i + 1))) for i in range(count)]
 
-        cuts = [slice(size * i, size * (i + 1)) for i in range(count)]
-        return [self._each(partial(_cut, cut)) for cut in cuts]  # views: a GPU is not waited for
+    def _cut(self, places: slice) -> StepInputs:
+        """Views, so that a GPU is not waited for."""
+        return self._each(lambda v: v if isinstance(v, int) else v[places])
 
     def chosen(self, places: Sequence[int]) -> StepInputs:
         """The samples at these places of the batch."""
@@ -274,8 +283,8 @@ class StepSource:
         config: Seed and recipe.
         slices: The training slices.
         latents: Their masks' moments.
-        latent_shape: (4,h,w).
-        ranks: Who shares each batch.
+        latent_shape: (4K,h,w).
+        ranks: The processes that share each batch.
     """
 
     def __init__(
@@ -288,7 +297,10 @@ class StepSource:
     ) -> None:
         self._config, self._slices, self._latents = config, slices, latents
         self._shape, self._ranks = latent_shape, ranks or Ranks()
-        self._timestep_weights = _timestep_weights(config)
+        recipe = config.train
+        self._timestep_weights = diffusion.timestep_weights(
+            config.model.parameterisation, recipe.noise_loss_weight, recipe.latent_loss_weight
+        )
 
     def inputs(self, step: int) -> StepInputs:
         """The inputs of step number `step`, from 0."""
@@ -318,7 +330,7 @@ class StepSource:
             positions=positions,
             rows=rows,
             image=batch.image,
-            foreground=batch.foreground,
+            masks=self._slices.masks(batch.labels),
             moments=moments,
             known=known,
             posterior_noise=posterior_noise[mine],
@@ -330,12 +342,12 @@ class StepSource:
     def prefetch(
         self, first: int, stop: int, *, workers: int | None = None, pin: bool = False
     ) -> Generator[StepInputs, None, None]:
-        """The inputs of the steps `first` to `stop` - 1, made by threads before they are asked for.
+        """The inputs of the steps `first` to `stop` - 1, made ahead by threads.
 
         Args:
             first: First step.
             stop: One past the last.
-            workers: Threads, each two steps ahead; None for one per two CPU cores, at most 4.
+            workers: Threads, each two steps ahead; None for `default_workers`.
             pin: Put them into page-locked memory.
         """
 
@@ -357,20 +369,20 @@ class StepSource:
 
 
 def default_workers() -> int:
-    """Threads that make inputs where nobody says how many."""
+    """Threads that make inputs, unless a number is set."""
     return max(1, min(4, (os.cpu_count() or 1) // 2))
 
 
 def draw_timesteps(
     rule: str, weights: Tensor, count: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Timesteps, and what each sample counts so that the mean loss stays that of uniform t.
+    """Timesteps, and how much each sample counts so that the mean loss stays that of uniform t.
 
     Args:
         rule: "uniform", "latent-weighted" or "last".
         weights: (1000,) of `diffusion.timestep_weights`.
-        count: How many.
-        generator: Source of the draw.
+        count: Number of timesteps.
+        generator: CPU generator.
 
     Returns:
         (count,) int64 and (count,) float32: ones, but for "latent-weighted" the mean weight over
@@ -383,14 +395,3 @@ def draw_timesteps(
         return torch.full((count,), diffusion.LAST), ones
     t = torch.multinomial(weights, count, replacement=True, generator=generator)
     return t, (weights.mean() / weights[t]).float()
-
-
-def _cut(places: slice, value: Any) -> Any:
-    return value if isinstance(value, int) else value[places]
-
-
-def _timestep_weights(config: RunConfig) -> Tensor:
-    recipe = config.train
-    return diffusion.timestep_weights(
-        config.model.parameterisation, recipe.noise_loss_weight, recipe.latent_loss_weight
-    )

@@ -1,4 +1,4 @@
-"""The last stage of a training: the fast decoder gets used to the run, and its cost is measured.
+"""The last stage of a training: the fast decoder adapts to the run, and its cost is measured.
 
 Training is over then: the run is finished and predicts with the exact decoder until this ends, or
 for good where it is skipped.
@@ -6,11 +6,15 @@ for good where it is skipped.
 
 from __future__ import annotations
 
+import copy
+import math
 import threading
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from sdseg_cli.core.config import SDSEG, RunConfig
 from sdseg_cli.core.errors import SdsegError
@@ -25,7 +29,8 @@ from sdseg_cli.inference.decoders import (
     kept_for_training,
     read_check,
 )
-from sdseg_cli.inference.engine import decoded_by
+from sdseg_cli.inference.engine import decoded_by, predict_latents
+from sdseg_cli.model.diffusion import seeded_generator
 from sdseg_cli.model.distributed import Ranks
 from sdseg_cli.model.mask_decoder import MaskDecoder
 from sdseg_cli.model.runtime import choose_device, ran_out_of_memory, stop_signals
@@ -35,23 +40,135 @@ from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import networks_of
 from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training.batches import PreparedSlices, evenly_spaced, open_split
-from sdseg_cli.training.distillation import ADAPT_STEPS, adapted, own_latents
-from sdseg_cli.training.validation import validation
+from sdseg_cli.training.step import SEED, validation
 
-ADAPT_SLICES = 96
-"""Training slices from which a decoder gets used to a run."""
+BATCH = 4
+"""Examples of a step."""
+ADAPT_SLICES, ADAPT_STEPS, ADAPT_RATE, ADAPT_WARMUP, ADAPT_DECAY = 96, 200, 1e-3, 30, 0.98
+"""How a decoder adapts to a run: from so many training slices, in so many steps."""
 WHAT = "calibrating the fast decoder"
 STEP_COST = 0.3
-"""A step of getting used to the run takes as long as so many validation slices: 0.08 s to 0.25 s,
-`tiny` on a CPU core. With a larger autoencoder it takes less."""
+"""A step of adapting takes as long as so many validation slices: 0.08 s to 0.25 s, `tiny` on a CPU
+core. With a larger autoencoder it takes less."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Latents, and how the exact decoder draws them."""
+
+    latent: Tensor
+    """(n,4,h,w) float32, unscaled."""
+    target: Tensor
+    """(n,H,W) float32 in [0,1]."""
+
+
+class Learner:
+    """A mask decoder in training, and the running average of its weights.
+
+    Args:
+        decoder: Trains, on the device of its examples.
+        rate: Largest learning rate.
+    """
+
+    def __init__(self, decoder: MaskDecoder, rate: float) -> None:
+        self.decoder, self.rate = decoder.train().requires_grad_(True), rate
+        self.average = copy.deepcopy(decoder).eval().requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(decoder.parameters(), lr=rate, weight_decay=0.01)
+
+    def learn(
+        self, examples: Examples, chosen: Tensor, share: float, clip_norm: float | None = None
+    ) -> float:
+        """One step on the chosen examples, at this share of the learning rate; its loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * share
+        logits = self.decoder.logits(examples.latent[chosen])
+        loss = distillation_loss(logits, examples.target[chosen])
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), clip_norm)
+        self.optimizer.step()
+        return loss.item()
+
+    @torch.no_grad()
+    def follow(self, step: int, largest: float) -> None:
+        """Move the average towards the weights: by more in the first steps."""
+        decay = min(largest, (1 + step) / (10 + step))
+        average = list[Tensor](self.average.parameters())
+        torch._foreach_lerp_(average, list[Tensor](self.decoder.parameters()), 1 - decay)
+
+
+def distillation_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy with the decoder's probability; planes with little on them count for more.
+
+    Args:
+        logits: (B,H,W).
+        target: (B,H,W) in [0,1].
+    """
+    each = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(dim=(1, 2))
+    return (each * torch.rsqrt(target.mean(dim=(1, 2)) + 0.01)).mean()
+
+
+def cosine(step: int, steps: int, *, warmup: int) -> float:
+    """Share of the learning rate: a linear warm-up, then half a cosine to a fiftieth."""
+    half = 0.5 * (1 + math.cos(math.pi * min(1, step / steps)))
+    return min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * half)
+
+
+def adapted(
+    decoder: MaskDecoder,
+    examples: Examples,
+    *,
+    steps: int = ADAPT_STEPS,
+    on_step: Callable[[], None] = no_op,
+) -> MaskDecoder:
+    """A mask decoder adapted to the latents of one run.
+
+    Args:
+        decoder: Of the run's autoencoder; stays as it is.
+        examples: Latents that the run predicts of its training slices.
+        steps: Of training.
+        on_step: Called after each step.
+
+    Returns:
+        The average over the steps, in eval mode, on the examples' device.
+    """
+    learner = Learner(copy.deepcopy(decoder).to(examples.latent.device), ADAPT_RATE)
+    for step in range(steps):
+        generator = seeded_generator("adaptation", step)
+        chosen = torch.randint(len(examples.latent), (BATCH,), generator=generator)
+        learner.learn(examples, chosen, cosine(step, steps, warmup=ADAPT_WARMUP))
+        learner.follow(step, ADAPT_DECAY)
+        on_step()
+    return learner.average
+
+
+def own_latents(
+    model: SDSeg,
+    slices: PreparedSlices,
+    positions: Sequence[int],
+    on_slice: Callable[[], None] = no_op,
+) -> Examples:
+    """A model's predicted latents of slices, one after the other, and how the exact decoder draws
+    them. `on_slice` is called after each.
+    """
+    pairs = []
+    for k in positions:
+        pairs.append(predict_latents(model, slices.batch([k]).image, [k], seed=SEED))
+        on_slice()
+    # Not of inference mode, so that a decoder can learn from them.
+    return Examples(
+        torch.cat([latent for latent, _ in pairs]).clone(),
+        torch.cat([drawn for _, drawn in pairs]).clone(),
+    )
 
 
 class _Skipped(Exception):  # noqa: N818, nothing went wrong
-    """It was asked to stop."""
+    """The user skips the calibration."""
 
 
-class _Told:
-    """One count over all parts of the calibration; each part also looks whether to stop."""
+class _Counter:
+    """One count over all parts of the calibration, each of which ends where it is to stop."""
 
     def __init__(self, total: int, progress: Progress, stop: threading.Event) -> None:
         self._done, self._total, self._progress, self._stop = 0, total, progress, stop
@@ -64,7 +181,7 @@ class _Told:
 
 
 def work_in_validations(config: RunConfig) -> float:
-    """How many validations a calibration takes about as long as, to tell the time left."""
+    """The time of a calibration in validations, to show the time left."""
     if config.model.network != SDSEG:
         return 0.0
     slices, learns = config.train.validation_slices, config.train.mask_loss_weight == 0
@@ -88,18 +205,17 @@ def calibrate(
     What goes wrong is a warning. SIGINT, SIGTERM and SIGUSR1 skip it.
 
     Args:
-        run: Finished; its best weights have to have found something, or nothing is measured.
+        run: Finished.
         manifest: The set it was trained on.
         device: "auto", "cpu", "cuda" or "mps".
         store: Where mask decoders are; by default the user's.
-        anew: False for a run that has not been trained since: what it keeps is enough.
-        progress: Told after each slice and each step.
-        on_warning: Told of what went wrong.
-        on_stop: Told at once of the signal to stop, in its handler: it may neither wait nor print.
+        anew: False for a run that has not been trained since: the check it keeps is enough.
+        progress: Called after each slice and each step.
+        on_warning: Called with what went wrong.
+        on_stop: Called by the signal handler, so it may neither wait nor print.
 
     Returns:
-        What the fast decoder costs; None where nothing was measured: no fast decoder, nothing to
-        decode, or skipped.
+        The cost of the fast decoder; None where nothing was measured: as `measure_run`, or skipped.
 
     Raises:
         RunError: Another process trains in this folder.
@@ -143,22 +259,23 @@ def measure_run(
     progress: Progress = no_op,
     stop: threading.Event | None = None,
 ) -> DecoderCheck | None:
-    """Let a run keep the mask decoder of its autoencoder, used to the run's own latents, and what
-    that costs its best weights.
+    """Let a run keep the mask decoder of its autoencoder, adapted to the run's own latents, and
+    what that costs its best weights.
 
     Args:
-        run: Its best weights have to have found something, or nothing is measured.
-        training: Slices of the training cases, for getting used to.
+        run: A run.
+        training: Slices of the training cases, to adapt to.
         validation_slices: Of the validation cases.
         device: That computes.
         store: Where mask decoders are.
         decoder: In place of the one that is found there. A run that was trained through one keeps
             that.
-        progress: Told after each slice and each step.
+        progress: Called after each slice and each step.
         stop: Once set, nothing more is done and nothing is kept.
 
     Returns:
-        What it costs; None where nothing was measured: no mask decoder, or nothing to decode.
+        Its cost; None where nothing was measured: there is no mask decoder, or the best weights
+        have found nothing yet.
     """
     if not run.best.is_file():
         return None
@@ -168,60 +285,36 @@ def measure_run(
     model, recipe = networks_of(best, device, source=str(run.best)), run.config().train
     if not has_latents(model):
         return None
-    meant = kept_for_training(run, model.config.autoencoder)
-    found = (
-        meant or decoder or find_mask_decoder(model.autoencoder, model.config.autoencoder, store)
-    )
+    sizes = model.config.autoencoder
+    meant = kept_for_training(run, sizes)
+    found = meant or decoder or find_mask_decoder(model.autoencoder, sizes, store)
     if found is None:
         return None
     adapts = evenly_spaced(training, 0 if meant else min(ADAPT_SLICES, recipe.validation_slices))
     judged = evenly_spaced(validation_slices, recipe.validation_slices)
     total = len(adapts) + (0 if meant else ADAPT_STEPS) + 2 * len(judged)
-    tell = _Told(total, progress, stop or threading.Event())
-    own = found
+    count = _Counter(total, progress, stop or threading.Event())
     if not meant:
-        latents = own_latents(model, training, adapts, tell)
-        own = adapted(found, latents, tell=tell)
-    check = measure(
-        model,
-        own,
-        validation_slices,
-        judged,
-        step=best.step,
-        batch_size=recipe.batch_size,
-        tell=tell,
+        found = adapted(found, own_latents(model, training, adapts, count), on_step=count)
+    exact, fast = (
+        _dice(model, each, validation_slices, judged, recipe.batch_size, count)
+        for each in (None, found.to(device))
     )
-    check = replace(check, trained_through=meant is not None)
-    keep_with_run(run, own, check)
+    check = DecoderCheck(best.step, len(judged), exact, fast, trained_through=meant is not None)
+    keep_with_run(run, found, check)
     return check
 
 
-def measure(
+def _dice(
     model: SDSeg,
-    decoder: MaskDecoder,
+    decoder: MaskDecoder | None,
     slices: PreparedSlices,
     positions: list[int],
-    *,
-    step: int,
     batch_size: int,
-    tell: Callable[[int], None] = lambda count: None,
-) -> DecoderCheck:
-    """Validate with both decoders.
-
-    Args:
-        model: As it predicts, without a mask decoder, in eval mode.
-        decoder: On any device.
-        slices: Of the validation cases.
-        positions: Which of them.
-        step: Of the model's weights.
-        batch_size: Slices at a time.
-        tell: Told how many slices each batch had.
-    """
-    dice = {}
-    for name, each in (("exact", None), ("fast", decoder.to(next(model.parameters()).device))):
-        with decoded_by(model, each):
-            found = validation(
-                model, slices, positions, (), Ranks(), batch_size=batch_size, tell=tell
-            )
-        dice[name] = found.dice
-    return DecoderCheck(step, len(positions), dice["exact"], dice["fast"])
+    on_batch: Callable[[int], None],
+) -> float:
+    """Validation Dice with a mask decoder, or with the exact one."""
+    with decoded_by(model, decoder):
+        return validation(
+            model, slices, positions, (), Ranks(), batch_size=batch_size, on_batch=on_batch
+        ).dice

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,14 +12,16 @@ from pathlib import Path
 import torch
 
 from sdseg_cli.core.config import SDSEG, RunConfig
-from sdseg_cli.core.errors import RunError
+from sdseg_cli.core.errors import ConfigError, RunError
 from sdseg_cli.core.processes import require_batch_fits
+from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.model.baselines import build_model
-from sdseg_cli.model.distributed import Ranks
+from sdseg_cli.model.distributed import Ranks, ranks_of
 from sdseg_cli.model.mask_decoder import build_mask_decoder
-from sdseg_cli.model.runtime import ran_out_of_memory
-from sdseg_cli.runs.checkpoint import Checkpoint
-from sdseg_cli.training.batches import PreparedSlices, StepSource
+from sdseg_cli.model.runtime import choose_device, ran_out_of_memory
+from sdseg_cli.runs.checkpoint import Checkpoint, refuse_foreign
+from sdseg_cli.runs.run_folder import RunDir
+from sdseg_cli.training.batches import PreparedSlices, StepSource, open_split
 from sdseg_cli.training.latents import open_latents
 from sdseg_cli.training.step import Trainer
 
@@ -62,14 +66,8 @@ def require_batch_memory(
 
 
 def fastest_batch_size(slices_per_s: Callable[[int], float | None], largest: int = LARGEST) -> int:
-    """Double the batch for as long as that is worth it.
-
-    Args:
-        slices_per_s: Measures a batch size; None where it does not fit.
-        largest: No larger one is tried.
-
-    Returns:
-        The batch size; 1 where not even that fits.
+    """The batch size after doubling it, up to `largest`, for as long as that is worth it; 1 where
+    not even that fits. `slices_per_s` measures a batch size: None where it does not fit.
     """
     size, rate = 1, slices_per_s(1)
     while rate is not None and 2 * size <= largest:
@@ -83,13 +81,8 @@ def fastest_batch_size(slices_per_s: Callable[[int], float | None], largest: int
 def fitting_batch_size(
     config: RunConfig, slices: PreparedSlices, folder: Path, device: torch.device
 ) -> int:
-    """The batch size for this GPU, measured on whole training steps with fresh weights.
-
-    Args:
-        config: Every setting; its batch size is not looked at.
-        slices: The training slices.
-        folder: For a file of latents of a few hundred kilobytes.
-        device: A GPU.
+    """The batch size for this GPU, measured on whole training steps with fresh weights. `folder`
+    takes a file of latents of a few hundred kilobytes.
     """
     config = replace(config, train=replace(config.train, batch_size=1, accumulate=1))
     model = build_model(config.model)
@@ -121,3 +114,28 @@ def fitting_batch_size(
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)  # the peak of the training to come is its own
     return size
+
+
+def fitted(config: RunConfig, manifest: Manifest, run: RunDir, device: str) -> RunConfig:
+    """`--batch-size auto`: the settings with the batch that suits this machine.
+
+    A run that was begun keeps its batch. A GPU is measured; a CPU, as fast with any batch, keeps
+    the one that is set.
+
+    Raises:
+        ConfigError: Several processes train together, or the folder holds no run but other things.
+    """
+    refuse_foreign(run)
+    size, own = config.train.batch_size, choose_device(device)
+    if ranks_of(os.environ).world > 1:
+        raise ConfigError(
+            "--batch-size auto is for one process.",
+            "Find the batch with one GPU first, then give it times the number of GPUs.",
+        )
+    if run.config_file.is_file():
+        size = run.config().train.batch_size
+    elif own.type == "cuda":
+        with tempfile.TemporaryDirectory() as folder:
+            slices = open_split(manifest, "train")
+            size = fitting_batch_size(config, slices, Path(folder), own)
+    return replace(config, train=replace(config.train, batch_size=size, accumulate=1))

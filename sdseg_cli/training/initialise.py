@@ -46,14 +46,7 @@ MAY_DIFFER = {
 def initial_checkpoint(
     config: RunConfig, data: dict[str, Any], slices: PreparedSlices, store: WeightStore
 ) -> Checkpoint:
-    """A run before its first step.
-
-    Args:
-        config: Every setting.
-        data: `Manifest.inference_settings`.
-        slices: The training slices.
-        store: Where pretrained weights are.
-    """
+    """A run before its first step: as `initial_model`; `data` is `Manifest.inference_settings`."""
     model, origin = initial_model(config, store, slices)
     return Checkpoint.begin(config, model, data, origin)
 
@@ -105,12 +98,12 @@ def _latent_scale(model: SDSeg, config: RunConfig, slices: PreparedSlices) -> fl
         batch_size=config.train.batch_size,
         foreground_fraction=config.train.foreground_fraction,
     )
-    mask = as_three_channels(slices.batch(positions).foreground.float() * 2 - 1)
+    masks = slices.masks(slices.batch(positions).labels).flatten(0, 1)
+    planes = as_three_channels(masks.float() * 2 - 1)
     generator = seeded_generator("latent scale", config.seed)
-    moments = torch.cat([model.mask_moments(one) for one in torch.split(mask, 1)])  # few at a time
-    noise = torch.randn(len(mask), *model.latent_shape(*mask.shape[-2:]), generator=generator)
-    spread_of_latent = float(model.sample_latent(moments, noise).std())
-    return 1 / max(spread_of_latent, 1e-6)
+    moments = torch.cat([model.mask_moments(one) for one in torch.split(planes, 1)])  # few at once
+    noise = torch.randn(moments.chunk(2, dim=1)[0].shape, generator=generator)
+    return 1 / max(float(model.sample_latent(moments, noise).std()), 1e-6)
 
 
 def _start_from_model(model: SliceModel, config: RunConfig, store: WeightStore) -> Origin:
@@ -156,10 +149,7 @@ def _require_same_model(theirs: RunConfig, config: RunConfig, init: str) -> None
 def resolved_start(init: str, workspace: Path, store: WeightStore) -> str:
     """`train.init` so that it means the same from any folder: a run or package by its full path.
 
-    Args:
-        init: As typed: a keyword, a name in the store, a run as `--run` takes it, or a package.
-        workspace: Folder that holds `runs/`.
-        store: The weight store.
+    `init` may be a keyword, a name in the store, a run as `--run` takes it, or a package.
 
     Raises:
         ConfigError: It is empty, or several runs have that name.

@@ -1,8 +1,8 @@
 """The latents of the training masks, computed once.
 
-The autoencoder is frozen, so a mask's posterior never changes: each slice with foreground is
-encoded when it is first drawn, once per flip, and kept in one memory-mapped file beside the
-prepared data. All empty masks are one and the same.
+The autoencoder is frozen, so a mask's posterior never changes: each mask of a slice and class that
+is not empty is encoded when it is first drawn, once per flip, and kept in one memory-mapped file
+beside the prepared data. All empty masks are one and the same.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ GPU_MASKS = 16
 
 
 class MaskLatents:
-    """Posterior moments of masks, by row: row 0 is the empty mask, then four rows per slice with
-    foreground, one per flip.
+    """Posterior moments of masks, by row: row 0 is the empty mask, then four rows per mask with
+    foreground, one per flip, in the order of `PreparedSlices.nonempty`.
 
     A row that holds an exact zero is not computed yet. The file is made sparse, all zeros, and the
     numbers of a posterior are never exactly zero; so rows can be filled in any order, by several
@@ -55,25 +55,30 @@ class MaskLatents:
     """
 
     def __init__(self, path: Path, slices: PreparedSlices, shape: tuple[int, int, int]) -> None:
-        self._first = {position: i for i, position in enumerate(slices.with_foreground)}
-        self._stored = _opened(path, (1 + FLIP_CODES * len(self._first), *shape))
+        self._number = {mask: i for i, mask in enumerate(slices.nonempty)}
+        self._classes = range(len(slices.classes))
+        self._stored = _opened(path, (1 + FLIP_CODES * len(self._number), *shape))
         self.path = path
 
-    def rows(self, positions: Sequence[int], flips: Tensor) -> list[int]:
-        """The row of each slice, flipped as its code says."""
+    def rows(self, positions: Sequence[int], flips: Tensor) -> list[list[int]]:
+        """The row of each slice and class, flipped as the slice's code says."""
         return [
-            1 + FLIP_CODES * self._first[position] + code if position in self._first else 0
+            [
+                1 + FLIP_CODES * self._number[position, k] + code
+                if (position, k) in self._number
+                else 0
+                for k in self._classes
+            ]
             for position, code in zip(positions, flips.tolist(), strict=True)
         ]
 
-    def read(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Moments (B,8,h,w) float32 and, (B,) bool, which of them are computed."""
-        moments = self._stored[list(rows)]
-        known = (moments != 0).reshape(len(rows), -1).all(axis=1)
-        return torch.from_numpy(moments), torch.from_numpy(known)
+    def read(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Moments (B,8K,h,w) float32 and, (B,K) bool, which of them are computed."""
+        moments = torch.from_numpy(self._stored[np.asarray(rows)])
+        return moments.flatten(1, 2), (moments != 0).flatten(2).all(dim=2)
 
     def write(self, rows: Sequence[int], moments: Tensor) -> None:
-        """Keep computed moments (B,8,h,w); on a full disk they are simply computed again."""
+        """Keep computed moments (N,8,h,w); on a full disk they are simply computed again."""
         values = moments.float().cpu().numpy()
         # Not through the memory map: where the disk is full, that kills the process.
         with suppress(OSError), self.path.open("r+b") as file:
@@ -88,32 +93,23 @@ class NoLatents(MaskLatents):
     def __init__(self) -> None:
         """No file."""
 
-    def rows(self, positions: Sequence[int], flips: Tensor) -> list[int]:
+    def rows(self, positions: Sequence[int], flips: Tensor) -> list[list[int]]:
         """Zeros."""
-        return [0] * len(positions)
+        return [[0]] * len(positions)
 
-    def read(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def read(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Empty moments (B,0,0,0), all of them known."""
-        return torch.empty(len(rows), 0, 0, 0), torch.ones(len(rows), dtype=torch.bool)
-
-    def write(self, rows: Sequence[int], moments: Tensor) -> None:
-        """Nothing."""
+        return torch.empty(len(rows), 0, 0, 0), torch.ones(len(rows), 1, dtype=torch.bool)
 
 
-def encode_masks(model: SDSeg, foreground: Tensor) -> Tensor:
-    """Moments of masks: always float32, as they are computed once.
-
-    Args:
-        model: On the device that computes.
-        foreground: (B,H,W) bool, on that device.
-
-    Returns:
-        (B,8,h,w) float32. On a CPU one mask at a time, so that the same mask gives the same bits
-        whatever it is batched with.
+def encode_masks(model: SDSeg, masks: Tensor) -> Tensor:
+    """Moments (N,8,h,w) of masks (N,H,W) bool on the model's device: always float32, as they are
+    computed once. On a CPU one mask at a time, so that the same mask gives the same bits in any
+    batch.
     """
-    masks = as_three_channels(foreground.float() * 2 - 1)
-    masks = masks.contiguous(memory_format=torch.channels_last)
-    parts = torch.split(masks, 1 if masks.device.type == "cpu" else GPU_MASKS)
+    planes = as_three_channels(masks.float() * 2 - 1)
+    planes = planes.contiguous(memory_format=torch.channels_last)
+    parts = torch.split(planes, 1 if planes.device.type == "cpu" else GPU_MASKS)
     with torch.no_grad(), full_precision():
         return torch.cat([model.mask_moments(part) for part in parts])
 
@@ -126,37 +122,37 @@ def open_latents(
     device: torch.device,
     ranks: Ranks | None = None,
 ) -> MaskLatents:
-    """The file for this autoencoder and these slices.
+    """The file for this autoencoder and these slices; a baseline has none.
 
     Args:
-        folders: Where it may lie; the first that can be written is taken.
+        folders: The first that can be written is taken.
         slices: The training slices.
-        model: Its autoencoder makes the latents; a baseline has none.
+        model: Its autoencoder makes the latents.
         data: `Manifest.inference_settings`, with the hashes of split and arrays.
-        device: Its kind; each rounds in its own way.
-        ranks: Who trains together, and calls this together.
+        device: Each kind rounds in its own way.
+        ranks: The processes that train together, and call this together.
 
     Raises:
         RunError: None of the folders can be written.
     """
     if not has_latents(model):
         return NoLatents()
-    key = latents_key(model, data, device)
+    name = f"{latents_key(model, data, device)}.npy"
     channels, height, width = model.latent_shape(*slices.plane)
-    shape = 2 * channels, height, width
+    shape = 2 * channels // len(slices.classes), height, width
 
     def first_writable() -> MaskLatents:
         for folder in folders[:-1]:
             with suppress(RunError):
-                return MaskLatents(folder / f"{key}.npy", slices, shape)
-        return MaskLatents(folders[-1] / f"{key}.npy", slices, shape)
+                return MaskLatents(folder / name, slices, shape)
+        return MaskLatents(folders[-1] / name, slices, shape)
 
-    if ranks is not None and not ranks.writes:
+    ranks = ranks or Ranks()
+    if not ranks.writes:
         ranks.wait()  # the first makes the file
         return first_writable()
     found = first_writable()
-    if ranks is not None:
-        ranks.wait()
+    ranks.wait()
     return found
 
 

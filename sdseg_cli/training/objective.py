@@ -34,13 +34,7 @@ from sdseg_cli.training.latents import MaskLatents, encode_masks
 class Objective(nn.Module):
     """The loss of a model under a recipe, as one module: so DDP can wrap it.
 
-    Args:
-        model: On the device that computes.
-        recipe: Weights of the terms.
-        decoder: Of an SDSeg whose mask counts, on the same device.
-
-    Raises:
-        ValueError: The mask of an SDSeg counts, and there is no decoder.
+    An SDSeg whose mask counts needs a mask decoder, on the same device (ValueError).
     """
 
     def __init__(
@@ -69,22 +63,27 @@ class Objective(nn.Module):
 
     def with_latents(self, inputs: StepInputs, latents: MaskLatents) -> StepInputs:
         """The inputs with the moments of all masks; new ones are computed and kept."""
-        new = [i for i, with_latents in enumerate(inputs.known.tolist()) if not with_latents]
-        if not new or not has_latents(self.model):
+        if inputs.known.all() or not has_latents(self.model):
             return inputs
-        computed = encode_masks(self.model, inputs.foreground[new])
-        latents.write([inputs.rows[i] for i in new], computed)
-        moments = inputs.moments.clone()
-        moments[new] = computed
-        return replace(inputs, moments=moments)
+        new, classes = (~inputs.known).nonzero(as_tuple=True)
+        computed = encode_masks(self.model, inputs.masks[new, classes])
+        rows = [inputs.rows[i][k] for i, k in zip(new.tolist(), classes.tolist(), strict=True)]
+        latents.write(rows, computed)
+        plane = inputs.moments.shape[-2:]
+        moments = inputs.moments.reshape(*inputs.known.shape, -1, *plane).clone()
+        moments[new, classes] = computed
+        return replace(inputs, moments=moments.flatten(1, 2))
 
     def weight(self, inputs: StepInputs) -> Tensor | None:
-        """Where the latent loss looks harder, (B,1,h,w); None where it looks alike everywhere."""
+        """Where the latent loss looks harder, (B,1,h,w), of K classes (B,4K,h,w): each by its own
+        mask. None where it looks alike everywhere.
+        """
         if not self.recipe.foreground_weight or not has_latents(self.model):
             return None
-        foreground = inputs.foreground[:, None].float()
-        factor = self.model.config.autoencoder.factor
-        return foreground_weight(foreground, factor, self.recipe.foreground_weight)
+        sizes, masks = self.model.config.autoencoder, inputs.masks.float()
+        weight = foreground_weight(masks, sizes.factor, self.recipe.foreground_weight)
+        several = masks.shape[1] > 1
+        return weight.repeat_interleave(sizes.latent_channels, dim=1) if several else weight
 
     def forward(
         self, inputs: StepInputs, weight: Tensor | None, mean_weight: Tensor | None
@@ -94,27 +93,31 @@ class Objective(nn.Module):
 
 
 class MaskLoss(nn.Module):
-    """One minus Dice, a mean over the slices, and binary cross-entropy, a mean over the pixels."""
+    """One minus Dice, a mean over the slices and the classes of the batch, and binary
+    cross-entropy, a mean over the pixels.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         from monai.losses import DiceLoss
 
-        self.dice = DiceLoss(sigmoid=True)
+        self.dice = DiceLoss(sigmoid=True, reduction="none")
         self.cross_entropy = nn.BCEWithLogitsLoss()
 
-    def forward(self, logits: Tensor, foreground: Tensor) -> Tensor:
-        """(B,1,H,W) float32 and (B,H,W) bool -> both, (2,) float32."""
-        truth = foreground[:, None].float()
-        return torch.stack([self.dice(logits, truth), self.cross_entropy(logits, truth)])
+    def forward(self, logits: Tensor, masks: Tensor) -> Tensor:
+        """(B,K,H,W) float32 and (B,K,H,W) bool -> both, (2,) float32."""
+        truth = masks.float()
+        dice = self.dice(logits, truth).flatten(1)
+        if dice.shape[1] > 1:
+            # The Dice of a class that is in no slice of the batch would only teach empty masks.
+            present = masks.any(dim=(0, 2, 3))
+            dice = dice * present / present.float().mean().clamp(min=1e-6)
+        return torch.stack([dice.mean(), self.cross_entropy(logits, truth)])
 
 
 class DecodedMaskLoss(nn.Module):
-    """`MaskLoss` of a clean latent, through a decoder that stays as it is.
-
-    Args:
-        decoder: Of the model's autoencoder.
-        latent_scale: The model's.
+    """`MaskLoss` of a clean latent, through a decoder of the model's autoencoder that stays as it
+    is.
     """
 
     def __init__(self, decoder: MaskDecoder, latent_scale: float) -> None:
@@ -122,10 +125,13 @@ class DecodedMaskLoss(nn.Module):
         self.decoder, self.latent_scale = decoder.requires_grad_(False).eval(), latent_scale
         self.loss = MaskLoss()
 
-    def forward(self, z0_pred: Tensor, foreground: Tensor) -> Tensor:
-        """Scaled (B,4,h,w) and (B,H,W) bool -> the sum of both, a scalar."""
-        logits = self.decoder.logits(z0_pred / self.latent_scale)[:, None].float()
-        total: Tensor = self.loss(logits, foreground).sum()
+    def forward(self, z0_pred: Tensor, masks: Tensor) -> Tensor:
+        """Scaled (B,4K,h,w) and (B,K,H,W) bool -> the sum of both, a scalar."""
+        latents = (z0_pred / self.latent_scale).reshape(
+            masks.shape[0] * masks.shape[1], -1, *z0_pred.shape[-2:]
+        )
+        logits = self.decoder.logits(latents).reshape(masks.shape).float()
+        total: Tensor = self.loss(logits, masks).sum()
         return total
 
 
@@ -133,13 +139,7 @@ def decoder_to_train_through(
     config: RunConfig, weights: Mapping[str, Tensor], run: RunDir, store: WeightStore
 ) -> MaskDecoder | None:
     """The fast decoder of a training whose masks count, None of any other. A run keeps the one it
-    began with, whatever is distilled meanwhile.
-
-    Args:
-        config: Every setting.
-        weights: Of the model, with its autoencoder.
-        run: Where the training goes on, if it began before.
-        store: Where mask decoders are.
+    began with, whatever is distilled meanwhile. `weights` are the model's, with its autoencoder.
 
     Raises:
         ConfigError: Its autoencoder has no fast decoder.

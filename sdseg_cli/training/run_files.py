@@ -21,8 +21,7 @@ from sdseg_cli.runs.checkpoint import Resumed, keep, set_aside
 from sdseg_cli.runs.log import RunLog, read_log, truncate_log
 from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training.batches import PreparedSlices, evenly_spaced
-from sdseg_cli.training.step import StepResult, Trainer
-from sdseg_cli.training.validation import Validation
+from sdseg_cli.training.step import StepResult, Trainer, Validation
 
 SHOWN = 4
 
@@ -53,15 +52,15 @@ class RunFiles:
 
     @staticmethod
     def begin(run: RunDir, loop: Trainer, found: Resumed | None) -> tuple[Finding, ...]:
-        """Make the folder what it was at the step where the run goes on.
+        """Make the folder what it was at the step where the run resumes.
 
         Args:
             run: The folder.
             loop: At its first step of this call.
-            found: What it goes on from.
+            found: The checkpoint it resumes from.
 
         Returns:
-            What was wrong with newer checkpoints.
+            Findings on damaged newer checkpoints.
         """
         if not loop.ranks.writes:
             return ()
@@ -99,10 +98,7 @@ class RunFiles:
         self._log.close()
 
     def log(self, result: StepResult, slices: PreparedSlices) -> bool:
-        """Write a step's line.
-
-        Returns:
-            Whether a process was asked to stop.
+        """Write a step's line; true if a process is to stop.
 
         Raises:
             RunError: The loss is not finite, or the disk refused.
@@ -114,14 +110,10 @@ class RunFiles:
         self.row = row
         if self._log is not None:
             self._log.write(row)
-        return result.asked_to_stop
+        return result.stop_requested
 
     def log_validation(self, found: Validation) -> dict[str, float]:
-        """Write a validation's line, and keep the weights if they are the best so far.
-
-        Returns:
-            The line.
-        """
+        """Write and return a validation's line, and keep weights that are the best so far."""
         self._require_finite()
         loop, dice = self._loop, found.dice
         row = {"step": loop.step, "val_dice": dice}
@@ -137,7 +129,7 @@ class RunFiles:
         return row
 
     def save(self, state: str) -> None:
-        """Write a checkpoint of this step, if there is none, and how the run stands.
+        """Write a checkpoint of this step, if there is none, and the run's status.
 
         Raises:
             RunError: The weights are not finite, or the disk refused.
@@ -172,21 +164,17 @@ def _write_status(run: RunDir, state: str, step: int, best: dict[str, Any]) -> N
 
 
 def shown_slices(slices: PreparedSlices, among: Sequence[int], limit: int = SHOWN) -> list[int]:
-    """The slices with most foreground, from as many cases as there are.
+    """Positions, ascending, of at most `limit` slices with most foreground among those validated.
 
     Each case gives its best slice first; where cases are few they give more, but no neighbours,
     which would look alike: at least a sixth of the case lies between two.
-
-    Args:
-        slices: The validation slices.
-        among: Positions to choose from, those that are validated.
-        limit: At most so many.
-
-    Returns:
-        Positions, in ascending order; none where nothing has foreground.
     """
     filled = set(slices.with_foreground)
-    areas = {p: int(slices.batch([p]).foreground.sum()) for p in among if p in filled}
+    areas = {
+        p: int(slices.masks(slices.batch([p]).labels).any(dim=1).sum())
+        for p in among
+        if p in filled
+    }
     cases: dict[int, list[int]] = {}
     lengths: dict[int, int] = {}
     for case, k in slices.places:
@@ -209,7 +197,7 @@ class TrainPictures:
         fixed: The validation slices.
         cases: Their cases.
         recipe: How many of them are validated.
-        at: The step the run goes on from; what the pictures had past it is forgotten.
+        at: The step the run resumes from; later pictures are forgotten.
     """
 
     def __init__(
@@ -233,16 +221,14 @@ class TrainPictures:
             image = batch.image[0].numpy()
             image = image.transpose(1, 2, 0) if image.ndim == 3 else image
             name = f"{cases[case].id}{place}"
-            shown.append(ShownSlice(name, image, batch.foreground[0].numpy()))
+            foreground = fixed.masks(batch.labels)[0].any(dim=0)
+            shown.append(ShownSlice(name, image, foreground.numpy()))
         self._history = ValidationHistory(run.history, tuple(self.positions), tuple(shown))
         self._history.read(after=at)
 
     def draw(self, step: int, planes: NDArray[np.float32]) -> None:
-        """The pictures as they are after the validation of a step.
-
-        Args:
-            step: The step.
-            planes: (K,H,W) in [0,1], the probabilities of the slices at `positions`.
+        """Draw them after the validation of a step; `planes` (N,H,W) in [0,1] are the probabilities
+        of the slices at `positions`.
         """
         from sdseg_cli.report.training_curve import training_curve
         from sdseg_cli.report.validation_picture import validation_picture

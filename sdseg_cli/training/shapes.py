@@ -1,8 +1,8 @@
-"""Procedural masks and textures: endless training data, owed to nobody.
+"""Procedural masks: endless training data, owed to nobody.
 
 A mask is the union of up to twelve closed curves `r(angle) = r0 (1 + harmonics)`, stretched and
 turned, some of them hollow (vessel walls, bone) and some cut to an arc (jaw, rib); or a thresholded
-smooth noise field. A texture paints the same shapes in grey values over smooth and fine noise.
+smooth noise field.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ MAX_SHAPES = 12
 HARMONICS = 4
 
 
-def _uniform(generator: Generator, shape: tuple[int, ...], low: float, high: float) -> Tensor:
+def uniform(generator: Generator, shape: tuple[int, ...], low: float, high: float) -> Tensor:
+    """Numbers drawn evenly from [low, high)."""
     return low + (high - low) * torch.rand(shape, generator=generator)
 
 
@@ -28,7 +29,7 @@ def _coordinates(batch: int, size: int, generator: Generator) -> tuple[Tensor, T
     the curve at block centres draws exactly that.
     """
     coarse = torch.rand(batch, generator=generator) < 0.5
-    block = torch.where(coarse, _uniform(generator, (batch,), 1.5, 6.0), torch.ones(batch))
+    block = torch.where(coarse, uniform(generator, (batch,), 1.5, 6.0), torch.ones(batch))
     block = block[:, None]
     axis = torch.arange(size)[None] + 0.5
     axis = torch.where(block > 1, (axis / block).floor() * block + block / 2, axis)
@@ -52,23 +53,23 @@ def closed_curves(
     shape = (batch, MAX_SHAPES, 1, 1)
     rows, columns = _coordinates(batch, size, generator)
     low, high = math.log(radius_px[0]), math.log(radius_px[1])
-    radius = torch.exp(_uniform(generator, shape, low, high))
-    dy = rows - _uniform(generator, shape, 0, size)
-    dx = columns - _uniform(generator, shape, 0, size)
-    turn = _uniform(generator, shape, 0, math.pi)
-    stretch = torch.exp(_uniform(generator, shape, -0.6, 0.6))
+    radius = torch.exp(uniform(generator, shape, low, high))
+    dy = rows - uniform(generator, shape, 0, size)
+    dx = columns - uniform(generator, shape, 0, size)
+    turn = uniform(generator, shape, 0, math.pi)
+    stretch = torch.exp(uniform(generator, shape, -0.6, 0.6))
     u = (dx * turn.cos() + dy * turn.sin()) * stretch
     v = (dy * turn.cos() - dx * turn.sin()) / stretch
     distance = torch.sqrt(u * u + v * v)
     angle = torch.atan2(v, u)
     bend = torch.zeros_like(angle)
     for k in range(2, 2 + HARMONICS):
-        amplitude = _uniform(generator, shape, 0, 0.5 / k)
-        bend += amplitude * torch.cos(k * angle + _uniform(generator, shape, 0, 2 * math.pi))
+        amplitude = uniform(generator, shape, 0, 0.5 / k)
+        bend += amplitude * torch.cos(k * angle + uniform(generator, shape, 0, 2 * math.pi))
     edge = radius * (1 + bend)
     inside = distance < edge
     hollow = (torch.rand(shape, generator=generator) < 0.2) & (radius > 6)
-    wall = _uniform(generator, shape, 2.0, 6.0)
+    wall = uniform(generator, shape, 2.0, 6.0)
     inside &= ~hollow | (distance > edge - wall)
     arc = torch.rand(shape, generator=generator) < 0.5
     inside &= ~(hollow & arc) | (angle.abs() < 2.2)
@@ -76,7 +77,7 @@ def closed_curves(
     return inside & (torch.arange(MAX_SHAPES)[None, :, None, None] < count)
 
 
-def _smooth_noise(batch: int, size: int, generator: Generator, cell: int) -> Tensor:
+def smooth_noise(batch: int, size: int, generator: Generator, cell: int) -> Tensor:
     """(batch,1,size,size), about unit variance, correlated over `cell` pixels."""
     small = torch.randn(batch, 1, size // cell + 3, size // cell + 3, generator=generator)
     large = F.interpolate(small, scale_factor=float(cell), mode="bicubic")
@@ -102,28 +103,8 @@ def random_masks(
         (batch,3,size,size) float32, -1 background and +1 foreground, three equal channels.
     """
     mask = closed_curves(batch, size, generator, radius_px=radius_px).any(dim=1, keepdim=True)
-    field = _smooth_noise(batch, size, generator, 16) > _uniform(generator, (batch, 1, 1, 1), 0, 2)
+    field = smooth_noise(batch, size, generator, 16) > uniform(generator, (batch, 1, 1, 1), 0, 2)
     kind = torch.rand((batch, 1, 1, 1), generator=generator)
     mask = torch.where(kind < 0.12, field, mask)
     mask = mask & (kind < 0.95)  # one in twenty is empty
     return (mask.float() * 2 - 1).expand(-1, 3, -1, -1)
-
-
-def random_textures(batch: int, size: int, generator: Generator) -> Tensor:
-    """Grey images with the edges and grain of a scan.
-
-    Args:
-        batch: Number of images.
-        size: Side of the plane, px, a multiple of 8.
-        generator: CPU generator, the only source of randomness.
-
-    Returns:
-        (batch,3,size,size) float32 in [-1,1], three equal channels.
-    """
-    shapes = closed_curves(batch, size, generator, radius_px=(3.0, size * 0.4)).float()
-    grey = _uniform(generator, (batch, MAX_SHAPES, 1, 1), -0.6, 0.6)
-    image = (shapes * grey).sum(dim=1, keepdim=True)
-    image += _uniform(generator, (batch, 1, 1, 1), -0.8, 0.4)
-    for cell, strength in ((32, 0.15), (8, 0.08), (2, 0.06)):
-        image += strength * _smooth_noise(batch, size, generator, cell)
-    return image.clamp(-1, 1).expand(-1, 3, -1, -1)

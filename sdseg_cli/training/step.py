@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from sdseg_cli.core.config import THRESHOLD, RunConfig, TrainConfig
+from sdseg_cli.core.config import THRESHOLD, RunConfig, SampleConfig, TrainConfig
 from sdseg_cli.core.errors import ConfigError, RunError, WeightsError
-from sdseg_cli.inference.engine import decoded_by
+from sdseg_cli.core.progress import no_op
+from sdseg_cli.inference.engine import decoded_by, predict_planes, shifted
 from sdseg_cli.model.baselines import build_model
 from sdseg_cli.model.diffusion import seeded_generator
 from sdseg_cli.model.distributed import Ranks
+from sdseg_cli.model.interface import SliceModel
 from sdseg_cli.model.mask_decoder import MaskDecoder
 from sdseg_cli.model.runtime import Ema, needs_loss_scale, ran_out_of_memory, to_device
 from sdseg_cli.model.sdseg import full_precision
@@ -26,12 +30,15 @@ from sdseg_cli.runs.checkpoint import Checkpoint, config_values, restore_optimiz
 from sdseg_cli.training.batches import PreparedSlices, StepInputs, evenly_spaced
 from sdseg_cli.training.latents import MaskLatents
 from sdseg_cli.training.objective import Objective
-from sdseg_cli.training.validation import THRESHOLDS, Validation, validation
+
+SEED = 0
+THRESHOLDS = tuple(percent / 100 for percent in range(10, 95, 5))
+"""Tried with `train.threshold = "validation"`."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step came to, perhaps still being computed by a GPU."""
+    """The result of a step, perhaps still being computed by a GPU."""
 
     step: int
     """From 1."""
@@ -39,13 +46,13 @@ class StepResult:
     """The slices of this process."""
     rate: float
     values: Tensor
-    """The loss, each of its terms, and how many processes were asked to stop."""
+    """The loss, each of its terms, and how many processes are to stop."""
     terms: tuple[str, ...]
-    """What the terms are called."""
+    """Names of the terms."""
 
     @property
-    def asked_to_stop(self) -> bool:
-        """Whether any process was; waits for the GPU."""
+    def stop_requested(self) -> bool:
+        """Whether any process is to stop; waits for the GPU."""
         return self.values[-1].item() > 0
 
     def row(self) -> dict[str, float]:
@@ -62,7 +69,7 @@ class Trainer:
         config: Every setting.
         state: Where to begin: step 0, or a resumed checkpoint.
         device: Where to compute.
-        ranks: Who trains together.
+        ranks: The processes that train together.
         compiled: Compile the networks that train: slow to start, then faster on a GPU.
         adapts: Where memory runs out, go on with batches in smaller parts.
         decoder: To train through, where the mask counts.
@@ -118,14 +125,14 @@ class Trainer:
             self._shared = DistributedDataParallel(self.objective, gradient_as_bucket_view=True)
 
     def train_step(
-        self, inputs: StepInputs, latents: MaskLatents, *, asked_to_stop: bool = False
+        self, inputs: StepInputs, latents: MaskLatents, *, stop_requested: bool = False
     ) -> StepResult:
         """One optimiser step.
 
         Args:
             inputs: Of this step, this process's share; on the CPU.
             latents: Where the moments of masks are kept; what is not known yet is computed.
-            asked_to_stop: Told to all processes by the result.
+            stop_requested: This process is to stop; the result says so to all.
         """
         recipe = self.config.train
         generator = seeded_generator("dropout", self.config.seed, self.step, self.ranks.rank)
@@ -135,7 +142,7 @@ class Trainer:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         values = torch.zeros(2 + len(self.objective.terms), device=self.device)
-        values[-1] = float(asked_to_stop)
+        values[-1] = float(stop_requested)
         values[:-1] = self._gradients(inputs.to(self.device), latents)
         if recipe.clip_norm:
             self.scaler.unscale_(self.optimizer)
@@ -148,10 +155,8 @@ class Trainer:
         return StepResult(self.step, inputs.positions, rate, mean, terms)
 
     def _backward(self, inputs: StepInputs) -> Tensor:
-        """Gradients of the whole batch, part by part.
-
-        Returns:
-            (1 + terms,): the loss and its terms, of this process's share.
+        """Gradients of the whole batch, part by part; (1 + terms,): the loss and its terms, of this
+        process's share.
         """
         weight = self.objective.weight(inputs)
         mean_weight = None if weight is None else self.ranks.mean(weight.mean())
@@ -204,11 +209,8 @@ class Trainer:
         return bool(torch.stack(torch._foreach_norm(list[Tensor](self.trained))).isfinite().all())
 
     def validate(self, slices: PreparedSlices, keep: Sequence[int] = ()) -> Validation:
-        """What the averaged model reaches now, on some fixed slices of the validation cases.
-
-        Args:
-            slices: The validation slices.
-            keep: Positions whose probabilities are handed over; of those that are validated.
+        """The Dice of the averaged weights, on some fixed slices of the validation cases. `keep`
+        are the positions, of those validated, whose probabilities are returned.
         """
         recipe = self.config.train
         positions = evenly_spaced(slices, recipe.validation_slices)
@@ -252,6 +254,77 @@ class Trainer:
             return False
         waited: int = self.step - self.best["step"]
         return waited >= recipe.patience * recipe.validate_every
+
+
+@dataclass(frozen=True, eq=False)
+class Validation:
+    """What the averaged weights reach."""
+
+    dice: float
+    """Mean over the cases and their classes."""
+    planes: NDArray[np.float32]
+    """(K,H,W) in [0,1]: the probabilities of the slices of `keep`, in their order;
+    shifted so that the threshold lies at 0.5."""
+    threshold: float = THRESHOLD
+    """Of those tried the one with the highest Dice; the nearest to 0.5 of several."""
+
+
+def validation(
+    model: SliceModel,
+    slices: PreparedSlices,
+    positions: Sequence[int],
+    keep: Sequence[int],
+    ranks: Ranks,
+    *,
+    batch_size: int,
+    thresholds: Sequence[float] = (THRESHOLD,),
+    on_batch: Callable[[int], None] = no_op,
+) -> Validation:
+    """Predict slices with one reverse step and one sample, whatever `[sample]` says.
+
+    Args:
+        model: In eval mode.
+        slices: The validation slices.
+        positions: Which of them are predicted; processes that train together share them.
+        keep: Those of them whose probabilities are returned.
+        ranks: The processes that train together.
+        batch_size: Slices at a time.
+        thresholds: To try: probabilities above which a pixel is foreground.
+        on_batch: Called with the number of slices of each batch.
+    """
+    tried = sorted(thresholds, key=lambda one: abs(one - THRESHOLD))
+    # Of each case, class and threshold: pixels in both masks; the sum of their sizes.
+    counts = torch.zeros(slices.cases, len(slices.classes), len(tried), 2, dtype=torch.float64)
+    planes = torch.zeros(len(keep), *slices.plane)
+    mine = positions[ranks.rank :: ranks.world]
+    for start in range(0, len(mine), batch_size):
+        chosen = mine[start : start + batch_size]
+        batch = slices.batch(chosen)
+        probability = predict_planes(model, batch.image, chosen, seed=SEED, sample=SampleConfig())
+        for position, one, truth in zip(
+            chosen, probability, slices.masks(batch.labels), strict=True
+        ):
+            case, size = slices.places[position][0], truth.sum(dim=(1, 2))
+            for number, threshold in enumerate(tried):
+                found = (one > threshold).expand_as(truth)
+                counts[case, :, number, 0] += (found & truth).sum(dim=(1, 2))
+                counts[case, :, number, 1] += found.sum(dim=(1, 2)) + size
+            if position in keep:
+                planes[list(keep).index(position)] = one
+        on_batch(len(chosen))
+    if ranks.world > 1:
+        device = next(model.parameters()).device
+        counts = ranks.sum(counts.to(device)).cpu()
+        planes = ranks.sum(planes.to(device)).cpu()  # each process has its own, zeros elsewhere
+    dice = [_mean_dice(counts[:, :, number]) for number in range(len(tried))]
+    best = dice.index(max(dice))
+    return Validation(dice[best], shifted(planes, tried[best]).numpy(), tried[best])
+
+
+def _mean_dice(counts: Tensor) -> float:
+    """Over the cases and classes with foreground in either mask; 0 if there are none."""
+    overlap, both = counts[counts[..., 1] > 0].T
+    return float((2 * overlap / both).mean()) if len(both) else 0.0
 
 
 def _restore_scaler(scaler: torch.amp.GradScaler, state: Mapping[str, Any]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 import threading
 import time
 from collections import deque
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from sdseg_cli.core.config import RunConfig
-from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.core.findings import Finding
 from sdseg_cli.core.locks import locked
 from sdseg_cli.core.progress import OnStep, TrainProgress, no_op
@@ -38,7 +36,7 @@ from sdseg_cli.training.batches import (
     default_workers,
     open_split,
 )
-from sdseg_cli.training.fit_batch import fitting_batch_size, require_batch_memory
+from sdseg_cli.training.fit_batch import require_batch_memory
 from sdseg_cli.training.initialise import initial_checkpoint
 from sdseg_cli.training.latents import MaskLatents, open_latents
 from sdseg_cli.training.objective import decoder_to_train_through, keep_for_training
@@ -46,7 +44,7 @@ from sdseg_cli.training.run_files import RunFiles, TrainPictures
 from sdseg_cli.training.step import StepResult, Trainer
 
 OnWarning = Callable[[Finding], None]
-"""Told what is odd and stops nothing."""
+"""Called with each finding that stops nothing."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ class TrainReport:
     run: Path
     step: int
     begun: int
-    """The step where this call went on from; 0 for a new run."""
+    """The step from which this call resumed; 0 for a new run."""
     seconds: float
     """Of this call."""
     best: dict[str, Any]
@@ -120,12 +118,12 @@ def train(
         run: Where to write; a run that is there is resumed if it has the same settings.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         options: How it computes, and where it finds pretrained weights.
-        on_step: Told before the first step and after each.
-        on_warning: Told at once of a damaged checkpoint that is passed over.
-        on_stop: Told at once of the signal to stop, in its handler: it may neither wait nor print.
+        on_step: Called before the first step and after each.
+        on_warning: Called at once with a damaged checkpoint that is passed over.
+        on_stop: Called by the signal handler, so it may neither wait nor print.
 
     Returns:
-        What was reached. SIGINT, SIGTERM and SIGUSR1 save and return with state "stopped".
+        How it ended. SIGINT, SIGTERM and SIGUSR1 save and return with state "stopped".
 
     Raises:
         ConfigError: The run folder holds a run with other settings, or other things and no run;
@@ -207,26 +205,29 @@ def _all_steps(
     stop: threading.Event,
     on_step: OnStep,
 ) -> str:
-    """Step by step to the end, or until it is stopped; all is saved then.
-
-    Returns:
-        "finished" or "stopped".
-    """
+    """All steps to the end ("finished"), or until it is stopped ("stopped"); then all is saved."""
     recipe, on_gpu = loop.config.train, loop.device.type == "cuda"
-    now = _begun(loop)
+    now = TrainProgress(
+        step=loop.step,
+        steps=recipe.steps,
+        slices_per_step=recipe.batch_size,
+        validate_every=recipe.validate_every,
+        best=loop.best,
+        checkpoint=loop.step,
+    )
     on_step(now)
     started = time.monotonic()
     pending: deque[StepResult] = deque()
     stopping = False
     for inputs in ahead:
-        # One process alone need not ask the others.
+        # One process alone need not wait for the others to agree.
         if stopping or loop.exhausted or (loop.ranks.world == 1 and stop.is_set()):
             break
-        pending.append(loop.train_step(inputs, latents, asked_to_stop=stop.is_set()))
+        pending.append(loop.train_step(inputs, latents, stop_requested=stop.is_set()))
         last = loop.step == recipe.steps
         validates = last or loop.step % recipe.validate_every == 0
         saves = last or loop.step % recipe.checkpoint_every == 0
-        # A GPU is asked for a step's numbers while it computes the next.
+        # A step's numbers are fetched from a GPU while it computes the next.
         while len(pending) > (on_gpu and not (validates or saves)):
             stopping |= files.log(pending.popleft(), slices)
         if validates:
@@ -251,41 +252,3 @@ def _all_steps(
     reached = "finished" if loop.exhausted or loop.step >= recipe.steps else "stopped"
     files.save(reached)
     return reached
-
-
-def fitted(config: RunConfig, manifest: Manifest, run: RunDir, device: str) -> RunConfig:
-    """`--batch-size auto`: the settings with the batch that suits this machine.
-
-    A run that was begun keeps its batch. A GPU is measured; a CPU, as fast with any batch, keeps
-    the one that is set.
-
-    Raises:
-        ConfigError: Several processes train together, or the folder holds no run but other things.
-    """
-    refuse_foreign(run)
-    size, own = config.train.batch_size, choose_device(device)
-    if ranks_of(os.environ).world > 1:
-        raise ConfigError(
-            "--batch-size auto is for one process.",
-            "Find the batch with one GPU first, then give it times the number of GPUs.",
-        )
-    if run.config_file.is_file():
-        size = run.config().train.batch_size
-    elif own.type == "cuda":
-        with tempfile.TemporaryDirectory() as folder:
-            slices = open_split(manifest, "train")
-            size = fitting_batch_size(config, slices, Path(folder), own)
-    return replace(config, train=replace(config.train, batch_size=size, accumulate=1))
-
-
-def _begun(loop: Trainer) -> TrainProgress:
-    """What can be told before the first step of this call."""
-    recipe = loop.config.train
-    return TrainProgress(
-        step=loop.step,
-        steps=recipe.steps,
-        slices_per_step=recipe.batch_size,
-        validate_every=recipe.validate_every,
-        best=loop.best,
-        checkpoint=loop.step,
-    )

@@ -22,7 +22,7 @@ from sdseg_cli.core.config import RunConfig, SampleConfig
 from sdseg_cli.core.config_file import to_toml
 from sdseg_cli.core.errors import RunError
 from sdseg_cli.runs.run_folder import RunDir
-from sdseg_cli.training.distillation import adapted
+from sdseg_cli.training.calibration import adapted
 from tests.conftest import Workspace, write_case
 from tests.parity.fill import tiny_autoencoder, tiny_checkpoint
 

@@ -96,18 +96,25 @@ def tiny_checkpoint() -> dict[str, torch.Tensor]:
 
 def tiny_ldm() -> dict[str, torch.Tensor]:
     """A small unconditional LDM-8: no vision encoder, four channels in."""
-    shapes = {k: s for k, s in manifest("sdseg_tiny").items() if not k.startswith("cond_stage")}
-    for key in (
-        "model.diffusion_model.input_blocks.0.0.weight",
-        "model_ema.diffusion_modelinput_blocks00weight",
-    ):
-        shapes[key] = (shapes[key][0], 4, 3, 3)
-    return state_dict(shapes)
+    tensors = {k: v for k, v in _tiny().items() if not k.startswith("cond_stage")}
+    narrow: dict[str, tuple[int, ...]] = {
+        key: (len(tensors[key]), 4, 3, 3)
+        for key in (
+            "model.diffusion_model.input_blocks.0.0.weight",
+            "model_ema.diffusion_modelinput_blocks00weight",
+        )
+    }
+    return tensors | state_dict(narrow)
+
+
+@cache
+def _autoencoder() -> dict[str, torch.Tensor]:
+    return state_dict(manifest("klf8_tiny"))
 
 
 def tiny_autoencoder() -> dict[str, torch.Tensor]:
-    """A small kl-f8."""
-    return state_dict(manifest("klf8_tiny"))
+    """A small kl-f8; as `tiny_checkpoint`."""
+    return dict(_autoencoder())
 
 
 def alexnet() -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ import torch
 from sdseg_cli.core.config import RunConfig
 from sdseg_cli.core.config_file import from_dict
 from sdseg_cli.core.presets import PRESETS
+from sdseg_cli.data.spec import ClassRule
 from sdseg_cli.model import sdseg
 from sdseg_cli.model.distributed import Ranks
 from sdseg_cli.model.sdseg import SDSeg, build_sdseg
@@ -33,7 +34,7 @@ def small_slices(folder: Path) -> PreparedSlices:
     case.mkdir(parents=True, exist_ok=True)
     np.save(case / "labels.npy", labels)
     np.save(case / "pixels.npy", noise.astype(np.float16))
-    return PreparedSlices([case], lambda values: values > 0, [[1, 3]])
+    return PreparedSlices([case], ClassRule(), [[[1, 3]]])
 
 
 def small_config(**train_settings: object) -> RunConfig:

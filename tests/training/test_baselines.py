@@ -27,8 +27,8 @@ from sdseg_cli.runs.package import networks_of, sdseg_of, write_package
 from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training.batches import PreparedSlices, StepSource, evenly_spaced, open_split
 from sdseg_cli.training.latents import NoLatents
+from sdseg_cli.training.step import validation
 from sdseg_cli.training.train import train
-from sdseg_cli.training.validation import validation
 from tests.conftest import Workspace, tiny_settings
 
 NAME, CPU = "small", torch.device("cpu")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sdseg_cli.core.errors import DataError
+from sdseg_cli.data.spec import ClassRule
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.diffusion import seeded_generator
 from sdseg_cli.model.distributed import Ranks
@@ -24,7 +25,7 @@ from sdseg_cli.training.batches import (
 )
 from tests.training.small import small_config, small_inputs, small_latents, small_slices
 
-TENSORS = ("image", "foreground", "posterior_noise", "noise", "t", "importance")
+TENSORS = ("image", "masks", "posterior_noise", "noise", "t", "importance")
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def slices(tmp_path: Path) -> PreparedSlices:
             labels[1, 2, 3] = 2
         np.save(tmp_path / name / "pixels.npy", pixels)
         np.save(tmp_path / name / "labels.npy", labels)
-    return PreparedSlices([tmp_path / "a", tmp_path / "b"], lambda labels: labels == 2, [[], [1]])
+    return PreparedSlices([tmp_path / "a", tmp_path / "b"], ClassRule(((2,),)), [[[]], [[1]]])
 
 
 def test_slices_are_numbered_through_all_cases(slices: PreparedSlices) -> None:
@@ -52,12 +53,15 @@ def test_a_batch_holds_the_asked_slices_and_the_foreground_rule(slices: Prepared
     batch = slices.batch([4, 0])
     assert batch.image.dtype == torch.float32
     assert batch.image[:, 0, 0].tolist() == [0.5, -1.0]
-    assert batch.foreground.sum(dim=(1, 2)).tolist() == [1, 0]  # label 1 is no foreground here
+    assert slices.masks(batch.labels).sum(dim=(2, 3)).tolist() == [
+        [1],
+        [0],
+    ]  # label 1 is no foreground here
 
 
 def test_a_missing_array_says_to_prepare_again(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"pixels\.npy") as caught:
-        PreparedSlices([tmp_path], lambda labels: labels > 0, [[]])
+        PreparedSlices([tmp_path], ClassRule(), [[[]]])
     assert "prepare" in caught.value.hint
 
 
@@ -92,16 +96,16 @@ def test_a_step_draws_the_same_whenever_it_is_asked(slices: PreparedSlices) -> N
 
 def test_flips_move_image_and_foreground_together() -> None:
     image = torch.arange(4.0).reshape(1, 2, 2).expand(64, 2, 2)
-    batch = flipped(Batch(image, image > 2), flip_codes(64, "hv", seeded_generator(0)))
+    batch = flipped(Batch(image, image.to(torch.uint8)), flip_codes(64, "hv", seeded_generator(0)))
     seen = {tuple(plane.flatten().tolist()) for plane in batch.image}
     assert seen == {(0, 1, 2, 3), (1, 0, 3, 2), (2, 3, 0, 1), (3, 2, 1, 0)}
-    assert torch.equal(batch.foreground, batch.image > 2)
+    assert torch.equal(batch.labels, batch.image.to(torch.uint8))
 
 
 def test_no_flip_letters_mean_no_flip() -> None:
     image = torch.arange(4.0).reshape(1, 2, 2)
     assert flip_codes(1, "", seeded_generator(0)).tolist() == [0]
-    assert torch.equal(flipped(Batch(image, image > 2), torch.tensor([0])).image, image)
+    assert torch.equal(flipped(Batch(image, image.to(torch.uint8)), torch.tensor([0])).image, image)
 
 
 def test_validation_slices_are_spread_evenly(slices: PreparedSlices) -> None:
@@ -114,15 +118,15 @@ def test_colours_are_flipped_with_their_foreground(tmp_path: Path) -> None:
     pixels[0, :, 0, 1] = (0.25, 0.5, 1)
     np.save(tmp_path / "pixels.npy", pixels)
     np.save(tmp_path / "labels.npy", (pixels[:, 0] > 0).astype(np.uint8))
-    slices = PreparedSlices([tmp_path], lambda labels: labels != 0, [[0]])
+    slices = PreparedSlices([tmp_path], ClassRule(), [[[0]]])
     batch = slices.batch([0] * 64)
     assert batch.image.shape == (64, 3, 4, 4)
     turned = flipped(batch, flip_codes(64, "hv", seeded_generator("test")))
-    for image, foreground in zip(turned.image, turned.foreground, strict=True):
+    for image, foreground in zip(turned.image, turned.labels, strict=True):
         (row, column) = foreground.nonzero()[0].tolist()
         assert image[:, row, column].tolist() == [0.25, 0.5, 1]
     # All four of left, right, top and bottom occur among 64 draws.
-    places = {tuple(found.nonzero()[0].tolist()) for found in turned.foreground}
+    places = {tuple(found.nonzero()[0].tolist()) for found in turned.labels}
     assert places == {(0, 1), (0, 2), (3, 1), (3, 2)}
 
 
@@ -142,7 +146,7 @@ def test_arrays_that_do_not_go_together_are_refused(
     np.save(tmp_path / "pixels.npy", pixels)
     np.save(tmp_path / "labels.npy", labels)
     with pytest.raises(DataError, match="do not go together"):
-        PreparedSlices([tmp_path], lambda labels: labels > 0, [[]])
+        PreparedSlices([tmp_path], ClassRule(), [[[]]])
 
 
 def source(folder: Path, seed: int = 0) -> StepSource:
@@ -172,7 +176,7 @@ def test_threads_hand_over_the_steps_in_order(tmp_path: Path, workers: int) -> N
 
 def test_an_error_in_a_thread_reaches_the_training(tmp_path: Path) -> None:
     broken = source(tmp_path)
-    broken._slices.with_foreground.clear()
+    broken._slices.with_class.clear()
     broken._slices.places.clear()
     with pytest.raises(ZeroDivisionError):
         next(broken.prefetch(0, 5))
@@ -199,16 +203,16 @@ def test_parts_put_together_are_the_whole(tmp_path: Path) -> None:
 
 def test_the_drawn_flip_names_the_row_of_the_mask(tmp_path: Path) -> None:
     config, latents = small_config(flips="hv", foreground_fraction=1.0), small_latents(tmp_path)
-    stored = small_slices(tmp_path).batch([1, 3]).foreground
+    stored = small_slices(tmp_path).batch([1, 3]).labels
     seen = set()
     for step in range(20):
         inputs, _ = small_inputs(config, tmp_path, step)
-        for position, row, foreground in zip(
-            inputs.positions, inputs.rows, inputs.foreground, strict=True
+        for position, (row,), (mask,) in zip(
+            inputs.positions, inputs.rows, inputs.masks, strict=True
         ):
-            code = row - latents.rows([position], torch.tensor([0]))[0]
+            code = row - latents.rows([position], torch.tensor([0]))[0][0]
             axes = [axis for bit, axis in ((1, -1), (2, -2)) if code & bit]
-            assert torch.equal(foreground, stored[0 if position == 1 else 1].flip(axes))
+            assert torch.equal(mask, stored[0 if position == 1 else 1].flip(axes) > 0)
             seen.add(code)
     assert seen == {0, 1, 2, 3}
 

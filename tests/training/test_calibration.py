@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
 from dataclasses import replace
@@ -31,10 +32,14 @@ from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import networks_of, write_package
 from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training import calibration
-from sdseg_cli.training.batches import open_split
-from sdseg_cli.training.calibration import calibrate, measure, measure_run, work_in_validations
-from sdseg_cli.training.distillation import adapted
-from tests.conftest import PLANE, Workspace, rated
+from sdseg_cli.training.batches import evenly_spaced, open_split
+from sdseg_cli.training.calibration import (
+    adapted,
+    calibrate,
+    measure_run,
+    work_in_validations,
+)
+from tests.conftest import Workspace, rated
 
 SIZES = PRESETS["tiny"].model.autoencoder
 CPU = torch.device("cpu")
@@ -69,31 +74,9 @@ def test_a_difference_below_two_thousandths_is_harmless(difference: float, harml
     found = check(1, difference)
     assert found.is_default is harmless
     assert found.difference == pytest.approx(difference)
-
-
-def test_the_decoder_a_run_was_trained_through_is_its_default() -> None:
-    assert replace(check(1, 0.1), trained_through=True).is_default
-
-
-def test_measuring_compares_the_dice_of_both_decoders(tiny_run: Workspace) -> None:
-    best = Checkpoint.load(tiny_run.run.best)
-    model = networks_of(best, CPU, source="run")
-    slices = open_split(tiny_run.manifest, "val")
-    chosen = slices.with_foreground[:1]
-    # All of a slice is found: Dice is 2 n / (n + all).
-    n = int(slices.batch(chosen).foreground.sum())
-    found = measure(model, constant(9.0), slices, chosen, step=3, batch_size=1)
-    assert found.step == 3
-    assert found.slices == 1
-    assert found.fast_dice == pytest.approx(2 * n / (n + PLANE * PLANE))
-    assert found.exact_dice != found.fast_dice
-    assert model.mask_decoder is None
-
-
-def test_a_run_keeps_its_decoder_and_what_it_costs(run: RunDir) -> None:
-    assert read_check(run.path) is None
-    keep_with_run(run, constant(1.5), check(7))
-    assert read_check(run.path) == check(7)
+    assert "trained_through" not in found.to_json()
+    through = replace(check(1, 0.1), trained_through=True)
+    assert through.is_default and through.to_json()["trained_through"] is True
 
 
 def test_a_decoder_that_does_not_say_how_it_was_measured_is_refused(run: RunDir) -> None:
@@ -106,7 +89,7 @@ def test_a_decoder_that_does_not_say_how_it_was_measured_is_refused(run: RunDir)
 
 
 @pytest.mark.parametrize(
-    ("asked", "older", "difference", "fast"),
+    ("wanted", "older", "difference", "fast"),
     [
         ("auto", 0, 0.0, True),
         ("auto", 0, 0.01, False),
@@ -116,30 +99,29 @@ def test_a_decoder_that_does_not_say_how_it_was_measured_is_refused(run: RunDir)
     ],
 )
 def test_the_fast_decoder_is_the_default_where_these_weights_do_as_well_with_it(
-    run: RunDir, tmp_path: Path, asked: str, older: int, difference: float, fast: bool
+    run: RunDir, tmp_path: Path, wanted: str, older: int, difference: float, fast: bool
 ) -> None:
     best = Checkpoint.load(run.best)
     networks = networks_of(best, CPU, source="run")
     keep_with_run(run, constant(1.5), check(best.step - older, difference))
-    found = choose_decoder(asked, run.path, best, networks, WeightStore(tmp_path / "store"))
+    found = choose_decoder(wanted, run.path, best, networks, WeightStore(tmp_path / "store"))
     assert (found is not None) is fast
     if found is not None:
         assert float(found.leave.bias.detach()[0]) == 1.5
 
 
-def test_an_unknown_decoder_is_refused(run: RunDir, tmp_path: Path) -> None:
-    best = Checkpoint.load(run.best)
-    networks = networks_of(best, CPU, source="run")
-    with pytest.raises(ConfigError, match='no decoder "quick"'):
-        choose_decoder("quick", run.path, best, networks, WeightStore(tmp_path))
-
-
-def test_fast_is_refused_where_the_autoencoder_has_none(run: RunDir, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("wanted", "refusal"),
+    [("quick", 'no decoder "quick"'), ("fast", "none for this model's autoencoder")],
+)
+def test_a_decoder_that_is_not_there_is_refused(
+    run: RunDir, tmp_path: Path, wanted: str, refusal: str
+) -> None:
     best = Checkpoint.load(run.best)
     networks = networks_of(best, CPU, source="run")
     torch.nn.init.ones_(networks.autoencoder.decoder.conv_in.bias)
-    with pytest.raises(ConfigError, match="none for this model's autoencoder"):
-        choose_decoder("fast", run.path, best, networks, WeightStore(tmp_path))
+    with pytest.raises(ConfigError, match=refusal):
+        choose_decoder(wanted, run.path, best, networks, WeightStore(tmp_path))
 
 
 def test_one_in_the_store_is_found_by_its_autoencoder(tmp_path: Path) -> None:
@@ -172,21 +154,48 @@ def test_a_run_that_found_nothing_is_not_measured(run: RunDir, tmp_path: Path) -
     assert read_check(run.path) is None
 
 
-def test_measuring_a_run_keeps_what_predictions_then_read(
+def test_calibrating_a_run_keeps_what_predictions_then_read(
     run: RunDir, tiny_run: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     best = rated(run, 0.1)
     monkeypatch.setattr(calibration, "adapted", partial(adapted, steps=3))
-    training, slices = open_split(tiny_run.manifest, "train"), open_split(tiny_run.manifest, "val")
-    found = measure_run(run, training, slices, CPU, WeightStore(tmp_path))
-    assert found is not None
+    monkeypatch.setattr(calibration, "ADAPT_STEPS", 3)
+    counts: list[tuple[int, int]] = []
+    found = calibrate(
+        run,
+        tiny_run.manifest,
+        device="cpu",
+        store=WeightStore(tmp_path),
+        on_warning=print,
+        progress=lambda done, total, what: counts.append((done, total)),
+    )
+    assert found is not None and found.slices == 4
+    assert read_check(run.path) == found
     networks = networks_of(best, CPU, source="run")
     shipped = find_mask_decoder(networks.autoencoder, SIZES, WeightStore(tmp_path))
     kept = read_tensors(decoder_file(run.path))
     assert shipped is not None
-    assert not torch.equal(kept["leave.weight"], shipped.leave.weight), "it got used to the run"
-    assert found.slices == 4
-    assert read_check(run.path) == found
+    assert not torch.equal(kept["leave.weight"], shipped.leave.weight), "it adapted to the run"
+    # 4 slices, 3 steps, then twice 4 slices in batches of 2.
+    assert [done for done, _ in counts] == [1, 2, 3, 4, 5, 6, 7, 9, 11, 13, 15]
+    assert {total for _, total in counts} == {15}
+
+
+def test_measuring_compares_the_dice_of_both_decoders(
+    run: RunDir, tiny_run: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best = rated(run, 0.1)
+    monkeypatch.setattr(calibration, "adapted", lambda decoder, *_, **__: decoder)
+    monkeypatch.setattr(calibration, "own_latents", lambda *_: None)
+    splits = [open_split(tiny_run.manifest, split) for split in ("train", "val")]
+    found = measure_run(run, *splits, CPU, WeightStore(tmp_path), constant(9.0))
+    assert found is not None
+    # The single case: all of its 4 slices is found, so Dice is 2 n / (n + all).
+    positions = evenly_spaced(splits[1], 4)
+    n = int((splits[1].batch(positions).labels > 0).sum())
+    assert (found.step, found.slices) == (best.step, 4)
+    assert found.fast_dice == pytest.approx(2 * n / (n + 4 * math.prod(splits[1].plane)))
+    assert found.exact_dice != found.fast_dice
 
 
 def test_a_run_keeps_the_decoder_it_was_trained_through_as_it_is(
@@ -201,11 +210,6 @@ def test_a_run_keeps_the_decoder_it_was_trained_through_as_it_is(
     assert (found.step, found.slices) == (best.step, 4)
     kept = read_tensors(decoder_file(run.path))
     assert all(torch.equal(kept[key], value) for key, value in begun.state_dict().items())
-
-
-def test_only_a_check_of_such_a_decoder_says_so() -> None:
-    assert "trained_through" not in check(1).to_json()
-    assert replace(check(1), trained_through=True).to_json()["trained_through"] is True
 
 
 def test_a_package_takes_the_decoder_along(run: RunDir, tmp_path: Path) -> None:
@@ -278,26 +282,6 @@ def test_a_signal_skips_it_and_the_run_stays_whole(
     assert counts == [(1, 4 + 200 + 2 * 4)], "4 slices to learn from in 200 steps, 4 to judge twice"
     assert read_check(run.path) is None
     assert not run.lock_file.exists()
-
-
-def test_a_calibration_tells_each_slice_and_step(
-    run: RunDir, tiny_run: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rated(run, 0.1)
-    monkeypatch.setattr(calibration, "adapted", partial(adapted, steps=3))
-    monkeypatch.setattr(calibration, "ADAPT_STEPS", 3)
-    counts: list[tuple[int, int]] = []
-    calibrate(
-        run,
-        tiny_run.manifest,
-        device="cpu",
-        store=WeightStore(tmp_path),
-        on_warning=print,
-        progress=lambda done, total, what: counts.append((done, total)),
-    )
-    # 4 slices, 3 steps, then twice 4 slices in batches of 2.
-    assert [done for done, _ in counts] == [1, 2, 3, 4, 5, 6, 7, 9, 11, 13, 15]
-    assert {total for _, total in counts} == {15}
 
 
 def test_the_time_left_counts_a_calibration_in_validations() -> None:

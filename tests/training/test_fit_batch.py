@@ -8,14 +8,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import sdseg_cli.training.train as train_module
+import sdseg_cli.training.fit_batch as fit_module
 from sdseg_cli.core.config import RunConfig
 from sdseg_cli.core.config_file import to_toml
 from sdseg_cli.core.errors import ConfigError, RunError
 from sdseg_cli.runs.run_folder import RunDir
-from sdseg_cli.training.fit_batch import fastest_batch_size, fitting_batch_size
+from sdseg_cli.training.fit_batch import fastest_batch_size, fitted, fitting_batch_size
 from sdseg_cli.training.objective import Objective
-from sdseg_cli.training.train import TrainOptions, fitted, train
+from sdseg_cli.training.train import TrainOptions, train
 from tests.conftest import Workspace, tiny_settings
 from tests.training.small import small_config, small_slices
 
@@ -104,8 +104,8 @@ def test_a_cpu_keeps_the_batch_that_is_set(tiny_set: Workspace, tmp_path: Path) 
 def test_a_gpu_is_measured_and_nothing_else_changes(
     tiny_set: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_module, "choose_device", lambda name: torch.device("cuda"))
-    monkeypatch.setattr(train_module, "fitting_batch_size", lambda *_: 32)
+    monkeypatch.setattr(fit_module, "choose_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(fit_module, "fitting_batch_size", lambda *_: 32)
     found = fitted(tiny_settings(steps=9), tiny_set.manifest, RunDir(tmp_path / "run"), "auto")
     assert found == tiny_settings(steps=9, batch_size=32)
 
@@ -113,7 +113,7 @@ def test_a_gpu_is_measured_and_nothing_else_changes(
 def test_a_run_that_was_begun_keeps_its_batch(
     tiny_set: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_module, "choose_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(fit_module, "choose_device", lambda name: torch.device("cuda"))
     run = begun(tmp_path, tiny_settings(batch_size=12))
     found = fitted(tiny_settings(batch_size=2), tiny_set.manifest, run, "auto")
     assert found == tiny_settings(batch_size=12)
@@ -137,8 +137,8 @@ def test_a_batch_that_memory_cannot_hold_is_refused_before_anything_is_written(
     with pytest.raises(RunError) as refused:
         run, options = RunDir(tmp_path / "run"), TrainOptions(workers=1)
         train(settings, tiny_set.manifest, run, device="cpu", options=options)
-    # 4,096 pixels: 8 bytes in each of three steps' inputs, and 25 planes of float32 for each of 8
-    # channels: 3.38 MB a slice.
+    # 64 x 64 pixels: 8 bytes in each of three steps' inputs, and 25 planes of float32 for each of 8
+    # channels: 3.375104 MB a slice.
     assert "--batch-size 100000: to train with it takes 337.51 GB" in refused.value.message
     assert refused.value.hint == "It fits with --batch-size 592."
     assert not (tmp_path / "run").exists()

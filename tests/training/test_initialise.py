@@ -14,7 +14,7 @@ from sdseg_cli.model.store import WeightStore
 from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import write_package
 from sdseg_cli.runs.run_folder import RunDir
-from sdseg_cli.training.batches import PreparedSlices, draw_positions
+from sdseg_cli.training.batches import PreparedSlices, draw_positions, open_split
 from sdseg_cli.training.initialise import initial_model, resolved_start
 from sdseg_cli.training.train import train
 from tests.conftest import Workspace, tiny_settings
@@ -42,13 +42,7 @@ SMALL_PAPER = {
 
 @pytest.fixture
 def slices(tiny_set: Workspace) -> PreparedSlices:
-    manifest = tiny_set.manifest
-    cases = manifest.cases("train")
-    return PreparedSlices(
-        [manifest.root / case.folder for case in cases],
-        manifest.is_foreground,
-        [manifest.foreground_slices(case) for case in cases],
-    )
+    return open_split(tiny_set.manifest, "train")
 
 
 @pytest.fixture
@@ -67,7 +61,7 @@ def test_the_latent_scale_makes_the_first_batchs_latents_unit_size(
     again, _ = initial_model(_settings("pretrained"), store, slices)
     assert model.latent_scale == again.latent_scale
     first = draw_positions(slices, seed=0, step=0, batch_size=2, foreground_fraction=0.75)
-    mask = slices.batch(first).foreground.float() * 2 - 1
+    mask = (slices.batch(first).labels > 0).float() * 2 - 1
     latent = model.autoencoder.moments(mask[:, None].expand(-1, 3, -1, -1)).chunk(2, dim=1)[0]
     # The posterior is narrow: its draw, which counts, has nearly the deviation of its mean.
     assert model.latent_scale == pytest.approx(1 / float(latent.std()), rel=0.02)

@@ -20,18 +20,18 @@ CPU = torch.device("cpu")
 def test_empty_slices_share_row_0_and_others_have_one_per_flip(tmp_path: Path) -> None:
     latents = small_latents(tmp_path)
     # Slices 1 and 3 have foreground: rows 1 to 4 and 5 to 8.
-    assert latents.rows([0, 1, 1, 3, 2], torch.tensor([3, 0, 3, 2, 1])) == [0, 1, 4, 7, 0]
+    assert latents.rows([0, 1, 1, 3, 2], torch.tensor([3, 0, 3, 2, 1])) == [[0], [1], [4], [7], [0]]
 
 
 def test_what_was_written_is_read_and_nothing_else_is_known(tmp_path: Path) -> None:
     latents = small_latents(tmp_path)
     values = torch.arange(1.0, 1 + np.prod(ROW)).reshape(1, *ROW)
     latents.write([4], values)
-    moments, known = latents.read([4, 5])
-    assert known.tolist() == [True, False]
+    moments, known = latents.read([[4], [5]])
+    assert known.tolist() == [[True], [False]]
     assert torch.equal(moments[:1], values)
-    again, known = MaskLatents(latents.path, small_slices(tmp_path), ROW).read([4])
-    assert known.tolist() == [True]
+    again, known = MaskLatents(latents.path, small_slices(tmp_path), ROW).read([[4]])
+    assert known.tolist() == [[True]]
     assert torch.equal(again, values)
 
 
@@ -40,7 +40,7 @@ def test_a_row_cut_short_by_a_kill_is_not_known(tmp_path: Path) -> None:
     half = torch.ones(1, *ROW)
     half[:, 4:] = 0
     latents.write([2], half)
-    assert latents.read([2])[1].tolist() == [False]
+    assert latents.read([[2]])[1].tolist() == [[False]]
 
 
 def test_the_file_takes_no_room_before_it_is_filled(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_the_file_takes_no_room_before_it_is_filled(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"no array", b"\x93NUMPY\x01\x00"])
 def test_a_damaged_file_is_made_anew(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "latents.npy").write_bytes(content)
-    assert small_latents(tmp_path).read([0])[1].tolist() == [False]
+    assert small_latents(tmp_path).read([[0]])[1].tolist() == [[False]]
 
 
 def test_who_comes_second_uses_the_file_of_the_first(
@@ -69,7 +69,7 @@ def test_who_comes_second_uses_the_file_of_the_first(
     monkeypatch.setattr(os, "link", overtaken)
     second = small_latents(tmp_path)
     second.write([1], torch.ones(1, *ROW))
-    assert first[0].read([1])[1].tolist() == [True]
+    assert first[0].read([[1]])[1].tolist() == [[True]]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["case_a", "latents.npy"]
 
 
@@ -82,7 +82,7 @@ def test_a_full_disk_loses_only_the_saving(tmp_path: Path, monkeypatch: pytest.M
     with monkeypatch.context() as patched:
         patched.setattr(Path, "open", full)
         latents.write([1], torch.ones(1, *ROW))
-    assert latents.read([1])[1].tolist() == [False]
+    assert latents.read([[1]])[1].tolist() == [[False]]
 
 
 def test_a_folder_that_cannot_be_written_is_passed_over(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_the_first_process_makes_the_file_and_the_others_wait_for_it(tmp_path: P
                 MaskLatents(path, slices, ROW).write([2], torch.ones(1, *ROW))
 
     second = open_latents([tmp_path], slices, model, {}, CPU, Together(1, 2))
-    assert second.read([2])[1].all()
+    assert second.read([[2]])[1].all()
     open_latents([tmp_path], slices, model, {}, CPU, Together(0, 2))
     assert seen == [False, True]
 

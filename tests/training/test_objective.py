@@ -31,7 +31,7 @@ from sdseg_cli.training.step import Trainer
 from tests.training.small import small_config, small_inputs, small_slices
 
 NO_STORE = WeightStore(Path("no-such-store"))
-LEFT = torch.tensor([[True, False], [True, False]])[None]
+LEFT = torch.tensor([[True, False], [True, False]])[None, None]
 
 
 def objective_and_inputs(folder: Path, **recipe: object) -> tuple[Objective, StepInputs]:
@@ -44,7 +44,7 @@ def objective_and_inputs(folder: Path, **recipe: object) -> tuple[Objective, Ste
         model.unet.out[2].weight.zero_()
         model.unet.out[2].bias.zero_()
     inputs, _ = small_inputs(config, folder)
-    inputs = replace(inputs, moments=encode_masks(model, inputs.foreground))
+    inputs = replace(inputs, moments=encode_masks(model, inputs.masks[:, 0]))
     return Objective(model, config.train), inputs
 
 
@@ -81,9 +81,9 @@ def test_nothing_is_weighed_without_a_foreground_weight(tmp_path: Path) -> None:
 
 def test_latent_pixels_on_and_beside_the_foreground_weigh_more(tmp_path: Path) -> None:
     objective, inputs = objective_and_inputs(tmp_path, foreground_weight=20.0)
-    square = torch.zeros_like(inputs.foreground)
-    square[:, 9, 9] = True  # one pixel, of latent pixel (1,1)
-    weight = objective.weight(replace(inputs, foreground=square))
+    square = torch.zeros_like(inputs.masks)
+    square[..., 9, 9] = True  # one pixel, of latent pixel (1,1)
+    weight = objective.weight(replace(inputs, masks=square))
     expected = torch.tensor([[21.0] * 3 + [1]] * 3 + [[1.0] * 4])
     assert weight is not None and torch.equal(weight, expected.expand(4, 1, 4, 4))
 
@@ -127,7 +127,7 @@ def test_an_undecided_mask_has_half_a_dice_and_the_logarithm_of_two() -> None:
 
 
 def test_a_sure_and_right_mask_costs_nothing_and_a_wrong_one_has_no_dice() -> None:
-    right = torch.where(LEFT, 50.0, -50.0)[:, None]
+    right = torch.where(LEFT, 50.0, -50.0)
     assert MaskLoss()(right, LEFT).tolist() == pytest.approx([0, 0], abs=1e-4)
     assert MaskLoss()(-right, LEFT).tolist() == pytest.approx([1, 50], abs=1e-3)
 
@@ -140,9 +140,9 @@ def shipped(model: SDSeg) -> MaskDecoder:
 
 def test_a_latent_is_scaled_back_before_it_is_decoded() -> None:
     model = tiny_model()
-    mask = torch.zeros(1, 64, 64, dtype=torch.bool)
-    mask[:, 16:48, 16:48] = True
-    latent = model.encode_mask((mask.float() * 2 - 1)[:, None].expand(-1, 3, -1, -1))
+    mask = torch.zeros(1, 1, 64, 64, dtype=torch.bool)
+    mask[..., 16:48, 16:48] = True
+    latent = model.encode_mask((mask.float() * 2 - 1).expand(-1, 3, -1, -1))
     loss = DecodedMaskLoss(shipped(model), 0.5)
     assert loss(latent, mask) < 0.1 < 0.5 < loss(latent, ~mask)
     assert torch.equal(DecodedMaskLoss(shipped(model), 1.0)(2 * latent, mask), loss(latent, mask))
@@ -201,7 +201,7 @@ def test_the_mask_adds_its_weight_and_teaches_both_networks_but_not_the_decoder(
     config, model = small_config(mask_loss_weight=3.0), tiny_model()
     torch.nn.init.normal_(model.unet.out[2].weight)  # it begins at zero, and teaches nobody
     inputs, _ = small_inputs(config, tmp_path)
-    inputs = replace(inputs, moments=encode_masks(model, inputs.foreground))
+    inputs = replace(inputs, moments=encode_masks(model, inputs.masks[:, 0]))
     objective = Objective(model, config.train, shipped(model))
     assert objective.terms == ("loss_noise", "loss_latent", "loss_mask")
     values = objective(inputs, None, None)

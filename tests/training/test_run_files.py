@@ -8,12 +8,12 @@ import torch
 
 import sdseg_cli.training.run_files as run_files_module
 from sdseg_cli.core.errors import RunError
+from sdseg_cli.data.spec import ClassRule
 from sdseg_cli.model.distributed import Ranks
 from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training.batches import PreparedSlices
 from sdseg_cli.training.run_files import RunFiles, shown_slices
-from sdseg_cli.training.step import StepResult
-from sdseg_cli.training.validation import Validation
+from sdseg_cli.training.step import StepResult, Validation
 from tests.training.small import small_config, small_slices, small_trainer
 
 
@@ -83,8 +83,8 @@ def slices(folder: Path, *areas: list[int]) -> PreparedSlices:
         np.save(place / "labels.npy", labels)
         np.save(place / "pixels.npy", np.zeros(labels.shape, np.float16))
         folders.append(place)
-        filled.append([k for k, area in enumerate(case) if area])
-    return PreparedSlices(folders, lambda labels: labels > 0, filled)
+        filled.append([[k for k, area in enumerate(case) if area]])
+    return PreparedSlices(folders, ClassRule(), filled)
 
 
 def test_each_case_shows_its_fullest_slice(tmp_path: Path) -> None:

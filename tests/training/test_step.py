@@ -11,7 +11,6 @@ from sdseg_cli.core.config import RunConfig
 from sdseg_cli.core.errors import ConfigError, RunError
 from sdseg_cli.model.distributed import Ranks
 from sdseg_cli.training import step as trainer_module
-from sdseg_cli.training import validation
 from tests.training.small import small_config, small_inputs, small_slices, small_trainer
 
 
@@ -46,6 +45,19 @@ def test_the_log_row_holds_the_terms_of_eq_3(tmp_path: Path) -> None:
     assert row["step"] == 1
     assert row["lr"] == pytest.approx(1e-3 / 50)
     assert row["loss"] == pytest.approx(0.5 * row["loss_noise"] + 2 * row["loss_latent"])
+
+
+@pytest.mark.parametrize("parameterisation", ["eps", "v"])
+@pytest.mark.parametrize("timesteps", ["uniform", "last"])
+def test_every_recipe_takes_a_step(tmp_path: Path, parameterisation: str, timesteps: str) -> None:
+    recipe = {"noise_loss_weight": 1.0, "latent_loss": "l1", "foreground_weight": 0.0}
+    config = small_config(timesteps=timesteps, foreground_fraction=0.0, **recipe)
+    config = replace(config, model=replace(config.model, parameterisation=parameterisation))
+    row = small_trainer(config).train_step(*small_inputs(config, tmp_path)).row()
+    assert row["loss"] == pytest.approx(row["loss_noise"] + row["loss_latent"], rel=1e-6)
+    if parameterisation == "eps" and timesteps == "last":
+        # The latent loss is the noise loss amplified by 38.66 at t = 999.
+        assert row["loss_latent"] / row["loss_noise"] == pytest.approx(38.66, rel=1e-3)
 
 
 def out_of_memory_above(size: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -126,10 +138,10 @@ def test_validation_is_the_mean_dice_per_case(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slices = small_slices(tmp_path)
-    truth = slices.batch(range(4)).foreground.float()
+    truth = (slices.batch(range(4)).labels > 0).float()
     truth[1] = 0  # 112 of 160 pixels are missed: Dice 2 x 48 / (48 + 160)
     monkeypatch.setattr(
-        validation,
+        trainer_module,
         "predict_planes",
         lambda model, image, positions, **_: truth[list(positions)],
     )
@@ -149,13 +161,13 @@ def test_a_validation_chooses_the_threshold_with_the_highest_dice(
     setting: str, threshold: float, dice: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slices = small_slices(tmp_path)
-    truth = slices.batch(range(4)).foreground
+    truth = slices.batch(range(4)).labels > 0
     probability = torch.where(truth, 0.9, 0.05)
     probability[1] = 0.05
     probability[1, 4:12, 6:13] = 0.7  # 8 x 7 of the square's 8 x 14
     probability[0, :14, :] = 0.6  # 14 x 32
     monkeypatch.setattr(
-        validation,
+        trainer_module,
         "predict_planes",
         lambda model, image, positions, **_: probability[list(positions)],
     )

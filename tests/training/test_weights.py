@@ -4,6 +4,7 @@ import hashlib
 import io
 import pickle
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from sdseg_cli.imaging.io.picture import Picture
 from sdseg_cli.inference.predictor import Predictor
 from sdseg_cli.model.download import KNOWN
 from sdseg_cli.model.pretrained import load_official
-from sdseg_cli.model.store import WeightStore
+from sdseg_cli.model.store import Entry, WeightStore
 from sdseg_cli.runs.package import read_package
 from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training.weights import add_weights, export_run, export_stored, fetch_weights
@@ -40,13 +41,24 @@ def store(tmp_path: Path) -> WeightStore:
     return WeightStore(tmp_path / "store")
 
 
+WINDOW = Normalisation("window", -125, 275)
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory: pytest.TempPathFactory) -> tuple[WeightStore, Entry]:
+    """An official model in a store. Read-only."""
+    folder = tmp_path_factory.mktemp("official")
+    torch.save({"state_dict": tiny_checkpoint(), "global_step": 7}, folder / "official.ckpt")
+    store = WeightStore(folder / "store")
+    return store, add_weights(folder / "official.ckpt", store)
+
+
 @pytest.mark.parametrize(
     ("name", "make", "kind"),
     [
         ("model.ckpt", tiny_autoencoder, "autoencoder"),
         ("vae.safetensors", tiny_autoencoder, "autoencoder"),
         ("churches.ckpt", tiny_ldm, "ldm"),
-        ("official.ckpt", tiny_checkpoint, "sdseg"),
         ("alexnet.pth", alexnet, "lpips-alexnet"),
         ("alex.pth", lpips_heads, "lpips-linear"),
     ],
@@ -72,58 +84,45 @@ class _Harmful:
         return Path.touch, (Path("harm-was-done"),)
 
 
-def _truncated(path: Path) -> None:
-    torch.save({"state_dict": tiny_autoencoder()}, path)
-    path.write_bytes(path.read_bytes()[:-1000])
+def _saved(tensors: dict[str, object]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(tensors, buffer)
+    return buffer.getvalue()
 
 
-def _of_another_architecture(path: Path) -> None:
-    tensors = tiny_autoencoder()
-    tensors["quantize.embedding.weight"] = torch.ones(2, 2)
-    torch.save({"state_dict": tensors}, path)
+def _checkpoint(**changes: object) -> bytes:
+    """A small kl-f8 with some tensors of its own."""
+    names = {key.replace("__", "."): value for key, value in changes.items()}
+    return _saved({"state_dict": {**tiny_autoencoder(), **names}})
 
 
-def _with_code(path: Path) -> None:
-    path.write_bytes(pickle.dumps({"state_dict": {"w": _Harmful()}}, protocol=2))
-
-
-def _with_code_in_a_torch_file(path: Path) -> None:
-    torch.save({"state_dict": {**tiny_autoencoder(), "w": _Harmful()}}, path)
-
-
-def _with_nan(path: Path) -> None:
-    tensors = tiny_autoencoder()
-    tensors["quant_conv.bias"] = tensors["quant_conv.bias"] / 0
-    torch.save({"state_dict": tensors}, path)
-
-
-def _empty(path: Path) -> None:
-    path.touch()
-
-
-def _a_text(path: Path) -> None:
-    path.write_text("hello world\n")
-
-
-def _without_average(path: Path) -> None:
+def _without_average() -> bytes:
     tensors = {k: v for k, v in tiny_checkpoint().items() if not k.startswith("model_ema.")}
-    torch.save({"state_dict": tensors}, path)
+    return _saved({"state_dict": tensors})
 
 
-def _of_scale_zero(path: Path) -> None:
-    torch.save({"state_dict": {**tiny_checkpoint(), "scale_factor": torch.tensor(0.0)}}, path)
-
-
-BAD = {
-    "a text": (_a_text, "damaged"),
+BAD: dict[str, tuple[Callable[[], bytes], str]] = {
+    "a text": (lambda: b"hello world\n", "damaged"),
     "an official model without its average": (_without_average, "missing model_ema."),
-    "an official model of scale zero": (_of_scale_zero, "latent scale is 0.0"),
-    "a truncated file": (_truncated, "damaged"),
-    "another architecture": (_of_another_architecture, "unexpected quantize.embedding.weight"),
-    "a pickle with code": (_with_code, "which is never run"),
-    "a checkpoint with code": (_with_code_in_a_torch_file, "which is never run"),
-    "NaN inside": (_with_nan, "quant_conv.bias holds NaN"),
-    "an empty file": (_empty, "damaged"),
+    "an official model of scale zero": (
+        lambda: _saved({"state_dict": {**tiny_checkpoint(), "scale_factor": torch.tensor(0.0)}}),
+        "latent scale is 0.0",
+    ),
+    "a truncated file": (lambda: _checkpoint()[:-1000], "damaged"),
+    "another architecture": (
+        lambda: _checkpoint(quantize__embedding__weight=torch.ones(2, 2)),
+        "unexpected quantize.embedding.weight",
+    ),
+    "a pickle with code": (
+        lambda: pickle.dumps({"state_dict": {"w": _Harmful()}}, protocol=2),
+        "which is never run",
+    ),
+    "a checkpoint with code": (lambda: _checkpoint(w=_Harmful()), "which is never run"),
+    "NaN inside": (
+        lambda: _checkpoint(quant_conv__bias=torch.full((8,), torch.nan)),
+        "quant_conv.bias holds NaN",
+    ),
+    "an empty file": (lambda: b"", "damaged"),
 }
 
 
@@ -132,8 +131,8 @@ def test_bad_weights_are_one_clear_error_and_nothing_is_run_or_stored(
     store: WeightStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write, named = BAD[what]
-    write(tmp_path / "bad.ckpt")
+    content, named = BAD[what]
+    (tmp_path / "bad.ckpt").write_bytes(content())
     with pytest.raises(WeightsError, match=r"bad\.ckpt") as caught:
         add_weights(tmp_path / "bad.ckpt", store)
     assert named in caught.value.message
@@ -176,10 +175,9 @@ def test_the_offline_setting_is_respected(
 
 def _archive() -> bytes:
     """What the publisher's zip holds, small."""
-    checkpoint, archive = io.BytesIO(), io.BytesIO()
-    torch.save({"state_dict": tiny_autoencoder()}, checkpoint)
+    archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
-        file.writestr("models/kl-f8/model.ckpt", checkpoint.getvalue())
+        file.writestr("models/kl-f8/model.ckpt", _checkpoint())
     return archive.getvalue()
 
 
@@ -223,12 +221,6 @@ def _served(monkeypatch: pytest.MonkeyPatch, content: bytes) -> list[str]:
 
     monkeypatch.setattr(file_download, "http_get", answer)
     return asked
-
-
-def _saved(tensors: dict[str, torch.Tensor]) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(tensors, buffer)
-    return buffer.getvalue()
 
 
 def test_the_heads_of_lpips_are_fetched_as_one_plain_file(
@@ -306,52 +298,46 @@ def test_a_run_without_a_checkpoint_is_not_exported(tmp_path: Path) -> None:
     assert not (tmp_path / "p").exists()
 
 
+def test_an_official_model_keeps_its_bits_or_their_halves(
+    official: tuple[WeightStore, Entry], tmp_path: Path
+) -> None:
+    store, entry = official
+    assert (entry.name, entry.kind, entry.latent_scale) == ("official", "sdseg", 0.125)
+    exact = load_official(tiny_checkpoint()).state_dict()
+    for half in (True, False):
+        made = export_stored(entry, store, tmp_path / str(half), normalisation=WINDOW, half=half)
+        for key, value in read_package(made.folder).weights.items():
+            assert torch.equal(value, exact[key].half() if half else exact[key])
+
+
 @pytest.mark.slow
 def test_an_official_model_predicts_a_scan_through_its_package(
-    store: WeightStore, tiny_set: Workspace, tmp_path: Path
+    official: tuple[WeightStore, Entry], tiny_set: Workspace, tmp_path: Path
 ) -> None:
-    torch.save({"state_dict": tiny_checkpoint()}, tmp_path / "official.ckpt")
-    entry = add_weights(tmp_path / "official.ckpt", store)
-    window = Normalisation("window", -125, 275)
-    export_stored(entry, store, tmp_path / "p", normalisation=window)
+    store, entry = official
+    export_stored(entry, store, tmp_path / "p", normalisation=WINDOW)
     predictor = Predictor(tmp_path / "p", device="cpu")
-    assert predictor.normalisation == window
+    assert predictor.normalisation == WINDOW
     assert predictor.model.latent_scale == 0.125
-    exact = load_official(tiny_checkpoint()).state_dict()
-    assert all(
-        torch.equal(value, exact[key].half())
-        for key, value in read_package(tmp_path / "p").weights.items()
-    )
     prediction = predictor.predict(read_image(tiny_set.scan))
     assert prediction.probability.shape == (6, 256, 256)
     assert prediction.probability.std() > 0
 
 
-def test_an_official_model_may_keep_every_bit(store: WeightStore, tmp_path: Path) -> None:
-    torch.save({"state_dict": tiny_checkpoint()}, tmp_path / "official.ckpt")
-    entry = add_weights(tmp_path / "official.ckpt", store)
-    window = Normalisation("window", -125, 275)
-    export_stored(entry, store, tmp_path / "p", normalisation=window, half=False)
-    exact, kept = load_official(tiny_checkpoint()).state_dict(), read_package(tmp_path / "p")
-    assert all(torch.equal(kept.weights[key], value) for key, value in exact.items())
-
-
-def test_only_a_whole_model_of_the_store_is_exported(store: WeightStore, tmp_path: Path) -> None:
-    torch.save({"state_dict": tiny_autoencoder()}, tmp_path / "vae.ckpt")
-    entry = add_weights(tmp_path / "vae.ckpt", store)
-    window = Normalisation("window", -125, 275)
-    with pytest.raises(WeightsError, match="no whole SDSeg model"):
-        export_stored(entry, store, tmp_path / "p", normalisation=window)
-
-
 def test_an_official_model_of_pictures_predicts_a_picture(
-    store: WeightStore, tmp_path: Path
+    official: tuple[WeightStore, Entry], tmp_path: Path
 ) -> None:
-    torch.save({"state_dict": tiny_checkpoint()}, tmp_path / "official.ckpt")
-    entry = add_weights(tmp_path / "official.ckpt", store)
+    store, entry = official
     window = Normalisation.for_modality("photograph")
     export_stored(entry, store, tmp_path / "p", normalisation=window, pictures=True)
     predictor = Predictor(tmp_path / "p", device="cpu")
     picture = Picture.of(np.full((8, 8, 3), (255, 0, 51), np.uint8))
     square = predictor.stack(picture).pixels(0, 1)
     assert square[0, :, 128, 128] == pytest.approx([1, -1, -0.6], abs=1e-6)
+
+
+def test_only_a_whole_model_of_the_store_is_exported(store: WeightStore, tmp_path: Path) -> None:
+    torch.save({"state_dict": tiny_autoencoder()}, tmp_path / "vae.ckpt")
+    entry = add_weights(tmp_path / "vae.ckpt", store)
+    with pytest.raises(WeightsError, match="no whole SDSeg model"):
+        export_stored(entry, store, tmp_path / "p", normalisation=WINDOW)
