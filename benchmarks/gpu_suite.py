@@ -68,8 +68,8 @@ from sdseg_cli.inference.decoders import stored_decoder
 from sdseg_cli.model.mask_decoder import autoencoder_hash, build_mask_decoder
 from sdseg_cli.model.runtime import choose_device
 from sdseg_cli.model.sdseg import build_sdseg
-from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import write_tensors
+from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import write_package
 

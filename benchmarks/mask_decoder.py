@@ -23,11 +23,11 @@ from sdseg_cli.core.config import THRESHOLD
 from sdseg_cli.core.presets import PRESETS
 from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.inference.decoders import find_mask_decoder
-from sdseg_cli.model.arithmetic import gflop
 from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.mask_decoder import MaskDecoder
+from sdseg_cli.model.runtime import gflop
 from sdseg_cli.model.starts import load_tiny_autoencoder
-from sdseg_cli.model.store import WeightStore
+from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.training.batches import open_split
 from sdseg_cli.training.distillation import Teacher
 

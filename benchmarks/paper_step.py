@@ -28,7 +28,7 @@ from benchmarks.made_up import initial_checkpoint, made_up_slices, stepper
 from sdseg_cli.core.presets import preset
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.pretrained import load_official
-from sdseg_cli.model.store import WeightStore
+from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.training.initialise import initial_model
 from sdseg_cli.training.weights import add_weights
 from tests.parity.fill import manifest, state_dict

@@ -29,7 +29,7 @@ from sdseg_cli.core.config_file import from_dict
 from sdseg_cli.core.presets import preset
 from sdseg_cli.core.progress import TrainProgress
 from sdseg_cli.data.manifest import Manifest
-from sdseg_cli.model.store import WeightStore
+from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training.batches import PreparedSlices
 from sdseg_cli.training.initialise import initial_model

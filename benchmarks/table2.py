@@ -46,9 +46,8 @@ from sdseg_cli.evaluation.evaluation_split import SplitOptions
 from sdseg_cli.inference.engine import Inference
 from sdseg_cli.inference.predictor import Predictor
 from sdseg_cli.inference.sampling import predict_planes
-from sdseg_cli.model.arithmetic import gflop
-from sdseg_cli.model.runtime import choose_device
-from sdseg_cli.model.store import WeightStore
+from sdseg_cli.model.runtime import choose_device, gflop
+from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import networks_of
 from sdseg_cli.runs.run_folder import RunDir

@@ -28,7 +28,7 @@ from sdseg_cli.evaluation.evaluation_split import SplitOptions
 from sdseg_cli.inference.decoders import choose_decoder
 from sdseg_cli.inference.sampling import decoded_by
 from sdseg_cli.model.distributed import Ranks
-from sdseg_cli.model.store import WeightStore
+from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import networks_of
 from sdseg_cli.runs.run_folder import RunDir

@@ -29,8 +29,8 @@ from sdseg_cli.core.progress import TrainProgress
 from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.model.sdseg import SDSeg
 from sdseg_cli.model.starts import WARM_PARTS, Origin, fill_warm, start_vision_encoder
-from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import read_tensors
+from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training import initialise
 from sdseg_cli.training.train import train

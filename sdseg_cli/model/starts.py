@@ -24,12 +24,11 @@ from sdseg_cli.core.errors import ConfigError, WeightsError
 from sdseg_cli.core.networks import BASELINES
 from sdseg_cli.core.presets import PRESETS
 from sdseg_cli.model.autoencoder import Autoencoder
-from sdseg_cli.model.pretrained import below
+from sdseg_cli.model.pretrained import FIRST_CONVOLUTION, below
 from sdseg_cli.model.sdseg import SDSeg
-from sdseg_cli.model.sources import FIRST_CONVOLUTION
-from sdseg_cli.model.store import Entry, WeightStore
 from sdseg_cli.model.tensor_files import load_strictly, read_tensors
 from sdseg_cli.model.unet import UNet
+from sdseg_cli.model.weights import Entry, WeightStore
 
 TINY = PRESETS["tiny"].model
 ORIGIN = "shipped with sdseg"

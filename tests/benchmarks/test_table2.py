@@ -20,7 +20,7 @@ from benchmarks.table2 import (
     step_seconds,
 )
 from sdseg_cli.core.errors import ConfigError
-from sdseg_cli.model.store import WeightStore
+from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.training.batches import StepInputs, StepSource, open_split
 from sdseg_cli.training.initialise import initial_checkpoint
 from sdseg_cli.training.latents import open_latents

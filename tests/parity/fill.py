@@ -85,29 +85,30 @@ def state_dict(shapes: dict[str, tuple[int, ...]], seed: int = 1) -> dict[str, t
 
 
 @cache
-def _tiny() -> dict[str, torch.Tensor]:
-    return state_dict(manifest("sdseg_tiny"))
+def _tiny(name: str) -> dict[str, torch.Tensor]:
+    return state_dict(manifest(name))
 
 
 def tiny_checkpoint() -> dict[str, torch.Tensor]:
     """The small official SDSeg checkpoint; a new dictionary of tensors not to be written to."""
-    return dict(_tiny())
+    return dict(_tiny("sdseg_tiny"))
 
 
 def tiny_ldm() -> dict[str, torch.Tensor]:
-    """A small unconditional LDM-8: no vision encoder, four channels in."""
-    shapes = {k: s for k, s in manifest("sdseg_tiny").items() if not k.startswith("cond_stage")}
+    """A small unconditional LDM-8: no vision encoder, four channels in; as `tiny_checkpoint`."""
+    # What a parameter holds depends on its own name and shape alone.
+    tensors = {k: v for k, v in tiny_checkpoint().items() if not k.startswith("cond_stage")}
     for key in (
         "model.diffusion_model.input_blocks.0.0.weight",
         "model_ema.diffusion_modelinput_blocks00weight",
     ):
-        shapes[key] = (shapes[key][0], 4, 3, 3)
-    return state_dict(shapes)
+        tensors |= state_dict({key: (len(tensors[key]), 4, 3, 3)})
+    return tensors
 
 
 def tiny_autoencoder() -> dict[str, torch.Tensor]:
-    """A small kl-f8."""
-    return state_dict(manifest("klf8_tiny"))
+    """A small kl-f8; as `tiny_checkpoint`."""
+    return dict(_tiny("klf8_tiny"))
 
 
 def alexnet() -> dict[str, torch.Tensor]:

@@ -13,8 +13,8 @@ from sdseg_cli.inference.decoders import DecoderCheck, keep_with_run, read_check
 from sdseg_cli.inference.predictor import Predictor
 from sdseg_cli.model.diffusion import seeded_generator
 from sdseg_cli.model.mask_decoder import build_mask_decoder
-from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import read_metadata, read_tensors
+from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training import distillation
 from sdseg_cli.training.batches import open_split
