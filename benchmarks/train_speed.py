@@ -10,7 +10,6 @@ machine slows both; the figure is the ratio of the medians.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.made_up import initial_checkpoint, made_up_slices, stepper
-from benchmarks.results import Results, Row, machine, seconds
+from benchmarks.results import Results, Row, command, machine, seconds
 from sdseg_cli.core.config import RunConfig
 from sdseg_cli.core.presets import preset
 from sdseg_cli.data.manifest import Manifest
@@ -33,7 +32,7 @@ from sdseg_cli.model import diffusion
 from sdseg_cli.model.interface import as_three_channels
 from sdseg_cli.model.runtime import choose_device
 from sdseg_cli.model.sdseg import build_sdseg, foreground_weight, full_precision
-from sdseg_cli.training.batches import PreparedSlices
+from sdseg_cli.training.batches import PreparedSlices, open_split
 
 
 class _Slices(Dataset[tuple[Tensor, Tensor]]):
@@ -153,7 +152,7 @@ def where_time_goes(config: RunConfig, slices: PreparedSlices, device: torch.dev
 
 def main() -> None:
     """Measure what is missing in the results file."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = command(__doc__)
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--dataset", help="a prepared set; made-up slices without it")
     parser.add_argument("--workspace", type=Path, default=Path())
@@ -171,12 +170,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         if args.dataset:
             manifest = Manifest.find(args.workspace, args.dataset)
-            cases = manifest.cases("train")
-            slices = PreparedSlices(
-                [manifest.root / case.folder for case in cases],
-                manifest.is_foreground,
-                [manifest.foreground_slices(case) for case in cases],
-            )
+            slices = open_split(manifest, "train")
         else:
             slices = made_up_slices(Path(name) / "case", 64)
         label = f"{args.preset}/batch{config.train.batch_size}/compile{int(args.compile)}"
