@@ -1,15 +1,33 @@
-"""One change of the recipe at a time: the same data, steps and seeds, and what each is worth.
+r"""One change of the recipe at a time: the same data, steps and seeds, and what each is worth.
 
-What `table6.py` and `collapse.py` share. A variant is the `tiny` preset with some values changed.
-Rows are kept as they come; a second call goes on, and so does a run that was stopped.
+    python -m benchmarks.ablations collapse --workspace FOLDER --datasets openkbp,ibsi --steps 150 \
+        --seeds 0,1 --split '' --out collapse.json
+    python -m benchmarks.ablations table6 --workspace FOLDER --datasets msd-hippocampus,kseg \
+        --steps 300 --seeds 0,1 --out table6.json
+
+A variant is the `tiny` preset with some values changed. Rows are kept as they come; a second call
+goes on, and so does a run that was stopped.
+
+collapse: the collapse of a latent loss on sparse masks, and what cures it. Where a few latent
+pixels of a thousand hold the structure, the median of what z0 may be is the empty mask, and the
+mean absolute error, which asks for the median, is content with that. From there each variant
+changes as little as it can. All predict z0 at t = 999.
+
+table6: Table 6 of the paper, on one's own data: does each part help? The paper's four rows at the
+sizes of the `tiny` preset, by the paper's loss, Eq. 3 at uniform t, with the velocity in place of
+the noise: eps, from scratch, finds next to nothing in minutes (docs/PERFORMANCE.md, "What reaches a
+Dice soonest"). The last two, lambda 0 and 1, are the runs `fig3.py` is meant for. Then the same
+four by the recipe of `tiny` (z0, t = 999), where L_noise is L_latent as L1, 39 times smaller: its
+fourth row shows the weighted L2, and no branch of its own.
+
+    latent estimation   L_latent of Eq. 3; without it L_noise alone
+    concatenation       the image's latent is concatenated to zt; without it, cross-attention
+    trainable encoder   of the image; without it, it stays as the autoencoder's was
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +36,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.results import Results, Row, machine, told
+from benchmarks.results import Results, Row, StepClock, command, machine, told
 from sdseg_cli.core.config import RunConfig
 from sdseg_cli.core.config_file import from_dict
 from sdseg_cli.core.presets import preset
-from sdseg_cli.core.progress import TrainProgress
 from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.evaluation.evaluate import evaluate
 from sdseg_cli.evaluation.evaluation_split import SplitOptions
@@ -39,6 +56,54 @@ class Ablation:
 
     name: str
     variants: Mapping[str, Mapping[str, Any]]
+
+
+PAPER = {"latent_loss": "l1", "foreground_weight": 0.0, "foreground_fraction": 0.0}
+COLLAPSE = Ablation(
+    "collapse",
+    {
+        "L1 (the paper)": {"train": PAPER},
+        "L1, slices with foreground oversampled": {"train": {**PAPER, "foreground_fraction": 0.75}},
+        "L1, foreground weighs 21": {"train": {**PAPER, "foreground_weight": 20.0}},
+        "L2": {"train": {**PAPER, "latent_loss": "l2"}},
+        "L1 and the mask's Dice": {"train": {**PAPER, "mask_loss_weight": 1.0}},
+        "L2, oversampled, foreground weighs 21 (tiny)": {},
+        "L2, oversampled": {"train": {"foreground_weight": 0.0}},
+        "tiny and the mask's Dice": {"train": {"mask_loss_weight": 1.0}},
+        "L2, oversampled, and the mask's Dice": {
+            "train": {"foreground_weight": 0.0, "mask_loss_weight": 1.0}
+        },
+        "the mask's Dice alone, oversampled": {
+            "train": {"latent_loss_weight": 0.0, "mask_loss_weight": 1.0}
+        },
+    },
+)
+
+NOISE_ALONE = {"noise_loss_weight": 1.0, "latent_loss_weight": 0.0}
+EQ_3 = {"noise_loss_weight": 1.0, "latent_loss": "l1", "foreground_weight": 0.0}
+PARTS: dict[str, dict[str, Any]] = {
+    "none": {
+        "model": {"fusion": "cross-attention", "train_encoder": False},
+        "train": NOISE_ALONE,
+    },
+    "concatenation": {"model": {"train_encoder": False}, "train": NOISE_ALONE},
+    "concatenation, trainable encoder": {"train": NOISE_ALONE},
+    "all three": {},
+}
+
+
+def at_uniform_t(values: dict[str, Any]) -> dict[str, Any]:
+    """The same row by the paper's loss."""
+    model = {**values.get("model", {}), "parameterisation": "v"}
+    return {"model": model, "train": {"timesteps": "uniform", **EQ_3, **values.get("train", {})}}
+
+
+TABLE6 = Ablation(
+    "table6",
+    {name: at_uniform_t(values) for name, values in PARTS.items()}
+    | {f"{name} (z0, t = 999)": values for name, values in PARTS.items()},
+)
+STUDIES = {study.name: study for study in (COLLAPSE, TABLE6)}
 
 
 @dataclass(frozen=True)
@@ -82,20 +147,16 @@ class Training:
 
     def measure(self) -> Row:
         """Train, and score a split, if one is named, on the scans' own grids."""
-        on_step = _Clock()
+        on_step = StepClock()
         manifest = Manifest.find(self.workspace, self.dataset)
-        if (
-            train(self.config(), manifest, self.run, device="cpu", on_step=on_step).state
-            == "stopped"
-        ):
+        report = train(self.config(), manifest, self.run, device="cpu", on_step=on_step)
+        if report.state == "stopped":
             raise KeyboardInterrupt  # asked to stop: the same command goes on
         calibrate(self.run, manifest, device="cpu", on_warning=lambda finding: None)
         scores: Row = {"cases": []}
         if self.split:
-            report = evaluate(
-                self.run.path, self.workspace, cases=SplitOptions(self.split, device="cpu")
-            )
-            scores = report.to_json()
+            cases = SplitOptions(self.split, device="cpu")
+            scores = evaluate(self.run.path, self.workspace, cases=cases).to_json()
         return {
             "dataset": self.dataset,
             "variant": self.variant,
@@ -108,24 +169,6 @@ class Training:
             "cases": scores["cases"],
             **machine(torch.device("cpu")),
         }
-
-
-class _Clock:
-    """Processor seconds per step, without validations."""
-
-    def __init__(self) -> None:
-        self._before, self._taken = 0.0, list[float]()
-
-    def __call__(self, now: TrainProgress) -> None:
-        mark = time.process_time()
-        if self._before and not now.validated:
-            self._taken.append(mark - self._before)
-        self._before = mark
-
-    @property
-    def per_step(self) -> float | None:
-        """The mean; None where no step was seen."""
-        return fmean(self._taken) if self._taken else None
 
 
 def validations(run: RunDir) -> dict[int, float]:
@@ -181,10 +224,10 @@ def _with_each(values: Sequence[float], form: str = ".3f") -> str:
     return mean if len(values) == 1 else f"{mean} ({', '.join(format(v, form) for v in values)})"
 
 
-def run_study(study: Ablation, about: str) -> None:
-    """The command: measure what the file lacks, then print the table of what was asked for."""
-    parser = argparse.ArgumentParser(description=about)
-    parser.add_argument("--workspace", type=Path, default=Path(os.environ.get("SDSEG_HOME", ".")))
+def main() -> None:
+    """Measure what the file lacks, then print the table of what was asked for."""
+    parser = command(__doc__, workspace=True)
+    parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--datasets", required=True, help="prepared names, with commas")
     parser.add_argument("--variants", default="", help="numbers from 1, with commas; default: all")
     parser.add_argument("--steps", type=int, required=True, help="of each training")
@@ -193,7 +236,7 @@ def run_study(study: Ablation, about: str) -> None:
     parser.add_argument("--constant", action="store_true", help="rate after the warm-up")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    results, rows = Results(args.out), list[Row]()
+    study, results, rows = STUDIES[args.study], Results(args.out), list[Row]()
     numbered = {str(number): name for number, name in enumerate(study.variants, start=1)}
     asked = args.variants.split(",") if args.variants else list(numbered)
     if unknown := [number for number in asked if number not in numbered]:
@@ -208,3 +251,7 @@ def run_study(study: Ablation, about: str) -> None:
                 with told():
                     rows.append(results.measure(training.name, training.measure))
     print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

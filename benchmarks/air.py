@@ -8,12 +8,11 @@ in their reference, and, with --run, what the run finds in them when they are co
 
 from __future__ import annotations
 
-import argparse
-import os
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.results import command
 from sdseg_cli.core.config import THRESHOLD, SampleConfig
 from sdseg_cli.data.manifest import Manifest, open_array
 from sdseg_cli.imaging.slices import shows_body
@@ -24,10 +23,9 @@ from sdseg_cli.runs.run_folder import find_run
 
 def main() -> None:
     """Print one line per set."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = command(__doc__, workspace=True)
     parser.add_argument("--dataset", required=True, help="a prepared CT set")
     parser.add_argument("--run", type=Path, help="a run trained on it")
-    parser.add_argument("--workspace", type=Path, default=Path(os.environ.get("SDSEG_HOME", ".")))
     args = parser.parse_args()
     manifest = Manifest.find(args.workspace, args.dataset)
     run = None if args.run is None else find_run(args.workspace, args.run).path

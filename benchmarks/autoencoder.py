@@ -8,7 +8,6 @@ slice with foreground, on the model's plane and on the scans' own grids. It boun
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.results import command
 from sdseg_cli.core.config import THRESHOLD
 from sdseg_cli.core.presets import preset
 from sdseg_cli.data.manifest import Manifest
@@ -83,7 +83,7 @@ def real_masks(model: Autoencoder, manifest: Manifest, every: int) -> tuple[floa
 
 def main() -> None:
     """Print both tables."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = command(__doc__)
     parser.add_argument("--dataset", type=Path, help="folder of a prepared set")
     parser.add_argument("--every", type=int, default=16)
     args = parser.parse_args()

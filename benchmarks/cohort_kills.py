@@ -33,6 +33,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from benchmarks.results import start
 from sdseg_cli.core.files import LEFT_AFTER_S
 from sdseg_cli.demo.phantom import write_phantom_set
 from sdseg_cli.runs.checkpoint import Checkpoint
@@ -63,18 +64,12 @@ class Setting:
     seconds: float
 
 
-def start(home: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    """`sdseg ARGUMENTS`, on one thread; a failed scan's message is not shown."""
-    environment = os.environ | {"SDSEG_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "sdseg_cli", *arguments], env=environment, stderr=subprocess.DEVNULL
-    )
-
-
 def predict(home: Path, out: str, *more: str) -> subprocess.Popen[bytes]:
     """The command that begins a cohort, and goes on with it."""
     options = ["--run", "btcv/loud", "--device", "cpu", "--quiet", *more]
-    return start(home, "predict", str(home / "scans"), "-o", str(home / out), *options)
+    scans, masks = str(home / "scans"), str(home / out)
+    # A failed scan's message is not shown.
+    return start(home, "predict", scans, "-o", masks, *options, stderr=subprocess.DEVNULL)
 
 
 def make_run(home: Path) -> None:
@@ -84,7 +79,7 @@ def make_run(home: Path) -> None:
     steps = ["--run", "loud", "--steps", "2", "--init", "autoencoder", "--device", "cpu", "--quiet"]
     few = ["--set=train.batch_size=2", "--set=train.validation_slices=2"]
     for arguments in (["prepare", *source], ["train", "--dataset", "btcv", *steps, *few]):
-        if start(home, *arguments).wait():
+        if start(home, *arguments, stderr=subprocess.DEVNULL).wait():
             raise SystemExit(f"{arguments[0]} failed")
     best = RunDir(home / "runs" / "btcv" / "loud").best
     checkpoint, name = Checkpoint.load(best), "unet.out.2.weight"

@@ -9,7 +9,6 @@ that the box around both is nearly the whole scan. CPU seconds compare on a mach
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import threading
 import time
@@ -21,6 +20,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from benchmarks.results import command
 from sdseg_cli.evaluation.folders import FolderOptions, evaluate_folders
 
 SHAPE = (512, 512, 200)
@@ -100,7 +100,7 @@ class Watch:
 
 def main() -> None:
     """Make the masks, score them, print what it took."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = command(__doc__)
     parser.add_argument("--cases", type=int, default=100)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()

@@ -18,7 +18,6 @@ decoder have changed.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -31,7 +30,7 @@ from typing import Any
 import torch
 
 from benchmarks.comparison_table import by_case, paired_difference, with_interval
-from benchmarks.results import Results, Row, clock, machine, told
+from benchmarks.results import Results, Row, clock, command, machine, told
 from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.errors import RunError
 from sdseg_cli.core.files import file_sha256
@@ -262,7 +261,7 @@ def _case_counts(text: str, runs: int) -> list[int | None]:
 
 def main() -> None:
     """Measure what is not in the file yet, then print the table of all that was asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = command(__doc__)
     parser.add_argument("--workspace", type=Path, required=True, help="with prepared/ and runs/")
     parser.add_argument("--runs", required=True, help="DATASET/NAME of trained runs, with commas")
     parser.add_argument("--steps", default="1,2,5,10,20", help="DDIM steps, with commas")

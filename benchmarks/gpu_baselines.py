@@ -20,11 +20,10 @@ from sdseg_cli.core.config import SDSEG, RunConfig, models
 from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.core.presets import for_network, preset
 from sdseg_cli.inference.engine import Inference, optimize_for_inference, predict_planes
-from sdseg_cli.model.arithmetic import gflop
 from sdseg_cli.model.baselines import build_model
 from sdseg_cli.model.interface import SliceModel
 from sdseg_cli.model.mask_decoder import build_mask_decoder
-from sdseg_cli.model.runtime import to_device
+from sdseg_cli.model.runtime import gflop, to_device
 
 FAST = f"{SDSEG}, fast decoder"
 SETTING = Setting()

@@ -36,7 +36,7 @@ import importlib.util
 import os
 import tempfile
 import time
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
 from itertools import product
@@ -56,7 +56,7 @@ from benchmarks.gpu_steps import (
 )
 from benchmarks.made_up import SIZE
 from benchmarks.precision import run_table
-from benchmarks.results import Results, Row, machine, told
+from benchmarks.results import Results, Row, command, machine, told
 from sdseg_cli.core.config import SDSEG, RunConfig
 from sdseg_cli.core.errors import SdsegError
 from sdseg_cli.core.presets import preset
@@ -67,8 +67,8 @@ from sdseg_cli.inference.decoders import stored_decoder
 from sdseg_cli.model.mask_decoder import autoencoder_hash, build_mask_decoder
 from sdseg_cli.model.runtime import choose_device
 from sdseg_cli.model.sdseg import build_sdseg
-from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import write_tensors
+from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import write_package
 
@@ -248,13 +248,12 @@ PARTS: dict[str, Part] = {
 
 def main() -> None:
     """Run what is missing in the results file."""
-    parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = command(__doc__, workspace=True)
     parser.add_argument("--preset", default="sd")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--budget", type=float, default=8.0, help="seconds per measurement")
     parser.add_argument("--parts", default=",".join(PARTS), help="with commas; default: all")
     parser.add_argument("--run", type=Path, help="a trained run, for the precision table")
-    parser.add_argument("--workspace", type=Path, default=Path(os.environ.get("SDSEG_HOME", ".")))
     parser.add_argument("--split", default="val", help="whose slices the precision table is of")
     parser.add_argument("--slices", type=int, default=48, help="how many of them")
     parser.add_argument("--datasets", help="prepared sets for table2, with commas")

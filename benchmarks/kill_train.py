@@ -1,6 +1,6 @@
 """`sdseg train`, killed at random moments and resumed by the same command.
 
-    python benchmarks/kill_train.py [--kills 20] [--aimed 5] [--steps 60] [--seed 0]
+    python -m benchmarks.kill_train [--kills 20] [--aimed 5] [--steps 60] [--seed 0]
 
 A small phantom set, one run that nobody disturbs, then runs that are killed with SIGKILL: `--kills`
 times after a random time, `--aimed` times at the sight of a half-written checkpoint. After each
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.results import start
 from sdseg_cli.core.files import file_sha256
 from sdseg_cli.demo.phantom import write_phantom_set
 from sdseg_cli.runs.checkpoint import Checkpoint
@@ -61,12 +61,6 @@ def prepare(home: Path) -> None:
     sdseg = start(home, "prepare", str(raw), "--dataset", "btcv", "--workers", "1", "--quiet")
     if sdseg.wait():
         raise SystemExit("prepare failed")
-
-
-def start(home: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    """`sdseg ARGUMENTS`, on one thread."""
-    environment = os.environ | {"SDSEG_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-m", "sdseg_cli", *arguments], env=environment)
 
 
 def train(home: Path, run: str, steps: int) -> subprocess.Popen[bytes]:

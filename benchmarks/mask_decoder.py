@@ -9,25 +9,23 @@ the largest distance from its edge, it is thin (below 5 px: vessels), small (to 
 
 from __future__ import annotations
 
-import argparse
-import os
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from benchmarks.results import command
 from sdseg_cli.core.config import THRESHOLD
 from sdseg_cli.core.presets import PRESETS
 from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.inference.decoders import find_mask_decoder
-from sdseg_cli.model.arithmetic import gflop
 from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.mask_decoder import MaskDecoder
+from sdseg_cli.model.runtime import gflop
 from sdseg_cli.model.starts import load_tiny_autoencoder
-from sdseg_cli.model.store import WeightStore
+from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.training.batches import open_split
 from sdseg_cli.training.distill import Teacher
 
@@ -74,9 +72,8 @@ def compare(
 
 def main() -> None:
     """Print a table per set."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = command(__doc__, workspace=True)
     parser.add_argument("--dataset", action="append", required=True, help="a prepared set")
-    parser.add_argument("--workspace", type=Path, default=Path(os.environ.get("SDSEG_HOME", ".")))
     args = parser.parse_args()
     sizes = PRESETS["tiny"].model.autoencoder
     autoencoder = Autoencoder(sizes)

@@ -12,24 +12,21 @@ Results are kept as they come, and a second call goes on.
 
 from __future__ import annotations
 
-import argparse
-import os
 import tempfile
-import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.made_up import keep_all_latents
-from benchmarks.results import Results, Row
+from benchmarks.results import Results, Row, StepClock, command
 from sdseg_cli.core.config_file import from_dict
 from sdseg_cli.core.presets import preset
 from sdseg_cli.core.progress import TrainProgress
 from sdseg_cli.data.manifest import Manifest
-from sdseg_cli.model.store import WeightStore
+from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training.batches import open_split
 from sdseg_cli.training.initialise import initial_model
@@ -62,32 +59,22 @@ class _Enough(Exception):  # noqa: N818 - no error
 
 
 @dataclass
-class _Watch:
-    """Counts the CPU seconds of steps, and stops."""
+class _Watch(StepClock):
+    """Stops the training where the Dice is reached or the cap is spent."""
 
-    target: float
-    cap_s: float
-    spent_s: float = 0.0
-    steps: int = 0
-    best: float = 0.0
+    target: float = 0.0
+    cap_s: float = 0.0
     reached_s: float | None = None
-    dice: dict[int, float] = field(default_factory=dict)
-    _last: float = 0.0
+
+    @property
+    def best(self) -> float:
+        return max(self.dice.values(), default=0.0)
 
     def __call__(self, now: TrainProgress) -> None:
-        mark, last = time.process_time(), self._last
-        self._last = mark
-        if not last:
-            return
-        # A step that ended with a validation is counted as the mean of the others.
-        taken = self.spent_s / max(1, self.steps) if now.validated else mark - last
-        self.spent_s, self.steps = self.spent_s + taken, self.steps + 1
-        if now.validated:
-            self.dice[now.step] = round(now.validation["val_dice"], 4)
-            self.best = max(self.best, self.dice[now.step])
-            if self.best >= self.target:
-                self.reached_s = self.spent_s
-                raise _Enough
+        super().__call__(now)
+        if self.steps and self.best >= self.target:
+            self.reached_s = self.spent_s
+            raise _Enough
         hopeless = self.spent_s > self.cap_s / 2 and self.best < self.target / 3
         if self.spent_s > self.cap_s or hopeless:
             raise _Enough
@@ -147,8 +134,7 @@ def table(results: Results, seeds: list[int], label: str) -> str:
 
 def main() -> None:
     """Measure what is missing in the results file, and print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--workspace", type=Path, default=Path(os.environ.get("SDSEG_HOME", ".")))
+    parser = command(__doc__, workspace=True)
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--target", type=float, required=True, help="validation Dice")
     parser.add_argument("--cap", type=float, required=True, help="CPU seconds of steps")
@@ -169,7 +155,7 @@ def main() -> None:
                 "checkpoint_every": args.steps,
             }
             shared = {"dataset": manifest.name, "seed": seed, "train": recipe}
-            on_step = _Watch(args.target, args.cap)
+            on_step = _Watch(target=args.target, cap_s=args.cap)
             results.measure(
                 f"{label}/{name}/seed{seed}",
                 lambda c=changes, s=shared, w=on_step: measure(c, manifest, s, w),  # type: ignore[misc]

@@ -1,6 +1,6 @@
 """`sdseg prepare` with one process and with two, and killed at random moments.
 
-    python benchmarks/prepare_workers.py SRC [--rounds 3] [--kill 20] [--crop body]
+    python -m benchmarks.prepare_workers SRC [--rounds 3] [--kill 20] [--crop body]
 
 Speed: both in turn, several rounds, each from nothing; the medians and the best of each are
 compared. Memory: the largest resident size of any process. Kill: SIGKILL to the whole process
@@ -18,29 +18,24 @@ import random
 import shutil
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.results import start
 
-def command(src: Path, workers: int, crop: str) -> list[str]:
+
+def arguments_of(src: Path, workers: int, crop: str) -> list[str]:
     """The command line that is measured."""
     options = ["--name", "measured", "--workers", str(workers), "--crop", crop, "--quiet"]
-    return [sys.executable, "-m", "sdseg_cli", "prepare", str(src), *options]
-
-
-def start(arguments: list[str], home: Path) -> subprocess.Popen[bytes]:
-    """Start it in a process group of its own, one thread per process."""
-    environment = os.environ | {"SDSEG_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(arguments, env=environment, start_new_session=True)
+    return ["prepare", str(src), *options]
 
 
 def measure(arguments: list[str], home: Path) -> tuple[float, int]:
     """Seconds from start to end, and the largest resident size of its processes in MiB."""
     started, peak = time.perf_counter(), 0
-    process = start(arguments, home)
+    process = start(home, *arguments, own_group=True)
     while process.poll() is None:
         peak = max([peak, *(resident_kib(pid) for pid in family(process.pid))])
         time.sleep(0.05)
@@ -83,11 +78,11 @@ def killed(src: Path, crop: str, times: int, seconds: float, wanted: str, home: 
     rng, good = random.Random(0), 0
     for _ in range(times):
         shutil.rmtree(home, ignore_errors=True)
-        process = start(command(src, 2, crop), home)
+        process = start(home, *arguments_of(src, 2, crop), own_group=True)
         time.sleep(rng.uniform(0.0, seconds))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        measure(command(src, 2, crop), home)
+        measure(arguments_of(src, 2, crop), home)
         good += digest(home / "prepared") == wanted
     return good
 
@@ -108,7 +103,7 @@ def main() -> None:
         for number in range(2 * options.rounds):
             workers = 1 + number % 2
             shutil.rmtree(home, ignore_errors=True)
-            taken, peak = measure(command(options.src, workers, options.crop), home)
+            taken, peak = measure(arguments_of(options.src, workers, options.crop), home)
             seconds[workers].append(round(taken, 2))
             peaks[workers].append(peak)
             digests.add(digest(home / "prepared"))

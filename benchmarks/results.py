@@ -1,19 +1,26 @@
-"""What benchmarks share: a file of measurements that can be taken up again, clocks, the machine."""
+"""What benchmarks share: their command lines, a file of measurements that can be taken up again,
+clocks, the machine.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sdseg_cli.core.errors import RunError, SdsegError
+from sdseg_cli.core.progress import TrainProgress
 from sdseg_cli.model.runtime import ran_out_of_memory
 
 Row = dict[str, Any]
@@ -48,6 +55,24 @@ class Results:
         return row
 
 
+def command(doc: str | None, *, workspace: bool = False) -> argparse.ArgumentParser:
+    """A parser described by the first line of a module's text, perhaps with --workspace."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    if workspace:
+        here = Path(os.environ.get("SDSEG_HOME", "."))
+        parser.add_argument("--workspace", type=Path, default=here)
+    return parser
+
+
+def start(
+    home: Path, *arguments: str, stderr: int | None = None, own_group: bool = False
+) -> subprocess.Popen[bytes]:
+    """`sdseg ARGUMENTS` in a workspace, on one thread."""
+    environment = os.environ | {"SDSEG_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-m", "sdseg_cli", *arguments]
+    return subprocess.Popen(line, env=environment, stderr=stderr, start_new_session=own_group)
+
+
 @contextmanager
 def told() -> Iterator[None]:
     """What is wrong with a call is one line and a hint, as `sdseg` says it."""
@@ -58,6 +83,42 @@ def told() -> Iterator[None]:
 
         show_error(failure)
         raise SystemExit(failure.exit_code) from failure
+
+
+@dataclass
+class StepClock:
+    """Processor seconds of training steps, given to `train` as `on_step`.
+
+    A step that ended with a validation is counted as the mean of the others.
+    """
+
+    steps: int = 0
+    """Counted ones: all but the first, whose beginning was not seen."""
+    dice: dict[int, float] = field(default_factory=dict)
+    """Step -> validation Dice."""
+    _plain: list[float] = field(default_factory=list)
+    _last: float = 0.0
+
+    def __call__(self, now: TrainProgress) -> None:
+        mark, last = time.process_time(), self._last
+        self._last = mark
+        if not last:
+            return
+        self.steps += 1
+        if now.validated:
+            self.dice[now.step] = round(now.validation["val_dice"], 4)
+        else:
+            self._plain.append(mark - last)
+
+    @property
+    def per_step(self) -> float | None:
+        """The mean; None where no step was seen."""
+        return sum(self._plain) / len(self._plain) if self._plain else None
+
+    @property
+    def spent_s(self) -> float:
+        """Of all counted steps."""
+        return self.steps * (self.per_step or 0.0)
 
 
 def clock(device: torch.device) -> float:

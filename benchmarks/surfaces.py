@@ -10,7 +10,6 @@ equally near.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Iterator
 
@@ -19,6 +18,7 @@ import torch
 from scipy import ndimage
 
 from benchmarks.evaluate_speed import AFFINE, make_pair
+from benchmarks.results import command
 from sdseg_cli.metrics import Mask
 from sdseg_cli.metrics.surfaces import SurfaceDistances, border, surface_distances
 
@@ -76,7 +76,7 @@ def cpu_seconds(
 
 def main() -> None:
     """Print one line per pair; every way has to give the same distances."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = command(__doc__)
     parser.add_argument("--large", action="store_true")
     large = parser.parse_args().large
     by_monai(ball(3, 8), ball(2, 8), ISOTROPIC)  # loads MONAI

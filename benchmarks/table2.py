@@ -19,7 +19,6 @@ are timed once a file, so each machine has a file of its own.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ import torch
 
 from benchmarks.comparison_table import table
 from benchmarks.gpu_steps import seconds_in_a_row
-from benchmarks.results import Results, Row, clock, machine, seconds_per_call, told
+from benchmarks.results import Results, Row, clock, command, machine, seconds_per_call, told
 from sdseg_cli.core.config import RunConfig, models
 from sdseg_cli.core.config_file import from_dict, parse_assignment
 from sdseg_cli.core.errors import ConfigError
@@ -44,9 +43,8 @@ from sdseg_cli.evaluation.evaluate import evaluate
 from sdseg_cli.evaluation.evaluation_split import SplitOptions
 from sdseg_cli.inference.engine import Inference, predict_planes
 from sdseg_cli.inference.predictor import Predictor
-from sdseg_cli.model.arithmetic import gflop
-from sdseg_cli.model.runtime import choose_device
-from sdseg_cli.model.store import WeightStore
+from sdseg_cli.model.runtime import choose_device, gflop
+from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import networks_of
 from sdseg_cli.runs.run_folder import RunDir
@@ -261,7 +259,7 @@ def main() -> None:
     """Measure what is not in the file yet, then print the table of all of this preset and budget
     that is.
     """
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = command(__doc__)
     parser.add_argument("--workspace", type=Path, required=True, help="folder with prepared/")
     parser.add_argument("--datasets", required=True, help="prepared names, with commas")
     parser.add_argument("--models", default=",".join(models()), help="with commas")

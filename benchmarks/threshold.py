@@ -10,7 +10,6 @@ weights. Resumable.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import tempfile
 from dataclasses import replace
@@ -20,7 +19,7 @@ import torch
 
 from benchmarks.ablations import case_mean, found_share
 from benchmarks.comparison_table import by_case, paired_difference, with_interval
-from benchmarks.results import Results, Row, machine, told
+from benchmarks.results import Results, Row, command, machine, told
 from sdseg_cli.core.config import THRESHOLD
 from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.evaluation.evaluate import evaluate
@@ -28,7 +27,7 @@ from sdseg_cli.evaluation.evaluation_split import SplitOptions
 from sdseg_cli.inference.decoders import choose_decoder
 from sdseg_cli.inference.engine import decoded_by
 from sdseg_cli.model.distributed import Ranks
-from sdseg_cli.model.store import WeightStore
+from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import networks_of
 from sdseg_cli.runs.run_folder import RunDir
@@ -94,7 +93,7 @@ def table(rows: dict[str, Row]) -> str:
 
 def main() -> None:
     """Measure what is missing in the file, and print the table of the runs asked for."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = command(__doc__)
     parser.add_argument("--workspace", type=Path, required=True)
     parser.add_argument("--runs", required=True, help="DATASET/RUN, with commas")
     parser.add_argument("--out", type=Path, required=True)

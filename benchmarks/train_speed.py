@@ -10,7 +10,6 @@ machine slows both; the figure is the ratio of the medians.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.made_up import initial_checkpoint, made_up_slices, stepper
-from benchmarks.results import Results, Row, machine, seconds
+from benchmarks.results import Results, Row, command, machine, seconds
 from sdseg_cli.core.config import RunConfig
 from sdseg_cli.core.presets import preset
 from sdseg_cli.data.manifest import Manifest
@@ -153,7 +152,7 @@ def where_time_goes(config: RunConfig, slices: PreparedSlices, device: torch.dev
 
 def main() -> None:
     """Measure what is missing in the results file."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = command(__doc__)
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--dataset", help="a prepared set; made-up slices without it")
     parser.add_argument("--workspace", type=Path, default=Path())

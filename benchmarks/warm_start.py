@@ -11,17 +11,14 @@ steps, with the masks encoded on the way and without the validations.
 
 from __future__ import annotations
 
-import argparse
-import os
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
-from benchmarks.results import Results, Row
+from benchmarks.results import Results, Row, StepClock, command
 from sdseg_cli.core.config import RunConfig
 from sdseg_cli.core.config_file import from_dict
 from sdseg_cli.core.presets import preset
@@ -29,8 +26,8 @@ from sdseg_cli.core.progress import TrainProgress
 from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.model.sdseg import SDSeg
 from sdseg_cli.model.starts import WARM_PARTS, Origin, fill_warm, start_vision_encoder
-from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import read_tensors
+from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training import initialise
 from sdseg_cli.training.train import train
@@ -51,23 +48,12 @@ class _Enough(Exception):  # noqa: N818 - no error
 
 
 @dataclass
-class _Watch:
-    stop: int
-    spent_s: float = 0.0
-    steps: int = 0
-    dice: dict[int, float] = field(default_factory=dict)
-    _last: float = 0.0
+class _Watch(StepClock):
+    stop: int = 0
 
     def __call__(self, now: TrainProgress) -> None:
-        mark, last = time.process_time(), self._last
-        self._last = mark
-        if not last:
-            return
-        # A step that ended with a validation is counted as the mean of the others.
-        self.spent_s += self.spent_s / max(1, self.steps) if now.validated else mark - last
-        self.steps += 1
-        if now.validated:
-            self.dice[now.step] = round(now.validation["val_dice"], 4)
+        super().__call__(now)
+        if now.step in self.dice:
             print(now.step, self.dice[now.step], f"{self.spent_s:.0f} s", flush=True)
             if now.step >= self.stop:
                 raise _Enough
@@ -90,7 +76,7 @@ def measure(
     config: RunConfig, manifest: Manifest, parts: tuple[str, ...], weights: Path, stop: int
 ) -> Row:
     """One training."""
-    on_step = _Watch(stop)
+    on_step = _Watch(stop=stop)
     with (
         tempfile.TemporaryDirectory() as folder,
         patch.object(initialise, "start_networks", starter(parts, weights)),
@@ -102,8 +88,7 @@ def measure(
 
 def main() -> None:
     """Measure what is missing in the results file, and print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--workspace", type=Path, default=Path(os.environ.get("SDSEG_HOME", ".")))
+    parser = command(__doc__, workspace=True)
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--steps", type=int, required=True, help="the schedule's length")
     parser.add_argument("--stop", type=int, help="end earlier, at this step")

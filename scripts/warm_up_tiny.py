@@ -30,8 +30,8 @@ from sdseg_cli.model import diffusion
 from sdseg_cli.model.interface import as_three_channels
 from sdseg_cli.model.sdseg import SDSeg, build_sdseg, foreground_weight
 from sdseg_cli.model.starts import load_tiny_autoencoder
-from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import write_tensors
+from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.training.objective import DecodedMaskLoss
 
 TINY = PRESETS["tiny"]

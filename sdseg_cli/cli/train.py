@@ -103,7 +103,7 @@ def train(
     settings = replace(settings, dataset=manifest.name if own else str(manifest.root))
 
     from sdseg_cli.model.distributed import ranks_of
-    from sdseg_cli.model.store import WeightStore
+    from sdseg_cli.model.weights import WeightStore
     from sdseg_cli.runs.run_folder import RunDir
     from sdseg_cli.training.calibration import work_in_validations
     from sdseg_cli.training.fit_batch import fitted

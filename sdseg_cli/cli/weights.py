@@ -13,7 +13,7 @@ from sdseg_cli.cli.options import pair, refuse_pipes, workspace
 from sdseg_cli.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sdseg_cli.model.store import Entry, WeightStore
+    from sdseg_cli.model.weights import Entry, WeightStore
     from sdseg_cli.runs.package import Package
 
 weights = typer.Typer(
@@ -31,7 +31,7 @@ def list_stored(
     as_json: opt.Json = False, quiet: opt.Quiet = False, debug: opt.Debug = False
 ) -> None:
     """Show what is in the store, and what can be fetched."""
-    from sdseg_cli.model.download import KNOWN
+    from sdseg_cli.model.weights import KNOWN
 
     store = _store()
     entries, damaged = store.entries(), store.damaged()
@@ -172,7 +172,7 @@ def _export_stored(stored: Entry, folder: Path, window: str | None, *, half: boo
 
 
 def _store() -> WeightStore:
-    from sdseg_cli.model.store import WeightStore
+    from sdseg_cli.model.weights import WeightStore
 
     return WeightStore.default()
 

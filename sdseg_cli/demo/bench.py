@@ -37,12 +37,11 @@ from sdseg_cli.inference.engine import (
     shifted,
 )
 from sdseg_cli.model import diffusion
-from sdseg_cli.model.arithmetic import gflop, matrix_rate, seconds_of
 from sdseg_cli.model.interface import as_three_channels
 from sdseg_cli.model.mask_decoder import MaskDecoder, build_mask_decoder
-from sdseg_cli.model.runtime import choose_device, to_device
+from sdseg_cli.model.runtime import choose_device, gflop, matrix_rate, seconds_of, to_device
 from sdseg_cli.model.sdseg import SDSeg, build_sdseg, full_precision
-from sdseg_cli.model.store import WeightStore
+from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import read_trained, sdseg_of
 from sdseg_cli.training.batches import evenly_spaced, open_split

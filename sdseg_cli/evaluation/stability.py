@@ -55,9 +55,9 @@ from sdseg_cli.metrics.agreement import Flips, disagreement_of_counts
 from sdseg_cli.metrics.lpips import BACKBONE, HEADS, Lpips
 from sdseg_cli.metrics.mask_metrics import MaskPair, dice
 from sdseg_cli.metrics.similarity import Measured, Pair, compare
-from sdseg_cli.model.sources import recognise
-from sdseg_cli.model.store import WeightStore
+from sdseg_cli.model.pretrained import recognise
 from sdseg_cli.model.tensor_files import read_tensors
+from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.report.panels import MAP_FILE, CasePanel, save_panels
 from sdseg_cli.report.pictures import StabilityPlane, stability_picture
 

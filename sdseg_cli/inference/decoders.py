@@ -22,8 +22,8 @@ from sdseg_cli.model.interface import SliceModel
 from sdseg_cli.model.mask_decoder import MaskDecoder, autoencoder_hash, read_mask_decoder
 from sdseg_cli.model.sdseg import has_latents
 from sdseg_cli.model.starts import shipped_file
-from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import read_metadata, read_tensors, write_tensors
+from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import FAST_DECODER, is_package
 from sdseg_cli.runs.run_folder import RunDir

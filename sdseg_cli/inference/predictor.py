@@ -38,7 +38,7 @@ from sdseg_cli.inference.engine import (
 )
 from sdseg_cli.inference.options import PredictorOptions
 from sdseg_cli.model.runtime import choose_device, to_device
-from sdseg_cli.model.store import WeightStore
+from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.runs.package import networks_of, read_trained
 
 

@@ -4,8 +4,8 @@
     five AlexNet feature maps, each pixel's feature vector divided by its length
     squared difference -> non-negative 1x1 linear head -> mean over the plane -> sum of the five
 
-No weights come with sdseg; `model/sources.py` reads them. The backbone is the ImageNet AlexNet in
-torchvision's names (`features.0.weight`, ...); the linear heads are those of its authors'
+No weights come with sdseg; `model/pretrained.py` reads them. The backbone is the ImageNet AlexNet
+in torchvision's names (`features.0.weight`, ...); the linear heads are those of its authors'
 `alex.pth` (`lin0.model.1.weight`, ...).
 """
 

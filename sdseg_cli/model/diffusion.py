@@ -63,14 +63,8 @@ def _roots(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def coefficients(t: int | Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """`sqrt(alpha_bar_t)` and `sqrt(1 - alpha_bar_t)`, shaped to multiply `like`.
-
-    Args:
-        t: One timestep for all, or (B,) int64.
-        like: (B,4,h,w); gives the device.
-
-    Returns:
-        Two float32 tensors, (1,1,1,1) or (B,1,1,1).
+    """`sqrt(alpha_bar_t)` and `sqrt(1 - alpha_bar_t)` on the device of `like`, float32, (1,1,1,1)
+    for one timestep or (B,1,1,1) for (B,) int64.
     """
     signal, noise = _roots(like.device)
     index = torch.as_tensor(t, device=like.device).reshape(-1, 1, 1, 1)
@@ -98,9 +92,6 @@ def read_output(output: Tensor, zt: Tensor, t: int | Tensor, parameterisation: s
         zt: (B,4,h,w), what the network was given.
         t: The timestep(s) of `zt`.
         parameterisation: "eps", "v" or "z0".
-
-    Returns:
-        Both views; for "eps" they are tied by Eq. 2.
     """
     a, s = coefficients(t, zt)
     output, zt = output.float(), zt.float()
@@ -177,26 +168,13 @@ def timestep_weights(
 
 
 def single_step(denoise: Denoiser, noise: Tensor, zc: Tensor) -> Tensor:
-    """Prediction as in the paper: Eq. 2 once, from pure noise at t = 999.
-
-    Args:
-        denoise: `SDSeg.denoise`.
-        noise: (B,4,h,w) standard normal.
-        zc: (B,4,h,w), the condition.
-
-    Returns:
-        `z0_pred`, (B,4,h,w) float32.
-    """
+    """Prediction as in the paper: Eq. 2 once, from pure noise at t = 999; (B,4,h,w) float32."""
     return denoise(noise, LAST, zc).z0_pred
 
 
 def ddim_sigma(t: int, t_next: int, eta: float) -> float:
-    """Eq. 16 of arXiv 2010.02502: deviation of the fresh noise on the way from `t` to `t_next`.
-
-    Args:
-        t: Where zt is.
-        t_next: Where it goes, below `t`.
-        eta: 0 = no fresh noise, 1 = that of ancestral sampling (DDPM).
+    """Eq. 16 of arXiv 2010.02502: deviation of the fresh noise on the way from `t` down to
+    `t_next`; eta 0 is none, 1 that of ancestral sampling (DDPM).
     """
     now, after = ALPHA_BAR[t].item(), ALPHA_BAR[t_next].item()
     return eta * math.sqrt((1 - after) / (1 - now) * (1 - now / after))

@@ -1,4 +1,15 @@
-"""Weights that others trained, in our networks: their names, their sizes, their numbers.
+"""Weights that others trained: which kind a file holds, checked, in our names and sizes.
+
+autoencoder   kl-f8; SD VAE in CompVis or diffusers names; any checkpoint of Stable Diffusion
+                  gives autoencoder.*
+ldm           LDM-8 (LSUN churches)
+                  gives unet.*, with 4 input channels, and its own autoencoder.*
+sdseg         an official SDSeg checkpoint
+                  gives unet.*, the averaged one, autoencoder.* and vision_encoder.*
+lpips-alexnet the ImageNet AlexNet of torchvision
+                  gives features.*, its convolutions
+lpips-linear  the heads of LPIPS v0.1 for AlexNet
+                  gives lin0.* to lin4.*
 
 Our modules carry the CompVis names, so an official checkpoint needs no table, only its three
 prefixes; only diffusers calls the autoencoder's parts otherwise. Each width is looked up in several
@@ -9,16 +20,20 @@ sizes: the check that follows names it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mode
 from typing import Any
 
 import torch
-from torch import Size, Tensor
+from torch import Size, Tensor, nn
 
 from sdseg_cli.core.config import AutoencoderConfig, ModelConfig, UNetConfig
 from sdseg_cli.core.errors import ConfigError, WeightsError
+from sdseg_cli.metrics.lpips import BACKBONE, HEADS, backbone_shapes, linear_shapes
+from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.diffusion import ALPHA_BAR, TIMESTEPS
 from sdseg_cli.model.sdseg import SDSeg, unfilled_sdseg
 from sdseg_cli.model.tensor_files import (
@@ -28,16 +43,18 @@ from sdseg_cli.model.tensor_files import (
     read_tensors,
     state_dict_of,
 )
+from sdseg_cli.model.unet import UNet
 
+Tensors = Mapping[str, Tensor]
+
+FACTOR, LATENT_CHANNELS = 8, 4
+FIRST_CONVOLUTION = "input_blocks.0.0.weight"
 OFFICIAL_PREFIX = {
     "unet.": "model.diffusion_model.",
     "autoencoder.": "first_stage_model.",
     "vision_encoder.": "cond_stage_model.",
 }
 
-Tensors = Mapping[str, Tensor]
-
-_NETWORKS = tuple(OFFICIAL_PREFIX.values())
 SCHEDULE_BUFFERS = (
     "betas",
     "alphas_cumprod",
@@ -72,17 +89,18 @@ def load_official(state_dict_or_path: Mapping[str, Any] | str | Path, *, ema: bo
     """
     if isinstance(state_dict_or_path, (str, Path)):
         tensors = read_tensors(Path(state_dict_or_path))
-        return official_model(tensors, ema=ema, source=str(state_dict_or_path))
+        return _official_model(tensors, ema=ema, source=str(state_dict_or_path))
     tensors = state_dict_of(state_dict_or_path, source="state_dict")
-    return official_model(tensors, ema=ema, source="state_dict")
+    return _official_model(tensors, ema=ema, source="state_dict")
 
 
-def official_model(tensors: Mapping[str, Tensor], *, ema: bool, source: str) -> SDSeg:
+def _official_model(tensors: Tensors, *, ema: bool, source: str) -> SDSeg:
     """As `load_official`, of tensors read already; `source` names them in messages."""
     # What a GAN loss left behind is no part of the model.
     tensors = {k: v for k, v in tensors.items() if not k.startswith("first_stage_model.loss.")}
-    ours = {key: value for key, value in tensors.items() if key.startswith(_NETWORKS)}
-    config = official_config({our_name(key): value for key, value in ours.items()}, source=source)
+    prefixes = tuple(OFFICIAL_PREFIX.values())
+    ours = {our_name(key): value for key, value in tensors.items() if key.startswith(prefixes)}
+    config = official_config(ours, source=source)
     model = unfilled_sdseg(config)
     check_tensors(tensors, _official_shapes(model, tensors, ema), source=source)
     _check_schedule(tensors["alphas_cumprod"], source)
@@ -97,7 +115,7 @@ def official_model(tensors: Mapping[str, Tensor], *, ema: bool, source: str) -> 
     return model.eval()
 
 
-def official_config(tensors: Mapping[str, Tensor], *, source: str) -> ModelConfig:
+def official_config(tensors: Tensors, *, source: str) -> ModelConfig:
     """Sizes of an official model, read off the shapes of its weights in our names.
 
     Raises:
@@ -109,7 +127,7 @@ def official_config(tensors: Mapping[str, Tensor], *, source: str) -> ModelConfi
     )
 
 
-def _official_shapes(model: SDSeg, tensors: Mapping[str, Tensor], ema: bool) -> dict[str, Size]:
+def _official_shapes(model: SDSeg, tensors: Tensors, ema: bool) -> dict[str, Size]:
     """Every key of an official checkpoint of this model. The average may be left out only where it
     is not asked for.
     """
@@ -133,18 +151,139 @@ def _check_schedule(alpha_bar: Tensor, source: str) -> None:
         )
 
 
-def autoencoder_sizes(tensors: Tensors, *, source: str) -> AutoencoderConfig:
-    """Sizes of an autoencoder in CompVis names; groups of the norms are kl-f8's.
+@dataclass(frozen=True)
+class Source:
+    """Weights of a known kind."""
 
-    Args:
-        tensors: `encoder.*`, `decoder.*`, `quant_conv.*`, `post_quant_conv.*`.
-        source: The file, for the message.
+    kind: str
+    """"autoencoder", "ldm", "sdseg", "lpips-alexnet" or "lpips-linear"."""
+    tensors: dict[str, Tensor]
+    """In our names."""
+    widths: dict[str, int]
+    """`{"autoencoder": 128, "unet": 192}`: channels of the highest resolution of what is there;
+    empty for LPIPS, which has but one size."""
+    latent_scale: float | None = None
+    """Of "sdseg"."""
+
+
+def recognise(tensors: Tensors, *, source: str) -> Source:
+    """The kind of these weights, every name, shape and value checked; `source` is for messages.
+
+    Raises:
+        WeightsError: They are of no known kind, or incomplete, or damaged.
+    """
+    if any(key.startswith("cond_stage_model.encoder.") for key in tensors):
+        return _sdseg(tensors, source)
+    unet = below(tensors, "model.diffusion_model.")
+    if unet and not any("transformer_blocks" in key for key in unet):
+        return _ldm(unet, below(tensors, "first_stage_model."), source)
+    if any(key.startswith("first_stage_model.") for key in tensors):
+        return _autoencoder(below(tensors, "first_stage_model."), source)
+    if any(key.startswith("decoder.up_blocks.") for key in tensors):
+        return _autoencoder(from_diffusers(tensors), source)
+    if any(key.startswith("decoder.up.") for key in tensors):
+        return _autoencoder(tensors, source)
+    if "features.0.weight" in tensors:
+        return _alexnet(tensors, source)
+    if "lin0.model.1.weight" in tensors:
+        return _lpips_heads(tensors, source)
+    raise WeightsError(
+        f"{source}: these weights are of no kind that is known here.",
+        "Known are kl-f8, LDM-8, SD VAE, official SDSeg checkpoints, AlexNet and the LPIPS heads; "
+        "of a run, use --init RUN.",
+    )
+
+
+def _autoencoder(tensors: Tensors, source: str) -> Source:
+    # What a GAN loss and an average during training left behind are no part of the network.
+    tensors = {k: v for k, v in tensors.items() if not k.startswith(("loss.", "model_ema."))}
+    sizes = autoencoder_sizes(tensors, source=source)
+    _require_factor(sizes, source)
+    with torch.device("meta"):
+        network = Autoencoder(sizes)
+    check_tensors(tensors, _shapes(network), source=source)
+    return Source(
+        "autoencoder", _prefixed("autoencoder.", tensors), {"autoencoder": sizes.channels}
+    )
+
+
+def _ldm(unet: dict[str, Tensor], own_autoencoder: dict[str, Tensor], source: str) -> Source:
+    sizes = unet_sizes(unet, source=source)
+    with torch.device("meta"):
+        shapes = _shapes(UNet(sizes, LATENT_CHANNELS))
+    width = shapes[FIRST_CONVOLUTION][0]
+    shapes[FIRST_CONVOLUTION] = Size((width, LATENT_CHANNELS, 3, 3))  # unconditional
+    check_tensors(unet, shapes, source=source)
+    held = _prefixed("unet.", unet)
+    widths = {"unet": sizes.model_channels}
+    if own_autoencoder:
+        own = _autoencoder(own_autoencoder, source)
+        held |= own.tensors
+        widths |= own.widths
+    return Source("ldm", held, widths)
+
+
+def _sdseg(tensors: Tensors, source: str) -> Source:
+    model = _official_model(tensors, ema=True, source=source)
+    _require_factor(model.config.autoencoder, source)
+    channels, base = model.config.autoencoder.channels, model.config.unet.model_channels
+    widths = {"autoencoder": channels, "unet": base}
+    return Source("sdseg", model.state_dict(), widths, model.latent_scale)
+
+
+def _alexnet(tensors: Tensors, source: str) -> Source:
+    shapes = backbone_shapes()
+    first = tuple(tensors["features.0.weight"].shape)
+    if first != shapes["features.0.weight"]:
+        raise WeightsError(
+            f"{source}: features.* of another network than AlexNet, its first layer is {first}.",
+            "LPIPS is measured with AlexNet: take torchvision's alexnet-owt-7be5be79.pth.",
+        )
+    # The rest is the classifier, which looks for dogs and cats.
+    features = {k: v for k, v in tensors.items() if k.startswith("features.")}
+    check_tensors(features, shapes, source=source)
+    return Source(BACKBONE, _prefixed("", features), {})
+
+
+def _lpips_heads(tensors: Tensors, source: str) -> Source:
+    shapes = linear_shapes()
+    if {key: tuple(value.shape) for key, value in tensors.items()} != shapes:
+        channels = [str(v.shape[1]) for v in tensors.values() if v.ndim == 4]
+        network = {7: "SqueezeNet", 5: "VGG"}.get(len(channels) if "128" in channels else 0)
+        if network is not None:
+            raise WeightsError(
+                f"{source}: LPIPS heads for {network}, with {', '.join(channels)} channels.",
+                "LPIPS is measured with AlexNet here, as in the paper's Table 5: take alex.pth.",
+            )
+    check_tensors(tensors, shapes, source=source)
+    return Source(HEADS, _prefixed("", tensors), {})
+
+
+def _require_factor(sizes: AutoencoderConfig, source: str) -> None:
+    if (sizes.factor, sizes.latent_channels) != (FACTOR, LATENT_CHANNELS):
+        raise WeightsError(
+            f"{source}: an autoencoder of factor {sizes.factor} with {sizes.latent_channels} latent"
+            f" channels; SDSeg needs factor {FACTOR} and {LATENT_CHANNELS}.",
+            "Take kl-f8 or an SD VAE.",
+        )
+
+
+def _shapes(network: nn.Module) -> dict[str, Size]:
+    return {key: value.shape for key, value in network.state_dict().items()}
+
+
+def _prefixed(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
+    return {f"{prefix}{key}": value.float().contiguous() for key, value in tensors.items()}
+
+
+def autoencoder_sizes(tensors: Tensors, *, source: str) -> AutoencoderConfig:
+    """Sizes of an autoencoder (`encoder.*`, `decoder.*`, ...); groups of the norms are kl-f8's.
 
     Raises:
         WeightsError: They are the weights of something else.
     """
     levels = _count(tensors, r"encoder\.down\.(\d+)\.")
-    try:
+    with _refusing_others("an autoencoder (kl-f8)", source):
         channels = _agreed(
             tensors, "encoder.conv_in.bias", "decoder.norm_out.weight", "decoder.norm_out.bias"
         )
@@ -165,16 +304,10 @@ def autoencoder_sizes(tensors: Tensors, *, source: str) -> AutoencoderConfig:
             blocks_per_level=_count(tensors, r"encoder\.down\.0\.block\.(\d+)\."),
             latent_channels=latent,
         )
-    except (ConfigError, LookupError, ZeroDivisionError) as error:
-        raise _unknown("an autoencoder (kl-f8)", source) from error
 
 
 def unet_sizes(tensors: Tensors, *, source: str) -> UNetConfig:
-    """Sizes of a concatenating U-Net in CompVis names; heads and dropout are the paper's.
-
-    Args:
-        tensors: `input_blocks.*`, `middle_block.*`, `output_blocks.*`, `time_embed.*`, `out.*`.
-        source: The file, for the message.
+    """Sizes of a concatenating U-Net (`input_blocks.*`, ...); heads and dropout are the paper's.
 
     Raises:
         WeightsError: They are the weights of something else.
@@ -185,7 +318,7 @@ def unet_sizes(tensors: Tensors, *, source: str) -> UNetConfig:
     stages = _count(tensors, r"output_blocks\.(\d+)\.")
     per_level = stages // levels
     first = [1 + level * per_level for level in range(levels)]
-    try:
+    with _refusing_others("a U-Net (LDM-8)", source):
         channels = _agreed(
             tensors, "input_blocks.0.0.bias", "time_embed.0.weight/1", "out.0.weight", "out.0.bias"
         )
@@ -201,8 +334,6 @@ def unet_sizes(tensors: Tensors, *, source: str) -> UNetConfig:
                 if any(key.startswith(f"input_blocks.{i}.1.") for key in tensors)
             ),
         )
-    except (ConfigError, LookupError, ZeroDivisionError) as error:
-        raise _unknown("a U-Net (LDM-8)", source) from error
 
 
 def _count(tensors: Tensors, pattern: str) -> int:
@@ -223,11 +354,16 @@ def _agreed(tensors: Tensors, *places: str) -> int:
     return mode(said)
 
 
-def _unknown(what: str, source: str) -> WeightsError:
-    return WeightsError(
-        f"{source}: these are not the weights of {what}.",
-        "See `sdseg weights list` for what is known.",
-    )
+@contextmanager
+def _refusing_others(what: str, source: str) -> Iterator[None]:
+    """Sizes that cannot be read off within the block are one clear error."""
+    try:
+        yield
+    except (ConfigError, LookupError, ZeroDivisionError) as error:
+        raise WeightsError(
+            f"{source}: these are not the weights of {what}.",
+            "See `sdseg weights list` for what is known.",
+        ) from error
 
 
 def official_name(key: str) -> str:
@@ -247,7 +383,7 @@ def official_ema_name(key: str) -> str:
     return "model_ema.diffusion_model" + key.removeprefix("unet.").replace(".", "")
 
 
-def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def below(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
     """The tensors under a prefix, without it."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
@@ -270,7 +406,7 @@ _DIFFUSERS_PARTS = [
 ]
 
 
-def from_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def from_diffusers(tensors: Tensors) -> dict[str, Tensor]:
     """An autoencoder of diffusers (`AutoencoderKL`) in CompVis names.
 
     Its decoder counts levels from the lowest resolution, CompVis from the highest; its attention

@@ -1,5 +1,5 @@
-"""Where and how precisely it runs: device, mixed precision by part, the averaged denoiser, a polite
-stop.
+"""Where, how precisely and how fast a model runs: device, mixed precision by part, the averaged
+denoiser, a polite stop, and counting arithmetic.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import TypeVar
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.core.progress import no_op
@@ -26,6 +28,8 @@ Network = TypeVar("Network", bound=nn.Module)
 
 LOWERED = {"mixed": torch.bfloat16, "mixed-float16": torch.float16}
 """`model.precision` -> the format of the encoder and the autoencoder on a GPU."""
+MATRIX, BUDGET_S = 2048, 1.0
+"""Side of the matrices of `matrix_rate`, and for how long a time is taken again."""
 SECOND_SIGINT_S = 1.0
 """One Ctrl-C may arrive twice, from the terminal and from torchrun; later ones are meant."""
 
@@ -183,3 +187,40 @@ def stop_signals(on_stop: Callable[[], None] = no_op) -> Iterator[threading.Even
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@torch.no_grad()
+def gflop(compute: Callable[[], object]) -> float:
+    """GFLOP of a computation, a multiplication and an addition counting one each.
+
+    Convolutions and matrix products are counted, those of attention too; the rest is small.
+    """
+    # The fused kernels of attention are one operation, which is not counted everywhere.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        compute()
+    return counter.get_total_flops() / 1e9
+
+
+@torch.inference_mode()
+def matrix_rate(device: torch.device) -> float:
+    """GFLOP/s of a product of two large float32 matrices."""
+    one = torch.randn(MATRIX, MATRIX, device=device)
+    return 2 * MATRIX**3 / 1e9 / seconds_of(lambda: one @ one, device)
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """The shortest of several times; the first, which prepares, does not count."""
+    times: list[float] = []
+    started = time.perf_counter()
+    while len(times) < 2 or time.perf_counter() - started < BUDGET_S:
+        _wait_for(device)
+        begun = time.perf_counter()
+        work()
+        _wait_for(device)
+        times.append(time.perf_counter() - begun)
+    return min(times[1:])
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -7,7 +7,7 @@ noise ------------------> zt --unet(zt, t, zc)--> z0_pred --autoencoder.decode--
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import TypeGuard
 
@@ -116,11 +116,14 @@ class SDSeg(SliceModel):
         each = moments.reshape(-1, 2 * channels, *plane), noise.reshape(-1, channels, *plane)
         return sample_posterior(*each).reshape(noise.shape) * self.latent_scale
 
+    def _exact(self, device: torch.device) -> AbstractContextManager[None]:
+        """TF32 as configured, on a GPU: it is the whole process's, so CPU threads leave it."""
+        cuda = device.type == "cuda"
+        return full_precision(tf32=self.config.tf32) if cuda else nullcontext()
+
     def denoise(self, zt: Tensor, t: int | Tensor, zc: Tensor) -> Estimate:
         """The network's answer to (B,4,h,w) `zt` at `t`, as noise and as clean latent, float32."""
-        # TF32 is a setting of the whole process, which threads on a CPU must not turn.
-        exact = full_precision(tf32=self.config.tf32) if zt.is_cuda else nullcontext()
-        with exact:
+        with self._exact(zt.device):
             output = self.unet(zt, t, zc)
         return diffusion.read_output(output, zt, t, self.config.parameterisation)
 
@@ -152,12 +155,8 @@ class SDSeg(SliceModel):
         """Each part in its precision; the image is encoded once for all draws."""
         device = self.device
         lowered = partial(reduced_precision, device, self.config.precision)
-        # TF32 is a setting of the whole process, which threads on a CPU must not turn.
-        exact = (
-            partial(full_precision, tf32=self.config.tf32) if device.type == "cuda" else nullcontext
-        )
         image = as_three_channels(pixels.to(device))
-        with exact(), lowered():
+        with self._exact(device), lowered():
             zc = self.encode_image(image.contiguous(memory_format=torch.channels_last)).float()
         shape = self.latent_shape(*pixels.shape[-2:])
         names = ["shared"] * len(slices) if sample.noise == "shared" else slices
@@ -169,7 +168,7 @@ class SDSeg(SliceModel):
 
         for number in range(sample.samples):
             start, fresh = noise(number) if number else noise(), partial(noise, number)
-            with exact():
+            with self._exact(device):
                 z0 = diffusion.ddim(
                     self.denoise, start, zc, sample.steps, eta=sample.eta, fresh=fresh
                 )

@@ -23,12 +23,11 @@ from sdseg_cli.core.config import BASELINES, ModelConfig
 from sdseg_cli.core.errors import ConfigError, WeightsError
 from sdseg_cli.core.presets import PRESETS
 from sdseg_cli.model.autoencoder import Autoencoder
-from sdseg_cli.model.pretrained import below
+from sdseg_cli.model.pretrained import FIRST_CONVOLUTION, below
 from sdseg_cli.model.sdseg import SDSeg
-from sdseg_cli.model.sources import FIRST_CONVOLUTION
-from sdseg_cli.model.store import Entry, WeightStore
 from sdseg_cli.model.tensor_files import load_strictly, read_tensors
 from sdseg_cli.model.unet import UNet
+from sdseg_cli.model.weights import Entry, WeightStore
 
 TINY = PRESETS["tiny"].model
 ORIGIN = "shipped with sdseg"
@@ -100,8 +99,8 @@ def start_networks(model: SDSeg, store: WeightStore, origin: Origin) -> Origin:
     Raises:
         WeightsError: LDM-8 is missing, damaged or of other sizes.
     """
-    if warm_networks_fit(model.config):
-        load_warm_networks(model)
+    if _warm_networks_fit(model.config):
+        fill_warm(model, _read("tiny_warm"), source="tiny warm networks")
         return origin | {"vision_encoder": WARM_ORIGIN, "unet": WARM_ORIGIN}
     origin = start_vision_encoder(model, origin)
     if _autoencoder_ships(model):
@@ -169,7 +168,6 @@ def _fitting(store: WeightStore, part: str, channels: int) -> Entry | None:
         for entry in store.entries()
         if entry.kind != "sdseg" and entry.widths.get(part) == channels
     ]
-
     own = [entry for entry in fitting if part == "unet" or entry.kind == "autoencoder"]
     candidates = {entry.name: entry for entry in own or fitting}
     if len(candidates) < 2 or THE_PAPERS[part] in candidates:
@@ -201,7 +199,7 @@ def load_tiny_autoencoder(autoencoder: Autoencoder) -> None:
     load_strictly(autoencoder, _read("tiny_autoencoder"), source="tiny autoencoder")
 
 
-def warm_networks_fit(sizes: ModelConfig) -> bool:
+def _warm_networks_fit(sizes: ModelConfig) -> bool:
     """Whether the warm vision encoder and U-Net are of these sizes, and mean the same by what they
     say; dropout, precision and what is trained may differ.
     """
@@ -216,15 +214,6 @@ def warm_networks_fit(sizes: ModelConfig) -> bool:
     return same == TINY
 
 
-def load_warm_networks(model: SDSeg) -> None:
-    """Vision encoder and U-Net that have drawn other masks before, by `scripts/warm_up_tiny.py`.
-
-    Args:
-        model: To be filled; `warm_networks_fit` its sizes. It has its latent scale already.
-    """
-    fill_warm(model, _read("tiny_warm"), source="tiny warm networks")
-
-
 def fill_warm(
     model: SDSeg,
     tensors: Mapping[str, Tensor],
@@ -232,10 +221,10 @@ def fill_warm(
     source: str,
     parts: Sequence[str] = WARM_PARTS,
 ) -> None:
-    """Warm networks, as `scripts/warm_up_tiny.py` writes them, in a model with a latent scale.
+    """Warm networks, which have drawn other masks before (`scripts/warm_up_tiny.py`).
 
     Args:
-        model: To be filled.
+        model: To be filled; it has its latent scale already.
         tensors: `vision_encoder.*` and `unet.*`; the U-Net answers with latents of scale 1.
         source: Their name, for messages.
         parts: Those to fill.

@@ -219,7 +219,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def check_tensors(
-    tensors: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], *, source: str
+    tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], *, source: str
 ) -> None:
     """Every wanted name is there in its shape, no other is, all are plain tensors of floating
     point, but for counters and indices, and all values are finite in float32.

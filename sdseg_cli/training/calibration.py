@@ -35,7 +35,7 @@ from sdseg_cli.model.distributed import Ranks
 from sdseg_cli.model.mask_decoder import MaskDecoder
 from sdseg_cli.model.runtime import choose_device, ran_out_of_memory, stop_signals
 from sdseg_cli.model.sdseg import SDSeg, has_latents
-from sdseg_cli.model.store import WeightStore
+from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import networks_of
 from sdseg_cli.runs.run_folder import RunDir

@@ -29,15 +29,14 @@ from sdseg_cli.core.presets import preset
 from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.inference.decoders import DecoderCheck, read_check, stored_decoder
-from sdseg_cli.model.arithmetic import gflop
 from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.diffusion import seeded_generator
 from sdseg_cli.model.mask_decoder import MaskDecoder, autoencoder_hash, build_mask_decoder
-from sdseg_cli.model.runtime import choose_device, stop_signals, to_device
+from sdseg_cli.model.runtime import choose_device, gflop, stop_signals, to_device
 from sdseg_cli.model.sdseg import SDSeg, build_sdseg
 from sdseg_cli.model.starts import start_autoencoder
-from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import check_tensors, load_strictly, unpickled, write_tensors
+from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.runs.checkpoint import Checkpoint, restore_optimizer
 from sdseg_cli.runs.package import sdseg_of
 from sdseg_cli.runs.run_folder import RunDir

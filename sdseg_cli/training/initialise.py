@@ -26,8 +26,8 @@ from sdseg_cli.model.starts import (
     start_networks,
     start_vision_encoder,
 )
-from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import load_strictly
+from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import is_package, read_trained
 from sdseg_cli.runs.run_folder import RunDir, run_folder

@@ -24,8 +24,8 @@ from sdseg_cli.model.interface import SliceModel
 from sdseg_cli.model.mask_decoder import MaskDecoder
 from sdseg_cli.model.pretrained import below
 from sdseg_cli.model.sdseg import foreground_weight, has_latents
-from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import load_strictly
+from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training.batches import StepInputs
 from sdseg_cli.training.latents import MaskLatents, encode_masks

@@ -25,7 +25,7 @@ from sdseg_cli.core.progress import OnStep, TrainProgress, no_op
 from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.model.distributed import ranks_of, training_together
 from sdseg_cli.model.runtime import choose_device, peak_gpu_bytes, stop_signals
-from sdseg_cli.model.store import WeightStore
+from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.runs.checkpoint import refuse_foreign, resumed
 from sdseg_cli.runs.log import require_tensorboard
 from sdseg_cli.runs.run_folder import RunDir, require_settled

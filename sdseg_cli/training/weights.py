@@ -14,11 +14,9 @@ from sdseg_cli.core.presets import preset
 from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation
 from sdseg_cli.inference.decoders import decoder_file, read_check
-from sdseg_cli.model.download import KNOWN
-from sdseg_cli.model.pretrained import official_config
-from sdseg_cli.model.sources import recognise
-from sdseg_cli.model.store import Entry, WeightStore
+from sdseg_cli.model.pretrained import official_config, recognise
 from sdseg_cli.model.tensor_files import read_tensors
+from sdseg_cli.model.weights import KNOWN, Entry, WeightStore, download
 from sdseg_cli.runs.checkpoint import Checkpoint, config_values
 from sdseg_cli.runs.package import Package, write_package
 from sdseg_cli.runs.run_folder import RunDir
@@ -69,8 +67,6 @@ def fetch_weights(name: str, store: WeightStore, *, progress: Progress = no_op) 
         WeightsError: The network cannot be reached, or what came is not what it should be, or has
             changed since it was first fetched.
     """
-    from sdseg_cli.model.download import download
-
     if name not in KNOWN:
         raise ConfigError(f'no public weights are called "{name}".', f"Known: {', '.join(KNOWN)}.")
     present = store.find(name)

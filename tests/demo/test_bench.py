@@ -11,7 +11,7 @@ import torch
 from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.demo import bench as bench_module
 from sdseg_cli.demo.bench import PLAIN, bench
-from sdseg_cli.model import arithmetic
+from sdseg_cli.model import runtime
 from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.run_folder import RunDir
 from tests.conftest import Workspace
@@ -19,8 +19,8 @@ from tests.conftest import Workspace
 
 @pytest.fixture(autouse=True)
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arithmetic, "BUDGET_S", 0.0)
-    monkeypatch.setattr(arithmetic, "MATRIX", 64)
+    monkeypatch.setattr(runtime, "BUDGET_S", 0.0)
+    monkeypatch.setattr(runtime, "MATRIX", 64)
     monkeypatch.setattr(bench_module, "ROUNDS", 1)
 
 

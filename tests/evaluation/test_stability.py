@@ -18,7 +18,7 @@ from sdseg_cli.core.errors import ConfigError, DataError, WeightsError
 from sdseg_cli.core.progress import no_op
 from sdseg_cli.evaluation.evaluation_split import CaseProgress, SplitOptions
 from sdseg_cli.evaluation.stability import StabilityOptions, Trial, open_conditions, stability
-from sdseg_cli.model.store import WeightStore
+from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.training.weights import add_weights
 from tests.evaluation.options import gathered
 from tests.fake_run import EMPTY, Workspace, block, make_workspace

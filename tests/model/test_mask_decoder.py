@@ -5,7 +5,6 @@ import torch
 
 from sdseg_cli.core.errors import WeightsError
 from sdseg_cli.core.presets import PRESETS
-from sdseg_cli.model.arithmetic import gflop
 from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.mask_decoder import (
     MOST_OF_EXACT,
@@ -14,6 +13,7 @@ from sdseg_cli.model.mask_decoder import (
     build_mask_decoder,
     read_mask_decoder,
 )
+from sdseg_cli.model.runtime import gflop
 
 TINY = PRESETS["tiny"].model.autoencoder
 
@@ -44,6 +44,7 @@ def test_logits_above_zero_are_probabilities_above_one_half() -> None:
     assert torch.equal(decoder.logits(latent) > 0, decoder(latent) > 0.5)
 
 
+@pytest.mark.slow  # as in test_runtime: what counts imports a compiler
 @pytest.mark.parametrize(("name", "exact"), [("tiny", 4.423), ("sd", 622.2)])
 def test_its_arithmetic_is_a_small_share_of_the_decoders(name: str, exact: float) -> None:
     sizes = PRESETS[name].model.autoencoder

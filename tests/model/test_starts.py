@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +11,8 @@ import torch
 from sdseg_cli.core.config import AutoencoderConfig, ModelConfig, UNetConfig
 from sdseg_cli.core.errors import WeightsError
 from sdseg_cli.core.presets import PRESETS
-from sdseg_cli.model.pretrained import below
-from sdseg_cli.model.sdseg import SDSeg, build_sdseg
-from sdseg_cli.model.sources import Source, recognise
+from sdseg_cli.model.pretrained import Source, below, recognise
+from sdseg_cli.model.sdseg import SDSeg, build_sdseg, unfilled_sdseg
 from sdseg_cli.model.starts import (
     WARM_ORIGIN,
     Origin,
@@ -21,8 +22,8 @@ from sdseg_cli.model.starts import (
     start_unet,
     start_vision_encoder,
 )
-from sdseg_cli.model.store import WeightStore
-from tests.parity.fill import tiny_autoencoder, tiny_checkpoint, tiny_ldm
+from sdseg_cli.model.weights import WeightStore
+from tests.parity.fill import tiny_autoencoder, tiny_ldm
 
 SIZES = ModelConfig(autoencoder=AutoencoderConfig(channels=32), unet=UNetConfig(model_channels=32))
 """Of the small official checkpoints."""
@@ -38,13 +39,26 @@ def _add(store: WeightStore, name: str, source: Source) -> None:
     store.add(name, source, original=f"{name}.ckpt", original_sha256=name.ljust(64, "0"))
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> WeightStore:
-    """With a small kl-f8 and a small LDM-8."""
-    store = WeightStore(tmp_path)
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> WeightStore:
+    """With a small kl-f8 and a small LDM-8. Read-only."""
+    store = WeightStore(tmp_path_factory.mktemp("store"))
     _add(store, "kl-f8", recognise(tiny_autoencoder(), source="x"))
     _add(store, "ldm-8", recognise(tiny_ldm(), source="x"))
     return store
+
+
+def _with(store: WeightStore, folder: Path, *names: str) -> WeightStore:
+    """A store of its own that holds these again: NAME, or NEW=NAME under another name."""
+    folder.mkdir()
+    for name in names:
+        new, _, old = name.rpartition("=")
+        entry = store.find(old)
+        assert entry is not None
+        named = replace(entry, name=new or old, source=f"{new or old}.ckpt")
+        (folder / f"{named.name}.json").write_text(json.dumps(named.to_json()))
+        os.link(store.file(entry), folder / f"{named.name}.safetensors")
+    return WeightStore(folder)
 
 
 def start_pretrained(model: SDSeg, store: WeightStore) -> Origin:
@@ -78,31 +92,34 @@ def test_scratch_loads_only_the_frozen_autoencoder(model: SDSeg, store: WeightSt
         assert torch.equal(value, before[key]) == (not key.startswith("autoencoder.")), key
 
 
-def test_without_kl_f8_the_autoencoder_of_ldm_8_serves(model: SDSeg, tmp_path: Path) -> None:
-    store = WeightStore(tmp_path / "other")
-    _add(store, "churches", recognise(tiny_ldm(), source="x"))
-    assert start_pretrained(model, store)["autoencoder"].startswith("churches, ")
+@pytest.mark.parametrize(
+    ("names", "taken"),
+    [
+        (("churches=ldm-8",), "churches"),  # LDM-8 brings an autoencoder, too
+        (("ldm-8", "model=kl-f8"), "model"),
+        (("ldm-8", "a-vae=kl-f8", "kl-f8"), "kl-f8"),
+    ],
+)
+def test_the_autoencoder_is_kl_f8_else_the_only_one(
+    model: SDSeg, store: WeightStore, tmp_path: Path, names: tuple[str, ...], taken: str
+) -> None:
+    origin = start_autoencoder(model, _with(store, tmp_path / "other", *names))
+    assert origin["autoencoder"].startswith(f"{taken}, ")
 
 
-def test_kl_f8_is_taken_before_other_autoencoders(model: SDSeg, store: WeightStore) -> None:
-    _add(store, "a-vae", recognise(tiny_autoencoder(), source="x"))
-    assert start_pretrained(model, store)["autoencoder"].startswith("kl-f8, ")
-
-
-def test_among_several_autoencoders_nobody_guesses(model: SDSeg, tmp_path: Path) -> None:
-    store = WeightStore(tmp_path / "other")
-    _add(store, "ldm-8", recognise(tiny_ldm(), source="x"))
-    _add(store, "model", recognise(tiny_autoencoder(), source="x"))
-    assert start_pretrained(model, store)["autoencoder"].startswith("model, ")
-    _add(store, "sd-vae-ft-mse", recognise(tiny_autoencoder(), source="x"))
+def test_among_several_autoencoders_nobody_guesses(
+    model: SDSeg, store: WeightStore, tmp_path: Path
+) -> None:
+    several = _with(store, tmp_path / "other", "ldm-8", "model=kl-f8", "sd-vae-ft-mse=kl-f8")
     with pytest.raises(WeightsError, match="several to start from") as caught:
-        start_pretrained(model, store)
+        start_pretrained(model, several)
     assert "--name kl-f8" in caught.value.hint
 
 
 def test_a_whole_official_model_is_no_part_to_start_from(model: SDSeg, tmp_path: Path) -> None:
     store = WeightStore(tmp_path / "other")
-    _add(store, "official", recognise(tiny_checkpoint(), source="x"))
+    whole = {"autoencoder": 32, "unet": 32}
+    _add(store, "official", Source("sdseg", {"w": torch.ones(1)}, whole, 0.125))
     with pytest.raises(WeightsError, match=r"kl-f8 .* and ldm-8"):
         start_pretrained(model, store)
 
@@ -118,7 +135,8 @@ def test_all_that_is_missing_is_named(model: SDSeg, tmp_path: Path) -> None:
 
 
 def test_weights_of_other_widths_do_not_count(store: WeightStore) -> None:
-    larger = build_sdseg(ModelConfig(autoencoder=AutoencoderConfig(channels=64), unet=SIZES.unet))
+    sizes = ModelConfig(autoencoder=AutoencoderConfig(channels=64), unet=SIZES.unet)
+    larger = unfilled_sdseg(sizes)
     with pytest.raises(WeightsError, match=r"starts from kl-f8 .* of widths 64 and 32"):
         start_pretrained(larger, store)
 

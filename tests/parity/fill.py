@@ -85,36 +85,30 @@ def state_dict(shapes: dict[str, tuple[int, ...]], seed: int = 1) -> dict[str, t
 
 
 @cache
-def _tiny() -> dict[str, torch.Tensor]:
-    return state_dict(manifest("sdseg_tiny"))
+def _tiny(name: str) -> dict[str, torch.Tensor]:
+    return state_dict(manifest(name))
 
 
 def tiny_checkpoint() -> dict[str, torch.Tensor]:
     """The small official SDSeg checkpoint; a new dictionary of tensors not to be written to."""
-    return dict(_tiny())
+    return dict(_tiny("sdseg_tiny"))
 
 
 def tiny_ldm() -> dict[str, torch.Tensor]:
-    """A small unconditional LDM-8: no vision encoder, four channels in."""
-    tensors = {k: v for k, v in _tiny().items() if not k.startswith("cond_stage")}
-    narrow: dict[str, tuple[int, ...]] = {
-        key: (len(tensors[key]), 4, 3, 3)
-        for key in (
-            "model.diffusion_model.input_blocks.0.0.weight",
-            "model_ema.diffusion_modelinput_blocks00weight",
-        )
-    }
-    return tensors | state_dict(narrow)
-
-
-@cache
-def _autoencoder() -> dict[str, torch.Tensor]:
-    return state_dict(manifest("klf8_tiny"))
+    """A small unconditional LDM-8: no vision encoder, four channels in; as `tiny_checkpoint`."""
+    # What a parameter holds depends on its own name and shape alone.
+    tensors = {k: v for k, v in tiny_checkpoint().items() if not k.startswith("cond_stage")}
+    for key in (
+        "model.diffusion_model.input_blocks.0.0.weight",
+        "model_ema.diffusion_modelinput_blocks00weight",
+    ):
+        tensors |= state_dict({key: (len(tensors[key]), 4, 3, 3)})
+    return tensors
 
 
 def tiny_autoencoder() -> dict[str, torch.Tensor]:
     """A small kl-f8; as `tiny_checkpoint`."""
-    return dict(_autoencoder())
+    return dict(_tiny("klf8_tiny"))
 
 
 def alexnet() -> dict[str, torch.Tensor]:

@@ -26,8 +26,8 @@ from sdseg_cli.inference.decoders import (
 )
 from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.mask_decoder import MaskDecoder, autoencoder_hash, build_mask_decoder
-from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import read_tensors, write_tensors
+from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import networks_of, write_package
 from sdseg_cli.runs.run_folder import RunDir

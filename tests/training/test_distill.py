@@ -16,8 +16,8 @@ from sdseg_cli.model.autoencoder import Autoencoder
 from sdseg_cli.model.diffusion import seeded_generator
 from sdseg_cli.model.mask_decoder import build_mask_decoder
 from sdseg_cli.model.starts import load_tiny_autoencoder
-from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import read_metadata, read_tensors
+from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training import distill as distill_module
 from sdseg_cli.training.batches import open_split

@@ -9,8 +9,8 @@ import torch
 from sdseg_cli.core.config import RunConfig
 from sdseg_cli.core.config_file import from_dict
 from sdseg_cli.core.errors import ConfigError
-from sdseg_cli.model.sources import recognise
-from sdseg_cli.model.store import WeightStore
+from sdseg_cli.model.pretrained import recognise
+from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import write_package
 from sdseg_cli.runs.run_folder import RunDir

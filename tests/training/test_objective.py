@@ -14,8 +14,8 @@ from sdseg_cli.model import diffusion
 from sdseg_cli.model.mask_decoder import MaskDecoder, autoencoder_hash, build_mask_decoder
 from sdseg_cli.model.sdseg import SDSeg, build_sdseg
 from sdseg_cli.model.starts import load_tiny_autoencoder
-from sdseg_cli.model.store import WeightStore
 from sdseg_cli.model.tensor_files import write_tensors
+from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training.batches import StepInputs

@@ -21,7 +21,7 @@ from sdseg_cli.core.progress import TrainProgress
 from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.inference.predictor import Predictor
 from sdseg_cli.model import diffusion
-from sdseg_cli.model.store import WeightStore
+from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import networks_of
 from sdseg_cli.runs.run_folder import RunDir

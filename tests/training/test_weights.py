@@ -13,18 +13,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import sdseg_cli.model.download as download_module
 from sdseg_cli.core.errors import ConfigError, WeightsError
 from sdseg_cli.core.files import file_sha256
 from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.io.files import read_image
 from sdseg_cli.imaging.io.picture import Picture
 from sdseg_cli.inference.predictor import Predictor
-from sdseg_cli.model.download import KNOWN
 from sdseg_cli.model.pretrained import load_official
-from sdseg_cli.model.store import Entry, WeightStore
+from sdseg_cli.model.weights import KNOWN, Entry, WeightStore
 from sdseg_cli.runs.package import read_package
 from sdseg_cli.runs.run_folder import RunDir
+from sdseg_cli.training import weights as weights_module
 from sdseg_cli.training.weights import add_weights, export_run, export_stored, fetch_weights
 from tests.conftest import Workspace
 from tests.parity.fill import (
@@ -205,7 +204,7 @@ def test_a_stopped_download_goes_on_where_it_was(
     assert asked == [0, 1000]
     assert (entry.name, entry.kind) == ("kl-f8", "autoencoder")
     assert sorted(p.name for p in store.folder.iterdir()) == ["kl-f8.json", "kl-f8.safetensors"]
-    monkeypatch.setattr(download_module, "download", lambda *_: pytest.fail("fetched again"))
+    monkeypatch.setattr(weights_module, "download", lambda *_: pytest.fail("fetched again"))
     assert fetch_weights("kl-f8", store) == entry
 
 
@@ -262,7 +261,7 @@ def test_a_damaged_stored_file_is_fetched_again(
     store: WeightStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     torch.save({"state_dict": tiny_autoencoder()}, tmp_path / "model.ckpt")
-    monkeypatch.setattr(download_module, "download", lambda *_: tmp_path / "model.ckpt")
+    monkeypatch.setattr(weights_module, "download", lambda *_: tmp_path / "model.ckpt")
     entry = fetch_weights("kl-f8", store)
     with store.file(entry).open("ab") as file:
         file.write(b"x")
@@ -280,7 +279,7 @@ def test_a_download_of_another_kind_is_not_stored(
     store: WeightStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     torch.save({"state_dict": tiny_autoencoder()}, tmp_path / "wrong.ckpt")
-    monkeypatch.setattr(download_module, "download", lambda *_: tmp_path / "wrong.ckpt")
+    monkeypatch.setattr(weights_module, "download", lambda *_: tmp_path / "wrong.ckpt")
     with pytest.raises(WeightsError, match="of kind autoencoder, not ldm"):
         fetch_weights("ldm-8", store)
     assert store.entries() == []

@@ -1,8 +1,9 @@
-"""What the benchmarks compute; they lie beside the package, in the checkout."""
+"""What the benchmarks compute that share a test's few lines: the suite, precision, the tables."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,17 +13,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks import kill_train, precision
+from benchmarks.gpu_baselines import compare
+from benchmarks.gpu_baselines import table as networks_table
+from benchmarks.gpu_steps import ALL, Setting
+from benchmarks.gpu_suite import MIDDLE, summary
+from benchmarks.precision import FLOAT32, CudaRules, fastest_safe, lowerings, to_tf32
+from benchmarks.precision import table as precision_table
+from benchmarks.results import Results, Row, processor, told
+from benchmarks.table2 import Task, settings_of
+from benchmarks.threshold import table as threshold_table
 from sdseg_cli.core.config import BASELINES, Network
-from sdseg_cli.core.errors import RunError
+from sdseg_cli.core.errors import ConfigError, RunError
 from sdseg_cli.core.presets import PRESETS, for_network
 from sdseg_cli.model.baselines import build_baseline
 from sdseg_cli.runs.run_folder import RunDir
 from tests.conftest import Workspace, tiny_settings
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.slow
 def test_the_gpu_suite_loads_on_a_bare_torch_machine() -> None:
     code = "import benchmarks.gpu_suite, sys, json; print(json.dumps(sorted(sys.modules)))"
     run = subprocess.run(
@@ -37,9 +47,6 @@ def test_the_gpu_suite_loads_on_a_bare_torch_machine() -> None:
 
 
 def test_the_gpu_suite_names_the_fastest_setting_and_its_ratio() -> None:
-    from benchmarks.gpu_steps import ALL, Setting
-    from benchmarks.gpu_suite import summary
-
     assert len({setting.name for setting in ALL}) == 3 * 2 * 2
     name = Setting("mixed", tf32=True, compiled=True).name
     assert name == "mixed/tf32/compiled"
@@ -50,9 +57,9 @@ def test_the_gpu_suite_names_the_fastest_setting_and_its_ratio() -> None:
         "sd/train/batch16/mixed": {"slices_per_s": 999.0, "paper_hours": 0.1},
         "sd/plain/batch4": {"slices_per_s": 25.0},
     }
-    told = summary(rows, "sd", 4)
-    assert "mixed/tf32/compiled is fastest, 200.0 slices/s" in told
-    assert "in 0.56 hours; 8.00 times the plain loop" in told
+    text = summary(rows, "sd", 4)
+    assert "mixed/tf32/compiled is fastest, 200.0 slices/s" in text
+    assert "in 0.56 hours; 8.00 times the plain loop" in text
     assert summary(rows, "sd", 64) == "batch 64: nothing measured"
 
 
@@ -71,21 +78,15 @@ def small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def compared(file: Path) -> dict[str, dict[str, float]]:
-    from benchmarks.gpu_baselines import compare
-    from benchmarks.results import Results
-
     results, cpu = Results(file), torch.device("cpu")
     compare(results, "tiny", cpu, batches=(2,), predict_batches=(1, 2), budget_s=0.0)
     return results.rows
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("small_networks")
 def test_the_gpu_suite_measures_sdseg_and_the_networks_it_is_compared_with(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from benchmarks.gpu_baselines import table
-
     rows = compared(tmp_path / "results.json")
     per_network = ("size", "predict/batch1", "predict/batch2")
     assert set(rows) == {
@@ -102,13 +103,12 @@ def test_the_gpu_suite_measures_sdseg_and_the_networks_it_is_compared_with(
     assert all(row["s_per_step"] > 0 for name, row in rows.items() if "/train/" in name)
     assert all(row["slices_per_s"] > 0 for name, row in rows.items() if "/predict/" in name)
     assert "other: left out, other needs no_such_package." in capsys.readouterr().out
-    lines = table(rows, "tiny", (2,)).splitlines()
+    lines = networks_table(rows, "tiny", (2,)).splitlines()
     names = ["network", "---", "sdseg", "sdseg, fast decoder", "small"]
     assert [line.split("|")[1].strip() for line in lines] == names
     assert len({line.count("|") for line in lines}) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("small_networks")
 def test_without_monai_nothing_is_stored_of_the_networks_that_need_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -122,8 +122,6 @@ def test_without_monai_nothing_is_stored_of_the_networks_that_need_it(
 
 
 def test_the_table_of_networks_shows_their_fastest_prediction_and_what_did_not_fit() -> None:
-    from benchmarks.gpu_baselines import table
-
     rows = {
         "sd/baselines/unet/size": {"parameters": 31_100_000, "gflop_per_slice": 12.5},
         "sd/baselines/unet/train/batch4": {"s_per_step": 0.0215, "peak_gib": 3.0},
@@ -132,15 +130,12 @@ def test_the_table_of_networks_shows_their_fastest_prediction_and_what_did_not_f
         "sd/baselines/unet/predict/batch32": {"slices_per_s": 800.0, "peak_gib": 4.0},
         "sd/baselines/unet/predict/batch128": {"error": "out of memory: 64 slices at a time fit"},
     }
-    line = table(rows, "sd", (4, 64)).splitlines()[-1]
+    line = networks_table(rows, "sd", (4, 64)).splitlines()[-1]
     speed = "| 21.50 | 3.00 | out of memory | out of memory | 800.00 | 32 | 4.00 |"
     assert line == f"| unet | 31.10 | 12.50 {speed}"
 
 
 def test_the_suites_middle_sizes_train_from_what_ships_and_share_their_recipe() -> None:
-    from benchmarks.gpu_suite import MIDDLE
-    from benchmarks.table2 import Task, settings_of
-
     cpu = torch.device("cpu")
     ours, unet, dynunet = (
         Task(Path(), "set", model, 0, "tiny", 1.0, cpu, settings_of(model, MIDDLE)).config(10)
@@ -155,16 +150,12 @@ def test_the_suites_middle_sizes_train_from_what_ships_and_share_their_recipe() 
 
 
 def test_tf32_keeps_ten_bits_of_mantissa() -> None:
-    from benchmarks.lowering import to_tf32
-
     value = torch.tensor([1 + 2**-10, 1 + 2**-11, 1 + 2**-12, -1 - 2**-11, 0.0])
     kept = torch.tensor([1 + 2**-10, 1 + 2**-10, 1.0, -1 - 2**-10, 0.0])
     assert torch.equal(to_tf32(value), kept)
 
 
 def test_cudas_rules_lower_products_and_keep_norms_in_float32() -> None:
-    from benchmarks.lowering import CudaRules
-
     value, weight = torch.tensor([[1 + 2**-9]]), torch.tensor([[3.0]])
     with CudaRules("bfloat16"):
         product = F.linear(value, weight)
@@ -177,8 +168,6 @@ def test_cudas_rules_lower_products_and_keep_norms_in_float32() -> None:
 
 
 def test_a_measurement_is_done_once(tmp_path: Path) -> None:
-    from benchmarks.results import Results
-
     file = tmp_path / "new" / "results.json"
     assert Results(file).measure("a", lambda: {"value": 1}) == {"value": 1}
     assert Results(file).measure("a", lambda: {"value": 2}) == {"value": 1}
@@ -187,8 +176,6 @@ def test_a_measurement_is_done_once(tmp_path: Path) -> None:
 def test_running_out_of_memory_is_a_result_also_where_a_person_is_told_what_to_do(
     tmp_path: Path,
 ) -> None:
-    from benchmarks.results import Results
-
     def full() -> dict[str, object]:
         try:
             raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
@@ -204,13 +191,9 @@ def test_running_out_of_memory_is_a_result_also_where_a_person_is_told_what_to_d
         results.measure("diverged", diverged)
 
 
-@pytest.mark.slow
 def test_float32_differs_from_itself_by_nothing_and_rounded_weights_by_little(
     tiny_run: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from benchmarks import precision
-    from benchmarks.lowering import FLOAT32, lowerings
-
     monkeypatch.setattr(precision, "TIMINGS", 1)
     cpu = torch.device("cpu")
     run = RunDir(tiny_run.run.path)
@@ -229,8 +212,6 @@ def test_float32_differs_from_itself_by_nothing_and_rounded_weights_by_little(
 
 
 def test_the_fastest_safe_row_is_timed_and_changes_dice_by_less_than_a_thousandth() -> None:
-    from benchmarks.precision import fastest_safe
-
     rows = {
         "float32": {"dice_change": 0.0, "speed_over_float32": 1.0},
         "fast": {"dice_change": -0.0009, "speed_over_float32": 2.0},
@@ -242,24 +223,55 @@ def test_the_fastest_safe_row_is_timed_and_changes_dice_by_less_than_a_thousandt
 
 
 def test_every_line_of_the_table_has_as_many_columns() -> None:
-    from benchmarks.precision import table
-
     measured = {"z0_error_mean": 0.1, "dice": 0.5, "speed_over_float32": 2.0}
-    text = table({"unet/bfloat16": measured, "unet/float16": {"unsupported": "no such kernel"}})
+    text = precision_table(
+        {"unet/bfloat16": measured, "unet/float16": {"unsupported": "no such kernel"}}
+    )
     assert len({line.count("|") for line in text.splitlines()}) == 1
     assert "| unet | bfloat16 | 0.1 | - | 0.5000 |" in text
     assert "| unet | float16 | not computed: no such kernel | - |" in text
 
 
-@pytest.mark.slow
 def test_a_training_killed_twice_ends_with_the_undisturbed_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from benchmarks import kill_train
-
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     kill_train.prepare(tmp_path)
     # Aimed at a checkpoint that is being written: where a random moment seldom falls.
     killed = kill_train.kill_and_resume(tmp_path, steps=11, kills=0, aimed=2, seed=0)
     assert killed.moments.total() == 2
     assert killed.runs >= 1
+
+
+def test_a_processor_is_named_as_linux_names_it(tmp_path: Path) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_text("processor : 0\nmodel name\t: Some CPU @ 2.00GHz\nmodel name\t: Some CPU\n")
+    assert processor(file) == f"Some CPU @ 2.00GHz, {os.cpu_count()} cores"
+
+
+def test_without_that_file_it_is_what_python_knows(tmp_path: Path) -> None:
+    assert processor(tmp_path / "none").endswith(f", {os.cpu_count()} cores")
+
+
+def test_what_is_wrong_with_a_call_is_one_line_and_a_hint(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as left, told():
+        raise ConfigError("no such set.", "Prepare it.")
+    assert left.value.code == ConfigError.exit_code
+    assert capsys.readouterr().err == "Error: no such set.\nHint: Prepare it.\n"
+
+
+def scored(threshold: float, dice: float, predicted: int) -> Row:
+    voxels = {"predicted_voxels": predicted, "reference_voxels": 100}
+    return {
+        "threshold": threshold,
+        "cases": [{"id": "a", "dice": dice, "precision": 0.5, "recall": None, **voxels}],
+    }
+
+
+def test_a_run_has_a_line_at_a_half_and_one_with_its_own_threshold() -> None:
+    row = {"half": scored(0.5, 0.4, 150), "own": scored(0.65, 0.6, 90)}
+    _, _, half, own = threshold_table({"set/run": row}).splitlines()
+    assert half == "| set/run | 0.50 | 0.400 | - | 0.50 | nan | 1.50 |"
+    assert own == "| set/run | 0.65 | 0.600 | +0.200 | 0.50 | nan | 0.90 |"

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks.ablations import (
+    COLLAPSE,
+    TABLE6,
     Ablation,
     Training,
     case_mean,
     found_share,
-    run_study,
+    main,
     table,
 )
-from benchmarks.collapse import COLLAPSE
-from benchmarks.table6 import TABLE6
 from sdseg_cli.core.config_file import differing_keys
 from sdseg_cli.core.presets import PRESETS
 from tests.conftest import Workspace
@@ -112,9 +112,9 @@ def test_a_variant_that_is_not_there_is_refused(
     asked: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--datasets", "tiny", "--steps", "1", "--out", "rows.json", f"--variants={asked}"]
-    monkeypatch.setattr("sys.argv", ["collapse", *words])
+    monkeypatch.setattr("sys.argv", ["ablations", "collapse", *words])
     with pytest.raises(SystemExit):
-        run_study(COLLAPSE, "")
+        main()
     assert "there are 1 to 10" in capsys.readouterr().err
 
 
@@ -123,7 +123,6 @@ def test_without_cases_that_have_a_score_a_mean_is_no_number() -> None:
     assert math.isnan(case_mean(nothing, "dice")) and math.isnan(found_share(nothing))
 
 
-@pytest.mark.slow
 def test_a_variant_is_trained_and_scored(tiny_set: Workspace, tmp_path: Path) -> None:
     (tmp_path / "prepared").symlink_to(tiny_set.root / "prepared")
     found = training(COLLAPSE, "tiny and the mask's Dice", tmp_path).measure()

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sdseg_cli.core.errors import WeightsError
-from sdseg_cli.model.sources import Source
-from sdseg_cli.model.store import WeightStore
+from sdseg_cli.model.pretrained import Source
+from sdseg_cli.model.weights import WeightStore
 from tests.json_cases import DAMAGED, OF_ANOTHER_KIND
 
 ONES = Source("autoencoder", {"autoencoder.w": torch.ones(2)}, {"autoencoder": 128})

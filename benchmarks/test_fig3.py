@@ -168,7 +168,6 @@ def test_a_case_without_a_value_leaves_a_gap_in_the_picture_not_an_error(tmp_pat
     assert table(rows).splitlines()[-1] == "| 10 | - | - | - | - | 1 |"
 
 
-@pytest.mark.slow
 def test_the_command_measures_a_trained_run_and_leaves_it_as_it_was(
     tiny_run: Trained,
     tmp_path: Path,

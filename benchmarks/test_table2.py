@@ -20,7 +20,7 @@ from benchmarks.table2 import (
     step_seconds,
 )
 from sdseg_cli.core.errors import ConfigError
-from sdseg_cli.model.store import WeightStore
+from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.training.batches import StepInputs, StepSource, open_split
 from sdseg_cli.training.initialise import initial_checkpoint
 from sdseg_cli.training.latents import open_latents
@@ -133,7 +133,6 @@ def test_a_model_that_does_not_fit_into_memory_is_not_trained(tmp_path: Path) ->
     assert list(results.rows) == ["step/set/unet-tiny"]
 
 
-@pytest.mark.slow
 def test_steps_in_a_row_are_timed_when_the_latents_are_there(
     tiny_set: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,7 +160,6 @@ def test_lengths_have_one_decimal() -> None:
     assert line.startswith("| sdseg | 0.500 (0.500 to 0.500) | 11.0 (10.0 to 12.0) | - |")
 
 
-@pytest.mark.slow
 def test_a_row_is_trained_scored_and_timed(
     tiny_set: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,7 +178,6 @@ def test_a_row_is_trained_scored_and_timed(
     assert found["settings"] == []
 
 
-@pytest.mark.slow
 def test_a_step_with_the_loss_of_the_mask_is_timed(
     tiny_set: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
