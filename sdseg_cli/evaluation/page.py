@@ -14,8 +14,9 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from sdseg_cli import __version__
 from sdseg_cli.core.errors import ConfigError, DataError, RunError
@@ -34,6 +35,9 @@ from sdseg_cli.evaluation.page_parts import (
 from sdseg_cli.report import panels
 from sdseg_cli.report.drawing import PREDICTION_COLOUR, REFERENCE_COLOUR
 from sdseg_cli.report.panels import MAP_FILE, CasePanel, Polyline, media_type
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 FILE = "report.html"
 OF_RUNS = ("stability.json", "sweep.json", panels.FILE, MAP_FILE)
@@ -232,18 +236,23 @@ def _kept(
     return {name: panel for name, panel in found.items() if name in wanted}
 
 
-def _render(page: _Page, title: str, config: str | None) -> str:
-    """The page's text."""
+@cache
+def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
 
-    environment = Environment(
+    return Environment(
         loader=FileSystemLoader(TEMPLATE),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _render(page: _Page, title: str, config: str | None) -> str:
+    """The page's text."""
+    from markupsafe import Markup
+
     colours = f":root{{--reference:{REFERENCE_COLOUR};--prediction:{PREDICTION_COLOUR}}}\n"
     style = colours + (TEMPLATE / "report.css").read_text(encoding="utf-8")
     script = (TEMPLATE / "report.js").read_text(encoding="utf-8")
@@ -253,7 +262,8 @@ def _render(page: _Page, title: str, config: str | None) -> str:
         kind: {str(numbers[name]): _panel_json(panel) for name, panel in shown.items()}
         for kind, shown in (("panels", page.panels), ("maps", page.maps))
     }
-    return environment.get_template("report.html.j2").render(
+    template = _environment().get_template("report.html.j2")
+    return template.render(
         page=page,
         title=title,
         config=config,
