@@ -1,7 +1,8 @@
 """Masks a run has already predicted, used again only where predicting would give the same.
 
     predictions/<split>/<id>.nii.gz        the mask, on the scan's own grid; of a picture <id>.png
-    predictions/<split>/planes/<id>.npz    the same on the model's planes, for the other protocol
+    predictions/<split>/planes/<id>.npz    the same on the model's planes, for the other protocol,
+                                           and the probability of the slice that is drawn
     predictions/<split>/predictions.json   what each was made from
 
 A mask counts if checkpoint, seed, sampling and scan are those of its record and both files are
@@ -34,12 +35,14 @@ FORMAT_VERSION = 3
 
 @dataclass(frozen=True, eq=False)
 class CachedMask:
-    """A case's mask, twice."""
+    """A case's mask, twice, and the slice of it that is drawn."""
 
     mask: NDArray[np.bool_]
     """(I,J,K), on the scan's own grid."""
     planes: NDArray[np.bool_]
     """(S,256,256), on the model's: thresholded before the way back."""
+    shown: tuple[int, NDArray[np.float32]]
+    """Number and probability (256,256), on the model's plane; number -1 if none was kept."""
 
 
 @dataclass(frozen=True)
@@ -89,41 +92,38 @@ class CachedMasks:
             return None
         try:
             mask = read_labels(paths["mask_sha256"])
-            planes = _read_planes(paths["planes_sha256"])
+            planes, shown = _read_planes(paths["planes_sha256"])
         except (DataError, OSError, ValueError, KeyError, zipfile.BadZipFile):
             return None
         return (
-            CachedMask(mask.array != 0, planes)
+            CachedMask(mask.array != 0, planes, shown)
             if mask.geometry.shape == scan.geometry.shape
             else None
         )
 
-    def keep(
-        self, case_id: str, mask: NDArray[np.uint8], planes: NDArray[np.bool_], scan: Volume
-    ) -> CachedMask:
+    def keep(self, case_id: str, found: CachedMask, scan: Volume) -> CachedMask:
         """Write a mask and record what it was made from.
 
         Args:
             case_id: The case.
-            mask: (I,J,K) uint8, 0 or 1, on the scan's grid.
-            planes: (S,256,256) bool, on the model's.
+            found: Its mask.
             scan: Its scan, read from a file.
 
         Returns:
-            What `find` will find.
+            `found`, which `find` will find.
 
         Raises:
             RunError: The disk refused.
         """
         paths = self._files(case_id, scan)
-        write_mask(paths["mask_sha256"], mask, scan)
-        _write_planes(paths["planes_sha256"], planes)
+        write_mask(paths["mask_sha256"], found.mask.astype(np.uint8), scan)
+        _write_planes(paths["planes_sha256"], found)
         records = self._records()
         hashes = {key: file_sha256(path) for key, path in paths.items()}
         records[case_id] = self._origin(scan) | hashes
         cases = {name: records[name] for name in sorted(records)}
         write_json(self._index, {"format_version": FORMAT_VERSION, "cases": cases})
-        return CachedMask(mask != 0, planes)
+        return found
 
     def _files(self, case_id: str, scan: Volume) -> dict[str, Path]:
         """The files of a case, by the key of their hash in its record."""
@@ -160,13 +160,18 @@ class CachedMasks:
         return made_from(scan.source, settings)
 
 
-def _write_planes(path: Path, planes: NDArray[np.bool_]) -> None:
+def _write_planes(path: Path, found: CachedMask) -> None:
+    k, probability = found.shown
     with replacing(path) as temporary:
-        np.savez_compressed(temporary, bits=np.packbits(planes), shape=planes.shape)
+        bits, shape = np.packbits(found.planes), found.planes.shape
+        np.savez_compressed(temporary, bits=bits, shape=shape, shown=k, probability=probability)
 
 
-def _read_planes(path: Path) -> NDArray[np.bool_]:
+def _read_planes(path: Path) -> tuple[NDArray[np.bool_], tuple[int, NDArray[np.float32]]]:
     with np.load(path, allow_pickle=False) as stored:
         shape = tuple(int(n) for n in stored["shape"])
         bits = np.unpackbits(stored["bits"], count=int(np.prod(shape)))
-    return bits.reshape(shape).astype(bool)
+        shown = -1, np.empty(0, np.float32)
+        if "shown" in stored:  # not in those of earlier versions
+            shown = int(stored["shown"]), stored["probability"]
+    return bits.reshape(shape).astype(bool), shown

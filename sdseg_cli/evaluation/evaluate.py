@@ -1,22 +1,23 @@
 """Predictions against references: every metric per case, their summary, and a report.
 
-For each case: predict (or reuse the mask a former call kept), score it by every protocol, cut out
-the slice that shows it. Then the report is written, and the best, median and worst case are drawn.
+For each case, once: read it, predict it (or reuse the mask a former call kept), score it by every
+protocol, cut out the slice that shows it. Then the report is written, and the best, median and
+worst case are drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import SpooledTemporaryFile
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sdseg_cli.core.config import THRESHOLD, SampleConfig
-from sdseg_cli.core.errors import DataError
+from sdseg_cli.core.errors import RunError
 from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.data.manifest import PreparedCase
 from sdseg_cli.evaluation.cached_masks import CachedMask, CachedMasks
@@ -25,24 +26,22 @@ from sdseg_cli.evaluation.evaluation_split import (
     EvaluationSplit,
     SplitOptions,
     open_held_out,
-    panel_of,
+    place,
+    prepared_otherwise,
 )
-from sdseg_cli.evaluation.page import write_report
+from sdseg_cli.evaluation.page import Results, write_report
 from sdseg_cli.evaluation.results import (
     CaseResult,
     EvaluateReport,
     ProtocolSummary,
     score_case,
 )
-from sdseg_cli.imaging.intensity import Normalisation
+from sdseg_cli.imaging.slices import SliceTransform
 from sdseg_cli.imaging.volume import Volume
 from sdseg_cli.inference.decoders import decoder_identity
 from sdseg_cli.metrics import Grid, Protocol, ScoringOptions
-from sdseg_cli.report.panels import CasePanel, save_panels
-from sdseg_cli.report.pictures import CasePlane, case_plane, save_cases
-
-if TYPE_CHECKING:
-    pass
+from sdseg_cli.report.panels import CasePanel, case_panel, save_panels
+from sdseg_cli.report.pictures import CasePlane, largest_area_slice, save_cases
 
 PROTOCOLS: tuple[tuple[Protocol, Grid], ...] = (
     ("standard", "native"),
@@ -104,39 +103,33 @@ def evaluate(
         cases.seed,
         sample,
     )
-    scoring = _Scoring(held, masks, options, progress)
-    scored = scoring.score_all()
-    report = EvaluateReport(
-        run=held.run.path,
-        split=cases.split,
-        grid=options.grid,
-        protocol=options.protocol,
-        cases=tuple(case.results[options.protocol, options.grid] for case in scored),
-        seed=cases.seed,
-        sample=sample,
-        decoder=held.predictor.decoder,
-        options=options,
-        protocols=tuple(
-            ProtocolSummary.of(*each, tuple(case.results[each] for case in scored))
-            for each in PROTOCOLS
-        ),
-        provenance=held.provenance(command),
-        notes=_notes(options),
-    )
-    default = (options.protocol, options.grid) == PROTOCOLS[0]
-    folder = held.report_folder("" if default else f"-{options.grid}-{options.protocol}")
-    files = report.write(folder)
-    save_panels(folder, [case.panel for case in scored])
-    pictures = draw_cases(
-        held,
-        report.cases,
-        folder,
-        scoring.answer,
-        seed=cases.seed,
-        sample=sample,
-        progress=progress,
-    )
-    page = write_report(folder, title=held.title, config=held.config_text)
+    with _ShownPlanes(held.run.path) as shown:
+        scored = _Scoring(held, masks, options, shown).score_all(progress)
+        report = EvaluateReport(
+            run=held.run.path,
+            split=cases.split,
+            grid=options.grid,
+            protocol=options.protocol,
+            cases=tuple(case.results[options.protocol, options.grid] for case in scored),
+            seed=cases.seed,
+            sample=sample,
+            decoder=held.predictor.decoder,
+            options=options,
+            protocols=tuple(
+                ProtocolSummary.of(*each, tuple(case.results[each] for case in scored))
+                for each in PROTOCOLS
+            ),
+            provenance=held.provenance(command),
+            notes=_notes(options),
+        )
+        default = (options.protocol, options.grid) == PROTOCOLS[0]
+        folder = held.report_folder("" if default else f"-{options.grid}-{options.protocol}")
+        files = report.write(folder)
+        pictures = draw_cases(report.cases, shown, folder)
+    panels = [case.panel for case in scored]
+    save_panels(folder, panels)
+    results = Results(evaluation=report.to_json(), panels=panels)
+    page = write_report(folder, results, title=held.title, config=held.config_text)
     return replace(report, files=(*files, *pictures, page))
 
 
@@ -153,6 +146,64 @@ class _Scored:
     panel: CasePanel
 
 
+class _ShownPlanes:
+    """The slice of each case that is drawn if the case is the best, the median or the worst.
+
+    Which these are is known when all cases are scored, and no case is read again to draw it. The
+    slice of a large picture takes 100 MB, so that what exceeds `_IN_MEMORY` waits on the disk, in a
+    file without a name.
+
+    Args:
+        folder: On the disk to use.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._places: dict[str, tuple[CasePlane, int]] = {}
+        self._file = SpooledTemporaryFile(_IN_MEMORY, dir=str(folder))  # noqa: SIM115  see __exit__
+
+    def __enter__(self) -> _ShownPlanes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, plane: CasePlane) -> None:
+        """Put one more slice behind those that are there.
+
+        Raises:
+            RunError: The disk refused.
+        """
+        begin = self._file.tell()
+        try:
+            for array in (plane.image, plane.reference, plane.prediction, plane.probability):
+                np.save(self._file, array, allow_pickle=False)
+        except OSError as error:
+            raise RunError(
+                f"{self._folder}: slices to draw cannot wait there ({error.strerror or error}).",
+                "Check the folder's permissions and the space left on the disk.",
+            ) from error
+        none: Any = None
+        rest = replace(plane, image=none, reference=none, prediction=none, probability=none)
+        self._places[plane.case_id] = rest, begin
+
+    def of(self, case_id: str) -> CasePlane:
+        """The slice of a case."""
+        rest, begin = self._places[case_id]
+        self._file.seek(begin)
+        image, reference, prediction, probability = (np.load(self._file) for _ in range(4))
+        return replace(
+            rest,
+            image=image,
+            reference=reference,
+            prediction=prediction,
+            probability=probability,
+        )
+
+
+_IN_MEMORY = 1 << 28
+
+
 @dataclass(frozen=True)
 class _Scoring:
     """One pass over the held-out cases."""
@@ -160,11 +211,11 @@ class _Scoring:
     held: EvaluationSplit
     masks: CachedMasks
     options: ScoringOptions
-    progress: Progress
+    shown: _ShownPlanes
 
-    def score_all(self) -> tuple[_Scored, ...]:
+    def score_all(self, progress: Progress) -> tuple[_Scored, ...]:
         """Every case, in the order of the manifest."""
-        count = CaseProgress(self.held.cases, self.progress)
+        count = CaseProgress(self.held.cases, progress)
         scored = []
         for case in self.held.cases:
             scored.append(self._score(case, count.of(case)))
@@ -172,13 +223,13 @@ class _Scoring:
         return tuple(scored)
 
     def _score(self, case: PreparedCase, progress: Progress) -> _Scored:
+        """Read, predict, score and cut out a case, each once."""
         scan, reference = self.held.read(case)
-        kept, planes = self.answer(case, scan, progress), self.held.reference_planes(case)
+        restore = SliceTransform.of(scan.geometry)
+        kept = self._mask(case, scan, reference, progress)
+        planes = self.held.reference_planes(case)
         if planes.shape != kept.planes.shape:
-            raise DataError(
-                f"case {case.id}: prepared as {planes.shape}, now {kept.planes.shape}.",
-                "The scan was changed: run the same `sdseg prepare` command again.",
-            )
+            raise prepared_otherwise(case, planes.shape, kept.planes.shape)
         results = {
             (protocol, grid): score_case(
                 case.id,
@@ -188,42 +239,62 @@ class _Scoring:
             )
             for protocol, grid in PROTOCOLS
         }
-        return _Scored(results, panel_of(self.held, case, scan, reference, kept.mask))
-
-    def answer(self, case: PreparedCase, scan: Volume, progress: Progress) -> CachedMask:
-        """The case's mask: kept by a former call, or predicted now and kept."""
-        kept = self.masks.find(case.id, scan)
-        if kept is not None:
-            return kept
-        prediction = self.held.predictor.predict(
-            scan,
+        k, probability = kept.shown
+        window, pixel_mm = self.held.looks(scan, restore)
+        plane = CasePlane(
             case_id=case.id,
-            seed=self.masks.seed,
-            sample=self.masks.sample,
-            progress=progress,
+            heading="",
+            dice=results[self.options.protocol, self.options.grid].values["dice"],
+            slice_index=k,
+            slices=restore.slices,
+            image=scan.values(restore.canonical_plane(scan.array, k)),
+            reference=np.array(restore.canonical_plane(reference, k)),
+            prediction=np.array(restore.canonical_plane(kept.mask, k)),
+            probability=restore.to_native(probability, k),
+            window=window,
+            pixel_mm=pixel_mm,
         )
-        planes = prediction.probability > THRESHOLD
-        return self.masks.keep(case.id, prediction.mask(), planes, scan)
+        self.shown.add(plane)
+        masks = plane.reference, plane.prediction
+        panel = case_panel(case.id, place(restore, k), plane.image, *masks, window, pixel_mm)
+        return _Scored(results, panel)
+
+    def _mask(
+        self,
+        case: PreparedCase,
+        scan: Volume,
+        reference: NDArray[np.bool_],
+        progress: Progress,
+    ) -> CachedMask:
+        """The case's mask: kept by a former call, or predicted now and kept."""
+        predictor, sample, seed = self.held.predictor, self.masks.sample, self.masks.seed
+        restore = SliceTransform.of(scan.geometry)
+        kept = self.masks.find(case.id, scan)
+        if kept is None:
+            prediction = predictor.predict(
+                scan, case_id=case.id, seed=seed, sample=sample, progress=progress
+            )
+            mask, planes = prediction.mask() != 0, prediction.probability > THRESHOLD
+            k = largest_area_slice(reference, mask, restore)
+            shown = k, np.array(prediction.probability[k])
+        else:
+            mask, planes = kept.mask, kept.planes
+            k = largest_area_slice(reference, mask, restore)
+            if kept.shown[0] == k:
+                return kept
+            # Another reference, or kept by a version that kept no slice.
+            stack = predictor.stack(scan)
+            shown = k, predictor.plane(stack, k, seed=seed, sample=sample)
+        return self.masks.keep(case.id, CachedMask(mask, planes, shown), scan)
 
 
 PICTURES = ("best.png", "median.png", "worst.png", "cases.png")
-Answer = Callable[[PreparedCase, Volume, Progress], CachedMask]
-"""A case, its scan and a callback -> what the run says of it."""
 
 
 def draw_cases(
-    held: EvaluationSplit,
-    results: tuple[CaseResult, ...],
-    folder: Path,
-    answer: Answer,
-    *,
-    seed: int,
-    sample: SampleConfig,
-    progress: Progress,
+    results: Sequence[CaseResult], shown: _ShownPlanes, folder: Path
 ) -> tuple[Path, ...]:
     """Draw best.png, median.png, worst.png and cases.png (all three); none if no case has a Dice.
-
-    One slice of each is predicted anew, for its probability.
 
     Raises:
         RunError: The disk refused.
@@ -237,46 +308,13 @@ def draw_cases(
             (folder / name).unlink(missing_ok=True)
         return ()
     picks = {"best": ranked[-1], "median": ranked[(len(ranked) - 1) // 2], "worst": ranked[0]}
-    cases = {case.id: case for case in held.cases}
-    wanted = {result.case_id: result for result in picks.values()}
-    count = CaseProgress([cases[name] for name in wanted], progress, "drawing case")
-    drawn: dict[str, CasePlane] = {}
-    for name, result in wanted.items():
-        case = cases[name]
-        scan, reference = held.read(case)
-        mask = answer(case, scan, count.of(case)).mask
-        drawn[name] = _plane(held, result, scan, reference, mask, seed, sample)
-        count.finish(case)
-    pictures = {name: [replace(drawn[pick.case_id], heading=name)] for name, pick in picks.items()}
-    pictures["cases"] = [
-        replace(plane, heading=", ".join(n for n, pick in picks.items() if pick.case_id == id))
-        for id, plane in drawn.items()
-    ]
-    files = {folder / f"{name}.png": rows for name, rows in pictures.items()}
-    for file, rows in files.items():
-        save_cases(file, rows)
-    return tuple(files)
-
-
-def _plane(
-    held: EvaluationSplit,
-    result: CaseResult,
-    scan: Volume,
-    reference: NDArray[np.bool_],
-    mask: NDArray[np.bool_],
-    seed: int,
-    sample: SampleConfig,
-) -> CasePlane:
-    """The telling slice of a case; of its probability that slice is all that is predicted."""
-    stack = held.predictor.stack(scan)
-    limits = Normalisation.from_dict(held.manifest.normalisation).limits(scan)
-    return case_plane(
-        result.case_id,
-        scan,
-        reference,
-        mask,
-        partial(held.predictor.plane, stack, seed=seed, sample=sample),
-        stack.restore,
-        dice=result.values["dice"],
-        window=(limits.low, limits.high),
-    )
+    headings: dict[str, list[str]] = {}
+    for name, result in picks.items():
+        headings.setdefault(result.case_id, []).append(name)
+    drawn = {case_id: shown.of(case_id) for case_id in headings}
+    rows = [[replace(drawn[pick.case_id], heading=name)] for name, pick in picks.items()]
+    rows.append([replace(drawn[id], heading=", ".join(names)) for id, names in headings.items()])
+    files = tuple(folder / name for name in PICTURES)
+    for file, row in zip(files, rows, strict=True):
+        save_cases(file, row)
+    return files

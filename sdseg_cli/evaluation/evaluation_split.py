@@ -21,9 +21,6 @@ from sdseg_cli.imaging.io.files import read_image, read_labels
 from sdseg_cli.imaging.postprocess import Cleaning
 from sdseg_cli.imaging.slices import SliceTransform
 from sdseg_cli.imaging.volume import Volume, reorient_to, require_same_grid
-from sdseg_cli.metrics.agreement import disagreement_of_counts
-from sdseg_cli.report.panels import CasePanel, case_panel, map_panel
-from sdseg_cli.report.pictures import largest_area_slice
 
 if TYPE_CHECKING:
     from sdseg_cli.inference.predictor import Predictor
@@ -96,6 +93,14 @@ class EvaluationSplit:
             DataError: The prepared array is missing or damaged.
         """
         return self.manifest.is_foreground(open_array(self.manifest.labels_file(case)))
+
+    def looks(
+        self, scan: Volume, restore: SliceTransform
+    ) -> tuple[tuple[float, float], tuple[float, float]]:
+        """The values drawn black and white, and height and width of a pixel in mm."""
+        limits = Normalisation.from_dict(self.manifest.normalisation).limits(scan)
+        height_mm, width_mm, _ = restore.planes.spacing_mm
+        return (limits.low, limits.high), (height_mm, width_mm)
 
     def image_plane(self, case: PreparedCase, k: int) -> NDArray[np.float32]:
         """One prepared slice, (256,256), of a picture (256,256,3), float32 in [-1,1].
@@ -217,68 +222,16 @@ class CaseProgress:
         self._progress(self._done, self._total, f"{self._what} {case.id}")
 
 
-def panel_of(
-    held: EvaluationSplit,
-    case: PreparedCase,
-    scan: Volume,
-    reference: NDArray[np.bool_],
-    prediction: NDArray[np.bool_],
-) -> CasePanel:
-    """The slice with the largest reference; both masks (I,J,K) bool on the scan's grid."""
-    restore = SliceTransform.of(scan.geometry)
-    k = largest_area_slice(reference, prediction, restore)
-    return case_panel(
-        case.id,
-        _place(restore, k),
-        scan.values(restore.canonical_plane(scan.array, k)),
-        np.asarray(restore.canonical_plane(reference, k)),
-        np.asarray(restore.canonical_plane(prediction, k)),
-        *_looks(held, scan, restore),
+def prepared_otherwise(
+    case: PreparedCase, prepared: tuple[int, ...], found: tuple[int, ...]
+) -> DataError:
+    """The error for a scan whose planes are not those that were prepared."""
+    return DataError(
+        f"case {case.id}: prepared as {prepared}, now {found}.",
+        "The scan was changed: run the same `sdseg prepare` command again.",
     )
 
 
-def map_panel_of(
-    held: EvaluationSplit,
-    case: PreparedCase,
-    scan: Volume,
-    reference: NDArray[np.bool_],
-    votes: NDArray[np.unsignedinteger],
-    runs: int,
-    k: int,
-) -> CasePanel:
-    """Slice k with the disagreement of its runs.
-
-    Args:
-        held: The split.
-        case: One of its cases.
-        scan: As read.
-        reference: (I,J,K) bool on the scan's grid.
-        votes: (I,J,K), how many runs call each voxel foreground.
-        runs: How many there are.
-        k: Slice number, from the feet.
-    """
-    restore = SliceTransform.of(scan.geometry)
-    plane = np.asarray(restore.canonical_plane(votes, k))
-    where = _place(restore, k)
-    return map_panel(
-        case.id,
-        f"{where}, where {runs} runs disagree most" if where else f"where {runs} runs disagree",
-        scan.values(restore.canonical_plane(scan.array, k)),
-        np.asarray(restore.canonical_plane(reference, k)),
-        2 * plane.astype(np.int64) > runs,
-        disagreement_of_counts(plane, runs),
-        *_looks(held, scan, restore),
-    )
-
-
-def _place(restore: SliceTransform, k: int) -> str:
+def place(restore: SliceTransform, k: int) -> str:
+    """Which slice is shown, for a caption; empty of a picture."""
     return "" if restore.slices == 1 else f"slice {k + 1} of {restore.slices}"
-
-
-def _looks(
-    held: EvaluationSplit, scan: Volume, restore: SliceTransform
-) -> tuple[tuple[float, float], tuple[float, float]]:
-    """The values drawn black and white, and the size of a pixel."""
-    limits = Normalisation.from_dict(held.manifest.normalisation).limits(scan)
-    height_mm, width_mm, _ = restore.planes.spacing_mm
-    return (limits.low, limits.high), (height_mm, width_mm)

@@ -13,7 +13,7 @@ from sdseg_cli.core.processes import available_cores, in_processes
 from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.data.layouts.folder import FOLDER
 from sdseg_cli.data.recognise import adapter
-from sdseg_cli.evaluation.page import require_own_folder, write_report
+from sdseg_cli.evaluation.page import Results, require_own_folder, write_report
 from sdseg_cli.evaluation.pairs import (
     CHANNEL,
     CaseScores,
@@ -146,7 +146,8 @@ def evaluate_folders(
     if report is None:
         return found
     files = found.write(report)
-    page = write_report(report, title=f"{pred.name} against {ref.name}")
+    results = Results(evaluation=found.to_json())
+    page = write_report(report, results, title=f"{pred.name} against {ref.name}")
     return replace(found, files=(*files, page))
 
 

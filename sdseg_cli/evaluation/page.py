@@ -1,8 +1,9 @@
 """report.html: everything a run's report folder holds, on one page that needs nothing else.
 
-The page is a pure function of the folder. It holds its own style, script and pictures, asks no
-network for anything, and forbids itself to (a Content-Security-Policy that names style and script
-by their hash); so a case named like a script is a name, whatever it holds.
+A command gives what it found itself; what other commands found is read from the folder. The page
+holds its own style, script and pictures, asks no network for anything, and forbids itself to (a
+Content-Security-Policy that names style and script by their hash); so a case named like a script is
+a name, whatever it holds.
 """
 
 from __future__ import annotations
@@ -11,54 +12,92 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from sdseg_cli import __version__
 from sdseg_cli.core.errors import ConfigError, DataError, RunError
 from sdseg_cli.core.files import replacing
-from sdseg_cli.evaluation.evaluation_view import Evaluation, evaluation_view
-from sdseg_cli.evaluation.stability_view import Stability, Sweep, stability_view, sweep_view
-from sdseg_cli.report import distribution, panels, stored, sweep_chart, wording
+from sdseg_cli.core.json_files import read_object
+from sdseg_cli.evaluation.page_parts import (
+    Evaluation,
+    Found,
+    Part,
+    Stability,
+    Sweep,
+    evaluation_part,
+    stability_part,
+    sweep_part,
+)
+from sdseg_cli.report import panels
 from sdseg_cli.report.drawing import PREDICTION_COLOUR, REFERENCE_COLOUR
 from sdseg_cli.report.panels import MAP_FILE, CasePanel, Polyline, media_type
-from sdseg_cli.report.stored import Unreadable
 
-SOURCES = ("evaluate.json", "stability.json", "sweep.json")
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
 FILE = "report.html"
 OF_RUNS = ("stability.json", "sweep.json", panels.FILE, MAP_FILE)
 """What only a run's report has."""
 MOST_PANELS = 300
 TEMPLATE = Path(__file__).parent / "template"
 
-View = TypeVar("View")
+PartT = TypeVar("PartT", bound=Part)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a command found and the page shows; None is read from the report folder.
+
+    Attributes:
+        evaluation: The JSON object of `evaluate`.
+        stability: Of `stability`.
+        sweep: Of `stability` with several ways of sampling.
+        panels: A slice of each case.
+        maps: Where the runs of a case disagree.
+    """
+
+    evaluation: Found | None = None
+    stability: Found | None = None
+    sweep: Found | None = None
+    panels: Sequence[CasePanel] | None = None
+    maps: Sequence[CasePanel] | None = None
 
 
 @dataclass(frozen=True)
 class _Page:
-    """What the folder holds, as far as it can be read."""
+    """What is shown."""
 
     evaluation: Evaluation | None
     stability: Stability | None
     sweep: Sweep | None
     panels: Mapping[str, CasePanel]
     maps: Mapping[str, CasePanel]
-    """Where the runs of a case disagree."""
     stability_png: str | None
     """As a data address."""
     notes: tuple[str, ...]
     """What is left out, and why."""
 
+    @property
+    def parts(self) -> dict[str, Part]:
+        """Those that are there, by name."""
+        found = {"Evaluation": self.evaluation, "Stability": self.stability, "Sweep": self.sweep}
+        return {name: part for name, part in found.items() if part is not None}
 
-def write_report(folder: Path, *, title: str, config: str | None = None) -> Path:
-    """Write report.html from the files beside it, atomically.
+
+def write_report(
+    folder: Path, found: Results | None = None, *, title: str, config: str | None = None
+) -> Path:
+    """Write report.html, atomically.
 
     Args:
         folder: Of the report: evaluate.json, stability.json, sweep.json, panels.json,
             map_panels.json, stability.png; each may be absent. One that cannot be read leaves a
             note on the page.
+        found: What is not read from the folder.
         title: Heading of the page, as plain text.
         config: The run's settings as TOML; None to leave them out.
 
@@ -69,16 +108,31 @@ def write_report(folder: Path, *, title: str, config: str | None = None) -> Path
         DataError: There is neither evaluate.json nor stability.json nor sweep.json.
         RunError: The disk refused.
     """
-    if not any((folder / name).is_file() for name in SOURCES):
+    found = found or Results()
+    notes: list[str] = []
+    evaluation = _part(folder / "evaluate.json", found.evaluation, evaluation_part, notes)
+    stability = _part(folder / "stability.json", found.stability, stability_part, notes)
+    sweep = _part(folder / "sweep.json", found.sweep, sweep_part, notes)
+    if not (evaluation or stability or sweep or notes):
         raise DataError(
             f"{folder}: there is nothing to report.",
             "Run `sdseg evaluate` or `sdseg stability` first.",
         )
-    html = _render(_read(folder), title, config)
+    by_case = _panels(folder, panels.FILE, found.panels, notes)
+    kept = _kept(by_case, evaluation, stability)
+    if len(kept) < len(by_case):
+        notes.append(
+            f"{len(kept)} of {len(by_case)} pictures are kept, so that the page stays small: best, "
+            f"median, least stable and the {MOST_PANELS} worst cases"
+        )
+    picture = _picture(folder / "stability.png", notes)
+    maps = _kept(_panels(folder, MAP_FILE, found.maps, notes), evaluation, stability)
+    page = _Page(evaluation, stability, sweep, kept, maps, picture, tuple(notes))
+    page = replace(page, notes=(*notes, *_differing_checkpoints(page)))
     path = folder / FILE
     with replacing(path) as temporary:
         # A file name may hold bytes that are no text; the page is worth more than they are.
-        temporary.write_bytes(html.encode("utf-8", errors="replace"))
+        temporary.write_bytes(_render(page, title, config).encode("utf-8", errors="replace"))
     return path
 
 
@@ -103,53 +157,49 @@ def require_own_folder(folder: Path) -> None:
         )
 
 
-def _read(folder: Path) -> _Page:
-    notes: list[str] = []
-    evaluation = _view(folder / "evaluate.json", evaluation_view, notes)
-    stability = _view(folder / "stability.json", stability_view, notes)
-    sweep = _view(folder / "sweep.json", sweep_view, notes)
-    by_case = _panels(folder, panels.FILE, notes)
-    kept = _kept(by_case, evaluation, stability)
-    if len(kept) < len(by_case):
-        notes.append(
-            f"{len(kept)} of {len(by_case)} pictures are kept, so that the page stays small: best, "
-            f"median, least stable and the {MOST_PANELS} worst cases"
-        )
-    picture = _picture(folder / "stability.png", notes)
-    maps = _kept(_panels(folder, MAP_FILE, notes), evaluation, stability)
-    page = _Page(evaluation, stability, sweep, kept, maps, picture, tuple(notes))
-    return replace(page, notes=(*notes, *_differing_checkpoints(page)))
-
-
 def _differing_checkpoints(page: _Page) -> tuple[str, ...]:
     """A note if the parts of the page were made with different weights: a run may train on."""
     made: dict[str, list[str]] = {}
-    for name, origin in _provenances(page):
-        if checkpoint := stored.text(stored.mapping(origin.get("sha256")).get("checkpoint")):
-            made.setdefault(checkpoint, []).append(name)
+    for name, part in page.parts.items():
+        if part.checkpoint is not None:
+            made.setdefault(part.checkpoint, []).append(name)
     if len(made) < 2:
         return ()
     parts = " and ".join(", ".join(names) for names in made.values())
     return (f"{parts} are of different checkpoints of the run: make the older one again",)
 
 
-def _panels(folder: Path, name: str, notes: list[str]) -> dict[str, CasePanel]:
-    """The pictures of a file, by case; none, and a note, if it is damaged."""
+def _part(
+    path: Path, found: Found | None, part: Callable[[Found], PartT], notes: list[str]
+) -> PartT | None:
+    """The part of the page that is given, else that of the file; a note if the file is damaged."""
+    if found is not None:
+        return part(found)
+    if not path.exists():
+        return None
     try:
-        return {panel.case_id: panel for panel in panels.load_panels(folder, name)}
+        return part(read_object(path))
+    except DataError as error:
+        why = error.message.removeprefix(f"{path}: ").removesuffix(".")
+        notes.append(f"{path.name} is left out: {why if error.code else f'damaged ({why})'}")
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        notes.append(
+            f"{path.name} is left out: it does not hold what this version shows ({error}); another "
+            "version may have written it"
+        )
+    return None
+
+
+def _panels(
+    folder: Path, name: str, found: Sequence[CasePanel] | None, notes: list[str]
+) -> dict[str, CasePanel]:
+    """The pictures given, else those of a file, by case; none, and a note, if it is damaged."""
+    try:
+        found = panels.load_panels(folder, name) if found is None else found
     except DataError as error:
         notes.append(f"pictures are left out: {name} is damaged. {error.hint}")
         return {}
-
-
-def _view(path: Path, view: Callable[[Mapping[str, Any]], View], notes: list[str]) -> View | None:
-    """What a file says; None, and a note, if it says nothing that can be shown."""
-    try:
-        found = stored.read(path)
-        return None if found is None else view(found)
-    except Unreadable as error:
-        notes.append(f"{path.name} is left out: {error}")
-        return None
+    return {panel.case_id: panel for panel in found}
 
 
 def _picture(path: Path, notes: list[str]) -> str | None:
@@ -186,41 +236,44 @@ def _kept(
     return {name: panel for name, panel in found.items() if name in wanted}
 
 
-def _render(page: _Page, title: str, config: str | None) -> str:
-    """The page's text."""
+@cache
+def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
 
-    environment = Environment(
+    return Environment(
         loader=FileSystemLoader(TEMPLATE),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _render(page: _Page, title: str, config: str | None) -> str:
+    """The page's text."""
+    from markupsafe import Markup
+
     colours = f":root{{--reference:{REFERENCE_COLOUR};--prediction:{PREDICTION_COLOUR}}}\n"
     style = colours + (TEMPLATE / "report.css").read_text(encoding="utf-8")
     script = (TEMPLATE / "report.js").read_text(encoding="utf-8")
-    numbers = {name: i for i, name in enumerate(_case_ids(page))}
+    named = [case_id for part in page.parts.values() for case_id in part.case_ids]
+    numbers = {name: i for i, name in enumerate(dict.fromkeys([*named, *page.panels, *page.maps]))}
     pictures = {
         kind: {str(numbers[name]): _panel_json(panel) for name, panel in shown.items()}
         for kind, shown in (("panels", page.panels), ("maps", page.maps))
     }
-    return environment.get_template("report.html.j2").render(
+    template = _environment().get_template("report.html.j2")
+    return template.render(
         page=page,
         title=title,
         config=config,
         numbers=numbers,
-        provenances=_provenances(page),
         policy=_policy(style, script),
         style=Markup(style),
         script=Markup(script),
         data=Markup(script_json({"ids": list(numbers), **pictures})),
         outline=_outline,
         picture=_data_address,
-        tick=wording.number,
-        plot=distribution,
-        sweep_plot=sweep_chart,
         version=__version__,
     )
 
@@ -244,18 +297,6 @@ def _policy(style: str, script: str) -> str:
     return f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
 
 
-def _case_ids(page: _Page) -> Iterable[str]:
-    """Every case the page names, once."""
-    tables = [page.evaluation.cases] if page.evaluation else []
-    if page.stability and page.stability.cases:
-        tables.append(page.stability.cases)
-    named = [row.case_id for table in tables for row in table.rows]
-    named += page.stability.most_unstable if page.stability else ()
-    if page.evaluation:
-        named += [case_id for case_id, _ in page.evaluation.worst]
-    return dict.fromkeys([*named, *page.panels, *page.maps])
-
-
 def _panel_json(panel: CasePanel) -> dict[str, object]:
     return {
         "caption": panel.caption,
@@ -273,13 +314,3 @@ def _outline(lines: Sequence[Polyline]) -> str:
     return "".join(
         f"M{' '.join(f'{x:g},{y:g}' for x, y in line)}Z" for line in lines if len(line) > 2
     )
-
-
-def _provenances(page: _Page) -> list[tuple[str, Mapping[str, Any]]]:
-    """Which command made which part."""
-    parts: list[tuple[str, Evaluation | Stability | Sweep | None]] = [
-        ("Evaluation", page.evaluation),
-        ("Stability", page.stability),
-        ("Sweep", page.sweep),
-    ]
-    return [(name, part.provenance) for name, part in parts if part and part.provenance]

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.disk_buffer import DiskBuffer
-from sdseg_cli.core.errors import ConfigError, DataError, WeightsError
+from sdseg_cli.core.errors import ConfigError, WeightsError
 from sdseg_cli.core.files import replacing_folder
 from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.data.manifest import PreparedCase
@@ -38,10 +38,11 @@ from sdseg_cli.evaluation.evaluation_split import (
     CaseProgress,
     EvaluationSplit,
     SplitOptions,
-    map_panel_of,
     open_held_out,
+    place,
+    prepared_otherwise,
 )
-from sdseg_cli.evaluation.page import write_report
+from sdseg_cli.evaluation.page import Results, write_report
 from sdseg_cli.evaluation.stability_results import (
     Comparison,
     StabilityReport,
@@ -50,6 +51,7 @@ from sdseg_cli.evaluation.stability_results import (
 )
 from sdseg_cli.imaging.io.files import write_probability
 from sdseg_cli.imaging.io.picture import Picture
+from sdseg_cli.imaging.slices import SliceTransform
 from sdseg_cli.imaging.volume import Planes, Volume
 from sdseg_cli.metrics.agreement import Flips, disagreement_of_counts
 from sdseg_cli.metrics.lpips import BACKBONE, HEADS, Lpips
@@ -58,7 +60,7 @@ from sdseg_cli.metrics.similarity import Measured, Pair, compare
 from sdseg_cli.model.pretrained import recognise
 from sdseg_cli.model.tensor_files import read_tensors
 from sdseg_cli.model.weights import WeightStore
-from sdseg_cli.report.panels import MAP_FILE, CasePanel, save_panels
+from sdseg_cli.report.panels import MAP_FILE, CasePanel, map_panel, save_panels
 from sdseg_cli.report.pictures import StabilityPlane, stability_picture
 
 if TYPE_CHECKING:
@@ -131,7 +133,10 @@ def stability(
         files.append(picture)
         stability_picture(picture, trial.shown, report.dice)
     save_panels(under.folder, trial.panels, MAP_FILE)
-    page = write_report(under.folder, title=under.held.title, config=under.held.config_text)
+    results = Results(stability=report.to_json(), maps=trial.panels)
+    page = write_report(
+        under.folder, results, title=under.held.title, config=under.held.config_text
+    )
     return replace(report, files=(*files, page, *report.maps))
 
 
@@ -256,7 +261,29 @@ class Trial:
             path = self.maps_folder / f"{case.id}{suffix}"
             write_probability(path, disagreement_of_counts(votes, runs), scan)
             self.maps.append(path)
-            self.panels.append(map_panel_of(held, case, scan, reference, votes, runs, k))
+            self.panels.append(self._map_panel(case, scan, reference, votes, k))
+
+    def _map_panel(
+        self,
+        case: PreparedCase,
+        scan: Volume,
+        reference: NDArray[np.bool_],
+        votes: NDArray[np.unsignedinteger],
+        k: int,
+    ) -> CasePanel:
+        """Slice k with the disagreement of its runs; reference and votes (I,J,K)."""
+        restore, runs = SliceTransform.of(scan.geometry), len(self.under.seeds)
+        plane = np.asarray(restore.canonical_plane(votes, k))
+        where = place(restore, k)
+        return map_panel(
+            case.id,
+            f"{where}, where {runs} runs disagree most" if where else f"where {runs} runs disagree",
+            scan.values(restore.canonical_plane(scan.array, k)),
+            np.asarray(restore.canonical_plane(reference, k)),
+            2 * plane.astype(np.int64) > runs,
+            disagreement_of_counts(plane, runs),
+            *self.under.held.looks(scan, restore),
+        )
 
     def _predict(
         self,
@@ -272,10 +299,7 @@ class Trial:
         count.finish(case)
         found = prediction.probability.shape
         if found != shape:
-            raise DataError(
-                f"case {case.id}: prepared as {shape}, now {found}.",
-                "The scan was changed: run the same `sdseg prepare` command again.",
-            )
+            raise prepared_otherwise(case, shape, found)
         self.timed.append((prediction.seconds, len(prediction.probability)))
         return prediction
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.errors import ConfigError
@@ -15,7 +15,7 @@ from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.core.tables import Cell, strict, write_csv, write_json
 from sdseg_cli.evaluation.evaluation_split import CaseProgress, SplitOptions
 from sdseg_cli.evaluation.page import FILE as PAGE
-from sdseg_cli.evaluation.page import write_report
+from sdseg_cli.evaluation.page import Results, write_report
 from sdseg_cli.evaluation.stability import StabilityOptions, Trial, open_conditions
 from sdseg_cli.evaluation.stability_results import StabilityReport, lpips_note
 from sdseg_cli.metrics.similarity import MAPS, METRICS
@@ -29,9 +29,6 @@ from sdseg_cli.report.drawing import (
     new_figure,
     save_figure,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 def sweep(
@@ -76,7 +73,12 @@ def sweep(
     files = tuple(under.folder / name for name in names)
     found = SweepReport(tuple(rows), skipped_eta, files, under.held.provenance(command))
     found.write()
-    write_report(under.folder, title=under.held.title, config=under.held.config_text)
+    write_report(
+        under.folder,
+        Results(sweep=found.to_json()),
+        title=under.held.title,
+        config=under.held.config_text,
+    )
     return found
 
 

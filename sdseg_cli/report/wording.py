@@ -1,9 +1,9 @@
-"""How a report names metrics, writes numbers and lays out a table."""
+"""How a report names metrics and writes numbers."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 ABSENT = "\u2013"
 THIN_SPACE = "\u202f"
@@ -60,7 +60,7 @@ def label(column: str, unit: str = "") -> str:
     return _NAMES.get(base, spaced[:1].upper() + spaced[1:])
 
 
-def unit_of(column: str, units: dict[str, str]) -> str:
+def unit_of(column: str, units: Mapping[str, str]) -> str:
     """The unit of a column: as stated, else as its name ends; empty for a share, stated as "1"."""
     if column in units:
         return "" if units[column] == "1" else units[column]
@@ -70,6 +70,11 @@ def unit_of(column: str, units: dict[str, str]) -> str:
 def decimals(unit: str) -> int:
     """Digits after the point that a mean of such values deserves."""
     return 2 if unit else 3
+
+
+def text(value: object) -> str:
+    """A value as text, empty where there is none."""
+    return "" if value is None else str(value)
 
 
 def number(value: float | None, places: int) -> str:
@@ -82,13 +87,9 @@ def number(value: float | None, places: int) -> str:
     return written.replace("-", MINUS)
 
 
-def count(value: float | None) -> str:
-    """A whole number."""
-    return number(value, 0)
-
-
-def interval(low: float | None, high: float | None, places: int) -> str:
+def interval(ends: Sequence[float | None], places: int) -> str:
     """Two ends; absent if one is."""
+    low, high = ends
     if low is None or high is None:
         return ABSENT
     return f"{number(low, places)} to {number(high, places)}"
@@ -104,46 +105,3 @@ def percent(share: float | None) -> str:
 def digits(value: float) -> int:
     """Decimals that leave three digits which count, at least one decimal: 0.00213, 2.13, 21.3."""
     return 1 if value == 0 else max(1, 2 - math.floor(math.log10(abs(value))))
-
-
-@dataclass(frozen=True)
-class Column:
-    """A heading of a table."""
-
-    label: str
-    unit: str = ""
-    is_text: bool = False
-    """Sorted as text, else as numbers."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One entry: a text, and the number it is sorted by."""
-
-    text: str
-    value: float | None = None
-    """What a column of numbers is sorted by; None where undefined."""
-    below: str = ""
-    """A smaller second line."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line."""
-
-    cells: tuple[Cell, ...]
-    case_id: str
-    """The case whose picture belongs to it; empty if there is none."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """Columns and rows."""
-
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
-
-
-def numeric(value: float | None, places: int) -> Cell:
-    """A number with so many decimals."""
-    return Cell(number(value, places), value)

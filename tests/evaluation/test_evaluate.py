@@ -14,6 +14,7 @@ import pytest
 from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.errors import ConfigError, GeometryError
 from sdseg_cli.data.manifest import Manifest
+from sdseg_cli.evaluation import evaluation_split
 from sdseg_cli.evaluation.evaluate import evaluate
 from sdseg_cli.evaluation.evaluation_split import SplitOptions
 from sdseg_cli.evaluation.results import FEW_NOTE
@@ -200,32 +201,68 @@ def test_masks_lie_on_the_scans_grid(workspace):
     assert np.array_equal(np.asarray(written.dataobj), MOVED)
 
 
+@pytest.fixture
+def reads(monkeypatch) -> list[str]:
+    """Files that are read as a scan or a label map, in order."""
+    names: list[str] = []
+    for name in ("read_image", "read_labels"):
+        read = getattr(evaluation_split, name)
+        monkeypatch.setattr(
+            evaluation_split,
+            name,
+            lambda path, *more, read=read: names.append(path.name) or read(path, *more),
+        )
+    return names
+
+
 @pytest.mark.parametrize("grid", ["native", "model"])
-def test_of_what_it_draws_it_predicts_one_slice_once_more(workspace, drawn, grid):
+def test_each_case_is_read_and_predicted_once_also_if_it_is_drawn(workspace, drawn, reads, grid):
     workspace.predictor.certainty = 0.75
     run(workspace, grid=grid, seed=3)
     assert [case for case, *_ in workspace.predictor.calls] == ["a", "b", "c", "nothing"]
+    assert workspace.predictor.slices == []
+    names = ("a", "b", "c", "nothing")
+    assert reads == [f"{n}{what}.nii.gz" for n in names for what in ("", "_label")]
     # The blocks lie in slices 1 and 2, and the first of the fullest is drawn.
-    asked = sorted(workspace.predictor.slices, key=lambda one: one[0])
-    assert asked == [(case, 1, 3, SampleConfig()) for case in "abc"]
     (row,) = next(rows for path, rows in drawn.items() if path.name == "median.png")
     assert (row.case_id, row.slice_index, row.probability.max()) == ("b", 1, 0.75)
+    assert np.array_equal(row.prediction, np.asarray(row.probability) > 0.5)
 
 
-def test_a_second_call_predicts_only_what_it_draws(workspace):
+def test_a_second_call_predicts_nothing_and_draws_the_same(workspace, drawn, reads):
+    workspace.predictor.certainty = 0.75
     run(workspace)
-    for calls in (workspace.predictor.calls, workspace.predictor.slices):
-        calls.clear()
+    first = {path: rows[0].probability for path, rows in drawn.items()}
+    workspace.predictor.calls.clear()
     second = run(workspace)
-    assert workspace.predictor.calls == []
-    assert sorted(case for case, *_ in workspace.predictor.slices) == ["a", "b", "c"]
+    assert workspace.predictor.calls == workspace.predictor.slices == []
+    assert len(reads) == 2 * 8
     assert second.to_json()["metrics"]["dice"]["mean"] == 0.5
+    for path, rows in drawn.items():
+        assert np.array_equal(rows[0].probability, first[path])
 
 
-def test_a_mask_that_was_taken_away_before_it_is_drawn_is_predicted_anew(workspace, monkeypatch):
-    monkeypatch.setattr("sdseg_cli.evaluation.cached_masks.CachedMasks.find", lambda *_: None)
-    assert [file.name for file in run(workspace).files][-2] == "cases.png"
-    assert sorted(case for case, *_ in workspace.predictor.calls[4:]) == ["a", "b", "c"]
+@pytest.mark.parametrize("why", ["kept by an earlier version", "another reference"])
+def test_of_a_kept_mask_without_the_slice_to_draw_that_slice_is_predicted(workspace, drawn, why):
+    run(workspace)
+    if why == "another reference":  # that is largest elsewhere
+        reference = FOUR + block(slice(0, 2), slices=slice(2, 3))
+        write_nifti(workspace.root / "raw" / "a_label.nii.gz", reference)
+    else:
+        folder = workspace.run / "predictions" / "test"
+        index = json.loads((folder / "predictions.json").read_text())
+        file = folder / "planes" / "a.npz"
+        with np.load(file) as kept:
+            np.savez(file, bits=kept["bits"], shape=kept["shape"])
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        index["cases"]["a"]["planes_sha256"] = digest
+        (folder / "predictions.json").write_text(json.dumps(index))
+    workspace.predictor.calls.clear()
+    run(workspace)
+    run(workspace)  # keeps it
+    assert workspace.predictor.calls == []
+    k = 2 if why == "another reference" else 1
+    assert workspace.predictor.slices == [("a", k, 0, SampleConfig())]
 
 
 @pytest.mark.parametrize("change", ["seed", "sample", "checkpoint", "scan", "mask", "index"])
@@ -285,7 +322,7 @@ def test_the_official_protocol_scores_empty_masks_its_own_way(workspace):
     assert "empty reference" in report.notes[0]
 
 
-def test_a_single_case_has_no_interval_but_pictures(tmp_path):
+def test_a_single_case_has_no_interval_but_pictures(tmp_path, drawn):
     made = make_workspace(tmp_path, {"only": FOUR})
     report = run(made)
     assert report.metrics["dice"].to_json() == {
@@ -296,14 +333,15 @@ def test_a_single_case_has_no_interval_but_pictures(tmp_path):
         "n": 1,
         "undefined": 0,
     }
-    assert (len(made.predictor.calls), len(made.predictor.slices)) == (1, 1)  # scored, drawn
+    assert [row.case_id for rows in drawn.values() for row in rows] == 4 * ["only"]
+    (rows,) = [rows for path, rows in drawn.items() if path.name == "cases.png"]
+    assert [row.heading for row in rows] == ["best, median, worst"]
 
 
 def test_progress_counts_slices_up_to_the_total(workspace):
     told: list[tuple[int, int, str]] = []
     run(workspace, progress=lambda *values: told.append(values))
-    assert told[3] == (16, 16, "case nothing")
-    assert told[-1][:2] == (12, 12)  # three pictures of four slices each
+    assert told[-1] == (16, 16, "case nothing")
 
 
 def test_unknown_options_are_refused(workspace):
@@ -335,13 +373,6 @@ def test_a_label_on_another_grid_is_refused(workspace):
 def test_the_toy_scan_has_the_shape_the_blocks_assume():
     assert FOUR.shape == SHAPE
     assert (int(FOUR.sum()), int((FOUR & MOVED).sum())) == (32, 16)
-
-
-def test_a_case_that_is_best_median_and_worst_is_one_row(tmp_path, drawn):
-    made = make_workspace(tmp_path, {"only": FOUR})
-    run(made)
-    (rows,) = [rows for path, rows in drawn.items() if path.name == "cases.png"]
-    assert [row.heading for row in rows] == ["best, median, worst"]
 
 
 def test_a_checkpoint_that_training_replaces_meanwhile_is_not_named_as_the_source(workspace):

@@ -10,13 +10,14 @@ import pytest
 
 from sdseg_cli.core.errors import DataError
 from sdseg_cli.evaluation import page as html
-from sdseg_cli.evaluation.evaluation_view import evaluation_view
-from sdseg_cli.evaluation.page import script_json, write_report
+from sdseg_cli.evaluation.page import Results, script_json, write_report
+from sdseg_cli.evaluation.page_parts import evaluation_part
 from sdseg_cli.report import wording
 from sdseg_cli.report.panels import save_panels
 from tests.report.report_folder import (
     HOSTILE,
     IDS,
+    case_panels,
     evaluation,
     panel,
     stability,
@@ -156,7 +157,7 @@ def test_the_median_of_an_even_number_is_the_lower_one_as_in_median_png(folder):
         {"id": name, "dice": dice} for name, dice in zip("abcd", (0.1, 0.2, 0.3, 0.4), strict=True)
     ]
     found = evaluation() | {"cases": cases, "worst": []}
-    assert [(one.heading, one.case_id) for one in evaluation_view(found).featured] == [
+    assert [(one.heading, one.case_id) for one in evaluation_part(found).featured] == [
         ("best", "d"), ("median", "b"), ("worst", "a"),
     ]  # fmt: skip
 
@@ -207,16 +208,34 @@ def test_an_empty_folder_is_an_error_that_says_what_to_run(tmp_path):
     assert "sdseg evaluate" in caught.value.hint
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"metrics": 3, "cases": "x"}', "\xff"])
-@pytest.mark.parametrize("name", ["evaluate.json", "stability.json", "sweep.json", "panels.json"])
+TWISTED = {
+    "evaluate.json": ['{"metrics": 3, "cases": "x"}', '{"metrics": {}, "cases": []}'],
+    "stability.json": ['{"seg": 3}'],
+    "sweep.json": ['{"sweep": []}', '{"sweep": [{"dice": 3}]}'],
+    "panels.json": ['{"format_version": 1, "panels": 3}'],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [(name, text) for name in TWISTED for text in ("{", "[]", "{}", "\xff", *TWISTED[name])],
+)
 def test_a_damaged_file_is_left_out_and_named(folder, name, content):
     (folder / name).write_bytes(content.encode("latin-1"))
     page = _page(folder)
     lost = {"evaluate": "summary", "stability": "stability", "sweep": "sweep", "panels": ""}
-    stem = name.removesuffix(".json")
-    assert lost[stem] not in page.sections
+    assert lost[name.removesuffix(".json")] not in page.sections
     assert f"{name} is" in page.text
     assert len(page.sections) >= 3
+
+
+@pytest.mark.parametrize("key", [*evaluation()])
+def test_a_value_of_another_kind_never_loses_the_page(tmp_path, key):
+    for value in (7, "x", [[]]):
+        (tmp_path / "evaluate.json").write_text(json.dumps(evaluation() | {key: value}))
+        page = _page(tmp_path)
+        assert "origin" in page.sections
+        assert "summary" in page.sections or "evaluate.json is left out" in page.text
 
 
 def test_a_picture_that_is_none_is_left_out(folder):
@@ -224,22 +243,6 @@ def test_a_picture_that_is_none_is_left_out(folder):
     page = _page(folder)
     assert "stability.png is left out" in page.text
     assert page.tags.count("img") == 3 + 1  # best, median and worst; the map of the least stable
-
-
-@pytest.mark.parametrize("part", ["evaluation", "stability"])
-def test_values_of_another_kind_are_shown_as_absent(tmp_path, part):
-    found = {"evaluation": evaluation, "stability": stability}[part]()
-    kept = {"metrics", "cases", "seg"}
-    twisted = {
-        key: value if key in kept else 7 if isinstance(value, dict | list) else [{"a": None}]
-        for key, value in found.items()
-    }
-    if part == "evaluation":
-        twisted["cases"] = [{"id": 3, "dice": "x"}, None, {"dice": [1]}, {}]
-        twisted["metrics"] = {"dice": 3, "new_metric": {"mean": "x", "ci95": [1]}}
-    name = {"evaluation": "evaluate", "stability": "stability"}[part]
-    (tmp_path / f"{name}.json").write_text(json.dumps(twisted))
-    assert len(_page(tmp_path).sections) >= 2
 
 
 def test_a_report_of_the_first_version_is_still_shown(tmp_path):
@@ -285,3 +288,12 @@ def test_the_same_folder_gives_the_same_bytes_and_leaves_nothing_else(folder):
     first = write_report(folder, title="t").read_bytes()
     assert write_report(folder, title="t").read_bytes() == first
     assert sorted(path.name for path in folder.iterdir()) == sorted([*before, "report.html"])
+
+
+def test_what_a_command_found_itself_is_not_read_from_the_folder(folder):
+    """Damaged files of its own beside it change nothing."""
+    expected = write_report(folder, title="t").read_bytes()
+    found = Results(evaluation(), stability(), sweep(), *case_panels())
+    for name in ("evaluate.json", "stability.json", "sweep.json", "panels.json", "map_panels.json"):
+        (folder / name).write_text("{")
+    assert write_report(folder, found, title="t").read_bytes() == expected

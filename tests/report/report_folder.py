@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,13 @@ def panel(case_id: str, seed: int = 0) -> CasePanel:
     caption = "slice 3 of 9 <b>bold</b>"
     prediction = np.roll(reference, 2, axis=1)
     return case_panel(case_id, caption, plane, reference, prediction, (-100, 300), (2.0, 1.0))
+
+
+@cache
+def case_panels() -> tuple[list[CasePanel], list[CasePanel]]:
+    """A slice of each case, and where its runs disagree."""
+    maps = [replace(panel(case_id), caption="where 3 runs disagree") for case_id in IDS]
+    return [panel(case_id, seed) for seed, case_id in enumerate(IDS)], maps
 
 
 def summary(mean: float) -> dict[str, Any]:
@@ -142,8 +150,8 @@ def write_folder(folder: Path) -> Path:
     parts = {"evaluate": evaluation(), "stability": stability(), "sweep": sweep()}
     for name, content in parts.items():
         (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
-    save_panels(folder, [panel(case_id, seed) for seed, case_id in enumerate(IDS)])
-    maps = [replace(panel(case_id), caption="where 3 runs disagree") for case_id in IDS]
+    panels, maps = case_panels()
+    save_panels(folder, panels)
     save_panels(folder, maps, MAP_FILE)
     Image.new("RGB", (8, 6), (20, 40, 60)).save(folder / "stability.png")
     return folder
