@@ -191,7 +191,9 @@ class _ShownPlanes:
         """The slice of a case."""
         rest, begin = self._places[case_id]
         self._file.seek(begin)
-        image, reference, prediction, probability = (np.load(self._file) for _ in range(4))
+        image, reference, prediction, probability = (
+            np.load(self._file, allow_pickle=False) for _ in range(4)
+        )
         return replace(
             rest,
             image=image,
