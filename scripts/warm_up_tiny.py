@@ -268,7 +268,7 @@ def main() -> None:
         for group in now.optimizer.param_groups:
             group["lr"] = args.lr * min(1.0, (now.step + 1) / WARMUP) * (0.01 + 0.99 * cosine)
         loss, z0_pred, mask, _ = loss_of(now.student, now.model, now.step, args.seed)
-        loss = loss + args.mask_loss * of_masks(z0_pred, mask[:, 0] > 0)
+        loss = loss + args.mask_loss * of_masks(z0_pred, mask > 0)
         now.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(now.student.parameters(), TINY.train.clip_norm)
