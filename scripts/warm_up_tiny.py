@@ -170,7 +170,7 @@ def mask_loss_of(model: SDSeg) -> DecodedMaskLoss:
     empty = WeightStore(Path("no-such-store"))  # another machine has none of its own either
     decoder = find_mask_decoder(model.autoencoder, TINY.model.autoencoder, empty)
     assert decoder is not None
-    return DecodedMaskLoss(decoder, model.latent_scale)
+    return DecodedMaskLoss(decoder, model)
 
 
 @dataclass

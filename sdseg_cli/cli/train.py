@@ -15,7 +15,7 @@ from sdseg_cli.cli.console import Output
 from sdseg_cli.cli.options import number, refuse_pipes, say_next, typed, workspace
 from sdseg_cli.core.config import SDSEG, RunConfig, models
 from sdseg_cli.core.errors import ConfigError
-from sdseg_cli.core.presets import PRESETS, for_network, preset
+from sdseg_cli.core.presets import PRESETS, for_classes, for_network, preset
 
 STOPPING = (
     "stopping after this step, then saving; Ctrl-C again ends at once and loses what is not saved"
@@ -29,6 +29,7 @@ SKIPPING = (
 if TYPE_CHECKING:
     from sdseg_cli.core.progress import OnStep, TrainProgress
     from sdseg_cli.data.manifest import Manifest
+    from sdseg_cli.data.spec import ClassRule
     from sdseg_cli.inference.decoders import DecoderCheck
     from sdseg_cli.runs.run_folder import RunDir
     from sdseg_cli.training.train import TrainReport
@@ -86,6 +87,12 @@ def train(
     refuse_pipes(config)
     own_options = {"steps": steps, "init": init, "batch_size": _batch_size(batch_size)}
     settings = _settings(preset_name, model, config, assign or [], dataset, seed, own_options)
+    manifest = None
+    if settings.dataset and not (show_config and dataset is None):
+        manifest = Manifest.find(workspace(), settings.dataset)
+        settings = _settings(
+            preset_name, model, config, assign or [], dataset, seed, own_options, manifest.classes
+        )
     if show_config:
         from sdseg_cli.core.config_file import settings_of, to_toml
 
@@ -95,9 +102,8 @@ def train(
         else:
             output.document(to_toml(settings, explained=True))
         return
-    if not settings.dataset:
+    if manifest is None:
         raise ConfigError("Missing option '--dataset'.", "See sdseg train --help.")
-    manifest = Manifest.find(workspace(), settings.dataset)
     # The name where it will do, so that "scans" and "scans/" are one data set.
     own = manifest.root == (workspace() / "prepared" / manifest.name).absolute()
     settings = replace(settings, dataset=manifest.name if own else str(manifest.root))
@@ -227,6 +233,7 @@ def _settings(
     dataset: str | None,
     seed: int | None,
     recipe: dict[str, Any],
+    classes: ClassRule | None = None,
 ) -> RunConfig:
     """Defaults < preset, for the model < file < --set < options of their own."""
     from sdseg_cli.core.config_file import from_dict, parse_assignment, read_toml
@@ -238,6 +245,8 @@ def _settings(
     if isinstance(section, dict):
         values = {**values, "model": {**section, "network": network}}
     chosen = for_network(chosen, str(network))
+    if classes is not None:
+        chosen = for_classes(chosen, len(classes), overlapping=classes.overlapping)
     settings = from_dict({**values, "preset": chosen.preset}, chosen, source=str(config))
     for text in assign:
         given = parse_assignment(text)

@@ -122,6 +122,8 @@ def _divisible(section: str, widths: list[int], by: int) -> None:
         )
 
 
+MOST_CLASSES = 255
+"""Of one run: as many as a label map of bytes holds."""
 UNET_NORM_GROUPS = 32
 """Groups of the U-Net's norms, in every size of it."""
 ABOVE_128 = ((0, 0), (129, 1))
@@ -206,6 +208,10 @@ class ModelConfig:
     """On a GPU all float32 products round their operands to TF32's 11 bits; Eq. 2 has none."""
     train_encoder: bool = True
     """False: the vision encoder stays as it starts, without dropout."""
+    classes: int = 1
+    """K, the structures of a run; set from the prepared set, each has a mask latent of its own."""
+    overlapping: bool = False
+    """Classes may share pixels (regions); else each pixel has one class at most."""
 
     def __post_init__(self) -> None:
         _choice("model.network", self.network, models())
@@ -219,6 +225,7 @@ class ModelConfig:
         _choice("model.precision", self.precision, ("mixed", "mixed-float16", "float32"))
         _choice("model.parameterisation", self.parameterisation, ("eps", "v", "z0"))
         _within("model.encoder_dropout", self.encoder_dropout, 0, 0.99)
+        _within("model.classes", self.classes, 1, MOST_CLASSES)
 
 
 @dataclass(frozen=True)
@@ -347,6 +354,8 @@ SDSEG_RECIPE = (
     "timesteps",
 )
 """Settings of `[train]` that mean nothing to another network."""
+SEVERAL_CLASSES = ("classes", "overlapping")
+"""Settings of `[model]` that stand in files only where there are several classes."""
 SDSEG_ALONE = {
     "model": (
         "autoencoder",

@@ -128,3 +128,20 @@ def for_network(config: RunConfig, network: str) -> RunConfig:
         **{name: getattr(unused, name) for name in SDSEG_RECIPE},
     )
     return replace(config, model=model, train=recipe, sample=SampleConfig(noise="zero"))
+
+
+def for_classes(config: RunConfig, classes: int, *, overlapping: bool) -> RunConfig:
+    """Settings for several structures: the mask counts, where a fast decoder ships for it.
+
+    Args:
+        config: Of one class, as `for_network` gives it.
+        classes: K; 1 changes nothing.
+        overlapping: They may share pixels.
+    """
+    if classes == 1:
+        return config
+    model = replace(config.model, classes=classes, overlapping=overlapping)
+    recipe = config.train
+    if model.network == SDSEG and model.autoencoder == _TINY.model.autoencoder:
+        recipe = replace(recipe, mask_loss_weight=1.0)
+    return replace(config, model=model, train=recipe)

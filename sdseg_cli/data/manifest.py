@@ -75,6 +75,7 @@ class Manifest:
         split: Seed, rule and sha256 of the split.
         entries: Every case, sorted naturally by id.
         mask_levels: (lowest grey, label) of pictures' masks; None where masks hold labels.
+        rule: Several classes, or pixels to ignore; None = one class, the target.
     """
 
     root: Path
@@ -91,6 +92,7 @@ class Manifest:
     entries: tuple[PreparedCase, ...]
     cleaning: dict[str, Any] = field(default_factory=dict)
     mask_levels: tuple[tuple[int, int], ...] | None = None
+    rule: ClassRule | None = None
 
     @property
     def path(self) -> Path:
@@ -133,8 +135,8 @@ class Manifest:
 
     @property
     def classes(self) -> ClassRule:
-        """What the labels are segmented into: one class, the target."""
-        return ClassRule.of_target(self.target)
+        """What the labels are segmented into."""
+        return ClassRule.of_target(self.target) if self.rule is None else self.rule
 
     def is_foreground(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
         """The pixels of any class, in the shape of `labels`."""
@@ -158,6 +160,7 @@ class Manifest:
             "target": None if self.target is None else list(self.target),
             "split_sha256": self.split["sha256"],
             "data_sha256": self.data_sha256(),
+            **({} if self.rule is None else self.rule.to_settings()),
         }
 
     def to_text(self) -> str:
@@ -165,8 +168,10 @@ class Manifest:
         settings = {
             field.name: getattr(self, field.name)
             for field in fields(self)
-            if field.name not in ("root", "entries")
+            if field.name not in ("root", "entries", "rule")
         }
+        if self.rule is not None:
+            settings |= self.rule.to_settings()
         cases = [asdict(case) for case in self.entries]
         content = {"format_version": FORMAT_VERSION, **settings, "cases": cases}
         return json.dumps(content, indent=1, default=str) + "\n"
@@ -224,6 +229,7 @@ class Manifest:
             entries=tuple(sorted(entries, key=lambda case: natural_key(case.id))),
             # Absent in sets prepared before pictures were read.
             mask_levels=None if levels is None else tuple(map(_level, _listed(levels))),
+            rule=ClassRule.of_settings(content) if "classes" in content else None,
         )
 
     @classmethod

@@ -47,12 +47,17 @@ class ClassRule:
     """The K classes that labels are segmented into.
 
     Attributes:
-        groups: The labels of each class, which may share some; None = every label but 0.
+        groups: The labels of each class. Where classes share some they are regions, and may
+            overlap; else a pixel has one class at most. None = every label but 0, of one class.
         names: Name of each class.
+        ignore: Label of pixels that count neither in a loss nor in a metric.
+        mirror_pairs: Numbers of classes, from 0, that change places in a left-right mirror image.
     """
 
     groups: tuple[tuple[int, ...] | None, ...] = (None,)
     names: tuple[str, ...] = ("foreground",)
+    ignore: int | None = None
+    mirror_pairs: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.groups or len(self.groups) != len(self.names):
@@ -63,6 +68,43 @@ class ClassRule:
         """One class: the target labels, or with None every label but 0."""
         return cls((None if target is None else tuple(target),))
 
+    @classmethod
+    def of_settings(cls, data: Mapping[str, Any]) -> ClassRule:
+        """As `Manifest.inference_settings` says, which runs and packages keep.
+
+        Raises:
+            KeyError, TypeError, ValueError: They do not say it.
+        """
+        if "classes" not in data:
+            return cls.of_target(data.get("target"))
+        ignore, listed = data.get("ignore"), data["classes"]
+        if not isinstance(listed, list) or not (ignore is None or type(ignore) is int):
+            raise TypeError("classes")
+        groups = [one["labels"] for one in listed]
+        if not all(
+            group is None or (group and all(type(label) is int and label > 0 for label in group))
+            for group in groups
+        ) or (None in groups and len(groups) > 1):
+            raise ValueError(f"labels of classes {groups!r:.60}")
+        names = tuple(one["name"] for one in listed)
+        if not all(isinstance(name, str) and name for name in names):
+            raise TypeError(f"names of classes {names!r:.60}")
+        pairs = tuple((int(a), int(b)) for a, b in data.get("mirror_pairs", ()))
+        if any(not 0 <= number < len(groups) for pair in pairs for number in pair):
+            raise ValueError(f"pairs of classes {pairs!r:.60}")
+        labels = tuple(None if group is None else tuple(group) for group in groups)
+        return cls(labels, names, ignore, pairs)
+
+    def to_settings(self) -> dict[str, Any]:
+        """The JSON that `of_settings` reads."""
+        classes = [
+            {"name": name, "labels": None if group is None else list(group)}
+            for name, group in zip(self.names, self.groups, strict=True)
+        ]
+        extra = {} if self.ignore is None else {"ignore": self.ignore}
+        pairs = {"mirror_pairs": [list(pair) for pair in self.mirror_pairs]}
+        return {"classes": classes, **extra, **(pairs if self.mirror_pairs else {})}
+
     def __len__(self) -> int:
         """K, the number of classes."""
         return len(self.groups)
@@ -70,9 +112,40 @@ class ClassRule:
     def each(self) -> list[ClassRule]:
         """One rule for each class."""
         return [
-            ClassRule((group,), (name,))
+            replace(self, groups=(group,), names=(name,), mirror_pairs=())
             for group, name in zip(self.groups, self.names, strict=True)
         ]
+
+    @property
+    def overlapping(self) -> bool:
+        """Whether classes share a label, so that a pixel may have several."""
+        labels = [label for group in self.groups if group is not None for label in group]
+        return len(labels) != len(set(labels))
+
+    @property
+    def mirrored(self) -> tuple[int, ...]:
+        """The number each class has in a left-right mirror image; () where all keep theirs."""
+        if not self.mirror_pairs:
+            return ()
+        numbers = list(range(len(self)))
+        for a, b in self.mirror_pairs:
+            numbers[a], numbers[b] = b, a
+        return tuple(numbers)
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """The value of each class in a label map: of one class 1; of several the first of its
+        labels that no class before it has, or the smallest number that is free.
+        """
+        if len(self) == 1:
+            return (1,)
+        taken: list[int] = []
+        reserved = {group[0] for group in self.groups if group}
+        for group in self.groups:
+            free = [label for label in group or () if label not in taken]
+            unused = (n for n in itertools.count(1) if n not in reserved | set(taken))
+            taken.append(free[0] if free else next(unused))
+        return tuple(taken)
 
     def masks(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
         """The mask of each class.
@@ -85,9 +158,10 @@ class ClassRule:
         """
         import numpy as np
 
-        return np.stack(
+        masks = np.stack(
             [labels != 0 if group is None else np.isin(labels, group) for group in self.groups]
         )
+        return masks if self.ignore is None else masks & (labels != self.ignore)
 
     def foreground(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
         """The pixels of any class, in the shape of `labels`."""
@@ -95,6 +169,50 @@ class ClassRule:
 
         mask: NDArray[np.bool_] = np.logical_or.reduce(self.masks(labels))
         return mask
+
+    def decide(self, probabilities: NDArray[np.float32], threshold: float) -> NDArray[np.bool_]:
+        """The mask of each class where each has a probability.
+
+        A pixel has a class where the probability of any, their sum, is above the threshold: the
+        likeliest of them. Of classes that may overlap, and of one, each is decided by itself.
+
+        Args:
+            probabilities: (K,...) float32 in [0,1].
+            threshold: Within 0 and 1.
+
+        Returns:
+            (K,...) bool.
+        """
+        import numpy as np
+
+        if len(self) == 1 or self.overlapping:
+            return np.asarray(probabilities > threshold)
+        numbers = np.arange(len(self)).reshape(-1, *[1] * (probabilities.ndim - 1))
+        likeliest = numbers == probabilities.argmax(axis=0)
+        return np.asarray(likeliest & (probabilities.sum(axis=0) > threshold))
+
+    def union(self, probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(K,...) -> the probability of any class, (...): their sum, of classes that may overlap
+        the largest.
+        """
+        import numpy as np
+
+        if len(self) == 1:
+            return np.asarray(probabilities[0])
+        if self.overlapping:
+            return np.asarray(probabilities.max(axis=0))
+        return np.asarray(probabilities.sum(axis=0).clip(0, 1))
+
+    def label_map(self, masks: NDArray[np.bool_]) -> NDArray[Any]:
+        """(K,...) bool -> the `values`, uint8 or above 255 uint16; where masks overlap, the value
+        of the last class.
+        """
+        import numpy as np
+
+        found = np.zeros(masks.shape[1:], np.uint8 if max(self.values) <= 255 else np.uint16)
+        for value, mask in zip(self.values, masks, strict=True):
+            found[mask] = value
+        return found
 
     def slices(self, label_slices: Mapping[str, Sequence[int]]) -> list[int]:
         """The slices that hold any class, ascending.
@@ -106,7 +224,8 @@ class ClassRule:
             {
                 k
                 for label, slices in label_slices.items()
-                if any(group is None or int(label) in group for group in self.groups)
+                if int(label) != self.ignore
+                and any(group is None or int(label) in group for group in self.groups)
                 for k in slices
             }
         )

@@ -35,6 +35,7 @@ from sdseg_cli.inference.engine import (
     optimize_for_inference,
     predict_planes,
     shifted,
+    union_of,
 )
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.interface import as_three_channels
@@ -250,7 +251,8 @@ def _plain(model: SDSeg, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         zc = model.encode_image(image.contiguous())
         noise = diffusion.seeded_noise(0, [k], model.latent_shape(*plane.shape[-2:])).to(zc.device)
         z0 = diffusion.single_step(model.denoise, noise, zc)
-        found.append(shifted(model.probability(z0), model.threshold).cpu())
+        drawn = model.class_probabilities(z0)
+        found.append(shifted(drawn, model.threshold, union_of(drawn, model)).cpu())
     return torch.cat(found).numpy()
 
 

@@ -64,9 +64,10 @@ def predict_planes(
         sample: Reverse steps, and how many draws of the noise and which flips are averaged.
 
     Returns:
-        (B,H,W) float32 in [0,1], on the CPU.
+        (B,K,H,W) float32 in [0,1], K classes, on the CPU.
     """
-    total = torch.zeros((len(pixels), *pixels.shape[-2:]), device=model.device)
+    classes = model.config.classes
+    total = torch.zeros((len(pixels), classes, *pixels.shape[-2:]), device=model.device)
     for probability in draws(model, pixels, slices, seed=seed, sample=sample):
         total += probability
     return (total / sample.samples).cpu()
@@ -76,7 +77,7 @@ def predict_planes(
 def predict_draws(
     model: SliceModel, pixels: Tensor, slices: Sequence[int], *, seed: int, sample: SampleConfig
 ) -> Tensor:
-    """The draws whose mean `predict_planes` is: (B,K,H,W) float32 in [0,1], on the CPU."""
+    """The draws whose mean `predict_planes` is: (B,draws,K,H,W) float32 in [0,1], on the CPU."""
     each = draws(model, pixels, slices, seed=seed, sample=sample)
     return torch.stack([probability.cpu() for probability in each], dim=1)
 
@@ -89,7 +90,7 @@ def draws(
     For the arguments see `predict_planes`.
 
     Returns:
-        `sample.samples` times (B,H,W) float32 in [0,1], on the device that computes.
+        `sample.samples` times (B,K,H,W) float32 in [0,1], on the device that computes.
 
     Raises:
         ConfigError: More steps or draws of noise than one, of a baseline, which answers at once.
@@ -97,19 +98,29 @@ def draws(
 
     def answers(seen: Tensor) -> Iterator[Tensor]:
         drawn = model.probabilities(seen, slices, seed=seed, sample=sample)
-        return (shifted(probability, model.threshold) for probability in drawn)
+        return (shifted(each, model.threshold, union_of(each, model)) for each in drawn)
 
-    return flip_average(answers, pixels, sample.flips)
+    return flip_average(answers, pixels, sample.flips, model.mirrored)
 
 
-def shifted(probability: Tensor, threshold: float) -> Tensor:
+def union_of(probabilities: Tensor, model: SliceModel) -> Tensor | None:
+    """(B,1,H,W), probability of any class where K > 1 exclude each other; else None: each class is
+    by itself.
+    """
+    alone = model.config.classes == 1 or model.config.overlapping
+    return None if alone else probabilities.sum(dim=1, keepdim=True)
+
+
+def shifted(probability: Tensor, threshold: float, union: Tensor | None = None) -> Tensor:
     """Probabilities whose odds are divided by those of the threshold: it comes to lie at 0.5, 0 and
-    1 stay where they are, and so does the order.
+    1 stay where they are, and so does the order. With a `union`, of all classes together: that is
+    what the threshold holds for.
     """
     if threshold == THRESHOLD:
         return probability
-    above, below = probability * (1 - threshold), (1 - probability) * threshold
-    return above / (above + below)
+    union = probability if union is None else union
+    above, below = union * (1 - threshold), (1 - union) * threshold
+    return probability * (1 - threshold) / (above + below)
 
 
 @contextmanager
@@ -131,8 +142,8 @@ def predict_latents(
     For the arguments see `predict_planes`.
 
     Returns:
-        The unscaled latents (B,4,h,w) of one reverse step, and the exact decoder's probabilities
-        (B,H,W), both on the model's device.
+        The unscaled latents (BK,4,h,w) of one reverse step, and the exact decoder's probabilities
+        of each class by itself (BK,H,W), both on the model's device.
     """
     latents: list[Tensor] = []
 
@@ -145,26 +156,38 @@ def predict_latents(
             (drawn,) = model.probabilities(pixels, slices, seed=seed, sample=SampleConfig())
     finally:
         on_step.remove()
-    return latents[0].float(), drawn
+    if model.config.classes == 1:
+        return latents[0].float(), drawn[:, 0]
+    with torch.no_grad():  # before classes compete
+        alone = ((model.autoencoder.decode(latents[0]).float() + 1) / 2).clamp(0, 1).mean(dim=1)
+    return latents[0].float(), alone
 
 
 def flip_average(
-    predict: Callable[[Tensor], Iterator[Tensor]], pixels: Tensor, flips: str
+    predict: Callable[[Tensor], Iterator[Tensor]],
+    pixels: Tensor,
+    flips: str,
+    mirrored: Sequence[int] = (),
 ) -> Iterator[Tensor]:
     """Test-time augmentation: the mean over planes and their flips, each answer flipped back.
 
     Args:
-        predict: Gives one or more answers (B,H,W) for pixels as below.
+        predict: Gives one or more answers (B,K,H,W) for pixels as below.
         pixels: (B,H,W) or (B,3,H,W).
         flips: Letters of `SampleConfig.flips`.
+        mirrored: What each class is called in a left-right mirror image, as
+            `SliceModel.mirrored`; nothing where classes keep their names.
 
     Yields:
-        (B,H,W), as often as `predict` answers.
+        (B,K,H,W), as often as `predict` answers.
     """
     allowed = {_FLIP_AXIS[letter] for letter in flips}
     ways = [axes for axes in ((), (-1,), (-2,), (-2, -1)) if allowed.issuperset(axes)]
     for answers in zip(*(predict(pixels.flip(axes)) for axes in ways), strict=True):
-        back = [answer.flip(axes) for answer, axes in zip(answers, ways, strict=True)]
+        back = [
+            answer.flip(axes)[:, list(mirrored)] if mirrored and -1 in axes else answer.flip(axes)
+            for answer, axes in zip(answers, ways, strict=True)
+        ]
         yield torch.stack(back).mean(dim=0)
 
 
@@ -263,13 +286,13 @@ class Inference:
 
         Args:
             plane_px: Pixels of the model's plane, all colours.
-            draws: What is given per slice: planes of probabilities.
+            draws: What is given per slice: planes of probabilities for each class.
             batch_size: In place of its own.
         """
         size = batch_size or self.batch_size
         # Two batches of pixels, for the next one is made ahead; and the answers of each slice, of
         # all together, in their place among those of air, and those of the batch before.
-        held = size * (2 + 4 * draws) * plane_px
+        held = size * (2 + 4 * draws * self.model.config.classes) * plane_px
         channels = self.model.config.autoencoder.channels
         at_once = {"cpu": min(size, self.threads), "cuda": 0}.get(self.device.type, size)
         return _RUNTIME_BYTES + 4 * (held + at_once * _PLANES_PER_CHANNEL * channels * plane_px)

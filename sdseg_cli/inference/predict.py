@@ -26,6 +26,7 @@ from sdseg_cli.core.findings import WARNING, Finding
 from sdseg_cli.core.processes import available_bytes, largest_that_fits
 from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.data.checks import check_grid, check_scan
+from sdseg_cli.data.spec import ClassRule
 from sdseg_cli.imaging.intensity import Limits, Normalisation
 from sdseg_cli.imaging.io.files import read_image, write_mask, write_probability
 from sdseg_cli.imaging.io.picture import Picture
@@ -39,7 +40,7 @@ from sdseg_cli.inference.predictor import Predictor
 from sdseg_cli.metrics.agreement import Agreement, Tally, disagreement
 
 Batches = Iterator[tuple[int, NDArray[np.float32]]]
-"""Number of the first slice, and probabilities (n,256,256), or (n,K,256,256) of K draws."""
+"""Number of the first slice, and probabilities (n,K,256,256), or (n,draws,K,256,256)."""
 
 _OTHER_SCANS = "If the mask looks wrong: predict with a run that was trained on scans like this."
 _FIXES = {
@@ -151,7 +152,7 @@ def predict_file(
     outputs.check_scan(volume)
     warnings = check_volume(volume, predictor.normalisation)
     stack = predictor.stack(volume)
-    maps = OutputArrays(outputs, stack.restore, post.threshold)
+    maps = OutputArrays(outputs, stack.restore, predictor.classes, post.threshold)
     predicted = predictor.planes if runs is None else predictor.draws
     batches = predicted(stack, seed=options.seed, sample=sample, progress=progress)
     stability: Agreement | None = None
@@ -184,26 +185,37 @@ class OutputArrays:
     Args:
         outputs: Which arrays there are: one byte a voxel each, four for a float32 probability.
         restore: The way from the model's planes.
+        classes: How probabilities become classes, and classes values.
         threshold: A voxel is foreground where its probability is above it.
     """
 
-    def __init__(self, outputs: OutputPaths, restore: SliceTransform, threshold: float) -> None:
-        self.outputs, self.restore, self.threshold = outputs, restore, threshold
+    def __init__(
+        self, outputs: OutputPaths, restore: SliceTransform, classes: ClassRule, threshold: float
+    ) -> None:
+        self.outputs, self.restore = outputs, restore
+        self.classes, self.threshold = classes, threshold
         shape, dtype = restore.planes.stored_shape, np.dtype(outputs.probability_dtype)
         # In the order in which files store voxels, so that writing one makes no turned copy.
-        self.mask = np.zeros(shape, np.uint8, "F")
+        self.mask = np.zeros(shape, np.uint8 if max(classes.values) <= 255 else np.uint16, "F")
         self.probability = None if outputs.probability is None else np.zeros(shape, dtype, "F")
         self.uncertainty = None if outputs.uncertainty is None else np.zeros(shape, np.uint8, "F")
 
+    def to_native(self, planes: NDArray[np.float32], k: int) -> NDArray[np.float32]:
+        """Probabilities of slice k (K,256,256) -> (K,rows,columns) on the scan's own plane."""
+        return np.stack([self.restore.to_native(plane, k) for plane in planes])
+
+    def decided(self, native: NDArray[np.float32]) -> NDArray[Any]:
+        """(K,rows,columns) in [0,1] -> the values of a label map, (rows,columns)."""
+        return self.classes.label_map(self.classes.decide(native, self.threshold))
+
     def place(self, k: int, native: NDArray[np.float32]) -> None:
-        """Take in slice k: probabilities (rows,columns) in [0,1] on the scan's own plane."""
-        self.restore.place(self.mask, native > self.threshold, k)
+        """Take in slice k: probabilities (K,rows,columns) in [0,1] on the scan's own plane."""
+        self.restore.place(self.mask, self.decided(native), k)
         if self.probability is not None:
+            union = self.classes.union(native)
             # Halves round down, so that 0.5 itself stays below it: the mask is the map > 0.5.
             shares = self.probability.dtype == np.uint8
-            self.restore.place(
-                self.probability, np.ceil(native * 255 - 0.5) if shares else native, k
-            )
+            self.restore.place(self.probability, np.ceil(union * 255 - 0.5) if shares else union, k)
 
     def place_uncertainty(self, k: int, plane: NDArray[np.uint8]) -> None:
         """Take in slice k of the uncertainty, 255 being 1."""
@@ -237,7 +249,7 @@ def _fill(maps: OutputArrays, batches: Batches) -> None:
     for start, planes in batches:
         for k, plane in enumerate(planes, start):
             if plane.any():  # the maps are zeros to begin with
-                maps.place(k, maps.restore.to_native(plane, k))
+                maps.place(k, maps.to_native(plane, k))
 
 
 def _compare(maps: OutputArrays, batches: Batches, runs: int) -> Agreement:
@@ -246,8 +258,8 @@ def _compare(maps: OutputArrays, batches: Batches, runs: int) -> Agreement:
     for start, planes in batches:
         for k, drawn in enumerate(planes, start):
             mean = sum(drawn) / np.float32(runs)
-            maps.place(k, maps.restore.to_native(mean, k))
-            votes = np.stack([maps.restore.to_native(one, k) > maps.threshold for one in drawn])
+            maps.place(k, maps.to_native(mean, k))
+            votes = np.stack([maps.decided(maps.to_native(one, k)) > 0 for one in drawn])
             maps.place_uncertainty(k, disagreement(votes))
             tally.add(votes)
     return tally.agreement()

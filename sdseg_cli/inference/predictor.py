@@ -11,8 +11,9 @@ import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from sdseg_cli.core.config_file import from_dict
 from sdseg_cli.core.errors import ConfigError, DataError, WeightsError
 from sdseg_cli.core.processes import require_batch_fits
 from sdseg_cli.core.progress import Progress, no_op
+from sdseg_cli.data.spec import ClassRule
 from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation
 from sdseg_cli.imaging.io.picture import Picture
 from sdseg_cli.imaging.slices import CROPS, SliceStack, SliceTransform, shows_body, to_stack
@@ -47,20 +49,29 @@ class Prediction:
     """A model's answer for one scan."""
 
     case_id: str
-    probability: NDArray[np.float32]
-    """(S,256,256) in [0,1], on the model's planes: the Score map."""
+    probabilities: NDArray[np.float32]
+    """(K,S,256,256) in [0,1], of each class, on the model's planes."""
     restore: SliceTransform
     """The way back to the scan's grid."""
     seed: int
     seconds: float
+    classes: ClassRule = field(default_factory=ClassRule)
 
-    def mask(self, *, threshold: float = THRESHOLD) -> NDArray[np.uint8]:
-        """(I,J,K), 0 or 1: the probability restored to the scan's own grid, then thresholded
-        there.
+    @property
+    def probability(self) -> NDArray[np.float32]:
+        """(S,256,256) in [0,1], the Score map; of several classes the probability of any."""
+        return self.classes.union(self.probabilities)
+
+    def mask(self, *, threshold: float = THRESHOLD) -> NDArray[Any]:
+        """(I,J,K) uint8, 0 or 1, of several classes their values: the probabilities restored to the
+        scan's own grid, then decided there.
         """
-        mask = np.zeros(self.restore.planes.stored_shape, np.uint8)
-        for k, plane in enumerate(self.probability):
-            self.restore.place(mask, self.restore.to_native(plane, k) > threshold, k)
+        rule, count = self.classes, len(self.probabilities[0])
+        dtype = np.uint8 if max(rule.values) <= 255 else np.uint16
+        mask = np.zeros(self.restore.planes.stored_shape, dtype)
+        for k in range(count):
+            native = np.stack([self.restore.to_native(each[k], k) for each in self.probabilities])
+            self.restore.place(mask, rule.label_map(rule.decide(native, threshold)), k)
         return mask
 
 
@@ -115,6 +126,9 @@ class Predictor:
             self.normalisation = Normalisation.from_dict(checkpoint.data["normalisation"])
             self.crop = str(checkpoint.data["crop"])
             self.size = int(checkpoint.data["size"])
+            self.classes = ClassRule.of_settings(checkpoint.data)
+            if len(self.classes) != self.config.model.classes:
+                raise ValueError(f"{len(self.classes)} classes for {self.config.model.classes}")
             if self.crop not in CROPS or not 0 < self.size <= LARGEST_PLANE:
                 raise ValueError(f"crop {self.crop!r}, size {self.size}")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -189,7 +203,7 @@ class Predictor:
             progress: Called after each batch.
 
         Yields:
-            Number of the first slice, and (n,256,256) float32 in [0,1].
+            Number of the first slice, and (n,K,256,256) float32 in [0,1], K classes.
 
         Raises:
             RunError: A probability is no number, a slice does not fit into the GPU's memory, or a
@@ -200,7 +214,7 @@ class Predictor:
     def plane(
         self, stack: SliceStack, k: int, *, seed: int = 0, sample: SampleConfig | None = None
     ) -> NDArray[np.float32]:
-        """Slice k alone, (256,256): as among all others, for its noise depends on its number only.
+        """Slice k alone, (K,256,256): as among all others, for its noise depends on its number.
 
         See `planes` for the arguments.
         """
@@ -216,10 +230,10 @@ class Predictor:
         sample: SampleConfig | None = None,
         progress: Progress = no_op,
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """As `planes`, but each of the K = `sample.samples` draws of the noise by itself.
+        """As `planes`, but each of the `sample.samples` draws of the noise by itself.
 
         Yields:
-            Number of the first slice, and (n,K,256,256) float32 in [0,1].
+            Number of the first slice, and (n,draws,K,256,256) float32 in [0,1].
         """
         yield from self._batches(predict_draws, stack, seed, sample, progress)
 
@@ -251,8 +265,9 @@ class Predictor:
         sample: SampleConfig,
     ) -> NDArray[np.float32]:
         """Answers of `compute` for the slices from `start` on; zeros where there is only air."""
-        shape = (sample.samples,) if compute is predict_draws else ()
-        found = np.zeros((len(pixels), *shape, self.size, self.size), np.float32)
+        shape: tuple[int, ...] = (sample.samples,) if compute is predict_draws else ()
+        shape += (self.config.model.classes, self.size, self.size)
+        found = np.zeros((len(pixels), *shape), np.float32)
         shown = np.flatnonzero(shows_body(pixels)) if self.skip_air else np.arange(len(pixels))
         if len(shown):
             slices = [start + int(k) for k in shown]
@@ -283,10 +298,12 @@ class Predictor:
         """Predict a scan in memory; see `planes` for the arguments."""
         started = time.monotonic()
         stack = self.stack(volume)
-        probability = np.empty((len(stack), self.size, self.size), np.float32)
+        shape = len(self.classes), len(stack), self.size, self.size
+        found = np.empty(shape, np.float32)
         for start, planes in self.planes(stack, seed=seed, sample=sample, progress=progress):
-            probability[start : start + len(planes)] = planes
-        return Prediction(case_id, probability, stack.restore, seed, time.monotonic() - started)
+            found[:, start : start + len(planes)] = planes.swapaxes(0, 1)
+        seconds = time.monotonic() - started
+        return Prediction(case_id, found, stack.restore, seed, seconds, self.classes)
 
 
 def load_predictor(model: Path, options: PredictorOptions) -> Predictor:

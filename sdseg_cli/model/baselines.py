@@ -13,7 +13,13 @@ from torch import Tensor, nn
 
 from sdseg_cli.core.config import BASELINES, SDSEG, ModelConfig, SampleConfig, TrainConfig
 from sdseg_cli.core.errors import ConfigError
-from sdseg_cli.model.interface import LossInputs, MaskLossOf, SliceModel, as_three_channels
+from sdseg_cli.model.interface import (
+    LossInputs,
+    MaskLossOf,
+    SliceModel,
+    as_three_channels,
+    class_probabilities,
+)
 from sdseg_cli.model.runtime import memory_format, reduced_precision
 from sdseg_cli.model.sdseg import build_sdseg, unfilled_sdseg
 
@@ -24,8 +30,9 @@ class Baseline(SliceModel):
     Args:
         config: Names it, and its scale.
         unet: The network, under the name of SDSeg's, so that averages and checkpoints are alike.
-            It answers (B,1,H,W), in training perhaps (B,K,1,H,W): its own answer first, then those
-            of its lower levels, enlarged.
+            It answers (B,C,H,W), in training perhaps (B,L,C,H,W): its own answer first, then those
+            of its lower levels, enlarged. C is K of one class and of classes that overlap, else
+            K + 1 with the background first.
     """
 
     channels_last_on_cpu = False
@@ -40,15 +47,15 @@ class Baseline(SliceModel):
         return (self.unet,)
 
     def logits(self, image: Tensor) -> Tensor:
-        """(B,3,H,W) in [-1,1] -> (B,K,1,H,W); K is 1 but for a network that is deeply supervised,
+        """(B,3,H,W) in [-1,1] -> (B,L,C,H,W); L is 1 but for a network that is deeply supervised,
         in training.
         """
         answer: Tensor = self.unet(image)
         return answer if answer.ndim == 5 else answer[:, None]
 
     def probability(self, image: Tensor) -> Tensor:
-        """(B,3,H,W) in [-1,1] -> (B,H,W) float32 in [0,1]."""
-        return self.logits(image)[:, 0, 0].float().sigmoid()
+        """(B,3,H,W) in [-1,1] -> (B,K,H,W) float32 in [0,1]."""
+        return class_probabilities(self.logits(image)[:, 0], self.config.classes)
 
     def probabilities(
         self, pixels: Tensor, slices: Sequence[int], *, seed: int, sample: SampleConfig
@@ -129,4 +136,6 @@ def build_baseline(config: ModelConfig) -> Baseline:
 
     sizes = network.tiny if config.scale == "tiny" else network.sd
     make = getattr(nets, network.monai)
-    return Baseline(config, make(spatial_dims=2, in_channels=3, out_channels=1, **sizes))
+    alone = config.classes == 1 or config.overlapping
+    channels = config.classes if alone else config.classes + 1
+    return Baseline(config, make(spatial_dims=2, in_channels=3, out_channels=channels, **sizes))

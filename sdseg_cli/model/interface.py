@@ -58,6 +58,8 @@ class SliceModel(nn.Module, ABC):
         """What a mask latent is multiplied by to have about unit size."""
         self.threshold = THRESHOLD
         """The probability above which a pixel is foreground, where training chose one."""
+        self.mirrored: tuple[int, ...] = ()
+        """Of K classes, which one each becomes in a left-right mirror image; () where all stay."""
         self.mask_decoder: MaskDecoder | None = None
         """In place of the autoencoder's decoder, where predictions are to be fast."""
 
@@ -79,7 +81,7 @@ class SliceModel(nn.Module, ABC):
         return self.predicting_parts()
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(4,h,w) for a plane of (H,W) px; zeros where there are no latents."""
+        """(4K,h,w) for a plane of (H,W) px, K classes; zeros where there are no latents."""
         return 0, 0, 0
 
     @abstractmethod
@@ -95,7 +97,8 @@ class SliceModel(nn.Module, ABC):
             sample: Reverse steps, and how many draws of the noise.
 
         Returns:
-            `sample.samples` times (B,H,W) float32 in [0,1], on the device that computes.
+            `sample.samples` times (B,K,H,W) float32 in [0,1], K classes, on the device that
+            computes.
 
         Raises:
             ConfigError: A baseline, which answers at once, shall take more steps or draw noise.
@@ -127,6 +130,21 @@ class SliceModel(nn.Module, ABC):
         Returns:
             (1 + terms,) float32; the first is what is minimised.
         """
+
+
+def class_probabilities(logits: Tensor, classes: int) -> Tensor:
+    """Probabilities of K classes.
+
+    Args:
+        logits: (B,K,H,W), each class by itself; or (B,K+1,H,W), the background first, of classes
+            that exclude each other.
+        classes: K.
+
+    Returns:
+        (B,K,H,W) float32 in [0,1]; where they exclude each other, their sum is at most 1.
+    """
+    logits = logits.float()
+    return logits.sigmoid() if logits.shape[1] == classes else logits.softmax(dim=1)[:, 1:]
 
 
 def as_three_channels(plane: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ Tensors = Mapping[str, Tensor]
 
 FACTOR, LATENT_CHANNELS = 8, 4
 FIRST_CONVOLUTION = "input_blocks.0.0.weight"
+LAST_CONVOLUTION = ("out.2.weight", "out.2.bias")
 OFFICIAL_PREFIX = {
     "unet.": "model.diffusion_model.",
     "autoencoder.": "first_stage_model.",

@@ -18,9 +18,19 @@ from sdseg_cli.core.config import AutoencoderConfig, ModelConfig, SampleConfig, 
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.autoencoder import Autoencoder, Encoder, sample_posterior
 from sdseg_cli.model.diffusion import Estimate
-from sdseg_cli.model.interface import LossInputs, MaskLossOf, SliceModel, as_three_channels
+from sdseg_cli.model.interface import (
+    LossInputs,
+    MaskLossOf,
+    SliceModel,
+    as_three_channels,
+    class_probabilities,
+)
+from sdseg_cli.model.mask_decoder import MaskDecoder
 from sdseg_cli.model.runtime import reduced_precision
 from sdseg_cli.model.unet import UNet
+
+LEAST = 1e-4
+"""Probability of a class that the exact decoder draws, at least, before it competes with others."""
 
 
 class VisionEncoder(nn.Module):
@@ -46,6 +56,11 @@ class SDSeg(SliceModel):
         vision_encoder: tau; frozen here too without `config.train_encoder`.
         unet: f.
         latent_scale: What a mask latent is multiplied by to have about unit size.
+
+    Of K classes (`config.classes`) each has a mask latent of its own, side by side in (B,4K,h,w):
+    Eq. 1 to 3 hold as they stand, and one call of the U-Net serves all. `class_scale` is then what
+    the latent of each class is multiplied by besides, and `background` the logit of no class, where
+    a pixel has one class at most.
     """
 
     unet: UNet
@@ -64,6 +79,11 @@ class SDSeg(SliceModel):
         self.vision_encoder = vision_encoder.requires_grad_(config.train_encoder)
         self.unet = unet
         self.latent_scale = latent_scale
+        if config.classes > 1:
+            self.class_scale: Tensor
+            self.register_buffer("class_scale", torch.ones(config.classes))
+            if not config.overlapping:
+                self.background = nn.Parameter(torch.zeros(()))
         self.train()
 
     def train(self, mode: bool = True) -> SDSeg:
@@ -90,9 +110,9 @@ class SDSeg(SliceModel):
         return self.vision_encoder, self.autoencoder.decoder
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(4,h,w) for a plane of (H,W) px."""
-        sizes = self.config.autoencoder
-        return sizes.latent_channels, height // sizes.factor, width // sizes.factor
+        """(4K,h,w) for a plane of (H,W) px."""
+        sizes, classes = self.config.autoencoder, self.config.classes
+        return classes * sizes.latent_channels, height // sizes.factor, width // sizes.factor
 
     def encode_image(self, image: Tensor) -> Tensor:
         """(B,3,H,W) in [-1,1] -> zc (B,4,h,w)."""
@@ -114,7 +134,21 @@ class SDSeg(SliceModel):
         """
         channels, plane = self.config.autoencoder.latent_channels, noise.shape[-2:]
         each = moments.reshape(-1, 2 * channels, *plane), noise.reshape(-1, channels, *plane)
-        return sample_posterior(*each).reshape(noise.shape) * self.latent_scale
+        return sample_posterior(*each).reshape(noise.shape) * self.scale()
+
+    def scale(self) -> float | Tensor:
+        """What a latent is multiplied by to have about unit size: `latent_scale`, of several
+        classes (4K,1,1).
+        """
+        if self.config.classes == 1:
+            return self.latent_scale
+        channels = self.config.autoencoder.latent_channels
+        return (self.latent_scale * self.class_scale).repeat_interleave(channels)[:, None, None]
+
+    def _unscaled(self, z0: Tensor) -> Tensor:
+        """Scaled (B,4K,h,w) -> a latent for each class, as the autoencoder makes it, (BK,4,h,w)."""
+        channels = self.config.autoencoder.latent_channels
+        return (z0 / self.scale()).reshape(-1, channels, *z0.shape[-2:])
 
     def _exact(self, device: torch.device) -> AbstractContextManager[None]:
         """TF32 as configured, on a GPU: it is the whole process's, so CPU threads leave it."""
@@ -140,13 +174,49 @@ class SDSeg(SliceModel):
         return self.autoencoder.decode(z0 / self.latent_scale)
 
     def probability(self, z0: Tensor) -> Tensor:
-        """Scaled latent (B,4,h,w) -> the Score map (B,H,W) in [0,1]: channel mean of (x + 1)/2
-        clamped, or what the mask decoder says that is.
+        """Scaled latent (B,4,h,w) of one class -> the Score map (B,H,W) in [0,1]: channel mean of
+        (x + 1)/2 clamped, or what the mask decoder says that is.
         """
+        return self._each_probability(z0)
+
+    def _each_probability(self, z0: Tensor) -> Tensor:
+        """`probability` of each class by itself, (BK,H,W)."""
+        latents = self._unscaled(z0)
         if self.mask_decoder is not None:
-            fast: Tensor = self.mask_decoder(z0 / self.latent_scale)
+            fast: Tensor = self.mask_decoder(latents)
             return fast
-        return ((self.decode(z0).float() + 1) / 2).clamp(0, 1).mean(dim=1)
+        return ((self.autoencoder.decode(latents).float() + 1) / 2).clamp(0, 1).mean(dim=1)
+
+    def class_probabilities(self, z0: Tensor) -> Tensor:
+        """Scaled latent (B,4K,h,w) -> probability of each class, (B,K,H,W) in [0,1]. Classes that
+        exclude each other share one softmax with the background.
+        """
+        classes = self.config.classes
+        if classes == 1 or self.config.overlapping:
+            return self._of_classes(self._each_probability(z0))
+        if self.mask_decoder is not None:
+            return class_probabilities(self.mask_logits(z0, self.mask_decoder), classes)
+        drawn = self._each_probability(z0).clamp(LEAST, 1 - LEAST)
+        return class_probabilities(self._beside_background(torch.logit(drawn)), classes)
+
+    def mask_logits(self, z0: Tensor, decoder: MaskDecoder) -> Tensor:
+        """Scaled latent (B,4K,h,w) -> logits by a mask decoder, float32: (B,K,H,W), or with the
+        background's first (B,K+1,H,W), as `interface.class_probabilities` reads them.
+        """
+        logits = decoder.logits(self._unscaled(z0)).float()
+        if self.config.classes == 1 or self.config.overlapping:
+            return self._of_classes(logits)
+        return self._beside_background(logits)
+
+    def _of_classes(self, planes: Tensor) -> Tensor:
+        """(BK,H,W) -> (B,K,H,W)."""
+        return planes.reshape(-1, self.config.classes, *planes.shape[-2:])
+
+    def _beside_background(self, logits: Tensor) -> Tensor:
+        """(BK,H,W) -> (B,K+1,H,W)."""
+        each = self._of_classes(logits)
+        background = self.background.float().expand(len(each), 1, *each.shape[-2:])
+        return torch.cat([background, each], dim=1)
 
     @torch.inference_mode()
     def probabilities(
@@ -173,7 +243,7 @@ class SDSeg(SliceModel):
                     self.denoise, start, zc, sample.steps, eta=sample.eta, fresh=fresh
                 )
                 with lowered():
-                    probability = self.probability(z0)
+                    probability = self.class_probabilities(z0)
             yield probability
 
     @property
@@ -239,7 +309,12 @@ def build_sdseg(config: ModelConfig) -> SDSeg:
         config,
         autoencoder=Autoencoder(config.autoencoder),
         vision_encoder=VisionEncoder(config.autoencoder, dropout=config.encoder_dropout),
-        unet=UNet(config.unet, config.autoencoder.latent_channels, fusion=config.fusion),
+        unet=UNet(
+            config.unet,
+            config.autoencoder.latent_channels,
+            fusion=config.fusion,
+            classes=config.classes,
+        ),
     )
 
 

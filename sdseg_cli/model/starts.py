@@ -23,7 +23,7 @@ from sdseg_cli.core.config import BASELINES, ModelConfig
 from sdseg_cli.core.errors import ConfigError, WeightsError
 from sdseg_cli.core.presets import PRESETS
 from sdseg_cli.model.autoencoder import Autoencoder
-from sdseg_cli.model.pretrained import FIRST_CONVOLUTION, below
+from sdseg_cli.model.pretrained import FIRST_CONVOLUTION, LAST_CONVOLUTION, below
 from sdseg_cli.model.sdseg import SDSeg
 from sdseg_cli.model.tensor_files import load_strictly, read_tensors
 from sdseg_cli.model.unet import UNet
@@ -146,11 +146,43 @@ def start_unet(unet: UNet, tensors: Mapping[str, Tensor], *, source: str) -> Non
             start = {k: v for k, v in start.items() if not k.startswith(f"{attention}.")}
             start |= {k: v for k, v in fresh.items() if k.startswith(f"{attention}.")}
     first = start.get(FIRST_CONVOLUTION)
-    channels = fresh[FIRST_CONVOLUTION].shape[1]
+    channels = unet.latent_channels * (2 if unet.concat else 1)
     if first is not None and first.ndim == 4 and first.shape[1] < channels:
         missing = channels - first.shape[1]
         start[FIRST_CONVOLUTION] = torch.cat([first, torch.zeros_like(first[:, :missing])], dim=1)
-    load_strictly(unet, start, source=source)
+    load_strictly(unet, for_classes(unet, start), source=source)
+
+
+def for_classes(unet: UNet, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The weights of a U-Net of one class as those of K: each sees and draws what the one did.
+
+    The first convolution is repeated for each class and divided by K, the last one repeated. Where
+    the last level has to be wider for its 4K channels, its weights stay as `unet` has them.
+
+    Args:
+        unet: Of K classes.
+        tensors: Of one class.
+    """
+    if unet.classes == 1:
+        return tensors
+    fresh, start = unet.state_dict(), dict(tensors)
+    first, noisy = start.get(FIRST_CONVOLUTION), unet.latent_channels
+    if first is not None and first.ndim == 4:
+        noise = first[:, :noisy].repeat(1, unet.classes, 1, 1) / unet.classes
+        start[FIRST_CONVOLUTION] = torch.cat([noise, first[:, noisy:]], dim=1)
+    for key in LAST_CONVOLUTION:
+        if key in start:
+            start[key] = start[key].repeat(unet.classes, *[1] * (start[key].ndim - 1))
+    widened = fresh[LAST_CONVOLUTION[0]].shape[1] > unet.config.model_channels
+    if widened:
+        start |= {
+            key: value
+            for key, value in fresh.items()
+            if key.startswith(("output_blocks.", "out."))
+            and key in start
+            and value.shape != start[key].shape
+        }
+    return start
 
 
 def _autoencoder_ships(model: SDSeg) -> bool:
@@ -205,6 +237,8 @@ def _warm_networks_fit(sizes: ModelConfig) -> bool:
     """
     same = replace(
         sizes,
+        classes=1,
+        overlapping=False,
         unet=replace(sizes.unet, dropout=TINY.unet.dropout),
         encoder_dropout=TINY.encoder_dropout,
         train_encoder=TINY.train_encoder,
@@ -233,12 +267,18 @@ def fill_warm(
         WeightsError: They are of other sizes.
     """
     for name in parts:
-        load_strictly(getattr(model, name), below(tensors, f"{name}."), source=source)
+        own = below(tensors, f"{name}.")
+        start = for_classes(model.unet, own) if name == "unet" else own
+        load_strictly(getattr(model, name), start, source=source)
     if "unet" in parts:
         # z0 is the latent times the scale: the same masks are drawn at any.
+        scale = model.scale()
         with torch.no_grad():
             for value in model.unet.out[-1].parameters():
-                value.mul_(model.latent_scale)
+                if isinstance(scale, Tensor):
+                    value.mul_(scale.view(-1, *[1] * (value.ndim - 1)))
+                else:
+                    value.mul_(scale)
 
 
 def shipped_file(name: str) -> AbstractContextManager[Path]:

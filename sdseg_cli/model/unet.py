@@ -145,12 +145,20 @@ class UNet(nn.Module):
         config: Sizes.
         latent_channels: Channels of a latent (4).
         fusion: How the condition comes in: "concat" or "cross-attention".
+        classes: K, whose latents are denoised side by side: only the first and the last
+            convolution are wider, and the last level where 4K channels are more than it has.
     """
 
     def __init__(
-        self, config: UNetConfig, latent_channels: int = 4, *, fusion: str = "concat"
+        self,
+        config: UNetConfig,
+        latent_channels: int = 4,
+        *,
+        fusion: str = "concat",
+        classes: int = 1,
     ) -> None:
         super().__init__()
+        self.classes, noisy = classes, classes * latent_channels
         self.config, self.latent_channels = config, latent_channels
         self.concat = fusion == "concat"
         base = config.model_channels
@@ -159,7 +167,8 @@ class UNet(nn.Module):
             nn.Linear(base, self.embedding), nn.SiLU(), nn.Linear(self.embedding, self.embedding)
         )
         widths = [base * m for m in config.channel_mult]
-        first = nn.Conv2d((2 if self.concat else 1) * latent_channels, base, 3, padding=1)
+        channels = noisy + (latent_channels if self.concat else 0)
+        first = nn.Conv2d(channels, base, 3, padding=1)
         self.input_blocks = nn.ModuleList([Stage([first])])
         skips = [base]
         width = base
@@ -175,6 +184,7 @@ class UNet(nn.Module):
             [self._res(width, width), self._attention(width), self._res(width, width)]
         )
         self.output_blocks = nn.ModuleList()
+        widths[0] = max(widths[0], UNET_NORM_GROUPS * math.ceil(noisy / UNET_NORM_GROUPS))
         for level, out in reversed(list(enumerate(widths))):
             for i in range(config.blocks_per_level + 1):
                 layers = [*self._blocks(width + skips.pop(), out, level)]
@@ -183,7 +193,7 @@ class UNet(nn.Module):
                     layers.append(self._res(width, width, "up"))
                 self.output_blocks.append(Stage(layers))
         self.out = nn.Sequential(
-            _norm(width), nn.SiLU(), _zeroed(nn.Conv2d(width, latent_channels, 3, padding=1))
+            _norm(width), nn.SiLU(), _zeroed(nn.Conv2d(width, noisy, 3, padding=1))
         )
 
     def _res(self, width_in: int, width_out: int, resample: str = "") -> ResBlock:
@@ -205,12 +215,12 @@ class UNet(nn.Module):
         """Denoise, conditioned on the image.
 
         Args:
-            zt: (B,4,h,w) noisy latent; h and w divisible by 2^(levels-1).
+            zt: (B,4K,h,w) noisy latent; h and w divisible by 2^(levels-1).
             t: (B,) timesteps, or one for all.
             zc: (B,4,h,w) condition.
 
         Returns:
-            (B,4,h,w), read by `diffusion.read_output`.
+            (B,4K,h,w), read by `diffusion.read_output`.
         """
         # One timestep for all is embedded once: rows of a matrix product may round differently with
         # their number.

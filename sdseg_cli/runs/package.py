@@ -25,6 +25,7 @@ from sdseg_cli.core.errors import ConfigError, DataError, RunError, WeightsError
 from sdseg_cli.core.filenames import PACKAGE_FILE
 from sdseg_cli.core.files import file_sha256, remove_old_folders, temporary_for
 from sdseg_cli.core.json_files import read_object
+from sdseg_cli.data.spec import ClassRule
 from sdseg_cli.model.baselines import unfilled_model
 from sdseg_cli.model.interface import SliceModel
 from sdseg_cli.model.runtime import to_device
@@ -199,6 +200,8 @@ def networks_of(checkpoint: Checkpoint, device: torch.device, *, source: str) ->
     load_strictly(model, checkpoint.prediction_weights(), source=source)
     model.latent_scale = checkpoint.latent_scale
     model.threshold = threshold_of(checkpoint, source=source)
+    if config.model.classes > 1:
+        model.mirrored = ClassRule.of_settings(checkpoint.data).mirrored
     model.eval().requires_grad_(False)
     return to_device(model, device)
 

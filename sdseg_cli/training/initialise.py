@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sdseg_cli.core.config import RunConfig
 from sdseg_cli.core.config_file import differing_keys, from_dict
 from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.core.presets import PRESETS
+from sdseg_cli.model.autoencoder import sample_posterior
 from sdseg_cli.model.baselines import build_model
 from sdseg_cli.model.diffusion import seeded_generator
 from sdseg_cli.model.interface import SliceModel, as_three_channels
@@ -32,7 +34,10 @@ from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.runs.package import is_package, read_trained
 from sdseg_cli.runs.run_folder import RunDir, run_folder
 from sdseg_cli.training.batches import PreparedSlices, draw_positions
+from sdseg_cli.training.latents import encode_masks
 
+SCALE_SLICES = 16
+"""So many slices of each of several classes say how large its latents are."""
 KEYWORDS = ("pretrained", "autoencoder", "scratch")
 MAY_DIFFER = {
     "model.unet.dropout",
@@ -81,7 +86,10 @@ def initial_model(
     if config.train.init == "pretrained":
         require_pretrained(model, store)
     origin = start_autoencoder(model, store)
-    model.latent_scale = _latent_scale(model, config, slices)
+    if config.model.classes == 1:
+        model.latent_scale = _latent_scale(model, config, slices)
+    else:
+        model.class_scale.copy_(_class_scales(model, config, slices))
     if config.train.init == "pretrained":
         origin = start_networks(model, store, origin)
     elif config.train.init == "autoencoder":
@@ -104,6 +112,20 @@ def _latent_scale(model: SDSeg, config: RunConfig, slices: PreparedSlices) -> fl
     moments = torch.cat([model.mask_moments(one) for one in torch.split(planes, 1)])  # few at once
     noise = torch.randn(moments.chunk(2, dim=1)[0].shape, generator=generator)
     return 1 / max(float(model.sample_latent(moments, noise).std()), 1e-6)
+
+
+def _class_scales(model: SDSeg, config: RunConfig, slices: PreparedSlices) -> Tensor:
+    """(K,), as `_latent_scale` of each class by itself, over some slices that have it."""
+    generator = seeded_generator("latent scale", config.seed)
+    scales = []
+    for number, positions in enumerate(slices.with_class):
+        count = min(len(positions), SCALE_SLICES)
+        chosen = [positions[int((i + 0.5) * len(positions) / count)] for i in range(count)]
+        masks = slices.masks(slices.batch(chosen).labels)[:, number]
+        moments = encode_masks(model, masks)
+        noise = torch.randn(moments.chunk(2, dim=1)[0].shape, generator=generator)
+        scales.append(1 / max(float(sample_posterior(moments, noise).std()), 1e-6))
+    return torch.tensor(scales)
 
 
 def _start_from_model(model: SliceModel, config: RunConfig, store: WeightStore) -> Origin:

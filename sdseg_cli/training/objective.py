@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,10 @@ from sdseg_cli.inference.decoders import (
     read_check,
 )
 from sdseg_cli.model.autoencoder import Autoencoder
-from sdseg_cli.model.interface import SliceModel
+from sdseg_cli.model.interface import SliceModel, class_probabilities
 from sdseg_cli.model.mask_decoder import MaskDecoder
 from sdseg_cli.model.pretrained import below
-from sdseg_cli.model.sdseg import foreground_weight, has_latents
+from sdseg_cli.model.sdseg import SDSeg, foreground_weight, has_latents
 from sdseg_cli.model.tensor_files import load_strictly
 from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.runs.run_folder import RunDir
@@ -48,7 +49,9 @@ class Objective(nn.Module):
         elif recipe.mask_loss_weight:
             if decoder is None:
                 raise ValueError("a loss of the mask needs a decoder")
-            self.mask_loss = DecodedMaskLoss(decoder, model.latent_scale)
+            self.mask_loss = DecodedMaskLoss(decoder, model)
+        elif model.config.classes > 1 and not model.config.overlapping:
+            model.background.requires_grad_(False)  # only the loss of the mask would teach it
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -93,8 +96,11 @@ class Objective(nn.Module):
 
 
 class MaskLoss(nn.Module):
-    """One minus Dice, a mean over the slices and the classes of the batch, and binary
-    cross-entropy, a mean over the pixels.
+    """One minus Dice, a mean over the slices and the classes of the batch, and cross-entropy, a
+    mean over the pixels.
+
+    Of one class, and of classes that overlap, each class is by itself (binary cross-entropy); where
+    classes exclude each other, they share a softmax with the background.
     """
 
     def __init__(self) -> None:
@@ -102,17 +108,29 @@ class MaskLoss(nn.Module):
         from monai.losses import DiceLoss
 
         self.dice = DiceLoss(sigmoid=True, reduction="none")
+        self.dice_of_shares = DiceLoss(reduction="none")
         self.cross_entropy = nn.BCEWithLogitsLoss()
 
     def forward(self, logits: Tensor, masks: Tensor) -> Tensor:
-        """(B,K,H,W) float32 and (B,K,H,W) bool -> both, (2,) float32."""
-        truth = masks.float()
-        dice = self.dice(logits, truth).flatten(1)
-        if dice.shape[1] > 1:
+        """(B,K,H,W) or (B,K+1,H,W) float32, as `interface.class_probabilities` reads them, and
+        (B,K,H,W) bool -> both, (2,) float32.
+        """
+        truth, classes = masks.float(), masks.shape[1]
+        if logits.shape[1] == classes:
+            dice = self.dice(logits, truth).flatten(1)
+            entropy = self.cross_entropy(logits, truth)
+        else:
+            dice = self.dice_of_shares(class_probabilities(logits, classes), truth).flatten(1)
+            # Number of the class, from 1; 0 is the background.
+            number = (
+                masks * torch.arange(1, classes + 1, device=masks.device)[:, None, None]
+            ).amax(1)
+            entropy = nn.functional.cross_entropy(logits, number)
+        if classes > 1:
             # The Dice of a class that is in no slice of the batch would only teach empty masks.
             present = masks.any(dim=(0, 2, 3))
             dice = dice * present / present.float().mean().clamp(min=1e-6)
-        return torch.stack([dice.mean(), self.cross_entropy(logits, truth)])
+        return torch.stack([dice.mean(), entropy])
 
 
 class DecodedMaskLoss(nn.Module):
@@ -120,18 +138,15 @@ class DecodedMaskLoss(nn.Module):
     is.
     """
 
-    def __init__(self, decoder: MaskDecoder, latent_scale: float) -> None:
+    def __init__(self, decoder: MaskDecoder, model: SDSeg) -> None:
         super().__init__()
-        self.decoder, self.latent_scale = decoder.requires_grad_(False).eval(), latent_scale
+        self.decoder = decoder.requires_grad_(False).eval()
+        self._logits = partial(model.mask_logits, decoder=self.decoder)
         self.loss = MaskLoss()
 
     def forward(self, z0_pred: Tensor, masks: Tensor) -> Tensor:
         """Scaled (B,4K,h,w) and (B,K,H,W) bool -> the sum of both, a scalar."""
-        latents = (z0_pred / self.latent_scale).reshape(
-            masks.shape[0] * masks.shape[1], -1, *z0_pred.shape[-2:]
-        )
-        logits = self.decoder.logits(latents).reshape(masks.shape).float()
-        total: Tensor = self.loss(logits, masks).sum()
+        total: Tensor = self.loss(self._logits(z0_pred), masks).sum()
         return total
 
 

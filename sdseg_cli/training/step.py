@@ -306,11 +306,13 @@ def validation(
         ):
             case, size = slices.places[position][0], truth.sum(dim=(1, 2))
             for number, threshold in enumerate(tried):
-                found = (one > threshold).expand_as(truth)
+                found = torch.from_numpy(slices.classes.decide(one.numpy(), threshold))
                 counts[case, :, number, 0] += (found & truth).sum(dim=(1, 2))
                 counts[case, :, number, 1] += found.sum(dim=(1, 2)) + size
             if position in keep:
-                planes[list(keep).index(position)] = one
+                planes[list(keep).index(position)] = torch.from_numpy(
+                    slices.classes.union(one.numpy())
+                )
         on_batch(len(chosen))
     if ranks.world > 1:
         device = next(model.parameters()).device

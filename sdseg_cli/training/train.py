@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sdseg_cli.core.config import RunConfig
+from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.core.findings import Finding
 from sdseg_cli.core.locks import locked
 from sdseg_cli.core.progress import OnStep, TrainProgress, no_op
@@ -138,6 +139,12 @@ def train(
     if options.tensorboard:
         require_tensorboard()
     refuse_foreign(run)
+    if config.model.classes != len(manifest.classes):
+        raise ConfigError(
+            f"model.classes is {config.model.classes}, and {manifest.name} has "
+            f"{len(manifest.classes)}.",
+            "Leave model.classes out: the prepared set says it.",
+        )
     ranks = ranks_of(os.environ)
     with (
         locked(run.lock_file) if ranks.writes else nullcontext(),
