@@ -147,8 +147,10 @@ class SDSeg(SliceModel):
 
     def _unscaled(self, z0: Tensor) -> Tensor:
         """Scaled (B,4K,h,w) -> a latent for each class, as the autoencoder makes it, (BK,4,h,w)."""
-        channels = self.config.autoencoder.latent_channels
-        return (z0 / self.scale()).reshape(-1, channels, *z0.shape[-2:])
+        channels, latent = self.config.autoencoder.latent_channels, z0 / self.scale()
+        # Even a reshape that changes nothing may change strides, and with them how sums round.
+        several = self.config.classes > 1
+        return latent.reshape(-1, channels, *z0.shape[-2:]) if several else latent
 
     def _exact(self, device: torch.device) -> AbstractContextManager[None]:
         """TF32 as configured, on a GPU: it is the whole process's, so CPU threads leave it."""
