@@ -1,4 +1,4 @@
-"""The phantom's anatomy: what lies where, and how dense it is, painted from the outside in."""
+"""The phantom's anatomy: place and density of each organ, painted from the outside in."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def evaluate(
         cases: Which split, and how its cases are predicted.
         sample: Reverse steps and samples; None is the run's setting.
         command: What was typed, for the report.
-        progress: Told in slices.
+        progress: Called with the slices done.
 
     Returns:
         Scores and files: in report/<split>/ of the run evaluate.csv, .json and .tex, report.html,

@@ -193,7 +193,7 @@ def _require_one_grid(pair: Pair) -> None:
 
 @dataclass(frozen=True)
 class PairOptions:
-    """How all pairs of two folders are scored.
+    """Options for scoring all pairs of two folders.
 
     Attributes:
         target: Labels that count as foreground; None = all but 0.
@@ -213,7 +213,7 @@ class PairOptions:
 
 @dataclass(frozen=True)
 class CaseScores:
-    """What became of a pair."""
+    """The scores of a pair."""
 
     rows: tuple[CaseResult, ...]
     """One, or one for each class."""
@@ -321,7 +321,7 @@ def _nothing_left(pair: Pair) -> GeometryError:
 
 
 def _outside(mask: Mask, inside: Span) -> int:
-    """How many voxels of a mask lie beyond a part of its grid."""
+    """Number of voxels of a mask outside a part of its grid."""
     return int(np.count_nonzero(mask)) - int(np.count_nonzero(mask[inside]))
 
 
