@@ -207,7 +207,7 @@ class Comparison:
     a: Evaluation
     b: Evaluation
     names: tuple[str, str]
-    """What A and B are called: runs or folders."""
+    """Names of A and B: runs or folders."""
     notes: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
 

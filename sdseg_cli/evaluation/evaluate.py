@@ -48,7 +48,7 @@ PROTOCOLS: tuple[tuple[Protocol, Grid], ...] = (
     ("standard", "model"),
     ("official", "model"),
 )
-"""How the same predictions are scored; the first is the default."""
+"""Protocols that score the same predictions; the first is the default."""
 OFFICIAL_NOTE = (
     "official protocol: scored on the 256 x 256 planes, one value per 3D case; an empty reference "
     "scores 1 against a non-empty prediction and 0 against an empty one"

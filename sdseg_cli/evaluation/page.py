@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 FILE = "report.html"
 OF_RUNS = ("stability.json", "sweep.json", panels.FILE, MAP_FILE)
-"""What only a run's report has."""
+"""Parts that only a run's report has."""
 MOST_PANELS = 300
 TEMPLATE = Path(__file__).parent / "template"
 
@@ -79,7 +79,7 @@ class _Page:
     stability_png: str | None
     """As a data address."""
     notes: tuple[str, ...]
-    """What is left out, and why."""
+    """Parts that are left out, and why."""
 
     @property
     def parts(self) -> dict[str, Part]:

@@ -159,7 +159,7 @@ class Evaluation(Part):
     classes: Table | None
     protocols: Table | None
     protocol_gap: str
-    """How far the protocols part; empty if there is one only."""
+    """Difference of the protocols; empty if there is one only."""
 
     @property
     def case_ids(self) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ from sdseg_cli.imaging.volume import Array, Volume, geometry_like, reorient_to, 
 from sdseg_cli.metrics import Grid, Mask, ScoringOptions
 
 CHANNEL = "_0000"
-"""What nnU-Net adds to the name of a scan, and a mask of the scan's name has too."""
+"""Suffix that nnU-Net adds to the name of a scan, and a mask of the scan's name has too."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Pair:
     pred: Path
     ref: Path
     resample: bool = False
-    """Whether the mask has to be brought onto the reference's grid."""
+    """True if the mask has to be brought onto the reference's grid."""
 
 
 @dataclass(frozen=True)

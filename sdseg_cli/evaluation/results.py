@@ -51,7 +51,7 @@ class CaseResult:
     lesions: Lesions | None = None
     """None on the model's planes, which have none to count, of an excluded case, and unasked."""
     counts_lesions: bool = False
-    """Whether they were asked for."""
+    """True if they were requested."""
 
     @property
     def name(self) -> str:

@@ -1,4 +1,4 @@
-"""How far seeded runs part: one object for the terminal, the JSON and the CSV; and Table 5 of the
+"""Differences of seeded runs: one object for the terminal, the JSON and the CSV; and Table 5 of the
 paper with a row of ours.
 """
 

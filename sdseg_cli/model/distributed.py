@@ -28,7 +28,7 @@ class Ranks:
     rank: int = 0
     """Number of this process; 0 writes the files."""
     world: int = 1
-    """How many there are."""
+    """Number of processes."""
     local: int = 0
     """Number of this process on its machine: which GPU is its own."""
 

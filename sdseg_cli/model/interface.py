@@ -47,7 +47,7 @@ class SliceModel(nn.Module, ABC):
     """
 
     channels_last_on_cpu = True
-    """Whether a CPU too computes faster with channels last."""
+    """True if a CPU too computes faster with channels last."""
     unet: nn.Module
     """The network whose average is kept and predicts."""
 
@@ -55,7 +55,7 @@ class SliceModel(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.latent_scale = 1.0
-        """What a mask latent is multiplied by to have about unit size."""
+        """Factor that gives a mask latent about unit size."""
         self.threshold = THRESHOLD
         """The probability above which a pixel is foreground, where training chose one."""
         self.mirrored: tuple[int, ...] = ()

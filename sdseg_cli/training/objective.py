@@ -1,4 +1,4 @@
-"""What a training step minimises. For SDSeg Eq. 3 of one batch; with `train.mask_loss_weight` the
+"""The loss of a training step. For SDSeg Eq. 3 of one batch; with `train.mask_loss_weight` the
 mask of the estimate counts, too. For a baseline Dice and cross-entropy of its mask are all.
 """
 
