@@ -284,7 +284,7 @@ def _twigs(body: Canvas) -> None:
 
 
 def _lungs(body: Canvas) -> None:
-    """The part of the upper cavity outside the dome of the diaphragm."""
+    """Part of the upper cavity outside the dome of the diaphragm."""
     reach = body.vary(1.0, 0.04)
     dome = body.boxy((0, -22, -20), (150 * reach, 104 * reach, 112 * reach))
     above = body.cavity & (body.z > 10) & (dome > 1)

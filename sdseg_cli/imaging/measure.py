@@ -356,7 +356,7 @@ def measure_labels(volume: Volume) -> LabelStatistics:
 def facts_record(
     scan: ScanStatistics | None, labels: LabelStatistics, grid: GridStatistics | None
 ) -> dict[str, Any]:
-    """The part a prepared case keeps of its measures, for JSON; `statistics_in` undoes it. Of a picture
+    """The measures a prepared case keeps, as JSON; `statistics_in` undoes it. Of a picture
     there is no `scan`.
     """
     counts = {str(value): count for value, count in labels.counts.items()}
