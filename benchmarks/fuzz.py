@@ -204,7 +204,7 @@ def _token_replaced(data: bytes, draw: random.Random) -> bytes:
 
 
 def answer(arguments: list[str]) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command, whoever writes there."""
+    """Exit code, stdout and stderr of a command, libraries' output included."""
     out = io.StringIO()
     with _stderr_file() as seen, contextlib.redirect_stdout(out):
         code = run_command(arguments)

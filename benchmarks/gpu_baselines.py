@@ -27,7 +27,7 @@ from sdseg_cli.model.runtime import gflop, to_device
 
 FAST = f"{SDSEG}, fast decoder"
 SETTING = Setting()
-"""How `sdseg train` computes unless told otherwise."""
+"""The default computation of `sdseg train`."""
 FULL = "out of memory"
 
 

@@ -260,7 +260,7 @@ class Comparison:
 
     @torch.inference_mode()
     def predict(self, model: SDSeg, lowering: Lowering, chunk: range) -> tuple[Tensor, Tensor]:
-        """From image to z0 (n,4,h,w) and mask (n,H,W), as `predict_planes`, each part as told."""
+        """From image to z0 (n,4,h,w) and mask (n,H,W), as `predict_planes`, each part as given."""
         pixels = self.sample.pixels[chunk.start : chunk.stop].to(self.device)
         image = as_three_channels(pixels).contiguous(memory_format=torch.channels_last)
         shape = model.latent_shape(*pixels.shape[-2:])

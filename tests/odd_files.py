@@ -496,7 +496,7 @@ def palette(*colours: int, inside: int = 0, outside: int = 1, **options: Any) ->
 
 
 def white_is_zero(foreground: int) -> Build:
-    """TIFF masks in which 0 is white and 255 black, the foreground stored as told."""
+    """TIFF masks in which 0 is white and 255 black, the foreground stored as given."""
 
     def write(path: Path, found: np.ndarray) -> None:
         Image.fromarray(np.where(found, foreground, 255).astype(np.uint8)).save(path)

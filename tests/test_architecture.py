@@ -121,6 +121,7 @@ def test_the_public_names_are_found_and_others_are_not() -> None:
         from sdseg_cli import Segmenter  # type: ignore[attr-defined]  # noqa: F401
 
 
+@pytest.mark.slow
 def test_what_a_gpu_is_wanted_for_loads_on_a_bare_torch_machine() -> None:
     modules = ("training.train", "demo.bench", "training.distill")
     loaded = _loaded(f"import {', '.join(f'sdseg_cli.{module}' for module in modules)}")

@@ -19,6 +19,11 @@ PRECIOUS = b"a mask of yesterday"
 _written: dict[str, str] = {}
 
 
+def marks(row: Row) -> tuple[pytest.MarkDecorator, ...]:
+    """Slow where a mask is predicted to its end: half a second each."""
+    return (pytest.mark.slow,) if row.home == "run" and row.code == 0 else ()
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with an old mask in it and a workspace `home`."""
@@ -58,7 +63,7 @@ def as_markdown(row: Row, line: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-@pytest.mark.parametrize("row", ALL, ids=[row.what for row in ALL])
+@pytest.mark.parametrize("row", [pytest.param(row, id=row.what, marks=marks(row)) for row in ALL])
 def test_it_ends_as_the_page_says(
     row: Row,
     place: Path,

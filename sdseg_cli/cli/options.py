@@ -305,7 +305,7 @@ def scoring(
     protocol: str,
     allow_missing: bool = False,
 ) -> ScoringOptions:
-    """How cases are scored: lesions where one of their two options is given."""
+    """The scoring options; lesions are scored where one of their two options is given."""
     from sdseg_cli.metrics import DETECTION_IOU, ScoringOptions
 
     if lesions and detection_iou is None:

@@ -43,7 +43,7 @@ RayAddress = Annotated[
 
 @dataclass(frozen=True)
 class Distribution:
-    """How a cohort is distributed, as the options say it."""
+    """The distribution of a cohort over processes, from the options."""
 
     shard: str | None = None
     engine: str = "local"

@@ -108,7 +108,7 @@ def locked(
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process holds the lock; False where nothing can tell."""
+    """True if a living process holds the lock; False where that cannot be determined."""
     if not path.is_file():  # to open a pipe would wait for its writer
         return False
     try:
@@ -119,7 +119,7 @@ def is_locked(path: Path) -> bool:
 
 
 def holder(path: Path) -> str:
-    """Who holds the lock, as far as the file tells: "process 12 on host"."""
+    """The process that holds the lock, according to the file: "process 12 on host"."""
     try:
         owner = read_object(path)
     except DataError:

@@ -92,7 +92,7 @@ class Pace:
 
     @property
     def seconds_left(self) -> float | None:
-        """Of all that is to come; None while it cannot be estimated."""
+        """Seconds of the remaining work; None while it cannot be estimated."""
         now, known = self._last, self._step_s + self._validation_s
         if now is None or known <= 0:
             return None

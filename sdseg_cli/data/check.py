@@ -1,4 +1,4 @@
-"""`sdseg check`: what is wrong or odd about a data set or a file, and what mends it.
+"""`sdseg check`: what is wrong or odd about a data set or a file, and how to fix it.
 
 Files are measured by `imaging`, one scan at a time in each process; `datasets` judges the numbers.
 Nothing is written.
@@ -35,7 +35,7 @@ from sdseg_cli.imaging.measure import CaseFacts, Pair, measure_case, measure_pic
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What was found.
+    """The findings of a check.
 
     Attributes:
         findings: Errors first.
@@ -77,7 +77,7 @@ def check(
         target: Labels that count as foreground; default the adapter's.
         split_file: Who trains, validates and tests; when absent, as `prepare` would draw it.
         workers: Processes; default one per core.
-        progress: Told of each case.
+        progress: Called after each case.
 
     Raises:
         ConfigError: An option makes no sense.
@@ -195,7 +195,7 @@ def _find(
 def _split(
     spec: DatasetSpec | None, cases: Sequence[Case], split_file: Path | None
 ) -> dict[str, str]:
-    """Who trains and who tests; nobody, where there are too few to split."""
+    """The split by case; empty where there are too few cases to split."""
     ids = [case.id for case in cases]
     if split_file is not None:
         return read_split(split_file, ids, seed=0).of
@@ -214,7 +214,7 @@ def _target(spec: DatasetSpec | None, target: tuple[int, ...] | None) -> tuple[i
 
 
 def _is_ct(spec: DatasetSpec | None, measured: Sequence[CaseFacts]) -> bool | None:
-    """What the adapter says, else whether most scans have air in them."""
+    """True for CT by the adapter, else if most scans contain air."""
     if spec is not None and spec.modality is not None:
         return spec.modality == "CT"
     scans = [case.scan for case in measured if case.scan is not None]

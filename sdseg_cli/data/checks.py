@@ -50,7 +50,7 @@ _Places = dict[int, float]
 
 @dataclass(frozen=True)
 class Expected:
-    """What a data set says of itself.
+    """The description a data set gives of itself.
 
     Attributes:
         ct: Whether its scans are CT; None = unknown.
@@ -84,7 +84,7 @@ def check_case(case: CaseFacts, expected: Expected) -> Iterator[Finding]:
 
 
 def check_scan(id: str, scan: ScanStatistics, ct: bool | None) -> Iterator[Finding]:
-    """What the values of a scan must be; also asked by `predict`."""
+    """Check the values of a scan; also used by `predict`."""
     if scan.not_finite:
         yield Finding(
             "values-not-finite",
@@ -113,13 +113,13 @@ def check_scan(id: str, scan: ScanStatistics, ct: bool | None) -> Iterator[Findi
 
 
 def is_like_a_mask(scan: ScanStatistics) -> bool:
-    """Whether a scan looks like a label map."""
+    """True if a scan looks like a label map."""
     few = scan.distinct is not None and scan.distinct <= MASK_VALUES
     return few and scan.zero_share >= MASK_ZEROS
 
 
 def check_grid(id: str, grid: GridStatistics) -> Iterator[Finding]:
-    """What an affine must be, as far as it could be read at all."""
+    """Check an affine, as far as it could be read at all."""
     if grid.shear_degrees:
         yield warning(
             "image-straightened",
@@ -146,7 +146,7 @@ def check_grid(id: str, grid: GridStatistics) -> Iterator[Finding]:
 
 
 def _check_place(id: str, grid: GridStatistics) -> Iterator[Finding]:
-    """What a NIfTI header must say of the place, so that all readers take it for the same."""
+    """Check that all readers place a NIfTI scan alike by its header."""
     if not grid.says_place:
         yield warning(
             "place-unsaid",
@@ -174,7 +174,7 @@ def _check_place(id: str, grid: GridStatistics) -> Iterator[Finding]:
 def check_labels(
     id: str, mask: LabelStatistics, expected: Expected, *, is_picture: bool
 ) -> Iterator[Finding]:
-    """What the values of a label map must be."""
+    """Check the values of a label map."""
     labels, target = mask.labels, expected.target
     shown = _values(labels)
     if not labels:
@@ -247,7 +247,7 @@ def _lengths(spacing_mm: Sequence[float]) -> str:
 
 
 def check_hounsfield(id: str, scan: ScanStatistics, ct: bool | None) -> Iterator[Finding]:
-    """Whether a CT's values are Hounsfield units: air near -1000, soft tissue near 0.
+    """Check that a CT is in Hounsfield units: air near -1000, soft tissue near 0.
 
     Three ways to lose them: the rescale intercept was dropped (all values 1024 or 1000 too high, no
     negatives), negatives were stored as unsigned 16-bit numbers (-1024 became 64512), or the scan

@@ -135,7 +135,7 @@ class Manifest:
 
     @property
     def classes(self) -> ClassRule:
-        """What the labels are segmented into."""
+        """The names of the classes."""
         return ClassRule.of_target(self.target) if self.rule is None else self.rule
 
     def is_foreground(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
@@ -148,7 +148,7 @@ class Manifest:
         return hashlib.sha256(json.dumps(cases).encode()).hexdigest()
 
     def inference_settings(self) -> dict[str, Any]:
-        """What prediction must know of this set, and what a resumed run must find unchanged."""
+        """The settings that prediction needs, and that a resumed run must find unchanged."""
         # Only pictures say so: runs of volumes keep the settings they were trained with.
         kind = {"modality": self.modality} if self.modality == "photograph" else {}
         return {
@@ -268,11 +268,11 @@ class Staging:
 
     @property
     def building(self) -> Path:
-        """Where it is built; a killed run leaves its finished cases here."""
+        """The folder in which it is built; a killed call leaves its finished cases here."""
         return self.final.with_name(f".{self.final.name}.part")
 
     def is_current(self, manifest: str) -> bool:
-        """Whether the set in place already has this manifest."""
+        """True if the existing set already has this manifest."""
         file = self.final / FILE_NAME
         return file.is_file() and file.read_bytes() == manifest.encode()
 

@@ -54,7 +54,7 @@ OnReplace = Callable[[Path, Mapping[str, Any]], Finding | None]
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What `prepare` may be told of a data set, and how to work.
+    """The options of `prepare`.
 
     Attributes:
         dataset: Adapter; recognised by the layout when absent.
@@ -92,7 +92,7 @@ Records = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What `prepare` made.
+    """The result of `prepare`.
 
     Attributes:
         manifest: The manifest file.
@@ -148,7 +148,7 @@ def prepare(
         src: Folder of the data set.
         workspace: `prepared/<name>/` is made in it.
         options: The defaults when absent.
-        progress: Told of each case.
+        progress: Called after each case.
         on_replace: Asked what becomes of runs where a set of this name is there, see
             `runs/run_folder.py`; it may refuse.
 
@@ -262,7 +262,7 @@ def _carry_out(
 
 
 def own_name(src: Path, spec: DatasetSpec, cases: int, *, named: bool) -> str:
-    """What a set is called that was given no name: as its adapter, or as its folder."""
+    """The default name of a set: its adapter's, or its folder's."""
     published = spec.name != "folder" and (named or spec.whole is None or cases in spec.whole)
     return spec.name if published else safe_id(src.resolve().name)
 
@@ -389,7 +389,7 @@ def _leaks(cases: Sequence[Case], records: Records, split: Split) -> list[BadCas
 def _warnings(
     plan: _Plan, ct: bool, cases: Sequence[Case], records: Records, split: Split
 ) -> tuple[Finding, ...]:
-    """What is odd about the cases, from what was measured while they were read."""
+    """Warnings about the cases, from what was measured while they were read."""
     expected = Expected(ct, plan.target, plan.spec.labels)
     facts = [
         statistics_in(Pair(case.id, case.image, case.label), records[case.id]) for case in cases

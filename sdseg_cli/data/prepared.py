@@ -42,7 +42,7 @@ _RECORD_HASH = "record_sha256"
 
 @dataclass(frozen=True)
 class CaseJob:
-    """What to prepare, and how.
+    """One case to prepare, and the settings.
 
     Attributes:
         id: Case id; the arrays go to a folder of this name.
@@ -165,7 +165,7 @@ def modality_of(images: Sequence[Path]) -> str:
 
 
 def check_headers(id: str, image: Path, label: Path | None) -> BadCase | None:
-    """What is wrong with a case by its headers: files that are missing, no volumes or on two grids.
+    """Check a case by its headers: missing files, no volumes, two grids.
 
     Args:
         id: Case id.
@@ -241,7 +241,7 @@ def prepare_case(job: CaseJob, folder: Path) -> dict[str, Any] | BadCase:
 
 
 def _identity(path: Path) -> tuple[str, int, int]:
-    """What changes when a file does; a missing file has no size and no time."""
+    """Size and time of a file, which change when it does; None if it is missing."""
     try:
         size, changed = size_and_time(path)
     except OSError:
@@ -300,7 +300,7 @@ def _joined(hashes: Sequence[str]) -> str:
 
 
 def _record_sha256(record: dict[str, Any]) -> str:
-    """Of what a record holds beside this hash, as JSON gives it back."""
+    """sha256 of the rest of a record, as JSON gives it back."""
     rest = {key: value for key, value in record.items() if key != _RECORD_HASH}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 

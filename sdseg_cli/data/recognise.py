@@ -141,7 +141,7 @@ def _recognised(src: Path) -> DatasetSpec:
 
 @dataclass(frozen=True)
 class Holding:
-    """What lies below a folder.
+    """The contents of a folder, at any depth.
 
     Attributes:
         volumes: Relative paths of NIfTI, NRRD and MetaImage files.
@@ -176,7 +176,7 @@ class Holding:
         return ", ".join(parts)
 
     def advice(self, root: Path) -> str:
-        """What to do: the command that works here, or how DICOM becomes training data; else ""."""
+        """Advice: the command that works here, or how to convert DICOM; else ""."""
         if self.patterns is not None:
             image, label = map(quote, self.patterns)
             return (
@@ -252,7 +252,7 @@ def _patterns_of(path: Path) -> set[str]:
 
 
 def _pairs(image: str, images: Sequence[Path], label: str, labels: Sequence[Path]) -> int:
-    """How many scans have a label map; 0 unless all have, and each its own."""
+    """Number of scans with a label map; 0 unless all have one of their own."""
     if set(images) & set(labels):
         return 0
     image_keys, label_keys = keys_of(images, image, labels, label)

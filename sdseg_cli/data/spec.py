@@ -70,7 +70,7 @@ class ClassRule:
 
     @classmethod
     def of_settings(cls, data: Mapping[str, Any]) -> ClassRule:
-        """As `Manifest.inference_settings` says, which runs and packages keep.
+        """Read the rule from `Manifest.inference_settings`, which runs and packages keep.
 
         Raises:
             KeyError, TypeError, ValueError: They do not say it.
@@ -118,7 +118,7 @@ class ClassRule:
 
     @property
     def overlapping(self) -> bool:
-        """Whether classes share a label, so that a pixel may have several."""
+        """True if classes share a label, so that a pixel may have several."""
         labels = [label for group in self.groups if group is not None for label in group]
         return len(labels) != len(set(labels))
 
@@ -233,7 +233,7 @@ class ClassRule:
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """What the other packages need to know of a data set.
+    """A data set, as the other packages need to know it.
 
     Attributes:
         name: For `prepare --dataset`.

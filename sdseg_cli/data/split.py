@@ -111,7 +111,7 @@ def draw_split(
 
 
 def _sizes(count: int, published: tuple[int, int, int] | None) -> tuple[int, int, str]:
-    """How many cases validate and test, and the rule in words."""
+    """Numbers of validation and test cases, and the rule in words."""
     rule = "80/10/10 by case"
     if published is None:
         return _tenth(count), _tenth(count), rule

@@ -27,7 +27,7 @@ _BESIDE_SCANS = {
     ".bval", ".bvec", ".csv", ".db", ".dcm", ".html", ".ini", ".json", ".log", ".md", ".pdf",
     ".raw", ".tsv", ".txt", ".xls", ".xlsx", ".xml", ".yaml", ".yml", ".zraw",
 }  # fmt: skip
-"""What lies beside scans and is none, or a part of one."""
+"""Files beside scans that are no scan, and no part of one."""
 
 
 def sets_in(root: Path) -> list[Path]:
@@ -58,7 +58,7 @@ def check_set(
     image_glob: str | None = None,
     label_glob: str | None = None,
 ) -> Iterator[Finding]:
-    """What the files of a data set are that became no case, or half a one, before any is read.
+    """Find files of a data set that became no case, or half of one, before reading any.
 
     `check` and `prepare` both ask this, so that nothing is left out without a word.
 
@@ -243,7 +243,7 @@ def dicom_folders(root: Path) -> Iterator[Path]:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file has DICOM's mark."""
+    """True if a file has DICOM's mark."""
     try:
         return is_dicom_file(path)
     except OSError:
@@ -253,7 +253,7 @@ def is_dicom(path: Path) -> bool:
 def unchecked_dicom(
     case: str, why: str, fix: str = "Nothing to do: plans, contours and reports are no scans."
 ) -> Finding:
-    """What is said of DICOM that cannot be read as a scan.
+    """The warning about DICOM that cannot be read as a scan.
 
     Args:
         case: Its path inside the data set.

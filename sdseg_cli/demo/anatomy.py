@@ -1,4 +1,4 @@
-"""The phantom's anatomy: what lies where, and how dense it is, painted from the outside in."""
+"""The phantom's anatomy: place and density of each organ, painted from the outside in."""
 
 from __future__ import annotations
 
@@ -284,7 +284,7 @@ def _twigs(body: Canvas) -> None:
 
 
 def _lungs(body: Canvas) -> None:
-    """What of the upper cavity lies outside the dome of the diaphragm."""
+    """Part of the upper cavity outside the dome of the diaphragm."""
     reach = body.vary(1.0, 0.04)
     dome = body.boxy((0, -22, -20), (150 * reach, 104 * reach, 112 * reach))
     above = body.cavity & (body.z > 10) & (dome > 1)

@@ -68,7 +68,7 @@ class Stage:
     """None where there is no arithmetic to speak of."""
 
     def floor_s(self, gflop_per_s: float) -> float | None:
-        """What its arithmetic alone would take at the rate of matrix products."""
+        """Seconds its arithmetic alone would take at the rate of matrix products."""
         return None if self.gflop is None else self.gflop / gflop_per_s
 
 
@@ -88,7 +88,7 @@ class Tier:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """What was measured."""
+    """The measurements of `bench`."""
 
     model: str
     device: str

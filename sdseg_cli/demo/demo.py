@@ -16,7 +16,7 @@ RUN = "demo"
 
 @dataclass(frozen=True)
 class Demo:
-    """What `sdseg demo` does, and what it leaves.
+    """The result of `sdseg demo`.
 
     Attributes:
         folder: The workspace: holds the phantom, the prepared set, the run and the mask.
@@ -46,7 +46,7 @@ def set_up(folder: Path, *, steps: int = STEPS, progress: Progress = no_op) -> D
     Args:
         folder: The demo's workspace; made if missing.
         steps: Optimiser steps of the training.
-        progress: Told after each phantom.
+        progress: Called after each phantom.
 
     Raises:
         RunError: The folder cannot be written to.

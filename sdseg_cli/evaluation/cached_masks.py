@@ -67,12 +67,12 @@ class CachedMasks:
     sample: SampleConfig
 
     def file(self, case_id: str, scan: Volume) -> Path:
-        """Where the mask of a case lies."""
+        """Path of a case's mask."""
         suffix = ".png" if isinstance(scan, Picture) else ".nii.gz"
         return self.folder / f"{case_id}{suffix}"
 
     def planes_file(self, case_id: str) -> Path:
-        """Where the model's planes of a case lie."""
+        """Path of a case's planes of the model."""
         return self.folder / "planes" / f"{case_id}.npz"
 
     def find(self, case_id: str, scan: Volume) -> CachedMask | None:
@@ -137,7 +137,7 @@ class CachedMasks:
         return self.folder / "predictions.json"
 
     def _records(self) -> dict[str, dict[str, Any]]:
-        """What is recorded; nothing if the index is missing, damaged or of another version."""
+        """The records; empty if the index is missing, damaged or of another version."""
         try:
             index = read_object(self._index)
             if index["format_version"] != FORMAT_VERSION:

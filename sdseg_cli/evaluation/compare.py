@@ -52,7 +52,7 @@ def compare_runs(
         cases: Which split, and how its cases are predicted.
         report: Folder for the files; None for `report/compare/<A>` in run B.
         command: What was typed, for the reports.
-        progress: Told in slices.
+        progress: Called with the slices done.
 
     Returns:
         The comparison, written.
@@ -102,7 +102,7 @@ def compare_folders(
         options: How both are judged.
         report: Folder for the files; None writes none.
         command: What was typed, for the reports.
-        progress: Told in cases.
+        progress: Called with the cases done.
 
     Raises:
         ConfigError: Both are one folder.
@@ -172,7 +172,7 @@ def _compare(
 
 
 def _said(a: EvaluateReport, b: EvaluateReport) -> list[str]:
-    """What either evaluation had to say of its files, each thing once."""
+    """The notes of both evaluations, each once."""
     shared = [note for note in a.notes if note in b.notes]
     own = [f"{side}: {n}" for side, of in (("A", a), ("B", b)) for n in of.notes if n not in shared]
     return [*shared, *own]
@@ -202,12 +202,12 @@ Evaluation = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found and wrote."""
+    """The result of `compare`."""
 
     a: Evaluation
     b: Evaluation
     names: tuple[str, str]
-    """What A and B are called: runs or folders."""
+    """Names of A and B: runs or folders."""
     notes: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
 
@@ -250,7 +250,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """What the numbers allow to say of the primary metric, in a sentence."""
+        """The conclusion the numbers allow for the primary metric, in a sentence."""
         found = self.metrics[PRIMARY]
         if found.n == 0 or found.difference is None:
             return "No case has a Dice in both: nothing can be said."
@@ -280,7 +280,7 @@ class Comparison:
 
     @property
     def all_notes(self) -> tuple[str, ...]:
-        """What was said beforehand, and which metrics leave out cases."""
+        """All notes, with one on the metrics that leave out cases."""
         left_out = []
         for name in self.columns:
             alone_a, alone_b = self._alone(name)
@@ -295,7 +295,7 @@ class Comparison:
         return (*self.notes, *left_out, *few, P_NOTE)
 
     def _alone(self, column: str) -> tuple[int, int]:
-        """How many values A has that B has not, and the other way round."""
+        """Number of values only A has, and only B has."""
         first, second = (
             {(row["id"], row.get("class")) for row in one["cases"] if row[column] is not None}
             for one in (self.a, self.b)
@@ -370,7 +370,7 @@ def _by_case(found: Evaluation) -> dict[str, _Rows]:
 
 
 def _means(a: _Rows, b: _Rows, column: str) -> tuple[float | None, float | None]:
-    """Of one case: over the classes that both have; without one, of whoever has any alone."""
+    """Means of one case over the classes both have; if none, of the side that has any."""
     first, second = (
         {label: row[column] for label, row in rows.items() if row[column] is not None}
         for rows in (a, b)

@@ -48,7 +48,7 @@ PROTOCOLS: tuple[tuple[Protocol, Grid], ...] = (
     ("standard", "model"),
     ("official", "model"),
 )
-"""How the same predictions are scored; the first is the default."""
+"""Protocols that score the same predictions; the first is the default."""
 OFFICIAL_NOTE = (
     "official protocol: scored on the 256 x 256 planes, one value per 3D case; an empty reference "
     "scores 1 against a non-empty prediction and 0 against an empty one"
@@ -78,7 +78,7 @@ def evaluate(
         cases: Which split, and how its cases are predicted.
         sample: Reverse steps and samples; None is the run's setting.
         command: What was typed, for the report.
-        progress: Told in slices.
+        progress: Called with the slices done.
 
     Returns:
         Scores and files: in report/<split>/ of the run evaluate.csv, .json and .tex, report.html,

@@ -65,16 +65,16 @@ class EvaluationSplit:
 
     @property
     def title(self) -> str:
-        """What a report about it is called."""
+        """Title of a report about it."""
         run = self.run.path.resolve()
         return f"{run.parent.name}/{run.name} on {self.manifest.name}, {self.split} cases"
 
     def report_folder(self, ending: str = "") -> Path:
-        """Where reports about the split go; another protocol or grid has a folder of its own."""
+        """Folder of the split's reports; another protocol or grid has its own."""
         return self.run.report / f"{self.split}{ending}"
 
     def provenance(self, command: str) -> dict[str, object]:
-        """Where numbers about it come from; `command` is what was typed."""
+        """Provenance of its numbers; `command` is what was typed."""
         files: dict[str, Path | str] = {
             "checkpoint": self.checkpoint_sha256,
             "manifest": self.manifest.path,
@@ -190,7 +190,7 @@ class CaseProgress:
 
     Args:
         cases: All that will be worked on.
-        progress: Told the slices done so far.
+        progress: Called with the slices done so far.
         what: Goes before the case's id.
         repeats: How often each case is gone through.
     """

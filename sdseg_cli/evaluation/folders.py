@@ -40,7 +40,7 @@ OFFICIAL_NOTE = (
 
 @dataclass(frozen=True)
 class FolderOptions:
-    """How the masks of a folder and their references are read.
+    """Options for reading the masks of a folder and their references.
 
     Attributes:
         target: Labels that count as foreground; None for the data set's, or all but 0.
@@ -82,7 +82,7 @@ def evaluate_folders(
         options: How a case is judged: grid, protocol, tolerance and the like.
         report: Folder for evaluate.csv, .json and .tex and report.html; None writes no file.
         command: What was typed, for the report.
-        progress: Told in cases.
+        progress: Called with the cases done.
 
     Returns:
         The scores. Its notes name masks without a reference and all else that was not plain.
@@ -203,12 +203,12 @@ def _listed(labels: Sequence[int]) -> str:
 
 
 def _lacks(one: CaseScores, target: tuple[int, ...]) -> bool:
-    """Whether a mask was read as one foreground though its only label is no target."""
+    """True if a mask was read as one foreground though its only label is no target."""
     return len(one.labels) == 1 and one.labels[0] not in target
 
 
 def _notes(pairing: Pairing, how: PairOptions, scored: Sequence[CaseScores]) -> list[str]:
-    """What a reader of the scores has to know."""
+    """Notes for a reader of the scores."""
     notes = []
     if how.scoring.grid == "model":
         notes.append(PLANES_NOTE)
@@ -245,7 +245,7 @@ def _notes(pairing: Pairing, how: PairOptions, scored: Sequence[CaseScores]) -> 
 
 
 def _label_notes(pairing: Pairing, how: PairOptions, scored: Sequence[CaseScores]) -> list[str]:
-    """Where one foreground was made of several labels, or of one that may be another organ's."""
+    """Notes where one foreground combines several labels, or may be another organ's."""
     target, notes = how.target, []
     asked = "any label counts" if target is None else f"--target {_listed(target)} counts"
     for what, labels in (

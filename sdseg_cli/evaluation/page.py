@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 FILE = "report.html"
 OF_RUNS = ("stability.json", "sweep.json", panels.FILE, MAP_FILE)
-"""What only a run's report has."""
+"""Parts that only a run's report has."""
 MOST_PANELS = 300
 TEMPLATE = Path(__file__).parent / "template"
 
@@ -50,7 +50,7 @@ PartT = TypeVar("PartT", bound=Part)
 
 @dataclass(frozen=True)
 class Results:
-    """What a command found and the page shows; None is read from the report folder.
+    """Results shown on the page; None is read from the report folder.
 
     Attributes:
         evaluation: The JSON object of `evaluate`.
@@ -69,7 +69,7 @@ class Results:
 
 @dataclass(frozen=True)
 class _Page:
-    """What is shown."""
+    """The parts of the page."""
 
     evaluation: Evaluation | None
     stability: Stability | None
@@ -79,7 +79,7 @@ class _Page:
     stability_png: str | None
     """As a data address."""
     notes: tuple[str, ...]
-    """What is left out, and why."""
+    """Parts that are left out, and why."""
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -287,7 +287,7 @@ def script_json(value: object) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """What the page may load: its own style and script, pictures it carries, nothing else."""
+    """Content policy: its own style, script and embedded pictures, nothing else."""
 
     def of(text: str) -> str:
         digest = hashlib.sha256(text.encode("utf-8")).digest()

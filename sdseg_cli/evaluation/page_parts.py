@@ -71,7 +71,7 @@ def _numeric(value: float | None, places: int) -> Cell:
 
 @dataclass(frozen=True)
 class Part:
-    """What every part has."""
+    """Fields that every part has."""
 
     facts: Facts
     notes: tuple[str, ...]
@@ -141,7 +141,7 @@ class Featured:
 
 @dataclass(frozen=True)
 class Evaluation(Part):
-    """What `evaluate` found."""
+    """Results of `evaluate`."""
 
     protocol: str
     metrics: tuple[Metric, ...]
@@ -159,7 +159,7 @@ class Evaluation(Part):
     classes: Table | None
     protocols: Table | None
     protocol_gap: str
-    """How far the protocols part; empty if there is one only."""
+    """Difference of the protocols; empty if there is one only."""
 
     @property
     def case_ids(self) -> tuple[str, ...]:
@@ -169,7 +169,7 @@ class Evaluation(Part):
 
 
 def evaluation_part(found: Found) -> Evaluation:
-    """What `evaluate` found, as the page shows it.
+    """Results of `evaluate`, as the page shows them.
 
     Args:
         found: The object of evaluate.json.
@@ -355,7 +355,7 @@ MAPS = {"seg": "Seg", "score": "Score"}
 
 @dataclass(frozen=True)
 class Stability(Part):
-    """What `stability` found."""
+    """Results of `stability`."""
 
     metrics: Table
     has_all_pairs: bool
@@ -372,7 +372,7 @@ class Stability(Part):
 
 
 def stability_part(found: Found) -> Stability:
-    """What `stability` found, as the page shows it.
+    """Results of `stability`, as the page shows them.
 
     Args:
         found: The object of stability.json.
@@ -469,7 +469,7 @@ def _flattened(row: Found) -> dict[str, Any]:
 
 
 def _free_table(rows: Sequence[Found]) -> Table | None:
-    """Whatever columns the rows have, in the order they appear; empty ones are left out."""
+    """All columns of the rows, in order of appearance; empty ones are left out."""
     keys = dict.fromkeys(key for row in rows for key in row)
     keys = {key: None for key in keys if any(row.get(key) is not None for row in rows)}
     if not keys:
@@ -501,14 +501,14 @@ def _heading(key: str) -> str:
 
 @dataclass(frozen=True)
 class Sweep(Part):
-    """What more steps and samples bring."""
+    """Effect of more steps and samples."""
 
     table: Table
     chart: Plot | None
 
 
 def sweep_part(found: Found) -> Sweep:
-    """What `stability` found with several ways of sampling, as the page shows it.
+    """Results of a sweep over ways of sampling, as the page shows them.
 
     Args:
         found: The object of sweep.json.

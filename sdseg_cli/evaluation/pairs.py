@@ -34,7 +34,7 @@ from sdseg_cli.imaging.volume import Array, Volume, geometry_like, reorient_to, 
 from sdseg_cli.metrics import Grid, Mask, ScoringOptions
 
 CHANNEL = "_0000"
-"""What nnU-Net adds to the name of a scan, and a mask of the scan's name has too."""
+"""Suffix that nnU-Net adds to the name of a scan, and a mask of the scan's name has too."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Pair:
     pred: Path
     ref: Path
     resample: bool = False
-    """Whether the mask has to be brought onto the reference's grid."""
+    """True if the mask has to be brought onto the reference's grid."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def _require_one_grid(pair: Pair) -> None:
 
 @dataclass(frozen=True)
 class PairOptions:
-    """How all pairs of two folders are scored.
+    """Options for scoring all pairs of two folders.
 
     Attributes:
         target: Labels that count as foreground; None = all but 0.
@@ -213,7 +213,7 @@ class PairOptions:
 
 @dataclass(frozen=True)
 class CaseScores:
-    """What became of a pair."""
+    """The scores of a pair."""
 
     rows: tuple[CaseResult, ...]
     """One, or one for each class."""
@@ -321,7 +321,7 @@ def _nothing_left(pair: Pair) -> GeometryError:
 
 
 def _outside(mask: Mask, inside: Span) -> int:
-    """How many voxels of a mask lie beyond a part of its grid."""
+    """Number of voxels of a mask outside a part of its grid."""
     return int(np.count_nonzero(mask)) - int(np.count_nonzero(mask[inside]))
 
 

@@ -51,7 +51,7 @@ class CaseResult:
     lesions: Lesions | None = None
     """None on the model's planes, which have none to count, of an excluded case, and unasked."""
     counts_lesions: bool = False
-    """Whether they were asked for."""
+    """True if they were requested."""
 
     @property
     def name(self) -> str:
@@ -65,7 +65,7 @@ class CaseResult:
 
     @property
     def counts(self) -> dict[str, int | None]:
-        """What the scores were counted on, by column."""
+        """The counts behind the scores, by column."""
         counts: dict[str, int | None] = {
             "reference_voxels": self.reference_voxels,
             "predicted_voxels": self.predicted_voxels,
@@ -141,7 +141,7 @@ _WORST = 5
 
 @dataclass(frozen=True)
 class EvaluateReport:
-    """What `evaluate` found and wrote."""
+    """The result of `evaluate`."""
 
     run: Path | None
     """None for masks from elsewhere."""
@@ -298,7 +298,7 @@ class EvaluateReport:
 
     @property
     def caption(self) -> str:
-        """What a table of these scores has to say of itself."""
+        """Caption of a table of these scores."""
         what = self.run or self.pred
         text = f"{what}: {len(self.case_ids) - len(self.excluded)} cases, {self.protocol} protocol"
         text += f", {self.grid} grid"
@@ -328,7 +328,7 @@ class EvaluateReport:
 
     @property
     def all_notes(self) -> tuple[str, ...]:
-        """What was said beforehand, and what a reader of the numbers has to know."""
+        """All notes for a reader of the numbers."""
         count = len(self.case_ids) - len(self.excluded)
         few = (FEW_NOTE.format(count),) if 1 < count < FEW_CASES else ()
         return (*self.notes, *self._class_note(), *undefined_notes(self.scored), *few)
@@ -368,7 +368,7 @@ def shortened(names: Sequence[str], most: int = _NAMED_CASES) -> str:
 
 
 def undefined_notes(rows: Sequence[CaseResult]) -> tuple[str, ...]:
-    """What each metric's mean leaves out, in words; metrics that leave out the same share a note.
+    """Notes on what each metric's mean leaves out; one note for metrics alike in this.
 
     Args:
         rows: The results that are scored, without the excluded ones.
@@ -393,7 +393,7 @@ def undefined_notes(rows: Sequence[CaseResult]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class ProtocolSummary:
-    """What the same predictions come to by one protocol on one grid."""
+    """Scores of the same predictions by one protocol on one grid."""
 
     protocol: Protocol
     grid: Grid
@@ -424,7 +424,7 @@ LIBRARIES = ("torch", "monai", "numpy", "scipy", "SimpleITK", "nibabel")
 
 
 def provenance(*, command: str, files: Mapping[str, Path | str]) -> dict[str, object]:
-    """What a reader needs to get the same numbers again.
+    """Information needed to reproduce the numbers.
 
     Args:
         command: As it was typed.
@@ -454,7 +454,7 @@ def _sha256(file: Path | str) -> str | None:
 
 
 def _version(name: str) -> str | None:
-    """Of an installed package; read from its metadata, so nothing heavy is imported."""
+    """Version of an installed package, from its metadata, so nothing heavy is imported."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

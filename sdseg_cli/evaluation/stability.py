@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StabilityOptions:
-    """How often each case is predicted, and the weights of LPIPS.
+    """Number of runs, sampling, and the weights of LPIPS.
 
     Attributes:
         runs: How often each case is predicted, at least 2; run m starts from seed + m - 1.
@@ -101,7 +101,7 @@ def stability(
         cases: Which split, and how its cases are predicted.
         sample: Reverse steps and samples; None is the run's setting.
         command: What was typed, for the report.
-        progress: Told in slices.
+        progress: Called with the slices done.
 
     Returns:
         The averages and the files: report/<split>/stability.csv, stability_cases.csv,
@@ -146,7 +146,7 @@ CHUNK_PLANES = 64
 
 @dataclass(frozen=True)
 class Conditions:
-    """What stays the same in all trials: cases, seeds and measures."""
+    """The cases, seeds and measures shared by all trials."""
 
     held: EvaluationSplit
     seeds: tuple[int, ...]
@@ -157,7 +157,7 @@ class Conditions:
 
     @property
     def folder(self) -> Path:
-        """Where the reports go."""
+        """Folder of the reports."""
         return self.held.run.report / self.held.split
 
     @property
@@ -166,7 +166,7 @@ class Conditions:
         return self.held.manifest.name
 
     def sampling(self, sample: SampleConfig | None) -> SampleConfig:
-        """How to sample; None is the run's setting.
+        """Sampling; None is the run's setting.
 
         Raises:
             ConfigError: There would be no noise, so that nothing could vary.
@@ -233,7 +233,7 @@ class Trial:
 
     @classmethod
     def of_first_vs_rest(cls, under: Conditions, sample: SampleConfig) -> Trial:
-        """As the paper compares, and no more."""
+        """Pairs as the paper compares them: the first run with each other."""
         return cls(under, sample, tuple((0, other) for other in range(1, len(under.seeds))))
 
     def add(self, case: PreparedCase, count: CaseProgress) -> None:
@@ -372,13 +372,13 @@ class Trial:
 
     @property
     def seconds_per_slice(self) -> float | None:
-        """Of prediction alone, without the very first one, which also warms up."""
+        """Seconds of prediction alone, without the first one, which also warms up."""
         seconds, slices = (sum(part) for part in zip(*self.timed[1:], strict=True))
         return seconds / slices if slices else None
 
 
 def _slice_to_show(by_slice: list[Flips], reference: NDArray[np.bool_]) -> int:
-    """Where most voxels flip; where none does, the largest reference."""
+    """The slice with most unstable voxels; without any, of the largest reference."""
     weights = [flips.flipped for flips in by_slice]
     if not any(weights):
         weights = [int(np.count_nonzero(plane)) for plane in reference]

@@ -1,4 +1,4 @@
-"""How far seeded runs part: one object for the terminal, the JSON and the CSV; and Table 5 of the
+"""Differences of seeded runs: one object for the terminal, the JSON and the CSV; and Table 5 of the
 paper with a row of ours.
 """
 
@@ -42,7 +42,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class StabilityReport:
-    """What `stability` found and wrote."""
+    """The result of `stability`."""
 
     run: Path
     split: str
@@ -69,7 +69,7 @@ class StabilityReport:
 
     @cached_property
     def first_vs_rest(self) -> tuple[Comparison, ...]:
-        """Those of the paper: run 1 with every other."""
+        """The paper's similarities: run 1 with every other."""
         return tuple(c for c in self.comparisons if c.first == 1)
 
     def values(self, map_name: Map, metric: str, *, all_pairs: bool = False) -> Values:
@@ -83,11 +83,11 @@ class StabilityReport:
         return finite_mean([self.values(map_name, metric, all_pairs=all_pairs)])
 
     def identical(self, map_name: Map, *, all_pairs: bool = False) -> int:
-        """How many of the compared pairs of slices are the same plane twice."""
+        """Number of compared pairs of slices that are identical."""
         return int(np.count_nonzero(np.isinf(self.values(map_name, "psnr", all_pairs=all_pairs))))
 
     def pairs(self, *, all_pairs: bool = False) -> int:
-        """How many pairs of slices PSNR, SSIM and MS-SSIM are measured on."""
+        """Number of pairs of slices for PSNR, SSIM and MS-SSIM."""
         return self.values("seg", "psnr", all_pairs=all_pairs).size
 
     @property
@@ -97,7 +97,7 @@ class StabilityReport:
 
     @property
     def dice_by_case(self) -> list[dict[str, Any]]:
-        """How the Dice of each case spreads over the runs."""
+        """Spread of each case's Dice over the runs."""
         found = []
         for case_id, values in self.dice.items():
             mean, sd = mean_and_sd(values)
@@ -119,7 +119,7 @@ class StabilityReport:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the numbers leave out, and why a value is absent."""
+        """Notes on what the numbers leave out, and why a value is absent."""
         found = [lpips_note(self.missing_lpips)] if self.missing_lpips else []
         for name in MAPS:
             same, all_of_them = self.identical(name), self.pairs()
@@ -273,7 +273,7 @@ class Row:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """As text, with no more decimals than the paper; a dash for what is absent."""
+        """Cells as text, with the paper's decimals; a dash for a missing value."""
         pairs = ([_text(metric, self.values[name][metric]) for name in MAPS] for metric in _HEADS)
         return (self.method, self.data, *(" / ".join(pair) for pair in pairs))
 
@@ -297,7 +297,7 @@ def table5_rows(report: StabilityReport, dataset: str) -> tuple[Row, ...]:
 
 
 def table5_caption(report: StabilityReport, dataset: str) -> str:
-    """What has to be known to read it."""
+    """Caption of Table 5."""
     same = ", ".join(f"{name.title()} {report.identical(name)}" for name in MAPS)
     return (
         f"Stability of {len(report.seeds)} runs on {dataset} ({report.split}), Seg / Score, first "

@@ -52,7 +52,7 @@ def sweep(
         options: How many runs, with the same seeds in every row, and the weights of LPIPS.
         cases: Which split, and how its cases are predicted.
         command: What was typed, for the report.
-        progress: Told in slices, and which row.
+        progress: Called with the slices done, and the row.
 
     Returns:
         The rows and the files: report/<split>/sweep.csv, sweep.json, sweep.png and report.html.
@@ -153,7 +153,7 @@ class SweepRow:
 
     @property
     def sample(self) -> SampleConfig:
-        """How."""
+        """The sampling of this row."""
         return self.report.sample
 
     @property
@@ -198,7 +198,7 @@ class SweepRow:
 
 @dataclass(frozen=True)
 class SweepReport:
-    """What a sweep found and wrote."""
+    """The result of a sweep."""
 
     rows: tuple[SweepRow, ...]
     skipped_eta: bool
@@ -209,7 +209,7 @@ class SweepReport:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What has to be known to read it."""
+        """Notes for a reader of the table."""
         missing = self.rows[0].report.missing_lpips
         found = [SPEED_NOTE, *([ONE_STEP_NOTE] if self.skipped_eta else [])]
         found += [lpips_note(missing)] if missing else []

@@ -1,4 +1,4 @@
-"""What becomes -1 and what +1: a fixed window, or percentiles of the scan itself."""
+"""The values that become -1 and +1: a fixed window, or percentiles of the scan."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Normalisation:
-    """How scan values become [-1, 1].
+    """The mapping of scan values to [-1, 1].
 
     Attributes:
         kind: "window": low and high are values (HU for CT), the same for every scan;
@@ -81,7 +81,7 @@ class Normalisation:
 
     @property
     def hides_air(self) -> bool:
-        """Whether air in Hounsfield units (-1000) lies below the window, and water (0) within."""
+        """True if air (-1000 HU) is below the window, and water (0) within."""
         return self.kind != "percentile" and ABOVE_AIR_HU <= self.low < 0 < self.high
 
     def limits(self, volume: Volume) -> Limits:

@@ -37,7 +37,7 @@ MANY_GREYS = 16
 
 @dataclass(frozen=True)
 class GridStatistics:
-    """Where a volume lies; a picture has two numbers and no place.
+    """Statistics of a volume's grid; a picture has two sizes and no place.
 
     Attributes:
         shape: Voxels along the stored axes, or rows and columns of a picture.
@@ -77,7 +77,7 @@ class GridStatistics:
 
 @dataclass(frozen=True)
 class ScanStatistics:
-    """What the voxels of a scan hold.
+    """Statistics of the voxels of a scan.
 
     Attributes:
         minimum: Of the finite values.
@@ -113,7 +113,7 @@ class ScanStatistics:
 
 @dataclass(frozen=True)
 class LabelStatistics:
-    """What the voxels of a label map hold.
+    """Statistics of the voxels of a label map.
 
     Attributes:
         voxels: Number of voxels.
@@ -271,7 +271,7 @@ def _fault_of(role: str, error: DataError | RunError) -> Fault:
 
 
 def measure_grid(geometry: Geometry) -> GridStatistics:
-    """Where a volume lies."""
+    """Measure a volume's grid."""
     return GridStatistics(
         shape=geometry.shape,
         plane=Planes.of(geometry).shape,
@@ -286,7 +286,7 @@ def measure_grid(geometry: Geometry) -> GridStatistics:
 
 
 def measure_scan(volume: Volume, digest: Digest | None = None) -> ScanStatistics:
-    """What the voxels of a scan hold. One plane is converted at a time.
+    """Measure the voxels of a scan, one plane converted at a time.
 
     A digest is fed with the values in canonical order, so that they can be known again.
     """
@@ -327,7 +327,7 @@ def measure_scan(volume: Volume, digest: Digest | None = None) -> ScanStatistics
 
 
 def measure_labels(volume: Volume) -> LabelStatistics:
-    """What the voxels of a label map, uint8 or uint16, hold."""
+    """Measure the voxels of a label map, uint8 or uint16."""
     planes = Planes.of(volume.geometry)
     size = int(volume.array.max()) + 1
     counts, sums = np.zeros(size, np.int64), np.zeros((3, size))
@@ -356,7 +356,7 @@ def measure_labels(volume: Volume) -> LabelStatistics:
 def facts_record(
     scan: ScanStatistics | None, labels: LabelStatistics, grid: GridStatistics | None
 ) -> dict[str, Any]:
-    """What a prepared case keeps of its measures, for JSON; `statistics_in` undoes it. Of a picture
+    """The measures a prepared case keeps, as JSON; `statistics_in` undoes it. Of a picture
     there is no `scan`.
     """
     counts = {str(value): count for value, count in labels.counts.items()}
@@ -367,7 +367,7 @@ def facts_record(
 
 
 def statistics_in(pair: Pair, record: Mapping[str, Any]) -> CaseFacts:
-    """The facts in the record of a prepared case; those of an older version have none."""
+    """The statistics in a prepared case's record; records of older versions have none."""
     scan = labels = None
     grid = GridStatistics.from_dict(record["grid"]) if "grid" in record else None
     if "scan" in record:

@@ -239,7 +239,7 @@ def _in_order(component: NDArray[Any]) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Cleaning:
-    """What is removed from a label map because it is a slip of the annotation, in this order.
+    """Cleaning of a label map: slips of the annotation to remove, in this order.
 
     Attributes:
         smallest_voxels: Connected components of the labelled voxels (26 neighbours, whatever

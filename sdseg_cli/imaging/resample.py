@@ -89,7 +89,7 @@ def resample_to(labels: Volume, grid: Geometry) -> Volume:
 
 
 def overlap(labels: Geometry, grid: Geometry) -> bool:
-    """Whether two grids share a part of the world, as far as boxes along `grid`'s axes tell."""
+    """True if two grids overlap in the world, judged by boxes along `grid`'s axes."""
     low, high = _span(labels, tuple(slice(0, n) for n in labels.shape), grid)
     return bool(np.all(high > -0.5) and np.all(low < np.array(grid.shape) - 0.5))
 

@@ -100,7 +100,7 @@ class FoundScans:
 
 
 def is_many(source: Path, output: Path | str) -> bool:
-    """Whether a folder or a list of scans is meant, with a folder for their masks.
+    """True if a folder or a list of scans is meant, with a folder for their masks.
 
     The output decides: a DICOM series is a folder too, and its mask a file.
 
@@ -219,7 +219,7 @@ def find_scans(source: Path, output: Path, others: Mapping[str, Path] | None = N
 
 
 def _channels(places: Iterable[tuple[Path, Path]]) -> int:
-    """How many channels a case has where all files are named as nnU-Net names them, else 0.
+    """Number of channels per case if all files are named as nnU-Net does, else 0.
 
     Frames of one video may be numbered alike: what has not the same channels, from 0 on, is none.
     """
@@ -275,7 +275,7 @@ def _is_called_scan(path: Path) -> bool:
 
 
 def _may_be_slice(path: Path, *, alone: bool) -> bool:
-    """Whether it is DICOM, or was: of a link that leads nowhere only its name can tell.
+    """True if it is DICOM, or was: a broken link is judged by its name.
 
     With no scan beside it (`alone`), a lost link without suffix is a slice or a folder.
     """
@@ -290,7 +290,7 @@ def _may_be_slice(path: Path, *, alone: bool) -> bool:
 
 
 def _shows_something(path: Path) -> bool:
-    """Whether a DICOM file is an image; one that is damaged may be, and will be named."""
+    """True if a DICOM file is an image; a damaged one may be, and will be named."""
     try:
         return read_header(path).is_image
     except DataError:

@@ -35,7 +35,7 @@ _PART = 0.2
 
 @dataclass(frozen=True, eq=False)
 class SliceTransform:
-    """The way from a scan's planes to the model's squares and back.
+    """The transform from a scan's planes to the model's squares and back.
 
     Attributes:
         planes: How axial planes lie in the stored array.
@@ -52,7 +52,7 @@ class SliceTransform:
     def of(
         cls, geometry: Geometry, size: int = 256, boxes: NDArray[np.int64] | None = None
     ) -> SliceTransform:
-        """The way for a scan's grid; without boxes, of whole planes padded to centred squares."""
+        """The transform for a scan's grid; without boxes, whole planes padded to squares."""
         planes = Planes.of(geometry)
         if boxes is None:
             boxes = np.tile(planes.square, (planes.count, 1))
@@ -244,7 +244,7 @@ def body_boxes(volume: Volume, normalise: Normalisation) -> NDArray[np.int64]:
 
 
 def shows_body(squares: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Whether anything of a body is in CT slices as a model sees them.
+    """True for CT slices, as a model sees them, that show part of a body.
 
     Air and lung lie below a window for soft tissue, at -1; so does a mattress. What is above it in
     no block of 3x3 pixels is noise or a thin shell.

@@ -34,7 +34,7 @@ _AXIS_LETTERS = ("LR", "PA", "IS")
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """Where a grid of voxels lies.
+    """The place of a grid of voxels in the world.
 
     Attributes:
         shape: Number of voxels (I, J, K) along the stored axes.
@@ -109,7 +109,7 @@ class Geometry:
 
     @property
     def axis_codes(self) -> str:
-        """Where each stored axis runs to, for example "LPS"."""
+        """Direction of each stored axis, for example "LPS"."""
         codes = [""] * 3
         for world, (axis, sign) in enumerate(zip(self.axes, self.signs, strict=True)):
             codes[axis] = _AXIS_LETTERS[world][sign > 0]
@@ -124,7 +124,7 @@ class Geometry:
         return float(apart_mm.max() / min(self.spacing_mm))
 
     def same_grid(self, other: Geometry, tolerance_voxels: float = GRID_TOLERANCE_VOXELS) -> bool:
-        """Whether both have one shape and corners within the tolerance (in voxels)."""
+        """True if both have one shape and corners within the tolerance (in voxels)."""
         return self.shape == other.shape and self.corner_distance_voxels(other) <= tolerance_voxels
 
 
@@ -205,7 +205,7 @@ class Volume:
 
 @dataclass(frozen=True)
 class Planes:
-    """How canonical axial planes lie in a stored array.
+    """The canonical axial planes of a stored array.
 
     Attributes:
         axes: Stored axis of the rows (front to back), the columns (right to left) and the slices
@@ -289,7 +289,7 @@ def reorient_to(volume: Volume, grid: Geometry) -> Volume:
 
 
 def geometry_like(own: Geometry, grid: Geometry) -> Geometry:
-    """As `reorient_to`, for a grid alone."""
+    """Reorient a grid alone, as `reorient_to` does."""
     if (own.axes, own.signs) == (grid.axes, grid.signs):
         return own
     order, steps = _turns(own, grid)

@@ -56,7 +56,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Task:
-    """What is done to each scan, whoever does it.
+    """The work on each scan, for every engine.
 
     Attributes:
         model: A run folder or a package.
@@ -152,7 +152,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class CohortReport:
-    """What was done of a cohort, or of one shard of it.
+    """The result of a cohort, or of one shard of it.
 
     Attributes:
         ledger: `ledger.csv`.
@@ -311,7 +311,7 @@ class Worker:
         return Outcome(scan, row)
 
     def _holds(self, row: Row, origin: Mapping[str, Any], scan: Scan) -> bool:
-        """Whether predicting would give what is there: same origin, and files as recorded."""
+        """True if predicting would give the existing files: same origin, recorded hashes."""
         if row.status != DONE or row.made_from != origin:
             return False
         try:
@@ -355,7 +355,7 @@ def predict_one(task: Task, scan: Scan, predictor: Predictor, origin: Mapping[st
 
 
 def _sizes(outputs: OutputPaths) -> dict[str, int]:
-    """Bytes of what lies beside the mask, by option."""
+    """Bytes of the other outputs than the mask, by option."""
     return {option: path.stat().st_size for option, path in outputs.beside.items()}
 
 

@@ -36,7 +36,7 @@ LARGEST_DIFFERENCE = 0.002
 
 @dataclass(frozen=True)
 class DecoderCheck:
-    """What a mask decoder costs a run."""
+    """The Dice that a mask decoder costs a run."""
 
     step: int
     """The weights it was measured with."""
@@ -54,7 +54,7 @@ class DecoderCheck:
         return self.fast_dice - self.exact_dice
 
     def fits(self, step: int) -> bool:
-        """Whether it is of the weights of this step."""
+        """True if it was measured on the weights of this step."""
         return self.trained_through or self.step == step
 
     @property
@@ -138,7 +138,7 @@ def choose_decoder(
 
 
 def decoder_identity(asked: str, model: Path, store: WeightStore | None = None) -> str:
-    """Of everything that decides which decoder is taken: equal for equal masks.
+    """Identity of all that decides which decoder is used: equal for equal masks.
 
     Args:
         asked: As `choose_decoder`.
@@ -155,7 +155,7 @@ def decoder_identity(asked: str, model: Path, store: WeightStore | None = None) 
 
 
 def decoder_file(model: Path) -> Path:
-    """Where a run folder or a package keeps its mask decoder."""
+    """Path of the mask decoder in a run folder or a package."""
     return model / FAST_DECODER if is_package(model) else RunDir(model).checkpoints / FAST_DECODER
 
 
@@ -178,7 +178,7 @@ def find_mask_decoder(
 
 
 def stored_decoder(store: WeightStore, key: str) -> Path:
-    """Where the store keeps the mask decoder of an autoencoder of this hash."""
+    """Path in the store of the mask decoder of an autoencoder of this hash."""
     return store.folder / "mask-decoders" / f"{key[:32]}.safetensors"
 
 
@@ -203,7 +203,7 @@ def read_own(model: Path, sizes: AutoencoderConfig) -> MaskDecoder:
 
 
 def read_check(model: Path) -> DecoderCheck | None:
-    """What the mask decoder of a run or package was measured to cost; None where it has none.
+    """The measured cost of the mask decoder of a run or package; None where it has none.
 
     Raises:
         WeightsError: The file is damaged.

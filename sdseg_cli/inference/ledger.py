@@ -1,4 +1,4 @@
-"""What was done to each scan of a cohort; nothing is lost to a kill, nor among several processes.
+"""The record of each scan of a cohort, safe from kills and among several processes.
 
     OUT/ledger.csv          every scan with its mask, or with what went wrong
     OUT/.ledger/*.json      the same, one file per scan, written as soon as the scan is done
@@ -76,7 +76,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Model:
-    """What the masks of a folder are made with.
+    """The model that makes the masks of a folder.
 
     Attributes:
         model: A run folder or a package, an absolute path as `filenames.as_text` writes it.
@@ -103,7 +103,7 @@ class Ledger:
         self._cost_s, self._written_s = 0.0, float("-inf")
 
     def find(self, mask: Path) -> Row | None:
-        """What is recorded of a mask, named relative to the folder."""
+        """The record of a mask, named relative to the folder."""
         return _read(self._record(mask))
 
     def write(self, mask: Path, row: Row) -> None:
@@ -115,7 +115,7 @@ class Ledger:
         write_json(self._record(mask), asdict(row))
 
     def model(self) -> Model | None:
-        """What the masks are made with; None where nothing says so.
+        """The model of the masks; None where none is recorded.
 
         Raises:
             ConfigError: The record is damaged.
@@ -135,7 +135,7 @@ class Ledger:
         return Model(path, sha256)
 
     def keep_model(self, model: Model, *, named: bool) -> bool:
-        """Record what the masks are made with, for whoever goes on.
+        """Record the model of the masks, for the process that resumes.
 
         Args:
             model: This.

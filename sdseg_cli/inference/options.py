@@ -46,7 +46,7 @@ def _given(values: Mapping[str, Value | None]) -> dict[str, Value]:
 
 @dataclass(frozen=True)
 class PredictorOptions:
-    """How a `Predictor` is made; it says what each means."""
+    """Options of a `Predictor`, which documents each."""
 
     device: str = "auto"
     decoder: str = "auto"
@@ -62,7 +62,7 @@ class PredictorOptions:
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """How scans are predicted with a loaded model, the same for all scans of a cohort."""
+    """Options of a prediction with a loaded model, the same for all scans of a cohort."""
 
     series: str | None = None
     """Which DICOM series, where a scan holds several."""
@@ -81,7 +81,7 @@ class PredictOptions:
         return _given(asdict(self))
 
     def number_of_runs(self, uncertainty: Path | None) -> int | None:
-        """How many noise draws are compared; None where nothing asks for it.
+        """Number of noise draws to compare; None where no option asks for it.
 
         Raises:
             ConfigError: Too few to compare, or too many to hold for one batch.
@@ -191,7 +191,7 @@ class OutputPaths:
 
     @property
     def _maps(self) -> dict[str, Path]:
-        """Those that lie on the scan's grid."""
+        """The outputs on the scan's grid."""
         return _given(
             {"mask": self.mask, "--prob": self.probability, "--uncertainty": self.uncertainty}
         )

@@ -151,7 +151,7 @@ class Predictor:
 
     @property
     def _of_pictures(self) -> bool:
-        """Whether the run was trained on pictures, not on volumes."""
+        """True if the run was trained on pictures, not on volumes."""
         return self.data.get("modality") == PHOTOGRAPH
 
     def stack(self, volume: Volume) -> SliceStack:
@@ -230,7 +230,7 @@ class Predictor:
         sample: SampleConfig | None = None,
         progress: Progress = no_op,
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """As `planes`, but each of the `sample.samples` draws of the noise by itself.
+        """Like `planes`, but each of the `sample.samples` noise draws on its own.
 
         Yields:
             Number of the first slice, and (n,draws,K,256,256) float32 in [0,1].

@@ -111,7 +111,7 @@ class _Actor:
 def actor_shares(
     nodes: Sequence[Mapping[str, float]], workers: int | None, device: str
 ) -> tuple[int, dict[str, float]]:
-    """How many actors, and how much of the cluster each takes.
+    """Number of actors, and the share of the cluster for each.
 
     Args:
         nodes: Of each machine Ray's names -> amounts.
@@ -122,7 +122,7 @@ def actor_shares(
         The number, and `num_cpus` and `num_gpus` of each: as much as lets all run at once.
 
     Raises:
-        ConfigError: There is no room for so many.
+        ConfigError: The cluster has too few resources for so many.
     """
     sizes = [
         (int(node.get("CPU", 0)), 0 if device == "cpu" else int(node.get("GPU", 0)))

@@ -1,4 +1,4 @@
-"""How good a result is: metrics of masks, similarity of maps, statistics over cases.
+"""Metrics of masks, similarity of maps, statistics over cases.
 
 This module holds the types and options that all of them share.
 """
@@ -29,7 +29,7 @@ DETECTION_IOU = 0.1
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """How a case is judged where that is a matter of choice.
+    """Choices that affect how a case is scored.
 
     Attributes:
         tolerance: Two borders agree where they are at most this far apart; mm, in pictures pixels.

@@ -1,4 +1,4 @@
-"""How far several masks of one scan agree, gathered plane by plane."""
+"""Agreement of several masks of one scan, gathered plane by plane."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def disagreement(votes: NDArray[np.bool_]) -> NDArray[np.uint8]:
 
 
 def disagreement_of_counts(counts: NDArray[Any], runs: int) -> NDArray[np.uint8]:
-    """How far K masks are from one opinion: 4 p (1 - p), p the share that is foreground.
+    """Disagreement of K masks: 4 p (1 - p), p the share that is foreground.
 
     0 where all say the same, 1 where half say foreground; with an odd K the most is 1 - 1/K^2.
 
@@ -69,7 +69,7 @@ class Flips:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far K masks agree."""
+    """Agreement of K masks."""
 
     runs: int
     dice: float | None
@@ -107,7 +107,7 @@ class Tally:
             self._shared += (ones @ ones.T).astype(np.int64)
 
     def agreement(self) -> Agreement:
-        """Of the planes so far."""
+        """Agreement over the planes so far."""
         own = np.diag(self._shared)
         one, other = np.triu_indices(self.runs, k=1)
         voxels = own[one] + own[other]

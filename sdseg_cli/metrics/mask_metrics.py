@@ -37,7 +37,7 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Lesions:
-    """How many connected parts reference and prediction have, and how many pairs they make."""
+    """Numbers of connected parts in reference and prediction, and of matched pairs."""
 
     reference: int
     predicted: int
@@ -150,7 +150,7 @@ class MaskPair:
 
     @cached_property
     def reference_sha256(self) -> str:
-        """Of which voxels are reference, so that two evaluations can be told to share one.
+        """Hash of the reference voxels, which shows whether two evaluations share a reference.
 
         It depends neither on the prediction nor on how the arrays lie in memory.
         """
@@ -184,7 +184,7 @@ class MaskPair:
 
 
 def _box(mask: Mask) -> tuple[slice, ...]:
-    """Where a mask is; everywhere if it is nowhere."""
+    """Bounding box of a mask; the whole grid if it is empty."""
     spans = []
     for axis in range(mask.ndim):
         filled = np.flatnonzero(mask.any(axis=tuple({*range(mask.ndim)} - {axis})))

@@ -1,4 +1,4 @@
-"""How alike two results of the same image are: PSNR, SSIM and MS-SSIM, one value per plane.
+"""Similarity of two results of one image: PSNR, SSIM and MS-SSIM, a value per plane.
 
 All take planes of grey values in 0..255 (`DATA_RANGE`). SSIM uses the published setting: an 11 x 11
 Gaussian window of sigma 1.5, K1 = 0.01, K2 = 0.03, windows that lie wholly inside the plane;

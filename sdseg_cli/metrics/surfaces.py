@@ -1,4 +1,4 @@
-"""How far the border of a predicted mask lies from that of its reference.
+"""Distances between the borders of a predicted mask and its reference.
 
 Borders and distances are MONAI's (`get_mask_edges`, `get_surface_distance`): a border voxel is one
 of whose 6 neighbours (4 in a plane) one is background, or lies beyond the grid; its distance is

@@ -116,7 +116,7 @@ def build_model(config: ModelConfig) -> SliceModel:
 
 
 def unfilled_model(config: ModelConfig) -> SliceModel:
-    """As `build_model`, for weights that are about to be loaded by `load_strictly`."""
+    """Build a model for weights that `load_strictly` is about to load."""
     return unfilled_sdseg(config) if config.network == SDSEG else build_baseline(config)
 
 

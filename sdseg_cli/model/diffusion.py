@@ -39,7 +39,7 @@ Denoiser = Callable[[Tensor, int | Tensor, Tensor], "Estimate"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the network says of one `zt`: two views of one answer, each (B,4,h,w) float32."""
+    """The network's estimate from one `zt`: two views of it, each (B,4,h,w) float32."""
 
     noise_pred: Tensor
     z0_pred: Tensor
@@ -144,7 +144,7 @@ def loss_terms(
 def timestep_weights(
     parameterisation: str, noise_loss_weight: float, latent_loss_weight: float
 ) -> Tensor:
-    """How much Eq. 3 weighs an error of the network's output at each t.
+    """Weight that Eq. 3 gives an error of the network's output at each t.
 
     The two errors of one answer are tied by Eq. 1, sample by sample: with s = sqrt(1 - alpha_bar)
     and a = sqrt(alpha_bar), an error e of the noise is one of s/a e in z0, and an error e of v is

@@ -23,18 +23,18 @@ PORT_RANGE = 20_000, 30_000
 
 @dataclass(frozen=True)
 class Ranks:
-    """Who this process is among those that train together."""
+    """The rank of this process among those that train together."""
 
     rank: int = 0
     """Number of this process; 0 writes the files."""
     world: int = 1
-    """How many there are."""
+    """Number of processes."""
     local: int = 0
     """Number of this process on its machine: which GPU is its own."""
 
     @property
     def writes(self) -> bool:
-        """Whether this process writes files and reports progress."""
+        """True if this process writes files and reports progress."""
         return self.rank == 0
 
     def sum(self, value: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class Ranks:
         return self.sum(value).div_(self.world) if self.world > 1 else value
 
     def require_same(self, step: int, latent_scale: float, device: torch.device) -> None:
-        """That all processes go on from one checkpoint.
+        """Require that all processes resume from one checkpoint.
 
         Raises:
             RunError: They do not.
@@ -67,7 +67,7 @@ class Ranks:
 
 
 def ranks_of(environment: Mapping[str, str]) -> Ranks:
-    """What torchrun (RANK, WORLD_SIZE, LOCAL_RANK) or srun (SLURM_*) says of this process.
+    """Ranks from torchrun (RANK, WORLD_SIZE, LOCAL_RANK) or srun (SLURM_*).
 
     A batch script's own process, which srun did not start, is alone whatever the job's size.
 
@@ -114,7 +114,7 @@ def _meeting_place(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _first_host(nodes: str) -> str:
-    """Of a Slurm list: `a[01-03,07],b2` -> `a01`; empty where there is none."""
+    """First host of a Slurm list: `a[01-03,07],b2` -> `a01`; empty where there is none."""
     found = re.match(r"([^,\[\]]+)(?:\[([^,\-\]]+)[^\]]*\])?([^,\[\]]*)", nodes)
     return "".join(part or "" for part in found.groups()) if found else ""
 

@@ -1,6 +1,6 @@
-"""What trains and predicts, whatever the network: SDSeg and every baseline are a `SliceModel`.
+"""`SliceModel`: the interface by which SDSeg and every baseline train and predict.
 
-Whoever asks a model calls one of these methods; which model it is, only `model/` knows.
+Callers use these methods; only `model/` knows which network it is.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ baseline's logits (B,K,H,W) Dice loss and cross-entropy, (2,).
 
 
 class LossInputs(Protocol):
-    """What a loss reads of a batch; see `training.batches.StepInputs`."""
+    """Inputs of a loss; see `training.batches.StepInputs`."""
 
     @property
     def image(self) -> Tensor: ...
@@ -47,7 +47,7 @@ class SliceModel(nn.Module, ABC):
     """
 
     channels_last_on_cpu = True
-    """Whether a CPU too computes faster with channels last."""
+    """True if a CPU too computes faster with channels last."""
     unet: nn.Module
     """The network whose average is kept and predicts."""
 
@@ -55,7 +55,7 @@ class SliceModel(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.latent_scale = 1.0
-        """What a mask latent is multiplied by to have about unit size."""
+        """Factor that gives a mask latent about unit size."""
         self.threshold = THRESHOLD
         """The probability above which a pixel is foreground, where training chose one."""
         self.mirrored: tuple[int, ...] = ()
@@ -65,7 +65,7 @@ class SliceModel(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device on which it computes."""
         return next(self.parameters()).device
 
     @abstractmethod
@@ -77,7 +77,7 @@ class SliceModel(nn.Module, ABC):
         return self.trained_parts()
 
     def winograd_parts(self) -> tuple[nn.Module, ...]:
-        """Those of them whose wide convolutions may be computed with fewer multiplications."""
+        """The parts whose wide convolutions may be computed with fewer multiplications."""
         return self.predicting_parts()
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:

@@ -102,7 +102,7 @@ def read_mask_decoder(
 
 
 def autoencoder_hash(autoencoder: Autoencoder) -> str:
-    """What names an autoencoder: the sha256 of its weights as float16, as runs keep them."""
+    """Identity of an autoencoder: the sha256 of its weights as float16, as runs keep them."""
     digest = hashlib.sha256()
     for key, value in sorted(autoencoder.state_dict().items()):
         digest.update(key.encode())

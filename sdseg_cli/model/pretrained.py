@@ -96,7 +96,7 @@ def load_official(state_dict_or_path: Mapping[str, Any] | str | Path, *, ema: bo
 
 
 def _official_model(tensors: Tensors, *, ema: bool, source: str) -> SDSeg:
-    """As `load_official`, of tensors read already; `source` names them in messages."""
+    """Like `load_official`, from tensors already read; `source` names them in messages."""
     # What a GAN loss left behind is no part of the model.
     tensors = {k: v for k, v in tensors.items() if not k.startswith("first_stage_model.loss.")}
     prefixes = tuple(OFFICIAL_PREFIX.values())
@@ -338,13 +338,13 @@ def unet_sizes(tensors: Tensors, *, source: str) -> UNetConfig:
 
 
 def _count(tensors: Tensors, pattern: str) -> int:
-    """How many different numbers stand in the pattern's group."""
+    """Count of different numbers in the pattern's group."""
     found = (re.match(pattern, key) for key in tensors)
     return len({match.group(1) for match in found if match})
 
 
 def _agreed(tensors: Tensors, *places: str) -> int:
-    """What most of the places say: `key` means the first axis of its shape, `key/1` the second."""
+    """The majority's size: `key` means the first axis of its shape, `key/1` the second."""
     said = []
     for place in places:
         key, _, axis = place.partition("/")

@@ -92,12 +92,12 @@ def reduced_precision(
 
 
 def needs_loss_scale(device: torch.device, precision: str) -> bool:
-    """Whether gradients would vanish in float16 without a loss scale."""
+    """True if gradients would vanish in float16 without a loss scale."""
     return device.type == "cuda" and LOWERED.get(precision) == torch.float16
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a GPU or this computer had no memory left."""
+    """True if an error says that a GPU or this computer had no memory left."""
     full = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     return full or any(words in str(error) for words in ("can't allocate memory", "ALLOC_FAILED"))
 

@@ -290,7 +290,7 @@ class SDSeg(SliceModel):
 
 
 def has_latents(model: SliceModel) -> TypeGuard[SDSeg]:
-    """Whether it works on latents, so that there are an autoencoder and a decoder to ask for."""
+    """True if it works on latents, and so has an autoencoder and a decoder."""
     return isinstance(model, SDSeg)
 
 

@@ -1,4 +1,4 @@
-"""Where training begins: pretrained parts in a fresh model.
+"""Starting weights of a training: pretrained parts in a new model.
 
 The paper's start: kl-f8 is the autoencoder and the vision encoder's trunk, the unconditional LDM-8
 is the U-Net, its first convolution padded with zeros for the condition. The autoencoder is frozen,

@@ -35,7 +35,7 @@ class _Inert:
     """Stands for a class of the trainer that wrote a checkpoint; building it does nothing."""
 
     def __init__(self, *values: object) -> None:
-        """Whatever the file says of it is dropped."""
+        """Drop all arguments from the file."""
 
 
 # Checkpoints of the latent-diffusion family were written by Lightning, which keyed a dictionary
@@ -94,7 +94,7 @@ def _from_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def unpickled(path: Path) -> Any:
-    """What torch saved, of plain values and tensors only; code in it is never run.
+    """Contents of a torch file, plain values and tensors only; code in it is never run.
 
     Raises:
         OSError: The file cannot be opened.

@@ -132,11 +132,11 @@ class WeightStore:
         )
 
     def file(self, entry: Entry) -> Path:
-        """Where its tensors lie."""
+        """Path of its tensors."""
         return self.folder / f"{entry.name}.safetensors"
 
     def is_whole(self, entry: Entry) -> bool:
-        """Whether its file is the one that was stored."""
+        """True if its file is the one that was stored."""
         path = self.file(entry)
         return path.is_file() and file_sha256(path) == entry.sha256
 
@@ -237,12 +237,12 @@ class KnownWeights:
 
     @property
     def zipped(self) -> bool:
-        """Whether `file` has to be unpacked."""
+        """True if `file` has to be unpacked."""
         return self.url.endswith(".zip")
 
     @property
     def place(self) -> str:
-        """Where a person finds it."""
+        """The address at which a person finds it."""
         return self.url or f"https://huggingface.co/{self.repository} ({self.file})"
 
 

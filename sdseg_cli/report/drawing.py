@@ -1,4 +1,4 @@
-"""What every picture is made of: the palette, figures, panels of a slice, charts.
+"""Parts of every picture: the palette, figures, panels of a slice, charts.
 
 matplotlib is used through its objects, without pyplot's global state, and imported only to draw.
 """
@@ -283,7 +283,7 @@ def name_places(axes: Axes, names: Sequence[str], inches: float) -> None:
 
 
 def _common(names: Sequence[str]) -> int:
-    """How many letters all names begin with."""
+    """Length of the prefix that all names share."""
     columns = enumerate(zip(*names, strict=False))
     return next((n for n, letters in columns if len(set(letters)) > 1), min(map(len, names)))
 

@@ -234,7 +234,7 @@ def _panel(item: dict[str, Any]) -> CasePanel:
 
 
 def media_type(image: bytes) -> str | None:
-    """Of a picture's bytes, "image/png" or "image/jpeg"; None if they are neither."""
+    """Media type of a picture's bytes, "image/png" or "image/jpeg"; None for others."""
     if image.startswith(b"\x89PNG\r\n\x1a\n"):
         return "image/png"
     return "image/jpeg" if image.startswith(b"\xff\xd8\xff") else None

@@ -1,4 +1,4 @@
-"""How a report names metrics and writes numbers."""
+"""Names of metrics and formats of numbers in a report."""
 
 from __future__ import annotations
 

@@ -230,7 +230,7 @@ def _unreadable(path: Path, proved: bool | None) -> WeightsError:
 
 
 def hash_file(path: Path) -> Path:
-    """Where a checkpoint's sha256 stands, in the format of `sha256sum -c`."""
+    """Path of a checkpoint's sha256, in the format of `sha256sum -c`."""
     return path.with_name(f"{path.name}.sha256")
 
 
@@ -240,7 +240,7 @@ def _write_hash(path: Path, sha256: str) -> None:
 
 
 def _is_as_written(path: Path) -> bool | None:
-    """Whether the file has the sha256 beside it; None where there is none, as in older versions."""
+    """True if the file matches its sha256; None without one, as in older versions."""
     try:
         written = hash_file(path).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -308,7 +308,7 @@ def config_values(config: RunConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Resumed:
-    """Where a run resumes, and what was wrong on the way there."""
+    """The checkpoint from which a run resumes, and damaged ones found before it."""
 
     checkpoint: Checkpoint
     path: Path
@@ -382,7 +382,7 @@ def refuse_foreign(run: RunDir) -> None:
 
 
 def _is_begun(run: RunDir) -> bool:
-    """Whether `status.json` is a run's, and so are its settings, where there are any yet."""
+    """True if `status.json` is a run's, and its settings too, where there are any yet."""
     if not run.status().keys() >= {"state", "step", "best"}:
         return False
     try:

@@ -222,7 +222,7 @@ def threshold_of(checkpoint: Checkpoint, *, source: str) -> float:
 
 
 def sdseg_of(checkpoint: Checkpoint, device: torch.device, *, source: str) -> SDSeg:
-    """As `networks_of`, for what only SDSeg has parts for.
+    """Like `networks_of`, for uses that only SDSeg supports.
 
     Raises:
         WeightsError: As `networks_of`.
@@ -247,12 +247,12 @@ def read_trained(path: Path) -> Checkpoint:
 
 
 def is_package(path: Path) -> bool:
-    """Whether this folder says it is a package."""
+    """True if this folder claims to be a package."""
     return (path / DESCRIPTION).is_file()
 
 
 def license_note(checkpoint: Checkpoint) -> str:
-    """Whose terms apply, in a few lines."""
+    """The licence terms that apply, in a few lines."""
     dataset = checkpoint.data.get("dataset")
     lines = ["# Terms of these weights", ""]
     if dataset:

@@ -37,7 +37,7 @@ STEP_FILE = re.compile(r"step-\d+\.pt")
 
 @dataclass(frozen=True)
 class RunDir:
-    """Where a run keeps its files."""
+    """Paths of a run's files."""
 
     path: Path
 
@@ -129,7 +129,7 @@ class RunDir:
 
     @property
     def is_finished(self) -> bool:
-        """Whether it was trained to its end."""
+        """True if it was trained to its end."""
         return self.status().get("state") == "finished"
 
     def best_validation(self) -> tuple[float | None, int | None]:
@@ -150,7 +150,7 @@ def _is_status(status: dict[str, Any]) -> bool:
 
 
 def words_of(text: str) -> list[str]:
-    """What `--run` is made of, where it may be a name: `WORD` or `DATASET/WORD`.
+    """The parts of `--run`, where it may be a name: `WORD` or `DATASET/WORD`.
 
     Empty for `./x`, `../x`, `x/` and `/x`, which can only be paths. Needs the text as typed: a Path
     has lost that.

@@ -230,7 +230,7 @@ def _smooth(count: int, knots: int, size: Sequence[int], generator: Generator) -
 
 @dataclass(frozen=True)
 class DistillOptions:
-    """How a mask decoder is trained, and where it goes."""
+    """Options of a mask decoder's training, and its destination."""
 
     preset_name: str = "tiny"
     """Without a run: the preset of the pretrained autoencoder."""

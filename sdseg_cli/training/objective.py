@@ -1,4 +1,4 @@
-"""What a training step minimises. For SDSeg Eq. 3 of one batch; with `train.mask_loss_weight` the
+"""The loss of a training step. For SDSeg Eq. 3 of one batch; with `train.mask_loss_weight` the
 mask of the estimate counts, too. For a baseline Dice and cross-entropy of its mask are all.
 """
 
@@ -61,7 +61,7 @@ class Objective(nn.Module):
 
     @property
     def decoder(self) -> MaskDecoder | None:
-        """What masks are decoded by in training, and are to be afterwards; None: the exact one."""
+        """Decoder of masks in training and afterwards; None: the exact one."""
         return self.mask_loss.decoder if isinstance(self.mask_loss, DecodedMaskLoss) else None
 
     def with_latents(self, inputs: StepInputs, latents: MaskLatents) -> StepInputs:

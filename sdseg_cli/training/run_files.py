@@ -1,4 +1,4 @@
-"""What a training writes into its run folder; of several processes only the first writes."""
+"""Files of a training in its run folder; of several processes only the first writes."""
 
 from __future__ import annotations
 

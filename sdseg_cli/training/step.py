@@ -52,7 +52,7 @@ class StepResult:
 
     @property
     def stop_requested(self) -> bool:
-        """Whether any process is to stop; waits for the GPU."""
+        """True if any process is to stop; waits for the GPU."""
         return self.values[-1].item() > 0
 
     def row(self) -> dict[str, float]:
@@ -63,7 +63,7 @@ class StepResult:
 
 
 class Trainer:
-    """What changes from step to step: networks, average, optimiser, step number.
+    """The state that a step changes: networks, average, optimiser, step number.
 
     Args:
         config: Every setting.
@@ -205,7 +205,7 @@ class Trainer:
             torch.cuda.empty_cache()
 
     def is_finite(self) -> bool:
-        """Whether all trained weights are numbers."""
+        """True if all trained weights are finite."""
         return bool(torch.stack(torch._foreach_norm(list[Tensor](self.trained))).isfinite().all())
 
     def validate(self, slices: PreparedSlices, keep: Sequence[int] = ()) -> Validation:
@@ -248,7 +248,7 @@ class Trainer:
 
     @property
     def exhausted(self) -> bool:
-        """Whether Dice has not risen for `train.patience` validations."""
+        """True if Dice has not risen for `train.patience` validations."""
         recipe = self.config.train
         if not recipe.patience or not self.best:
             return False
@@ -258,7 +258,7 @@ class Trainer:
 
 @dataclass(frozen=True, eq=False)
 class Validation:
-    """What the averaged weights reach."""
+    """Scores of the averaged weights."""
 
     dice: float
     """Mean over the cases and their classes."""

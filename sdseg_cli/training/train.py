@@ -50,7 +50,7 @@ OnWarning = Callable[[Finding], None]
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How a training computes, what else it writes, and where it finds pretrained weights."""
+    """Options of a training: computation, other outputs, pretrained weights."""
 
     workers: int | None = None
     """Threads that read slices ahead; None for what suits the machine."""
@@ -68,7 +68,7 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class TrainReport:
-    """How a call of `train` ended."""
+    """The result of a call of `train`."""
 
     run: Path
     step: int

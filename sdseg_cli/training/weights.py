@@ -60,7 +60,7 @@ def fetch_weights(name: str, store: WeightStore, *, progress: Progress = no_op) 
     Args:
         name: One of `KNOWN`.
         store: Where to keep them.
-        progress: Told the bytes so far.
+        progress: Called with the bytes so far.
 
     Raises:
         ConfigError: The name is unknown.

@@ -1,4 +1,4 @@
-"""The rules for one case, on facts written down by hand."""
+"""The rules for one case, on statistics written by hand."""
 
 from __future__ import annotations
 

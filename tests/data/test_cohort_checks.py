@@ -1,4 +1,4 @@
-"""The rules that compare cases, on facts written down by hand."""
+"""The rules that compare cases, on statistics written by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies beside the cases."""
+"""Files beside the cases."""
 
 from __future__ import annotations
 

@@ -197,7 +197,7 @@ def test_a_run_against_itself_is_refused(tmp_path):
 
 
 def two_runs(tmp_path, monkeypatch, answers_a, answers_b, references_b=None):
-    """Two workspaces' runs, evaluated with predictors that answer what they are told."""
+    """Two workspaces' runs, evaluated with predictors that give set answers."""
     from sdseg_cli.evaluation import compare
     from sdseg_cli.evaluation.evaluate import evaluate
 

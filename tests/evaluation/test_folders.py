@@ -98,8 +98,8 @@ def test_masks_in_linked_folders_are_scored_and_hidden_ones_are_not(tmp_path):
         (tmp_path / folder / "loop").symlink_to(".")
     (tmp_path / "ref/b").symlink_to("../store/b")
     (tmp_path / "store/b/back").symlink_to("../../ref")
-    (tmp_path / "door").symlink_to("ref")
-    for ref in ("ref", "door"):
+    (tmp_path / "link").symlink_to("ref")
+    for ref in ("ref", "link"):
         found = evaluate_folders(tmp_path / "pred", tmp_path / ref).to_json()["cases"]
         assert [(case["id"], case["dice"]) for case in found] == [("a/m", 1.0), ("b/m", 0.5)]
 

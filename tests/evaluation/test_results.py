@@ -1,4 +1,4 @@
-"""Scores put together, what they leave out, and where they come from, without telling on whom."""
+"""Summaries of scores, what they leave out, and their provenance, without names."""
 
 from __future__ import annotations
 

@@ -185,6 +185,7 @@ def test_millilitres_of_a_picture_are_refused():
     PostProcess(min_size_ml=1.0).require_size_known(volume(np.zeros((4, 4, 2))))
 
 
+@pytest.mark.slow
 def test_cleaning_holds_nothing_as_large_as_the_mask():
     mask = np.zeros((200, 128, 128), np.uint8)
     mask[5:195, 4:124, 4:124] = 1

@@ -1,4 +1,4 @@
-"""From a DICOM series to a mask, through the door; and nobody is named on the way."""
+"""From a DICOM series to a mask by the command; no output names the patient."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A baseline through the verbs: a network so small that a step takes milliseconds."""
+"""A baseline through the commands: a network so small that a step takes milliseconds."""
 
 from __future__ import annotations
 

@@ -152,6 +152,7 @@ def test_the_best_answer_to_a_probability_is_that_probability() -> None:
     assert min(answers, key=lambda p: answers[p]) == 0.4
 
 
+@pytest.mark.slow
 def test_training_learns_and_repeats_itself(autoencoder: Autoencoder) -> None:
     def trained() -> tuple[list[float], torch.Tensor]:
         torch.manual_seed(0)
@@ -195,6 +196,7 @@ def test_the_learning_rate_warms_up_and_ends_at_a_fiftieth() -> None:
     assert cosine(1000, 1000, warmup=100) == pytest.approx(1 / 50)
 
 
+@pytest.mark.slow
 def test_a_decoder_gets_used_to_given_latents_and_the_given_one_stays() -> None:
     torch.manual_seed(0)
     decoder = build_mask_decoder(SIZES)

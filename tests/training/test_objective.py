@@ -221,6 +221,7 @@ def trainer(**recipe: object) -> Trainer:
     return Trainer(config, state, torch.device("cpu"), decoder=shipped(model))
 
 
+@pytest.mark.slow
 def test_a_step_logs_the_mask_and_in_parts_it_is_the_same_step(tmp_path: Path) -> None:
     rows = []
     for number, parts in enumerate((1, 2)):

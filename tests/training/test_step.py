@@ -30,7 +30,7 @@ def test_kept_moments_give_the_same_losses_to_the_last_bit(tmp_path: Path) -> No
     assert values_of(small_config(), tmp_path) == first
 
 
-@pytest.mark.parametrize("foreground_weight", [0.0, 20.0])
+@pytest.mark.parametrize("foreground_weight", [pytest.param(0.0, marks=pytest.mark.slow), 20.0])
 def test_a_batch_in_parts_is_the_same_step(tmp_path: Path, foreground_weight: float) -> None:
     whole = values_of(small_config(foreground_weight=foreground_weight), tmp_path)
     parts = values_of(small_config(foreground_weight=foreground_weight, accumulate=4), tmp_path)

@@ -105,6 +105,7 @@ def test_the_best_weights_come_with_the_threshold_of_their_validation(
     assert all(torch.equal(value, weights[key]) for key, value in found.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_stopped_and_resumed_run_ends_where_an_uninterrupted_one_does(
     tiny_set: Workspace, tiny_run: Workspace, tmp_path: Path
 ) -> None:

@@ -29,7 +29,7 @@ def find_cases(root: Path) -> list[Case]:
 
 
 def recognises(root: Path) -> bool:
-    """Whether the folder, or one of its known parents, holds img/img*.nii.gz and label/."""
+    """True if the folder, or a known parent of it, holds img/img*.nii.gz and label/."""
     return _training_folder(root) is not None
 
 

@@ -37,7 +37,7 @@ def find_cases(root: Path) -> list[Case]:
 
 
 def recognises(root: Path) -> bool:
-    """Whether Original/ and Ground Truth/ are there, or split.csv with its three columns."""
+    """True if it has Original/ and Ground Truth/, or split.csv with its three columns."""
     both = ("Original", "Ground Truth")
     return _has_sequences(root) or any(
         all((root / place / folder).is_dir() for folder in both) for place in _PLACES

@@ -37,7 +37,7 @@ _IMAGE_STEM = re.compile(r"(^|.*[_\-. ])(image|img|scan|ct|mr|mri)", re.IGNORECA
 _LABEL_START = re.compile(r"(labels?|masks?|seg|segmentation)[_\-. ]", re.IGNORECASE)
 """Only where no name ends so: "seg_v2_117classes" beside "image"."""
 UNPAIRED = "unpaired"
-"""Code of the error that two patterns would mend."""
+"""Code of the error that two patterns would fix."""
 _GLOB_HINT = "Name the files with --image-glob '*/image.nii.gz' --label-glob '*/label.nii.gz'."
 
 
@@ -55,7 +55,7 @@ def find_cases(root: Path) -> list[Case]:
 
 
 def recognises(root: Path) -> bool:
-    """Whether either layout is there, and no dataset.json that says otherwise."""
+    """True for either layout without a dataset.json that says otherwise."""
     if (root / DATASET_JSON).is_file() and (root / IMAGES).is_dir():
         return False
     try:
@@ -100,7 +100,7 @@ def find_by_globs(root: Path, image_glob: str, label_glob: str) -> list[Case]:
 def keys_of(
     images: Sequence[Path], image_glob: str, labels: Sequence[Path], label_glob: str
 ) -> tuple[list[str], list[str]]:
-    """What the files of two patterns are paired by: one key for each.
+    """The keys by which the files of two patterns are paired, one for each file.
 
     Args:
         images: Relative paths that match `image_glob`.
@@ -173,7 +173,7 @@ def _matches(root: Path, pattern: str) -> list[Path]:
 
 
 def _keys(paths: Sequence[Path], pattern: str) -> list[str]:
-    """What the wildcards stand for; a ".*" at the end stands for an ending, which says nothing."""
+    """The text matched by the wildcards, without that of a final ".*", the suffix."""
     expression = glob_expression(pattern)
     without_ending = glob_expression(pattern.removesuffix(".*"))
     keys = []

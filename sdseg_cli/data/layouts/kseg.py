@@ -23,7 +23,7 @@ def find_cases(root: Path) -> list[Case]:
 
 
 def recognises(root: Path) -> bool:
-    """Whether images/ and masks/ hold pictures with the archive's ids and no others."""
+    """True if images/ and masks/ hold pictures with the archive's ids and no others."""
     for place in _PLACES:
         stems = [*pictures_in(root / place / "images"), *pictures_in(root / place / "masks")]
         if stems:

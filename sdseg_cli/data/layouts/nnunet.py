@@ -36,7 +36,7 @@ _CHANNEL = "_0000"
 
 @dataclass(frozen=True)
 class Description:
-    """What dataset.json says.
+    """The content of dataset.json.
 
     Attributes:
         channels: Names of the image channels, such as ("CT",).
@@ -102,7 +102,7 @@ def refine(root: Path, spec: DatasetSpec) -> DatasetSpec:
 
 
 def check_description(root: Path, cases: Sequence[Case], *, is_complete: bool) -> Iterator[Finding]:
-    """Where the files and what dataset.json says of them part.
+    """Find where the files differ from dataset.json.
 
     Args:
         root: The data set's folder.
@@ -234,7 +234,7 @@ def _find_nnunet(root: Path) -> list[Case]:
 
 
 def _is_nnunet(root: Path) -> bool:
-    """Whether dataset.json and imagesTr/*_0000.* are there."""
+    """True if it has dataset.json and imagesTr/*_0000.*."""
     images = (root / IMAGES).glob(f"[!.]*{_CHANNEL}.*")
     return (root / DATASET_JSON).is_file() and any(images)
 
@@ -305,7 +305,7 @@ def _find_decathlon(root: Path) -> list[Case]:
 
 
 def _is_decathlon(root: Path) -> bool:
-    """Whether dataset.json and imagesTr are there, in another layout than nnU-Net's."""
+    """True if it has dataset.json and imagesTr, in another layout than nnU-Net's."""
     there = (root / DATASET_JSON).is_file() and (root / IMAGES).is_dir()
     return there and not _is_nnunet(root)
 
@@ -336,7 +336,7 @@ def _as_found(path: Path) -> Path:
 
 
 def _is_odd(text: str) -> bool:
-    """Whether no file can have this name: half a character, a zero, or too long."""
+    """True if no file can have this name: half a character, a zero, or too long."""
     broken = "\0" in text or any("\ud800" <= character <= "\udfff" for character in text)
     if broken or len(text) > _LONGEST_PATH:
         return True

@@ -1,4 +1,4 @@
-"""What data sets share: pairs of files by their names. Standard library only."""
+"""Pairs of files by their names, for all data sets. Standard library only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Stems = dict[str, list[Path]]
 
 
 def is_volume(path: Path) -> bool:
-    """Whether the name is that of a NIfTI, NRRD or MetaImage file, in capitals or not."""
+    """True for the name of a NIfTI, NRRD or MetaImage file, in capitals or not."""
     return suffix_of(path) is not None
 
 

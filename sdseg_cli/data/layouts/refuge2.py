@@ -1,6 +1,6 @@
 """REFUGE2, optic cup and disc in fundus photographs: 400 train, 400 val, 400 test.
 
-As in the paper, train and val together train, and test tests. The house stops training by a
+As in the paper, train and val together train, and test tests. sdseg stops training by a
 validation set, so a tenth of those 800 is taken out for it.
 """
 
@@ -35,7 +35,7 @@ def find_cases(root: Path) -> list[Case]:
 
 
 def recognises(root: Path) -> bool:
-    """Whether the layout is there and every picture has a name of the archive.
+    """True if it has the layout and every picture has a name of the archive.
 
     Other sets lie in such folders too, and their masks would be read inside out: 0 is the cup here.
     """

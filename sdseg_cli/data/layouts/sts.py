@@ -27,7 +27,7 @@ def find_cases(root: Path) -> list[Case]:
 
 
 def recognises(root: Path) -> bool:
-    """Whether the folder is the archive's, or its `labelled` folder."""
+    """True if the folder is the archive's, or its `labelled` folder."""
     return _labelled_folder(root) is not None
 
 

@@ -123,12 +123,12 @@ def _leaves_the_folder(name: str) -> bool:
 
 
 def _is_hidden(name: str) -> bool:
-    """Whether a file, or a folder it lies in, is hidden, or is one of macOS's twins."""
+    """True if a file, or a folder above it, is hidden, or is one of macOS's twins."""
     return not all(map(is_shown, PurePosixPath(name.replace("\\", "/")).parts))
 
 
 def _kind(name: str) -> str:
-    """What is kept of a name: whether it is that of a DICOM file, might be one, or neither."""
+    """Kind of a name: that of a DICOM file, of one that may be, or of neither."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.suffix.lower() in DICOM_SUFFIXES:
         return DICOM_SUFFIX

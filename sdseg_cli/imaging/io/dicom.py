@@ -59,7 +59,7 @@ _Vector = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class DicomHeader:
-    """Where a volume's slices came from: enough to refer to them, nothing about the patient.
+    """The origin of a volume's slices: enough to refer to them, nothing about the patient.
 
     Attributes:
         source: The folder, zip or file the user named.

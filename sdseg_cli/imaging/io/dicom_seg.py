@@ -90,7 +90,7 @@ def _lacks(source: Path, name: str, why: str) -> DataError:
 
 @contextmanager
 def _telling(source: Path) -> Iterator[None]:
-    """What highdicom refuses, as an error that quotes no value of the headers."""
+    """Refusals of highdicom, as an error that quotes no value of the headers."""
     try:
         yield
     except (ValueError, TypeError, AttributeError, KeyError) as error:

@@ -111,7 +111,7 @@ class Instance:
 
     @property
     def is_image(self) -> bool:
-        """Whether it is a picture of the patient: no contours, doses, reports, screenshots."""
+        """True for an image of the patient: no contours, doses, reports, screenshots."""
         if not ({"Rows", "Columns"} <= set(self.values)) or self.text("Modality") in _NO_IMAGES:
             return False
         if _is_below(self.sop_class, _SECONDARY_CAPTURE):
@@ -120,7 +120,7 @@ class Instance:
 
     @property
     def modality(self) -> str:
-        """As the standard names it; anything else may be a person's words."""
+        """Modality as the standard names it; anything else may be free text."""
         said = self.text("Modality")
         return said if said in _MODALITIES else "other"
 
@@ -133,7 +133,7 @@ class Series:
     instances: tuple[Instance, ...]
 
     def is_called(self, name: str) -> bool:
-        """Whether a name is its SeriesInstanceUID or the last parts of it."""
+        """True if a name is its SeriesInstanceUID or the last parts of it."""
         return bool(self.uid) and f".{self.uid}".endswith(f".{name}")
 
     def __str__(self) -> str:
@@ -175,7 +175,7 @@ def opened(source: Path) -> Iterator[Path]:
 
 
 def any_dicom(folder: Path) -> bool:
-    """Whether a folder holds a DICOM file, or a lost one, at any depth."""
+    """True if a folder holds a DICOM file, or a lost one, at any depth."""
     return any(
         is_dicom_file(file) or (may_be_called_slice(file) and leads_nowhere(file))
         for _, files in walked(folder)
@@ -324,7 +324,7 @@ def _dicom_files(folder: Path, *, nested: bool, named: bool) -> Iterator[Path]:
 
 
 def _lost(path: Path, patterns: Collection[str]) -> str | None:
-    """What is wrong with a file without the mark that may be a slice; None for other files.
+    """The fault of a file without the mark that may be a slice; None for other files.
 
     Patterns are of the names of the DICOM files beside it.
     """

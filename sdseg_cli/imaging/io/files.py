@@ -51,7 +51,7 @@ def read_image(path: Path, series: str | None = None, on_header: OnHeader | None
         path: A .nii, .nii.gz, .nrrd, .mha or .mhd file of one 3D volume; a DICOM series (its
             folder, a .zip, or one of its files); or a picture.
         series: Which series, where a DICOM source holds several.
-        on_header: Told of the scan before its voxels are read, or its pixels decoded.
+        on_header: Called with the scan's header before voxels are read or pixels decoded.
 
     Raises:
         DataError: The file is missing, damaged, or not one 3D volume of numbers.
@@ -115,7 +115,7 @@ def read_labels(path: Path, levels: MaskLevels | None = None) -> Volume:
 
 
 def _label_hint(low: float, high: float) -> str:
-    """What turns values that are no labels into labels."""
+    """A hint for values that are no labels."""
     if np.isnan(low):
         return "Find out what made the NaN; of a probability map, store values > 0.5 as 1, else 0."
     if 0 <= low and high <= 1:

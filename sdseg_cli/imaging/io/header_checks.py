@@ -1,4 +1,4 @@
-"""What headers claim: no more voxels than the file holds, and a grid with axes at right angles.
+"""Checks of headers: no more voxels than the file holds, and axes at right angles.
 
 Sizes are checked before memory is taken for voxels. Scanners measure along three perpendicular
 axes: a header that says otherwise by a fraction of a degree was rounded, by a few is straightened;

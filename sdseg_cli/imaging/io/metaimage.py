@@ -185,7 +185,7 @@ def _file_of(path: Path, fields: Fields) -> Path:
 
 
 def _place(fields: Fields, *, local: bool) -> tuple[str, int, int]:
-    """How the voxels are stored, at which byte they begin, and what to skip from there."""
+    """Storage of the voxels, the byte at which they begin, and how much to skip from there."""
     packed, binary = _yes(fields, "CompressedData", False), _yes(fields, "BinaryData", True)
     if packed and not binary:
         raise HeaderError("its header says both CompressedData and voxels written out as text")

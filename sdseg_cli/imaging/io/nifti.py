@@ -59,7 +59,7 @@ _LENGTHS = ("pixdim", "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y",
 _LONGEST_QUATERNION = 1 + 1e-5
 """b, c and d may be longer than 1 by what rounding to a few digits adds: a is then 0."""
 _SILENT = logging.Logger("nibabel's repairs", logging.CRITICAL + 1)
-"""nibabel would print what it mends in a header."""
+"""nibabel would print what it corrects in a header."""
 
 
 def read(path: Path, on_header: OnHeader | None = None) -> Volume:
@@ -168,7 +168,7 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
 
 
 def _not_gzip(path: Path, start: bytes, error: gzip.BadGzipFile) -> DataError:
-    """What a bad gzip file is: nothing of the kind, damaged, or followed by something else."""
+    """Describe a bad gzip file: no gzip at all, damaged, or followed by something else."""
     if (kind := _kind_of(start)) is not None and not start.startswith(_GZIP):
         return _other_kind(path, kind)
     if start.startswith(_GZIP) and str(error).startswith("Not a gzipped file"):
@@ -339,7 +339,7 @@ class _Quaternion:
         return cls(length, affine, rounding)
 
     def apart_mm(self, sform: NDArray[np.float64], shape: tuple[int, int, int]) -> float:
-        """How far the farthest corner lies from where the sform places it, mm; 0 for agreement.
+        """Largest distance of a corner from where the sform places it, mm; 0 for agreement.
 
         They agree within `GRID_TOLERANCE_VOXELS` and what rounding may turn. A small shear, which
         no quaternion can say, is no disagreement.
@@ -382,7 +382,7 @@ def _checked_header(path: Path, stream: BinaryIO, packed: bool) -> tuple[Any, An
 
 
 def _spare_bytes(stream: BinaryIO) -> int:
-    """How many bytes are left; 0 where all are zeros, with which some programs fill a block."""
+    """Number of bytes left; 0 where all are zeros, with which some programs fill a block."""
     count, filled = 0, False
     while block := stream.read(BLOCK_BYTES):
         count += len(block)

@@ -66,7 +66,7 @@ _MAY_BE_UNKNOWN = {"spacings", "axis mins", "axis maxs"}
 
 
 def voxel_file(path: Path) -> Path:
-    """Where the voxels lie: the file itself, or one beside it; errors as of `read_header`."""
+    """The file with the voxels: itself, or one beside it; errors as of `read_header`."""
     return _file_of(path, _fields(path)[0])
 
 

@@ -169,7 +169,7 @@ def read_picture_greys(path: Path, levels: MaskLevels | None = None) -> Picture:
 
 
 def labels_of(greys: Picture, levels: MaskLevels | None) -> Picture:
-    """What `read_picture_labels` makes of the values of a mask."""
+    """Labels from the values of a mask, as `read_picture_labels` returns them."""
     levels = levels_of(greys, levels)
     if levels is None:
         return greys
@@ -212,7 +212,7 @@ def _sixteen_bits(image: Image.Image) -> NDArray[np.uint16]:
 
 
 def _tags(image: Image.Image) -> dict[int, Any]:
-    """Those of a TIFF; none of other pictures."""
+    """Tags of a TIFF; none for other pictures."""
     return getattr(image, "tag_v2", {})
 
 

@@ -1,4 +1,4 @@
-"""What NRRD and MetaImage share: a text header says where voxels lie; they are read to their end.
+"""Common parts of NRRD and MetaImage: a text header, and voxels read to their end.
 
 Each format's rules are in a file of its own, and no other parser has a say: what a header holds
 that is not understood is refused, so that no two readers can take it for different things.
@@ -147,7 +147,7 @@ def header_lines(file: BinaryIO) -> Iterator[str]:
 
 
 def quoted(text: str) -> str:
-    """What a header says, fit for a message: cut short, and nothing in it moves a cursor."""
+    """Text of a header, fit for a message: cut short, without control characters."""
     return repr(text.strip()[:60])
 
 
@@ -276,7 +276,7 @@ def read_voxels(header: TextHeader) -> Array:
 
 
 def _start(header: TextHeader, file: BinaryIO) -> int:
-    """Where skipping bytes, or unpacking, begins."""
+    """The byte at which skipping, or unpacking, begins."""
     file.seek(header.begin)
     for _ in range(header.skip_lines):
         while (line := file.readline(BLOCK_BYTES)) and not line.endswith(b"\n"):
