@@ -314,17 +314,18 @@ def class_legend(figure: Any, names: Mapping[int, str], inches: float) -> None:
     """Name the classes below a figure, or a part of one, each beside its colour, in order.
 
     Args:
-        figure: It lays itself out.
+        figure: Below whose panels there is room, or that lays itself out.
         names: Number of each class, from 1 -> name.
         inches: Width of the figure.
     """
     from matplotlib.patches import Patch
 
     shown = [fitted(name, _LEGEND_INCHES, _LEGEND_SIZE) for name in names.values()]
+    lays_out = figure.get_layout_engine() is not None
     figure.legend(
         [Patch(facecolor=class_colour(number)) for number in names],
         shown,
-        loc="outside lower center",
+        loc="outside lower center" if lays_out else "lower center",
         ncols=_legend_columns(names, inches),
         frameon=False,
         labelcolor=INK,

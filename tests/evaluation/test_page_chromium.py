@@ -267,7 +267,9 @@ def test_outlines_of_all_classes_are_switched_and_a_dot_shows_its_case(class_pag
 
 def test_each_class_has_its_colour_everywhere(class_page):
     script = "return getComputedStyle(arguments[0]).stroke"
-    colour = class_page.execute_script(script, _one(class_page, "path.prediction.class-3"))
+    colour = class_page.execute_script(
+        script, _one(class_page, "path.prediction.class-3:not(.halo)")
+    )
     assert colour == "rgb(255, 75, 0)"  # #ff4b00, the third
     table = _one(class_page, "#class-table tbody tr.class-3 .colour")
     assert table.value_of_css_property("background-color") == "rgba(255, 75, 0, 1)"
