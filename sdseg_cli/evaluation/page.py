@@ -33,7 +33,7 @@ from sdseg_cli.evaluation.page_parts import (
     sweep_part,
 )
 from sdseg_cli.report import panels
-from sdseg_cli.report.drawing import PREDICTION_COLOUR, REFERENCE_COLOUR
+from sdseg_cli.report.drawing import PREDICTION_COLOUR, REFERENCE_COLOUR, class_colour
 from sdseg_cli.report.panels import MAP_FILE, CasePanel, Polyline, media_type
 
 if TYPE_CHECKING:
@@ -256,12 +256,29 @@ def _render(page: _Page, title: str, config: str | None) -> str:
     colours = f":root{{--reference:{REFERENCE_COLOUR};--prediction:{PREDICTION_COLOUR}}}\n"
     style = colours + (TEMPLATE / "report.css").read_text(encoding="utf-8")
     script = (TEMPLATE / "report.js").read_text(encoding="utf-8")
+    classes = page.evaluation.by_class if page.evaluation else None
+    if classes is not None:
+        style += (TEMPLATE / "classes.css").read_text(encoding="utf-8") + "".join(
+            f".class-{number}{{--class:{class_colour(number)}}}\n"
+            for number in range(1, len(classes.names) + 1)
+        )
+        script += (TEMPLATE / "classes.js").read_text(encoding="utf-8")
     named = [case_id for part in page.parts.values() for case_id in part.case_ids]
     numbers = {name: i for i, name in enumerate(dict.fromkeys([*named, *page.panels, *page.maps]))}
     pictures = {
         kind: {str(numbers[name]): _panel_json(panel) for name, panel in shown.items()}
         for kind, shown in (("panels", page.panels), ("maps", page.maps))
     }
+    data: dict[str, object] = {"ids": list(numbers), **pictures}
+    if classes is not None:
+        data["values"] = [
+            {
+                str(numbers[name]): [[cell.text, cell.value] for cell in cells]
+                for name, cells in values.items()
+                if name in numbers
+            }
+            for values in classes.values
+        ]
     template = _environment().get_template("report.html.j2")
     return template.render(
         page=page,
@@ -271,7 +288,7 @@ def _render(page: _Page, title: str, config: str | None) -> str:
         policy=_policy(style, script),
         style=Markup(style),
         script=Markup(script),
-        data=Markup(script_json({"ids": list(numbers), **pictures})),
+        data=Markup(script_json(data)),
         outline=_outline,
         picture=_data_address,
         version=__version__,
@@ -306,6 +323,11 @@ def _panel_json(panel: CasePanel) -> dict[str, object]:
         "width_mm": panel.width_mm,
         "reference": _outline(panel.reference),
         "prediction": _outline(panel.prediction),
+        **(
+            {"classes": [[_outline(one) for one in pair] for pair in panel.classes]}
+            if panel.classes
+            else {}
+        ),
     }
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdseg_cli.report import wording
-from sdseg_cli.report.plots import Dot, Plot, distribution, sweep_chart
+from sdseg_cli.report.plots import Dot, Plot, class_distribution, distribution, sweep_chart
 
 Found = Mapping[str, Any]
 """The JSON object of a command."""
@@ -140,6 +140,20 @@ class Featured:
 
 
 @dataclass(frozen=True)
+class ByClass:
+    """What `evaluate` found for each class of a run."""
+
+    names: tuple[str, ...]
+    """In the order of the run, which gives their colours."""
+    table: Table
+    """A row per class, then the union."""
+    plots: tuple[tuple[str, str, Plot], ...]
+    """Metric, unit, and a strip for each class."""
+    values: tuple[Mapping[str, tuple[Cell, ...]], ...]
+    """Of each class, then of the union: case -> the cells of its row in the table of cases."""
+
+
+@dataclass(frozen=True)
 class Evaluation(Part):
     """Results of `evaluate`."""
 
@@ -160,6 +174,8 @@ class Evaluation(Part):
     protocols: Table | None
     protocol_gap: str
     """Difference of the protocols; empty if there is one only."""
+    by_class: ByClass | None = None
+    """Of a run of several classes."""
 
     @property
     def case_ids(self) -> tuple[str, ...]:
@@ -187,6 +203,8 @@ def evaluation_part(found: Found) -> Evaluation:
     score = {case_id: wording.number(value, 3) for case_id, value in ranked}
     worst = found.get("worst") or [case_id for case_id, _ in ranked[:5]]
     protocols, gap = _protocol_table(found.get("protocols") or ())
+    classes, table = found.get("classes") or {}, _case_table(cases, units)
+    several = isinstance(classes, list)  # a mapping: labels that were scored each on its own
     return Evaluation(
         **_common(found, _evaluation_facts(found, cases)),
         protocol=PROTOCOLS.get(found.get("protocol", ""), ""),
@@ -200,11 +218,68 @@ def evaluation_part(found: Found) -> Evaluation:
         worst=tuple((str(id), score.get(id, wording.ABSENT)) for id in worst),
         excluded=_texts(found, "excluded"),
         missing=_texts(found, "missing"),
-        cases=_case_table(cases, units),
-        classes=_class_table(found.get("classes") or {}, units),
+        cases=table,
+        classes=None if several else _class_table(classes, units),
         protocols=protocols,
         protocol_gap=gap,
+        by_class=_by_class(found, units, _shown_keys(cases, units), rank) if several else None,
     )
+
+
+def _by_class(
+    found: Found, units: Mapping[str, str], keys: Mapping[str, str], rank: str
+) -> ByClass:
+    """The classes of a run, and their union if it is there."""
+    classes = list(found["classes"])
+    union = [{"name": "all as one", **found["union"]}] if found.get("union") else []
+    better, places = found.get("better", {}), wording.decimals(units[rank])
+    rank_label = wording.label(rank, units[rank])
+    columns = [
+        Column("Class", is_text=True),
+        Column(f"{rank_label}, mean", units[rank]),
+        Column("median", units[rank]),
+        Column("95 % interval", is_text=True),
+        Column("n"),
+        Column("Worst case", is_text=True),
+        *(Column(wording.label(key, unit), unit) for key, unit in units.items() if key != rank),
+    ]
+    rows = []
+    for one in (*classes, *union):
+        summary, worst = one["metrics"][rank], _ranked(one["cases"], rank, better.get(rank, ""))
+        rest = (_mean(one["metrics"][key], unit) for key, unit in units.items() if key != rank)
+        cells = (
+            Cell(str(one["name"])),
+            _numeric(summary["mean"], places),
+            _numeric(summary["median"], places),
+            Cell(wording.interval(summary["ci95"], places)),
+            _numeric(summary["n"], 0),
+            Cell(worst[0][0] if worst else wording.ABSENT),
+        )
+        rows.append(Row((*cells, *rest)))
+    plots = []
+    for key, unit in units.items():
+        least = 0.0 if better.get(key, "") in ("higher", "lower") else -math.inf
+        strips = [(str(one["name"]), _dots(one["cases"], key, unit)) for one in classes]
+        plot = class_distribution(strips, (least, math.inf if unit else 1.0))
+        if plot is not None:
+            plots.append((wording.label(key, unit), unit, plot))
+    decimal = {key: wording.decimals(unit) for key, unit in units.items()}
+    values = tuple(
+        {row.case_id: row.cells for row in _table(one["cases"], keys, decimal).rows}
+        for one in (*classes, *union)
+    )
+    names = tuple(str(one["name"]) for one in classes)
+    return ByClass(names, Table(tuple(columns), tuple(rows)), tuple(plots), values)
+
+
+def _dots(cases: Sequence[Found], column: str, unit: str) -> list[Dot]:
+    """The cases for which a metric is defined."""
+    places = wording.decimals(unit)
+    return [
+        Dot(str(case["id"]), case[column], wording.number(case[column], places))
+        for case in cases
+        if case.get(column) is not None
+    ]
 
 
 def _evaluation_facts(found: Found, cases: Sequence[Found]) -> Facts:
@@ -231,11 +306,7 @@ def _evaluation_facts(found: Found, cases: Sequence[Found]) -> Facts:
 def _metric(column: str, summary: Found, unit: str, better: str, cases: Sequence[Found]) -> Metric:
     places = wording.decimals(unit)
     least = 0.0 if better in ("higher", "lower") else -math.inf
-    dots = [
-        Dot(str(case["id"]), case[column], wording.number(case[column], places))
-        for case in cases
-        if case.get(column) is not None
-    ]
+    dots = _dots(cases, column, unit)
     return Metric(
         label=wording.label(column, unit),
         unit=unit,
@@ -280,11 +351,16 @@ def _featured(ranked: Sequence[tuple[str, float]]) -> tuple[Featured, ...]:
 
 def _case_table(cases: Sequence[Found], units: Mapping[str, str]) -> Table:
     """Every case with all its values: its name, the metrics, then what they were counted on."""
+    places = {key: wording.decimals(unit) for key, unit in units.items()}
+    return _table(cases, _shown_keys(cases, units), places)
+
+
+def _shown_keys(cases: Sequence[Found], units: Mapping[str, str]) -> dict[str, str]:
+    """The columns of the table of cases, and their units."""
     held = dict.fromkeys(key for case in cases for key in case)
     names = [key for key in ("id", "class") if key in held]
     counts = [key for key in held if key not in (*names, *units)]
-    places = {key: wording.decimals(unit) for key, unit in units.items()}
-    return _table(cases, {key: units.get(key, "") for key in (*names, *units, *counts)}, places)
+    return {key: units.get(key, "") for key in (*names, *units, *counts)}
 
 
 def _table(rows: Sequence[Found], units: Mapping[str, str], places: Mapping[str, int]) -> Table:
@@ -363,6 +439,8 @@ class Stability(Part):
     most_unstable: tuple[str, ...]
     maps: tuple[str, ...]
     table5: Table | None
+    classes: Table | None = None
+    """Of a run of several classes."""
 
     @property
     def case_ids(self) -> tuple[str, ...]:
@@ -388,7 +466,24 @@ def stability_part(found: Found) -> Stability:
         most_unstable=_texts(found, "most_unstable"),
         maps=_texts(found, "maps"),
         table5=_free_table([_flattened(row) for row in found.get("table5", ())]),
+        classes=_stability_classes(found.get("classes") or ()),
     )
+
+
+def _stability_classes(classes: Sequence[Found]) -> Table | None:
+    """Per class the Dice over the runs and the share of voxels that flip."""
+    if not classes:
+        return None
+    labels = ("Dice, mean", "Dice, SD of the runs", "Flipped voxels", "Of any run's foreground")
+    units = ("", "", "%", "%")
+    columns = (Column(name, unit) for name, unit in zip(labels, units, strict=True))
+    rows = []
+    for one in classes:
+        dice, flipped = one.get("dice", {}), one.get("flipped", {})
+        scores = (_numeric(dice.get(key), 4) for key in ("mean", "sd"))
+        shares = (_percent(flipped.get(key)) for key in _SHARES)
+        rows.append(Row((Cell(str(one["name"])), *scores, *shares)))
+    return Table((Column("Class", is_text=True), *columns), tuple(rows))
 
 
 def _stability_facts(found: Found) -> Facts:

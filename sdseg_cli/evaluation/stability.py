@@ -253,7 +253,7 @@ class Trial:
             self._compare(case, kept, np.any(planes, axis=(1, 2)))
             by_slice = self._count(case, prediction.restore.planes, votes)
             k = _slice_to_show(by_slice, planes)
-            self._show(case, kept, planes, k)
+            self._show(case, kept, planes, prediction.restore, k)
         if reference.any():
             self.dice[case.id] = tuple(score for score in scores if score is not None)
         if self.maps_folder is not None:
@@ -341,6 +341,7 @@ class Trial:
         case: PreparedCase,
         kept: DiskBuffer,
         reference: NDArray[np.bool_],
+        restore: SliceTransform,
         k: int,
     ) -> None:
         """Keep slice k of this case if it is the least stable case yet."""
@@ -351,7 +352,10 @@ class Trial:
         image = self.under.held.image_plane(case, k)
         views = kept.part(k, k + 1)[:, 0]
         self.shown_share = share
-        self.shown = StabilityPlane(case.id, k, image, reference[k], views)
+        height_mm, width_mm, _ = restore.planes.spacing_mm
+        scale = float(restore.boxes[k, 2]) / restore.size
+        pixel_mm = None if image.ndim == 3 else (scale * height_mm, scale * width_mm)
+        self.shown = StabilityPlane(case.id, k, image, reference[k], views, pixel_mm)
 
     def run(self, count: CaseProgress) -> StabilityReport:
         """Go through all cases and sum up; no report file is written yet."""

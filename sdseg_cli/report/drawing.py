@@ -6,7 +6,7 @@ matplotlib is used through its objects, without pyplot's global state, and impor
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -30,9 +30,14 @@ REFERENCE_COLOUR, PREDICTION_COLOUR = "#35d0ff", "#d0ff2f"
 has, both bright, and told apart by the colour-blind too."""
 CLASS_COLOURS = (
     PREDICTION_COLOUR, REFERENCE_COLOUR, "#ff4b00", "#f000d2", "#ffaaa0",
-    "#1e64ff", "#a08cff", "#00c878",
+    "#1e64ff", "#a08cff", "#00c878", "#0f695a", "#ffffa5",
+    "#a53c1e", "#ff69b4", "#3c5a96", "#4bfff0", "#00f05a",
+    "#87a53c", "#00874b", "#c3ffd2", "#ffa51e", "#870fd2",
 )  # fmt: skip
-"""Of labels 1, 2, ...; the first five are told apart by the colour-blind too."""
+"""Of classes 1, 2, ... in the order of their run, in every picture and on every page. The first
+five are told apart by the colour-blind too; each later one is as far from all before it as is
+left, for every kind of eye. Class 21 has the colour of class 1 again, and so on: legends keep the
+order of the classes, so that place and name tell such a pair apart."""
 LINE_COLOURS = (INK, "#b79cff", "#ff9a2e", "#ff7ab0")
 """Of lines in charts that are neither a reference nor a prediction."""
 _RIM, _RIM_OPACITY = "#000000", 0.8
@@ -57,8 +62,20 @@ _VIEW_LEAST = 0.4  # and at least this share of the plane
 
 
 def class_colour(label: int) -> str:
-    """The colour of a label, from 1; the same in every picture."""
+    """The colour of a class, from 1; the same in every picture."""
     return CLASS_COLOURS[(label - 1) % len(CLASS_COLOURS)]
+
+
+def numbered(masks: NDArray[np.bool_]) -> LabelPlane:
+    """The number of the class of each pixel, where masks overlap of the last: (K,...) -> (...).
+
+    A mask without a class axis, (rows, columns), is returned as it is: label 1.
+    """
+    if masks.ndim == 2:
+        return masks
+    numbers = np.arange(1, len(masks) + 1, dtype=np.uint16).reshape(-1, *[1] * (masks.ndim - 1))
+    found: LabelPlane = (masks * numbers).max(axis=0)
+    return found
 
 
 def rgb(colour: str) -> list[int]:
@@ -293,6 +310,44 @@ def legend(axes: Axes) -> None:
     axes.legend(loc="best", frameon=False, labelcolor=INK, fontsize=9)
 
 
+def class_legend(figure: Any, names: Mapping[int, str], inches: float) -> None:
+    """Name the classes below a figure, or a part of one, each beside its colour, in order.
+
+    Args:
+        figure: Below whose panels there is room, or that lays itself out.
+        names: Number of each class, from 1 -> name.
+        inches: Width of the figure.
+    """
+    from matplotlib.patches import Patch
+
+    shown = [fitted(name, _LEGEND_INCHES, _LEGEND_SIZE) for name in names.values()]
+    lays_out = figure.get_layout_engine() is not None
+    figure.legend(
+        [Patch(facecolor=class_colour(number)) for number in names],
+        shown,
+        loc="outside lower center" if lays_out else "lower center",
+        ncols=_legend_columns(names, inches),
+        frameon=False,
+        labelcolor=INK,
+        fontsize=_LEGEND_SIZE,
+        handlelength=1.2,
+    )
+
+
+def legend_inches(names: Mapping[int, str], inches: float) -> float:
+    """How high `class_legend` becomes; 0 without names."""
+    return 0.2 + 0.21 * -(-len(names) // _legend_columns(names, inches)) if names else 0.0
+
+
+_LEGEND_SIZE, _LEGEND_INCHES = 9, 2.2
+
+
+def _legend_columns(names: Mapping[int, str], inches: float) -> int:
+    texts = (fitted(name, _LEGEND_INCHES, _LEGEND_SIZE) for name in names.values())
+    widest = max(_points(text, _LEGEND_SIZE) for text in texts) / 72 + 0.6
+    return max(1, min(len(names), int(inches / widest)))
+
+
 def colour_bar(figure: Any, image: AxesImage, axes: Axes) -> None:
     """A slim scale beside `axes`; `figure` is a figure or a part of one."""
     bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.02)
@@ -313,7 +368,7 @@ def mark_patient(axes: Axes, view: View) -> None:
         color=INK,
         linewidth=2,
         solid_capstyle="butt",
-        path_effects=_halo(4),
+        path_effects=text_halo(4),
     )
     for x, y, text, ha, va in (
         (0.04, 0.5, "R", "center", "center"),
@@ -321,10 +376,10 @@ def mark_patient(axes: Axes, view: View) -> None:
         (0.05, 0.07, f"{length} mm", "left", "bottom"),
     ):
         place: dict[str, Any] = {"transform": axes.transAxes, "ha": ha, "va": va}
-        axes.text(x, y, text, color=INK, fontsize=8, path_effects=_halo(2), **place)
+        axes.text(x, y, text, color=INK, fontsize=8, path_effects=text_halo(2), **place)
 
 
-def _halo(width: float) -> list[Any]:
+def text_halo(width: float = 2.0) -> list[Any]:
     """A dark rim, so that a line or a letter is seen on white bone as well."""
     from matplotlib.patheffects import Normal, Stroke
 

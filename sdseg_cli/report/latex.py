@@ -2,8 +2,9 @@ r"""Tables for a paper: plain LaTeX that needs no package."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from sdseg_cli.core.files import replacing
 
@@ -90,6 +91,30 @@ def write_latex(
     with replacing(path) as temporary:
         # A file name may hold bytes that are no text; the table is worth more than they are.
         temporary.write_bytes(text.encode("utf-8", errors="replace"))
+
+
+def class_rows(
+    classes: Sequence[Mapping[str, Any]], columns: Sequence[str]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """A row for each class, for `write_latex`: the mean of each metric and its standard deviation.
+
+    Args:
+        classes: As in evaluate.json: `name`, and `metrics` by column with `mean` and `sd`; the
+            union may be the last.
+        columns: Metrics, in order.
+
+    Returns:
+        Columns and rows; "-" for what is undefined.
+    """
+
+    def cell(found: Mapping[str, float | None]) -> str:
+        mean, sd = found["mean"], found.get("sd")
+        if mean is None:
+            return "-"
+        return f"{mean:.3f}" if sd is None else f"{mean:.3f} \u00b1 {sd:.3f}"
+
+    rows = [(str(of["name"]), *(cell(of["metrics"][name]) for name in columns)) for of in classes]
+    return ("class", *columns), rows
 
 
 def _line(cells: Sequence[str], count: int) -> str:

@@ -60,6 +60,9 @@ class CasePanel:
     prediction: tuple[Polyline, ...]
     width_mm: float | None
     """What the picture's width is on the patient; None of a picture in colour."""
+    classes: tuple[tuple[tuple[Polyline, ...], tuple[Polyline, ...]], ...] = ()
+    """Of several classes the outlines of each, of reference and prediction; then `reference` and
+    `prediction` hold none."""
 
 
 def case_panel(
@@ -79,8 +82,8 @@ def case_panel(
         case_id: The case.
         caption: What is shown, for example "slice 34 of 88"; a mask that is empty here is added.
         plane: (rows, columns) values as a radiologist sees them, or (rows, columns, 3) colours.
-        reference: (rows, columns) bool.
-        prediction: (rows, columns) bool.
+        reference: (rows, columns) bool, of several classes (K, rows, columns).
+        prediction: Likewise.
         window: The values drawn black and white.
         pixel_mm: Height and width of a pixel; (1, 1) of a picture.
         measured: Whether it has millimetres; None: where it is not in colour.
@@ -88,8 +91,11 @@ def case_panel(
     Raises:
         ValueError: The planes differ in shape.
     """
-    if not plane.shape[:2] == reference.shape == prediction.shape:
+    if not plane.shape[:2] == reference.shape[-2:] or reference.shape != prediction.shape:
         raise ValueError(f"planes of {plane.shape}, {reference.shape} and {prediction.shape}")
+    each = list(zip(reference, prediction, strict=True)) if reference.ndim == 3 else []
+    if each:
+        reference, prediction = (np.logical_or.reduce(of) for of in (reference, prediction))
     measured = plane.ndim == 2 if measured is None else measured
     left, right, top, bottom = view_mm(
         reference | prediction, not_black(plane, window[0]), pixel_mm
@@ -112,9 +118,13 @@ def case_panel(
         image_png=_jpeg(plane[seen], window, (width, height)),
         width=width,
         height=height,
-        reference=_outlines(reference[seen], per_pixel),
-        prediction=_outlines(prediction[seen], per_pixel),
+        reference=() if each else _outlines(reference[seen], per_pixel),
+        prediction=() if each else _outlines(prediction[seen], per_pixel),
         width_mm=extent_mm[1] if measured else None,
+        classes=tuple(
+            (_outlines(one[seen], per_pixel), _outlines(other[seen], per_pixel))
+            for one, other in each
+        ),
     )
 
 
@@ -175,11 +185,16 @@ def save_panels(folder: Path, panels: Sequence[CasePanel], name: str = FILE) -> 
             "width_mm": panel.width_mm,
             "reference": [list(chain(*line)) for line in panel.reference],
             "prediction": [list(chain(*line)) for line in panel.prediction],
+            **({"classes": _flat(panel)} if panel.classes else {}),
         }
         for panel in panels
     ]
     write_json(path, {"format_version": FORMAT_VERSION, "panels": items})
     return path
+
+
+def _flat(panel: CasePanel) -> list[list[list[list[float]]]]:
+    return [[[list(chain(*line)) for line in lines] for lines in one] for one in panel.classes]
 
 
 def load_panels(folder: Path, name: str = FILE) -> tuple[CasePanel, ...]:
@@ -230,6 +245,10 @@ def _panel(item: dict[str, Any]) -> CasePanel:
         reference=tuple(_pairs(line) for line in item["reference"]),
         prediction=tuple(_pairs(line) for line in item["prediction"]),
         width_mm=None if width_mm is None else float(width_mm),
+        classes=tuple(
+            (tuple(_pairs(line) for line in one), tuple(_pairs(line) for line in other))
+            for one, other in item.get("classes", ())
+        ),
     )
 
 
@@ -266,8 +285,8 @@ def map_panel(
         case_id: The case.
         caption: What is shown.
         plane: As in `case_panel`.
-        reference: (rows, columns) bool.
-        majority: (rows, columns) bool, what more than half of the runs call foreground.
+        reference: As in `case_panel`.
+        majority: As `prediction` in `case_panel`: what more than half of the runs call foreground.
         disagreement: (rows, columns), 4p(1-p) in steps of 1/255.
         window: The values drawn black and white.
         pixel_mm: Height and width of a pixel.

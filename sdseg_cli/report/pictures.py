@@ -30,17 +30,25 @@ from sdseg_cli.report.drawing import (
     Frame,
     Line,
     MaskPlane,
+    PixelMm,
     Plane,
+    as_colours,
     chart,
+    class_legend,
     colour_bar,
     fitted,
+    legend_inches,
     mark_patient,
     name_places,
     new_figure,
     not_black,
+    numbered,
+    overlay,
     save_figure,
     show_panel,
+    text_halo,
     view_mm,
+    windowed,
 )
 
 _TITLE_SIZE, _NAME_INCHES = 12, 7.0
@@ -58,15 +66,19 @@ class CasePlane:
     image: Plane
     """Values of the scan (HU for CT); (rows, columns, 3) of a picture."""
     reference: MaskPlane
+    """Of several classes (K,rows,columns)."""
     prediction: MaskPlane
+    """Likewise."""
     probability: Plane
-    """In [0,1]."""
+    """In [0,1], of several classes of any."""
     window: tuple[float, float]
     """The values drawn black and white."""
-    pixel_mm: tuple[float, float]
+    pixel_mm: PixelMm
     """Height and width of a pixel; (1, 1) of a picture."""
     heading: str = ""
     """What the row is about, for example "best"."""
+    classes: tuple[str, ...] = ()
+    """Names, where there are several."""
 
     @property
     def is_picture(self) -> bool:
@@ -135,14 +147,22 @@ def save_cases(path: Path, rows: Sequence[CasePlane]) -> None:
     """
     if not rows:
         raise ValueError("a picture of no cases")
-    figure = new_figure(4 * PANEL_INCHES + 0.6, len(rows) * (PANEL_INCHES + 0.6))
-    parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
-    for row, part in zip(rows, parts, strict=True):
+    width = 4 * PANEL_INCHES + 0.6
+    legend = dict(enumerate(rows[0].classes, start=1))
+    below = legend_inches(legend, width)
+    figure = new_figure(width, len(rows) * (PANEL_INCHES + 0.6) + below)
+    heights = [*len(rows) * [PANEL_INCHES + 0.6], *([below] if legend else [])]
+    parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    if legend:
+        parts[-1].set_facecolor(PAPER)
+        class_legend(parts[-1], legend, width)
+    for row, part in zip(rows, parts, strict=False):
         dice = "undefined" if row.dice is None else f"{row.dice:.3f}"
         heading = f"{row.heading}:  " if row.heading else ""
         place = "" if row.is_picture else f"    slice {row.slice_index + 1} of {row.slices}"
         _set_title(part, heading, row.case_id, f"    Dice {dice}{place}")
-        _draw_row(part, row)
+        draw = _draw_class_row if row.classes else _draw_row
+        draw(part, row)
     save_figure(figure, path)
 
 
@@ -175,6 +195,43 @@ def _draw_row(part: Any, row: CasePlane) -> None:
         mark_patient(scan, view)
 
 
+_FILL = 0.55
+"""How much of the colour of a class lies over the scan."""
+_WRONG_CLASS = "#ff7ab0"
+ERRORS = {"missed": REFERENCE_COLOUR, "too much": PREDICTION_COLOUR, "another class": _WRONG_CLASS}
+"""What may be wrong with a pixel, and its colour."""
+
+
+def _draw_class_row(part: Any, row: CasePlane) -> None:
+    """Scan, classes of the reference, classes of the prediction, and where these differ."""
+    scan, *others = part.subplots(1, 4)
+    seen = not_black(row.image, row.window[0])
+    structures: MaskPlane = np.logical_or.reduce([*row.reference, *row.prediction])
+    view = view_mm(structures, seen, row.pixel_mm)
+    frame = Frame(row.pixel_mm, view)
+    grey = 255 * as_colours(windowed(row.image, row.window))
+    show_panel(scan, "picture" if row.is_picture else "scan", grey / 255, frame, limits=(0, 1))
+    reference, prediction = numbered(row.reference), numbered(row.prediction)
+    none = "" if row.prediction.any() else ": none here"
+    for axes, caption, labels in zip(
+        others, ("reference", f"prediction{none}"), (reference, prediction), strict=False
+    ):
+        filled = overlay(grey, labels, _FILL) / 255
+        outlines = [(labels, Line(width=0.9))]
+        show_panel(axes, caption, filled, frame, limits=(0, 1), outlines=outlines, colour=INK)
+    differing = np.any(row.reference != row.prediction, axis=0)
+    kinds = np.where(prediction == 0, 1, np.where(reference == 0, 2, 3)) * differing
+    wrong = overlay(grey, kinds, 0.8, [*ERRORS.values()]) / 255
+    show_panel(others[-1], "where they differ", wrong, frame, limits=(0, 1), colour=INK)
+    place: dict[str, Any] = {"transform": others[-1].transAxes, "path_effects": text_halo()}
+    for x, side, (text, colour) in zip(
+        (0.02, 0.5, 0.98), ("left", "center", "right"), ERRORS.items(), strict=True
+    ):
+        others[-1].text(x, 0.03, text, color=colour, fontsize=8, ha=side, **place)
+    if not row.is_picture:
+        mark_patient(scan, view)
+
+
 _MOST_NAMED = 40
 """So many cases at most are named below a chart."""
 _DICE_INCHES, _DIFFERENCES_INCHES = 4 * PANEL_INCHES + 0.8, 5.6
@@ -193,6 +250,8 @@ class StabilityPlane:
     """(H,W)."""
     probability: NDArray[np.floating[Any]]
     """(M,H,W) in [0,1], one per run."""
+    pixel_mm: PixelMm | None = None
+    """Height and width of a pixel; None of a picture."""
 
 
 def stability_picture(
@@ -223,7 +282,8 @@ def _draw_planes(part: Any, view: StabilityPlane) -> None:
     probability = view.probability.astype(np.float32)
     masks = probability > THRESHOLD
     seen = not_black(view.image, -1.0)
-    frame = Frame(view=view_mm(view.reference | masks.any(axis=0), seen, (1.0, 1.0)))
+    pixel_mm = view.pixel_mm or (1.0, 1.0)
+    frame = Frame(pixel_mm, view_mm(view.reference | masks.any(axis=0), seen, pixel_mm))
     show = partial(show_panel, plane=view.image, frame=frame, limits=(-1.0, 1.0))
     outlines = [(view.reference, Line(REFERENCE_COLOUR))]
     caption = f"{'picture' if is_picture else 'scan'} with reference"
@@ -237,6 +297,8 @@ def _draw_planes(part: Any, view: StabilityPlane) -> None:
     ):
         image = show_panel(axes, caption, plane, frame, limits=(0.0, high), cmap="inferno")
         colour_bar(part, image, axes)
+    if view.pixel_mm is not None and frame.view is not None:
+        mark_patient(first, frame.view)
 
 
 def _draw_dice(part: Any, dice: Mapping[str, Sequence[float]]) -> None:

@@ -142,6 +142,51 @@ def distribution(
     return Plot(360, 112, tuple(shapes))
 
 
+def class_distribution(
+    rows: Sequence[tuple[str, Sequence[Dot]]], limits: tuple[float, float] = (-math.inf, math.inf)
+) -> Plot | None:
+    """A strip for each class, one below the other on one axis; each is read as `distribution`.
+
+    Args:
+        rows: Name of a class, and the cases for which the metric is defined.
+        limits: The least and the most that a value can be.
+
+    Returns:
+        The plot, its shapes marked with the number of their class, from 1; None without a dot.
+    """
+    values = [dot.value for _, dots in rows for dot in dots]
+    if not values:
+        return None
+    left, right, strip, top = 14.0, 346.0, 46.0, 6.0
+    base = top + strip * len(rows)
+    axis = _Axis.over(values, left, right, limits)
+    shapes = []
+    for x, text in axis.labelled():
+        shapes.append(_line("grid", x, x, top, base))
+        shapes.append(_label("tick", x, base + 14, text))
+    shapes.append(_line("axis", left, right, base, base))
+    radius = min(3.0, next(radius for most, radius in _RADII if len(values) / len(rows) <= most))
+    for number_, (name, dots) in enumerate(rows, start=1):
+        of_class, begin = f"of-class class-{number_}", top + strip * (number_ - 1)
+        shapes.append(_label(f"name {of_class}", left, begin + 12, name))
+        places = [axis.place(dot.value) for dot in dots]
+        if not places:
+            continue
+        upper, lower = begin + 17, begin + strip - 3
+        quarters = np.percentile([dot.value for dot in dots], (25, 50, 75))
+        first, median, third = (axis.place(float(q)) for q in quarters)
+        if len(dots) >= 4:
+            box = {"x": first, "y": upper, "width": round(third - first, 2), "height": 26, "rx": 2}
+            shapes.append(Shape("rect", {"class": f"box {of_class}", **box}))
+        heights = _stacked(places, radius, upper, lower)
+        for dot, x, y in zip(dots, places, heights, strict=True):
+            text = f"{name}  {dot.text}"
+            circle = {"class": of_class, "cx": x, "cy": y, "r": radius, "data-text": text}
+            shapes.append(Shape("circle", circle, case_id=dot.case_id))
+        shapes.append(_line(f"median {of_class}", median, median, upper - 2, lower + 2))
+    return Plot(360, round(base + 20), tuple(shapes))
+
+
 def _stacked(places: Sequence[float], radius: float, top: float, base: float) -> list[float]:
     """Heights around the middle; dots of one narrow strip lie above and below each other."""
     strips: dict[int, list[int]] = {}

@@ -16,6 +16,8 @@ from sdseg_cli.report.drawing import (
     LINE_COLOURS,
     PREDICTION_COLOUR,
     chart,
+    class_colour,
+    fitted,
     legend,
     new_figure,
     save_figure,
@@ -36,7 +38,7 @@ def training_curve(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
 
     Args:
         rows: Lines of `log.jsonl`: `step` with `lr`, `loss` and its terms `loss_...`, or with
-            `val_dice`.
+            `val_dice`, of several classes also `val_dice_classes`: name -> Dice.
         path: The .png file; missing folders are made.
 
     Raises:
@@ -55,7 +57,7 @@ def training_curve(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
         gridspec_kw={"left": 0.09, "right": 0.975, "top": 0.955, "bottom": 0.07, "hspace": 0.26},
     )
     _draw_loss(loss, lines)
-    _draw_dice(dice, _curve(lines, "val_dice"))
+    _draw_dice(dice, lines)
     chart(rate, "Learning rate", "step")
     rates = _thinned(_curve(lines, "lr"))
     rate.plot(*rates, color=FAINT, linewidth=1.6, marker=_marker(rates), markersize=5)
@@ -84,18 +86,30 @@ def _draw_loss(axes: Any, lines: Sequence[Mapping[str, Any]]) -> None:
         legend(axes)
 
 
-def _draw_dice(axes: Any, dice: Curve) -> None:
-    chart(axes, "Validation Dice", "")
-    steps, values = dice
+def _draw_dice(axes: Any, lines: Sequence[Mapping[str, Any]]) -> None:
+    """The Dice, of several classes their mean, and a thin line for each."""
+    classes = [(row["step"], row.get("val_dice_classes") or {}) for row in lines]
+    names = list(dict.fromkeys(name for _, dice in classes for name in dice))
+    chart(axes, "Validation Dice: mean, and of each class" if names else "Validation Dice", "")
+    for number, name in enumerate(names, start=1):
+        curve = _curve([{"step": step, "dice": dice.get(name)} for step, dice in classes], "dice")
+        style = {"color": class_colour(number), "linewidth": 1.0, "alpha": 0.75}
+        axes.plot(*curve, marker=_marker(curve), markersize=4, label=fitted(name, 1.3, 8), **style)
+    steps, values = _curve(lines, "val_dice")
     if steps.size:
         size = 7 if len(steps) < _FEW else 3.5
-        style = {"color": PREDICTION_COLOUR, "marker": "o", "markersize": size}
+        colour = INK if names else PREDICTION_COLOUR  # which is that of class 1
+        style = {"color": colour, "marker": "o", "markersize": size}
         axes.plot(steps, values, clip_on=False, **style)
         best = len(values) - 1 - int(np.argmax(values[::-1]))  # the last of equals, as kept
         name = f"best {values[best]:.3f} at step {int(steps[best])}"
         ring = {"color": INK, "markersize": 12, "fillstyle": "none", "linestyle": "none"}
         axes.plot(steps[best], values[best], marker="o", label=name, clip_on=False, **ring)
-        legend(axes)
+        if names:
+            style = {"frameon": False, "labelcolor": INK, "fontsize": 8}
+            axes.legend(loc="upper left", ncols=4, **style)
+        else:
+            legend(axes)
     axes.set_ylim(0, 1)
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sdseg_cli.core.config import THRESHOLD
 from sdseg_cli.core.files import replacing
+from sdseg_cli.data.spec import ClassRule
 from sdseg_cli.report.drawing import (
     DPI,
     INK,
@@ -24,11 +25,14 @@ from sdseg_cli.report.drawing import (
     Plane,
     View,
     as_colours,
+    class_legend,
     draw_level,
     fitted,
+    legend_inches,
     letters_may_lack,
     new_figure,
     not_black,
+    numbered,
     overlay,
     rgb,
     view_mm,
@@ -50,17 +54,18 @@ class ShownSlice:
     image: Plane
     """(H,W), of a picture (H,W,3), in [-1,1]."""
     reference: MaskPlane
-    """(H,W)."""
+    """(H,W), of several classes (K,H,W)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
     """The prediction of all shown slices at one validation."""
 
-    probability: NDArray[np.uint8]
-    """(K,H,W), 255 being 1."""
+    probability: NDArray[np.uint8] | NDArray[np.uint16]
+    """(N,H,W), 255 being 1; of several classes the number of each pixel's, from 1."""
     dice: NDArray[np.float32]
-    """(K,), of each slice; NaN where both masks are empty."""
+    """(N,), of each slice; NaN where both masks are empty; of several classes the mean over those
+    that either mask has."""
 
 
 @dataclass
@@ -71,11 +76,13 @@ class ValidationHistory:
         path: The `.npz` file.
         positions: Of the slices, among those that are validated.
         shown: The slices themselves.
+        rule: The classes of the run; None of one.
     """
 
     path: Path
     positions: tuple[int, ...]
     shown: tuple[ShownSlice, ...]
+    rule: ClassRule | None = None
     steps: list[int] = field(default_factory=list)
     """Of every validation."""
     seen: dict[int, Snapshot] = field(default_factory=dict)
@@ -94,7 +101,7 @@ class ValidationHistory:
                 planes, dice = kept["probability"], kept["dice"]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             return
-        plane = self.shown[0].reference.shape if self.shown else ()
+        plane = self.shown[0].reference.shape[-2:] if self.shown else ()
         shape = (len(at), len(self.shown), *plane)
         if names != [one.name for one in self.shown] or planes.shape != shape:
             return
@@ -104,13 +111,19 @@ class ValidationHistory:
         }
 
     def add(self, step: int, probability: NDArray[np.float32]) -> None:
-        """Take in a validation and save: (K,H,W) in [0,1], in the order of `shown`."""
+        """Take in a validation and save: (N,H,W) in [0,1], in the order of `shown`; of several
+        classes (N,K,H,W).
+        """
+        if self.rule is None:
+            found = [plane > THRESHOLD for plane in probability]
+            planes = np.round(probability * 255).astype(np.uint8)
+        else:
+            found = [self.rule.decide(plane, THRESHOLD) for plane in probability]
+            planes = np.stack([numbered(masks) for masks in found]).astype(np.uint16)
         dice = [
-            slice_dice(plane > THRESHOLD, one.reference)
-            for plane, one in zip(probability, self.shown, strict=True)
+            slice_dice(mask, one.reference) for mask, one in zip(found, self.shown, strict=True)
         ]
         self.steps.append(step)
-        planes = np.round(probability * 255).astype(np.uint8)
         self.seen[step] = Snapshot(planes, np.asarray(dice, np.float32))
         wanted = {self.steps[number] for number in shown_numbers(len(self.steps))}
         self.seen = {step: seen for step, seen in sorted(self.seen.items()) if step in wanted}
@@ -138,7 +151,12 @@ def shown_numbers(count: int, limit: int = COLUMNS) -> list[int]:
 
 
 def slice_dice(found: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
-    """Dice of two masks; NaN where both are empty."""
+    """Dice of two masks (H,W), of (K,H,W) the mean over those that are not empty in both; NaN where
+    all are.
+    """
+    if found.ndim == 3:
+        each = [slice_dice(one, other) for one, other in zip(found, truth, strict=True)]
+        return float(np.nanmean(each)) if not np.isnan(each).all() else float("nan")
     size = int(found.sum() + truth.sum())
     return 2 * float((found & truth).sum()) / size if size else float("nan")
 
@@ -153,6 +171,9 @@ def validation_picture(path: Path, history: ValidationHistory) -> None:
     Raises:
         RunError: The disk refused.
     """
+    if history.rule is not None:
+        _draw_classes(path, history, history.rule)
+        return
     rows, columns = len(history.shown), 1 + len(history.seen)
     width = columns * (_TILE + _GAP) + _GAP
     height = _HEAD + rows * (_TILE + _CAPTION) + _GAP
@@ -197,6 +218,47 @@ def validation_picture(path: Path, history: ValidationHistory) -> None:
         axes.text(left, 28, text, color=colour, fontsize=size, ha=side)
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
+    _save_over(canvas, figure, path)
+
+
+_FILL = 0.55
+"""How much of the colour of a class lies over the image."""
+
+
+def _draw_classes(path: Path, history: ValidationHistory, rule: ClassRule) -> None:
+    """Likewise of several classes, whose areas are filled; a legend below."""
+    rows, columns = len(history.shown), 1 + len(history.seen)
+    width = columns * (_TILE + _GAP) + _GAP
+    legend = dict(enumerate(rule.names, start=1))
+    below = round(DPI * legend_inches(legend, width / DPI))
+    height = _HEAD + rows * (_TILE + _CAPTION) + _GAP + below
+    canvas = np.full((height, width, 3), rgb(PAPER), np.uint8)
+    figure = new_figure(width / DPI, height / DPI)
+    figure.set_layout_engine("none")
+    figure.set_facecolor("none")
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.text(_GAP, 28, "Validation slices", color=INK, fontsize=12)
+    for row, one in enumerate(history.shown):
+        structures: MaskPlane = np.logical_or.reduce([*one.reference])
+        view = view_mm(structures, not_black(one.image, -1.0), (1.0, 1.0))
+        image = _tile(as_colours(np.clip((one.image + 1) * 127.5, 0, 255).astype(np.uint8)), view)
+        top = _HEAD + row * (_TILE + _CAPTION) + _CAPTION
+        shown: list[tuple[str, NDArray[Any]]]
+        shown = [(f"{fitted(one.name, 1.3, 9)}: reference", numbered(one.reference))]
+        for step, seen in history.seen.items():
+            caption = f"step {step}   Dice {seen.dice[row]:.3f}"
+            shown.append((caption, seen.probability[row]))
+        for column, (caption, labels) in enumerate(shown):
+            left = _GAP + column * (_TILE + _GAP)
+            place = (slice(top, top + _TILE), slice(left, left + _TILE))
+            paint = overlay(np.zeros((*labels.shape, 3)), labels, 1.0).astype(np.uint8)
+            share = _tile((labels > 0).astype(np.uint8) * 255, view)[..., None] * (_FILL / 255)
+            canvas[place] = image * (1 - share) + _tile(paint, view) * _FILL
+            axes.text(left, top - 7, caption, color=INK, fontsize=9)
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    class_legend(figure, legend, width / DPI)
     _save_over(canvas, figure, path)
 
 

@@ -15,6 +15,7 @@ from sdseg_cli.evaluation.page_parts import evaluation_part
 from sdseg_cli.report import wording
 from sdseg_cli.report.panels import save_panels
 from tests.report.report_folder import (
+    CLASSES,
     HOSTILE,
     IDS,
     case_panels,
@@ -22,6 +23,7 @@ from tests.report.report_folder import (
     panel,
     stability,
     sweep,
+    write_class_folder,
     write_folder,
 )
 
@@ -297,3 +299,28 @@ def test_what_a_command_found_itself_is_not_read_from_the_folder(folder):
     for name in ("evaluate.json", "stability.json", "sweep.json", "panels.json", "map_panels.json"):
         (folder / name).write_text("{")
     assert write_report(folder, found, title="t").read_bytes() == expected
+
+
+def test_several_classes_have_a_table_strips_and_the_union(tmp_path):
+    page = _page(write_class_folder(tmp_path))
+    assert page.sections[:4] == ["summary", "classes", "spread", "cases"]
+    assert not {"b", "u"} & set(page.tags)
+    for name in CLASSES:
+        assert page.text.count(name) >= 5  # filter, table, three plots, stability
+    assert "all as one" in page.text
+    data = json.loads(page.data)
+    assert len(data["values"]) == 8
+    assert data["values"][1]["0"][:2] == [["case_2", None], ["0.850", pytest.approx(0.85)]]
+    assert data["values"][6]["0"][1] == ["\u2013", None]
+    assert len(data["panels"]["0"]["classes"]) == 7
+
+
+def test_a_page_of_several_classes_keeps_to_its_policy(tmp_path):
+    test_the_policy_names_exactly_the_style_and_the_script_of_the_page(write_class_folder(tmp_path))
+    test_the_page_loads_nothing_from_elsewhere(tmp_path)
+
+
+def test_the_page_of_one_class_has_nothing_of_several(folder):
+    text = write_report(folder, title="t").read_text(encoding="utf-8")
+    assert "of-class" not in text
+    assert "class-filter" not in text

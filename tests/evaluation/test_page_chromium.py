@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sdseg_cli.evaluation.page import write_report
-from tests.report.report_folder import HOSTILE, IDS, write_folder
+from tests.report.report_folder import CLASSES, HOSTILE, IDS, write_class_folder, write_folder
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -46,6 +46,16 @@ def browser(tmp_path_factory) -> Iterator[Any]:
 def page(browser, tmp_path) -> Iterator[Any]:
     """The report of a hostile folder, freshly opened; its console must stay empty."""
     report = write_report(write_folder(tmp_path), title="<img src=x onerror=alert(3)>")
+    yield from _opened(browser, report)
+
+
+@pytest.fixture
+def class_page(browser, tmp_path) -> Iterator[Any]:
+    """The report of a run of seven classes, likewise."""
+    yield from _opened(browser, write_report(write_class_folder(tmp_path), title="seven"))
+
+
+def _opened(browser, report: Path) -> Iterator[Any]:
     for log in ("browser", "performance"):
         browser.get_log(log)  # what went before
     browser.get(Path(report).as_uri())
@@ -171,8 +181,10 @@ def test_the_table_is_narrowed_to_what_is_typed(page):
     assert _one(page, "#found").text == "1 found"
 
 
+@pytest.mark.parametrize("kind", ["page", "class_page"])
 @pytest.mark.parametrize("width", [360, 420, 800, 1400])
-def test_the_page_is_never_wider_than_the_screen(page, width):
+def test_the_page_is_never_wider_than_the_screen(request, kind, width):
+    page = request.getfixturevalue(kind)
     metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     script = "const d = document.documentElement; return [d.scrollWidth, d.clientWidth]"
@@ -192,3 +204,72 @@ def test_on_a_phone_a_case_opens_over_the_page_and_closes(page):
     _one(page, "#close").click()
     assert not viewer.is_displayed()
     page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def _values(page) -> dict[str, str]:
+    return dict(zip(_column(page, 1), _column(page, 2), strict=True))
+
+
+def _choose(page, number: str) -> None:
+    _one(page, f"#class-filter input[value='{number}']").click()
+
+
+def _shown_classes(page, selector: str) -> set[str]:
+    names = [p.get_attribute("class") for p in _all(page, selector) if p.is_displayed()]
+    return {name for of in names for name in of.split() if name.startswith("class-")}
+
+
+def test_a_class_is_chosen_and_its_values_outlines_and_dots_are_shown(class_page):
+    page = class_page
+    before = _values(page)
+    assert before[IDS[0]] == "0.900"
+    every = {f"class-{n}" for n in range(1, len(CLASSES) + 1)}
+    assert _shown_classes(page, "#viewer path.of-class") == every
+    _choose(page, "2")
+    assert _values(page)[IDS[0]] == "0.850"
+    assert _values(page)[IDS[5]] == "\u2013"
+    assert _shown_classes(page, "#viewer path.of-class") == {"class-2"}
+    assert _shown_classes(page, "#cases path.of-class") == {"class-2"}
+    assert _one(page, "#class-shown").text == "Values: cord."
+    assert _one(page, "#viewer-values dd").text == "0.450"  # of the worst case, 0.5 less 0.05
+    assert "off" in _one(page, ".by-class circle.class-1").get_attribute("class")
+    assert "off" not in _one(page, ".by-class circle.class-2").get_attribute("class")
+    _choose(page, "7")
+    assert _values(page)[IDS[0]] == "\u2013"
+    _choose(page, "8")
+    assert _values(page) == before  # all as one: here the same values
+    assert _shown_classes(page, "#viewer path.of-class") == every
+    _choose(page, "")
+    assert _values(page) == before
+
+
+def test_a_class_sorts_by_its_own_values_and_the_keyboard_chooses_it(class_page):
+    page = class_page
+    _one(page, "#class-filter input[value='']").send_keys("\ue015")  # arrow down
+    assert _one(page, "#class-filter input[value='1']").is_selected()
+    _choose(page, "7")
+    _heading(page, 2).find_element("tag name", "button").click()
+    assert _column(page, 2) == ["0.200", "0.300", "0.400", "0.500", "\u2013", "\u2013"]
+
+
+def test_outlines_of_all_classes_are_switched_and_a_dot_shows_its_case(class_page):
+    page = class_page
+    page.execute_script(
+        "arguments[0].dispatchEvent(new MouseEvent('click', {bubbles: true}))",
+        _one(page, ".by-class circle.class-3[data-case='1']"),
+    )
+    assert _one(page, "#viewer-title").text == "case_10"
+    assert len(_all(page, "#viewer-picture path.of-class")) == 2 * 2 * len(CLASSES)
+    _all(page, "input.toggle[data-mask=reference]")[0].click()
+    assert not any(p.is_displayed() for p in _all(page, "path.reference"))
+    assert any(p.is_displayed() for p in _all(page, "path.prediction.class-3"))
+
+
+def test_each_class_has_its_colour_everywhere(class_page):
+    script = "return getComputedStyle(arguments[0]).stroke"
+    colour = class_page.execute_script(
+        script, _one(class_page, "path.prediction.class-3:not(.halo)")
+    )
+    assert colour == "rgb(255, 75, 0)"  # #ff4b00, the third
+    table = _one(class_page, "#class-table tbody tr.class-3 .colour")
+    assert table.value_of_css_property("background-color") == "rgba(255, 75, 0, 1)"

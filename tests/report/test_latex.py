@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sdseg_cli.report.latex import escape, latex_table, write_latex
+from sdseg_cli.report.latex import class_rows, escape, latex_table, write_latex
 
 
 def test_a_table_is_plain_latex():
@@ -65,3 +65,15 @@ def test_a_name_that_is_no_text_does_not_lose_the_table(tmp_path):
     write_latex(tmp_path / "deep" / "t.tex", ["case"], [["a\udcff"]], "c")
     assert "a? \\\\" in (tmp_path / "deep" / "t.tex").read_text(encoding="utf-8")
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["t.tex"]
+
+
+def test_each_class_is_a_row_of_means():
+    none = {"mean": None, "sd": None}
+    classes = [
+        {"name": "left_lung", "metrics": {"dice": {"mean": 0.5, "sd": 0.25}, "hd95_mm": none}},
+        {"name": "cord", "metrics": {"dice": {"mean": 1.0, "sd": None}, "hd95_mm": none}},
+    ]
+    columns, rows = class_rows(classes, ["dice", "hd95_mm"])
+    assert columns == ("class", "dice", "hd95_mm")
+    assert rows == [("left_lung", "0.500 \u00b1 0.250", "-"), ("cord", "1.000", "-")]
+    assert "left\\_lung & 0.500 $\\pm$ 0.250 & - " in latex_table(columns, rows, "")

@@ -178,3 +178,16 @@ def test_a_slice_of_a_patient_has_a_scale_and_a_picture_has_none():
     slice_ = map_panel("a", "", np.zeros((20, 20)), MASK, MASK, nothing, (0.0, 1.0), sizes)
     picture = map_panel("a", "", np.ones((20, 20, 3)), MASK, MASK, nothing, (0.0, 1.0), sizes)
     assert (slice_.width_mm, picture.width_mm) == (20.0, None)
+
+
+def test_each_class_has_its_outlines_which_are_kept_in_the_file(tmp_path):
+    masks = np.zeros((3, 20, 20), bool)
+    masks[0, 2:6, 2:6] = masks[2, 10:14, 10:14] = True
+    panel = _panel(masks, np.zeros_like(masks))
+    assert panel.reference == panel.prediction == ()
+    assert [(len(one), len(other)) for one, other in panel.classes] == [(1, 0), (0, 0), (1, 0)]
+    assert panel.caption == "slice 1, no prediction in this slice"
+    save_panels(tmp_path, [panel])
+    assert load_panels(tmp_path) == (panel,)
+    with pytest.raises(ValueError, match="planes of"):
+        _panel(masks, EMPTY)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from sdseg_cli.imaging.io.files import read_image, read_labels
 from sdseg_cli.imaging.slices import SliceTransform
-from sdseg_cli.report import drawing
+from sdseg_cli.report import drawing, pictures
 from sdseg_cli.report.drawing import (
     CLASS_COLOURS,
     PREDICTION_COLOUR,
@@ -179,9 +179,47 @@ def test_outlines_are_told_from_each_other_and_with_their_rim_from_every_ground(
 @pytest.mark.parametrize("eye", SEEN)
 def test_the_first_classes_are_told_apart_by_everyone_and_all_by_most(eye: str):
     seen = [np.array(SEEN[eye]) @ np.array(rgb(colour)) for colour in CLASS_COLOURS]
-    count = len(seen) if eye == "all" else 5
+    count = 8 if eye == "all" else 5
     for one, other in combinations(seen[:count], 2):
         assert np.abs(one - other).max() > 90
+    assert len(seen) == 20
+    if eye == "all":
+        assert min(np.abs(one - other).max() for one, other in combinations(seen, 2)) >= 30
+
+
+def test_a_case_of_several_classes_fills_them_and_shows_what_is_wrong(tmp_path):
+    masks = np.zeros((3, 40, 40), bool)
+    masks[0, 10:16, 12:18] = masks[2, 18:24, 12:18] = True
+    wrong = masks.copy()
+    wrong[0, 10:13], wrong[2, 24:27, 12:18], wrong[1, 18:20, 12:18] = False, True, True
+    wrong[2, 18:20] = False
+    names = ("liver", "spleen", "a $ tumour")
+    plane = made_plane(reference=masks, prediction=wrong, classes=names)
+    save_cases(tmp_path / "x.png", [plane, plane])
+    picture = pixels(tmp_path / "x.png")
+    for colour in (*pictures.ERRORS.values(), drawing.class_colour(3)):
+        assert shows(picture, colour, 60)
+    nothing = np.zeros_like(masks)
+    save_cases(tmp_path / "y.png", [replace(plane, reference=nothing, prediction=nothing)])
+
+
+def test_the_number_of_a_pixel_is_that_of_its_last_class():
+    masks = np.array([[[True, True, False]], [[False, True, False]]])
+    assert drawing.numbered(masks).tolist() == [[1, 2, 0]]
+    assert [drawing.class_colour(n) for n in (1, 20, 21)] == [
+        CLASS_COLOURS[0], CLASS_COLOURS[19], CLASS_COLOURS[0],
+    ]  # fmt: skip
+
+
+def test_the_scan_of_the_stability_picture_has_a_bar_where_there_are_millimetres(tmp_path):
+    half = np.full((2, 64, 64), 0.4, np.float32)
+    half[1, 20:40, 20:40] = 0.9
+    view = StabilityPlane("a", 0, np.zeros((64, 64), np.float32), half[1] > 0.5, half)
+    made = []
+    for pixel_mm in (None, (2.0, 2.0)):
+        stability_picture(tmp_path / "x.png", replace(view, pixel_mm=pixel_mm), {"a": [0.9, 0.8]})
+        made.append((np.abs(pixels(tmp_path / "x.png") - rgb(drawing.INK)).max(axis=2) < 20).sum())
+    assert made[1] > made[0] + 50
 
 
 def small_figure() -> tuple[Any, Any]:

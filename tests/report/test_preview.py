@@ -10,7 +10,7 @@ from PIL import Image
 from sdseg_cli.imaging.intensity import Limits
 from sdseg_cli.imaging.io.picture import Picture
 from sdseg_cli.report import preview as preview_module
-from sdseg_cli.report.drawing import PREDICTION_COLOUR, rgb
+from sdseg_cli.report.drawing import PREDICTION_COLOUR, class_colour, rgb
 from sdseg_cli.report.preview import preview_slices, save_preview
 from tests.fake_run import volume
 
@@ -105,3 +105,22 @@ def test_a_large_picture_is_drawn_from_fewer_pixels(tmp_path: Path, drawn: list)
     picture, mask = Picture.of(np.zeros((20, 4000, 3), np.uint8)), np.zeros((20, 4000, 1), np.uint8)
     save_preview(tmp_path / "look.png", picture, mask, Limits(0, 255))
     assert drawn == [("nothing found", (7, 1334, 3))]
+
+
+def test_each_class_of_a_label_map_has_its_colour_and_a_small_one_is_shown(
+    tmp_path: Path, drawn: list
+) -> None:
+    scan = scan_of((16, 16, 40), (1.0, 1.0, 1.0))
+    labels = np.zeros((16, 16, 40), np.uint8)
+    labels[2:7, 2:7, :] = 6
+    labels[9:13, 9:13, 5] = 4  # in one slice only
+    names = {6: "liver", 4: "spleen, <left>"}
+    save_preview(tmp_path / "look.png", scan, labels, Limits(-175, 250), names=names)
+    assert any(caption.startswith(f"slice {5 + 1} ") for caption, _ in drawn)
+    picture = np.asarray(Image.open(tmp_path / "look.png").convert("RGB")).astype(int)
+    for number in (1, 2):
+        assert (np.abs(picture - rgb(class_colour(number))).max(axis=-1) < 40).any()
+    save_preview(tmp_path / "bare.png", scan, labels, Limits(-175, 250))
+    picture = np.asarray(Image.open(tmp_path / "bare.png").convert("RGB")).astype(int)
+    for number in (4, 6):
+        assert (np.abs(picture - rgb(class_colour(number))).max(axis=-1) < 40).any()

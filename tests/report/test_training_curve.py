@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sdseg_cli.report.drawing import PREDICTION_COLOUR, rgb
+from sdseg_cli.report.drawing import PREDICTION_COLOUR, class_colour, rgb
 from sdseg_cli.report.training_curve import _envelope, _thinned, smoothed, training_curve
 from tests.report.test_pictures import pixels, shows
 
@@ -61,3 +61,13 @@ def test_a_single_validation_is_a_dot_that_is_seen_on_an_axis_of_whole_steps(tmp
     assert np.ptp(at, axis=0).min() >= 9  # pixels across; a line of one point has none
     # The axis begins at 0: step 1 lies near its right end, not in the middle.
     assert at[:, 1].mean() > 0.9 * picture.shape[1]
+
+
+def test_each_class_has_a_line_of_its_colour_beside_the_mean(tmp_path) -> None:
+    rows = [
+        {"step": n, "val_dice": 0.5, "val_dice_classes": {"a": 0.3, "b $": 0.1 * n, "c": None}}
+        for n in (1, 2, 3)
+    ]
+    training_curve(rows, tmp_path / "curve.png")
+    picture = pixels(tmp_path / "curve.png")
+    assert all(shows(picture, class_colour(number), 90) for number in (1, 2))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sdseg_cli.data.spec import ClassRule
 from sdseg_cli.report import drawing
 from sdseg_cli.report.drawing import PREDICTION_COLOUR, REFERENCE_COLOUR, fitted
 from sdseg_cli.report.validation_picture import (
@@ -188,3 +189,22 @@ def test_names_below_a_chart_never_run_into_each_other_and_stay_apart() -> None:
         assert {label.get_rotation() for label in labels} == {upright}
         assert len({label.get_text() for label in labels}) == count
         axes.remove()
+
+
+def test_classes_are_filled_in_their_colours_and_scored_by_their_mean(tmp_path: Path) -> None:
+    rule = ClassRule(((4,), (7,), (9,)), ("liver", "spleen", "never there"))
+    reference = np.stack([SQUARE, box(slice(10, 14), slice(2, 12)), np.zeros((16, 16), bool)])
+    image = np.zeros((16, 16), np.float32)
+    made = ValidationHistory(
+        tmp_path / "v.npz", (5,), (ShownSlice("case", image, reference),), rule
+    )
+    found = np.stack([HALF, reference[1], reference[2]]).astype(np.float32)[None]
+    made.add(10, found)
+    # 2 * 8 / (8 + 16) of the first, 1 of the second; the third is nowhere.
+    assert made.seen[10].dice[0] == pytest.approx((2 / 3 + 1) / 2)
+    again = ValidationHistory(made.path, made.positions, made.shown, rule)
+    again.read(after=10)
+    assert np.array_equal(again.seen[10].probability, made.seen[10].probability)
+    validation_picture(tmp_path / "x.png", again)
+    picture = pixels(tmp_path / "x.png")
+    assert all(shows(picture, drawing.class_colour(number), 8) for number in (1, 2, 3))
