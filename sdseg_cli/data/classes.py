@@ -31,6 +31,8 @@ _PAIRS = "For example --mirror-pairs 3:4,left_lung:right_lung; none = no pairs."
 _NAMES = 'Write {"1": "liver", "2": "spleen"} as JSON, or a line 1,liver for each label.'
 _ITK_SNAP = re.compile(r'\s*(\d+)(?:\s+[\d.]+){6}\s+"(.*)"\s*')
 _COLOUR_TABLE = re.compile(r"\s*(\d+)\s+(\S+)(?:\s+\d+){4}\s*")
+_ONE_AS_BYTES = {1, 255}
+"""Masks of one structure, some written as 0 and 1, others as 0 and 255."""
 _BROKEN = {"Cc", "Cs", "Zl", "Zp"}
 """Unicode's control characters, halves of characters, and ends of lines and paragraphs."""
 
@@ -98,7 +100,7 @@ class ClassChoice:
             DataError: A class that was asked for is in no (training) case, or there are too many.
             ConfigError: A pair for a mirror is none.
         """
-        if self.one:
+        if self.one or (self.by_default and set(present) - {0} == _ONE_AS_BYTES):
             foreground = ClassRule.of_target(self.target)
             ignore = self.ignore if self.asked_to_ignore else None
             return replace(foreground, ignore=ignore), ()
@@ -307,7 +309,8 @@ def _require_alone(options: ClassOptions, *, one: bool) -> None:
         )
     given = {"--class-names": options.class_names, "--mirror-pairs": options.mirror_pairs}
     for option, value in given.items():
-        if one and value is not None:
+        # Of classes that are merged for once, the other options may stay.
+        if one and options.classes is None and value is not None:
             raise ConfigError(
                 f"{option} has no effect on one foreground.", "Add --classes all, or leave it out."
             )

@@ -230,7 +230,7 @@ def _carry_out(
             adapter=plan.spec.name,
             modality=modality,
             source=plan.source,
-            target=_target(classes),
+            target=classes.labels,
             labels=tuple(sorted({int(n) for one in records.values() for n in one["label_slices"]})),
             normalisation=normalisation.to_dict(),
             crop=plan.options.crop,
@@ -274,13 +274,6 @@ def _target_known_before(choice: ClassChoice) -> dict[str, Any]:
     if not choice.one:
         return {}
     return {"target": None if choice.target is None else list(choice.target)}
-
-
-def _target(classes: ClassRule) -> tuple[int, ...] | None:
-    """The labels of any class, ascending; None = every label but 0."""
-    if classes.groups == (None,):
-        return None
-    return tuple(sorted({label for group in classes.groups for label in group or ()}))
 
 
 def _classes(plan: _Plan, records: Records, split: Split) -> tuple[ClassRule, tuple[Finding, ...]]:
@@ -351,7 +344,7 @@ def _listed(classes: ClassRule, records: Records) -> tuple[dict[str, Any], ...]:
     voxels: Counter[int] = Counter()
     for record in records.values():
         voxels.update({int(n): count for n, count in record.get("label_voxels", {}).items()})
-    total = sum(voxels[label] for label in _target(classes) or ())
+    total = sum(voxels[label] for label in classes.labels or ())
     listed = []
     for name, group, value in zip(classes.names, classes.groups, classes.values, strict=True):
         count = sum(voxels[label] for label in group or ())

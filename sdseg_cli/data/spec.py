@@ -175,6 +175,13 @@ class ClassRule:
         return tuple(numbers)
 
     @property
+    def labels(self) -> tuple[int, ...] | None:
+        """The labels of any class, ascending; None = every label but 0."""
+        if None in self.groups:
+            return None
+        return tuple(sorted({label for group in self.groups for label in group or ()}))
+
+    @property
     def mirror_safe(self) -> bool:
         """Whether a left-right mirror image shows the classes where their names say, once those of
         `mirror_pairs` change places: no name says a side without being in a pair.
