@@ -64,7 +64,7 @@ class Step:
 
 
 MAKE = [
-    Step("prepare", "prepare in/hn --name hn --crop body --workers 1 --json", ("home/prepared/hn/cases/*/*.npy",)),
+    Step("prepare", "prepare in/hn --name hn --crop body --workers 1 --classes any --json", ("home/prepared/hn/cases/*/*.npy",)),
     Step("prepare pictures", "prepare in/polyps --name polyps --dataset folder --workers 1 --json", ("home/prepared/polyps/cases/*/*.npy",)),
     Step("train tiny", f"train --dataset hn --run a --steps 30 {SMALL} --json", ("home/runs/hn/a/log.jsonl",)),
     Step("train mask loss", f"train --dataset hn --run b --steps 30 --set train.mask_loss_weight=1 {SMALL} --json", ("home/runs/hn/b/log.jsonl",)),

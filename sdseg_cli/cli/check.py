@@ -29,6 +29,11 @@ def check(
     target: Annotated[
         str | None, typer.Option(help="Labels that count as foreground, e.g. 1,2,5.")
     ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(metavar="SPEC", help="Classes, as prepare takes them: all, any, liver=6,4."),
+    ] = None,
+    class_names: opt.ClassNames = None,
     split_file: Annotated[
         Path | None, typer.Option(help="JSON file or folder of train/val/test.txt, to find leaks.")
     ] = None,
@@ -44,6 +49,7 @@ def check(
     if workers != 1 and source.is_dir():
         warm_up("sdseg_cli.data.check")
     from sdseg_cli.data.check import check as run_check
+    from sdseg_cli.data.classes import ClassOptions
 
     output = Output(as_json=as_json, quiet=quiet)
     with output.progress() as progress:
@@ -52,7 +58,7 @@ def check(
             dataset=dataset,
             image_glob=image_glob,
             label_glob=label_glob,
-            target=whole_numbers("--target", target),
+            options=ClassOptions(whole_numbers("--target", target), classes, class_names),
             split_file=split_file,
             workers=workers,
             progress=progress,

@@ -76,6 +76,10 @@ ImageGlob = Annotated[
 LabelGlob = Annotated[
     str | None, typer.Option(help="Pattern of the masks, e.g. '*/CT_mask.nii.gz'.")
 ]
+ClassNames = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help='Names of labels: JSON {"1": "liver"}, or lines 1,liver.'),
+]
 Processes = Annotated[
     int | None, typer.Option("--workers", help="Processes; default: one per core.")
 ]

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from shlex import quote
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sdseg_cli.cli import options as opt
 from sdseg_cli.cli.console import Output
-from sdseg_cli.cli.options import one_input, pair, refuse_pipes, say_next, whole_numbers, workspace
+from sdseg_cli.cli.options import (
+    one_input,
+    pair,
+    refuse_pipes,
+    say_next,
+    typed,
+    whole_numbers,
+    workspace,
+)
 from sdseg_cli.core.processes import warm_up
 from sdseg_cli.data.manifest import Manifest
+
+if TYPE_CHECKING:
+    from sdseg_cli.data.prepare import PrepareReport
 
 
 def prepare(
@@ -25,6 +37,25 @@ def prepare(
     name: Annotated[str | None, typer.Option(help="Name of the prepared set.")] = None,
     target: Annotated[
         str | None, typer.Option(help="Labels that count as foreground, e.g. 1,2,5; default: all.")
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help="all (each label a class), any (all as one), or liver=6,kidneys=2+3,4.",
+        ),
+    ] = None,
+    class_names: opt.ClassNames = None,
+    ignore: Annotated[
+        int | None,
+        typer.Option(metavar="LABEL", help="Label of pixels that count in no loss and no metric."),
+    ] = None,
+    mirror_pairs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PAIRS",
+            help="Labels that change places in a mirror, 3:4,5:6, or none; default: by names.",
+        ),
     ] = None,
     split_file: Annotated[
         Path | None, typer.Option(help="JSON file or folder of train/val/test.txt.")
@@ -46,7 +77,7 @@ def prepare(
 ) -> None:
     """Slice scans and masks to 256x256 and freeze the split by case."""
     source = one_input(src, input_path, "SRC")
-    refuse_pipes(split_file)
+    refuse_pipes(split_file, class_names)
     if workers != 1:
         warm_up("sdseg_cli.data.prepared")
     from sdseg_cli.data.prepare import PrepareOptions
@@ -57,6 +88,10 @@ def prepare(
         dataset=dataset,
         name=name,
         target=whole_numbers("--target", target),
+        classes=classes,
+        class_names=class_names,
+        ignore=ignore,
+        mirror_pairs=mirror_pairs,
         split_file=split_file,
         window=pair("--window", window),
         image_glob=image_glob,
@@ -73,6 +108,8 @@ def prepare(
     # A surprise, where a parent of several sets was given.
     output.say(f"scans below {os.path.commonpath([case.image.parent for case in made.entries])}")
     output.say(_settings(made))
+    for line in _class_lines(made, report):
+        output.say(line)
     output.say(f"split: {made.split['rule']}")
     for skip in report.skipped:
         output.say(f"skipped {skip['case']}: {skip['why']}")
@@ -87,10 +124,36 @@ def prepare(
     say_next(output, f"sdseg train --dataset {quote(made.name)}")
 
 
+def _class_lines(manifest: Manifest, report: PrepareReport) -> Iterator[str]:
+    """The classes, what mirrors make of them, and the command that merges them."""
+    from sdseg_cli.data.classes import mirror_words
+
+    rule = manifest.classes
+    if report.classes:
+        each = (
+            f"{one['name']} ({'+'.join(map(str, one['labels']))}) {_share(one['share'])}"
+            for one in report.classes
+        )
+        kind = ", regions that overlap" if rule.overlapping else ""
+        yield f"classes{kind}, with their share of the foreground: {', '.join(each)}"
+        if mirrors := mirror_words(rule):
+            yield mirrors
+        if report.by_default:
+            yield f"for one foreground of all instead: {typed()} --classes any"
+    if rule.ignore is not None:
+        yield f"label {rule.ignore} counts in no loss and no metric"
+
+
+def _share(share: float | None) -> str:
+    return "-" if share is None else f"{share:.2%}" if share < 0.01 else f"{share:.1%}"
+
+
 def _settings(manifest: Manifest) -> str:
     """Modality, window, crop and foreground of a set, in a line."""
     labels = ", ".join(map(str, manifest.labels))
-    if manifest.target is not None:
+    if (several := len(manifest.classes)) > 1:
+        counted = f"{several} classes"
+    elif manifest.target is not None:
         counted = f"{', '.join(map(str, manifest.target))} count as foreground"
     elif len(manifest.labels) > 1:
         counted = "all count as one foreground (choose with --target)"

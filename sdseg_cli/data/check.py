@@ -14,14 +14,15 @@ from typing import Any
 
 from sdseg_cli.core.errors import ConfigError, DataError
 from sdseg_cli.core.filenames import is_picture
-from sdseg_cli.core.findings import ERROR, Finding, in_order
+from sdseg_cli.core.findings import ERROR, EVERY_CASE, Finding, in_order
 from sdseg_cli.core.processes import available_cores, in_processes
 from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.data.checks import Expected, check_case, check_cohort, check_grid, check_scan
+from sdseg_cli.data.class_checks import check_classes
+from sdseg_cli.data.classes import ClassChoice, ClassOptions, choose
 from sdseg_cli.data.layouts.folder import FOLDER
-from sdseg_cli.data.manifest import checked_target
 from sdseg_cli.data.recognise import find_cases, fitting
-from sdseg_cli.data.spec import Case, DatasetSpec
+from sdseg_cli.data.spec import Case, ClassRule, DatasetSpec
 from sdseg_cli.data.split import FEWEST_CASES, read_split, split_of
 from sdseg_cli.data.unexpected_files import (
     check_set,
@@ -61,7 +62,7 @@ def check(
     dataset: str | None = None,
     image_glob: str | None = None,
     label_glob: str | None = None,
-    target: tuple[int, ...] | None = None,
+    options: ClassOptions | None = None,
     split_file: Path | None = None,
     workers: int | None = None,
     progress: Progress = no_op,
@@ -74,7 +75,7 @@ def check(
         dataset: Adapter; recognised by the layout when absent.
         image_glob: Pattern of the scans relative to `src`; with `label_glob`.
         label_glob: Pattern of the label maps.
-        target: Labels that count as foreground; default the adapter's.
+        options: Which labels a run would segment; default as `prepare`'s.
         split_file: Who trains, validates and tests; when absent, as `prepare` would draw it.
         workers: Processes; default one per core.
         progress: Called after each case.
@@ -88,11 +89,12 @@ def check(
     plain = dataset is image_glob is label_glob is None
     known = src.is_dir() and any(spec is not FOLDER for spec in fitting(src))
     if src.is_dir() and plain and not known and (sets := sets_in(src)):
-        return _check_sets(sets, target, split_file, workers, progress)
+        return _check_sets(sets, options, split_file, workers, progress)
     spec, cases = _find(src, dataset, image_glob, label_glob)
     if not cases:
         series = len(list(dicom_folders(src)))
         return CheckReport(in_order(_check_dicom(src, ())), series)
+    choice = choose(options or ClassOptions(), spec or FOLDER)
     split = _split(spec, cases, split_file)
     levels = spec.mask_levels if spec else None
     pairs = [Pair(case.id, case.image, case.label, levels) for case in cases]
@@ -102,14 +104,19 @@ def check(
         for case in results:
             measured.append(case)
             progress(len(measured), len(pairs), f"case {case.id}")
+    rule, odd = _classes(choice, measured)
+    several = len(rule) > 1
     expected = Expected(
         ct=_is_ct(spec, measured),
-        target=_target(spec, target),
+        target=choice.target if choice.groups is None else rule.labels,
         declared=spec.labels if spec else None,
+        several=several,
     )
     findings = [
         *(finding for case in measured for finding in check_case(case, expected)),
         *check_cohort(measured, split, expected),
+        *odd,
+        *(check_classes(measured, rule) if several else ()),
         *(check_set(src, spec, cases, image_glob, label_glob) if spec else ()),
         *_check_dicom(src, cases),
     ]
@@ -118,7 +125,7 @@ def check(
 
 def _check_sets(
     sets: Sequence[Path],
-    target: tuple[int, ...] | None,
+    options: ClassOptions | None,
     split_file: Path | None,
     workers: int | None,
     progress: Progress,
@@ -130,7 +137,7 @@ def _check_sets(
         if not fitting(folder) and next(dicom_folders(folder), None) is None:
             continue  # No data set.
         report = check(
-            folder, target=target, split_file=split_file, workers=workers, progress=progress
+            folder, options=options, split_file=split_file, workers=workers, progress=progress
         )
         cases += report.cases
         findings += [replace(one, case=f"{folder.name}/{one.case}") for one in report.findings]
@@ -207,10 +214,18 @@ def _split(
         return {}
 
 
-def _target(spec: DatasetSpec | None, target: tuple[int, ...] | None) -> tuple[int, ...] | None:
-    if target is not None:
-        return checked_target(target)
-    return spec.target if spec else None
+def _classes(
+    choice: ClassChoice, measured: Sequence[CaseFacts]
+) -> tuple[ClassRule, tuple[Finding, ...]]:
+    """The classes that `prepare` would make of the labels that occur; too many are an error."""
+    present = {label for case in measured if case.labels for label in case.labels.labels}
+    try:
+        return choice.rule(present, present)
+    except DataError as error:
+        if choice.asked:
+            raise
+        many = Finding("classes-many", ERROR, EVERY_CASE, error.message.rstrip("."), error.hint)
+        return ClassRule.of_target(choice.target), (many,)
 
 
 def _is_ct(spec: DatasetSpec | None, measured: Sequence[CaseFacts]) -> bool | None:

@@ -56,11 +56,13 @@ class Expected:
         ct: Whether its scans are CT; None = unknown.
         target: Labels that count as foreground; None = every label but 0.
         declared: Labels that may occur; None = not said.
+        several: Each label is a class, or there are several of labels.
     """
 
     ct: bool | None = None
     target: tuple[int, ...] | None = None
     declared: tuple[int, ...] | None = None
+    several: bool = False
 
 
 def check_case(case: CaseFacts, expected: Expected) -> Iterator[Finding]:
@@ -221,6 +223,14 @@ def _check_declared(
                 "Name those that count: --target "
                 + ",".join(map(str, expected.target or expected.declared)),
             )
+    elif expected.target is None and len(labels) > MANY_LABELS and expected.several:
+        yield warning(
+            "labels-many",
+            id,
+            f"{len(labels) + 1} label values, 0 to {labels[-1]}; each but 0 would be a class",
+            f"Choose with --classes, for example --classes {labels[0]},{labels[1]}; --classes any "
+            f"makes one foreground of all. Present: {shown}",
+        )
     elif expected.target is None and len(labels) > MANY_LABELS:
         yield warning(
             "labels-many",

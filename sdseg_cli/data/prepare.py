@@ -6,7 +6,8 @@ the next one, wrong input leaves nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,17 +17,17 @@ from typing import Any
 
 from sdseg_cli.core.errors import ConfigError, DataError
 from sdseg_cli.core.filenames import is_picture, natural_key, safe_id
-from sdseg_cli.core.findings import ERROR, WARNING, Finding, in_order
+from sdseg_cli.core.findings import ERROR, EVERY_CASE, WARNING, Finding, in_order, warning
 from sdseg_cli.core.locks import locked
 from sdseg_cli.core.processes import available_cores, in_processes
 from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.data.checks import Expected, check_case, check_duplicates
+from sdseg_cli.data.classes import ClassChoice, ClassOptions, choose
 from sdseg_cli.data.manifest import (
     Manifest,
     PreparedCase,
     Staging,
     checked_name,
-    checked_target,
     lock_of,
 )
 from sdseg_cli.data.prepared import (
@@ -53,14 +54,13 @@ OnReplace = Callable[[Path, Mapping[str, Any]], Finding | None]
 
 
 @dataclass(frozen=True)
-class PrepareOptions:
-    """The options of `prepare`.
+class PrepareOptions(ClassOptions):
+    """The options of `prepare`, beside its classes.
 
     Attributes:
         dataset: Adapter; recognised by the layout when absent.
         name: Name of the prepared set; default the adapter's, or for "folder" and for a part of
             a published set of pictures the folder's.
-        target: Labels that count as foreground; default the adapter's.
         split_file: Who trains, validates and tests; drawn when absent.
         window: Values (HU) that become -1 and +1; default the adapter's, else by modality.
         image_glob: Pattern of the scans relative to the folder; with `label_glob`.
@@ -74,7 +74,6 @@ class PrepareOptions:
 
     dataset: str | None = None
     name: str | None = None
-    target: tuple[int, ...] | None = None
     split_file: Path | None = None
     window: tuple[float, float] | None = None
     image_glob: str | None = None
@@ -100,6 +99,9 @@ class PrepareReport:
         slices: Number of slices of all cases.
         skipped: Cases left out: {"case", "code", "why"}.
         warnings: What is odd about the cases that were kept.
+        classes: Of several classes the name, labels, value in a label map, voxels of all cases, and
+            share of the foreground, of each.
+        by_default: Nobody asked for them.
     """
 
     manifest: Path
@@ -107,6 +109,8 @@ class PrepareReport:
     slices: int
     skipped: tuple[dict[str, str], ...]
     warnings: tuple[Finding, ...] = ()
+    classes: tuple[dict[str, Any], ...] = ()
+    by_default: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -116,6 +120,7 @@ class PrepareReport:
             "slices": self.slices,
             "skipped": list(self.skipped),
             "warnings": [finding.to_json() for finding in self.warnings],
+            **({"classes": list(self.classes)} if self.classes else {}),
         }
 
 
@@ -127,7 +132,7 @@ class _Plan:
     spec: DatasetSpec
     source: Path
     name: str
-    target: tuple[int, ...] | None
+    choice: ClassChoice
     workers: int
     found: tuple[Finding, ...]
     """What `check_set` says of the files as a whole."""
@@ -169,13 +174,13 @@ def prepare(
     globs = options.image_glob, options.label_glob
     spec, cases = find_cases(src, options.dataset, *globs)
     named = options.dataset is not None
-    target, workers = options.target, options.workers
+    workers = options.workers
     plan = _Plan(
         options,
         spec,
         source=src.resolve(),
         name=checked_name(options.name or own_name(src, spec, len(cases), named=named)),
-        target=spec.target if target is None else checked_target(target),
+        choice=choose(options, spec),
         workers=available_cores() if workers is None else max(1, workers),
         found=tuple(check_set(src, spec, cases, *globs)),
         on_replace=on_replace,
@@ -200,12 +205,11 @@ def _carry_out(
     bad = _faults(plan, listed)
     usable = _without(listed, bad, plan.options)
     modality, normalisation = _normalisation(plan, usable)
-    target = None if plan.target is None else list(plan.target)
     known = {
         "normalisation": normalisation.to_dict(),
         "crop": plan.options.crop,
         "size": plan.options.size,
-        "target": target,
+        **_target_known_before(plan.choice),
     }
     plan.on_replace(staging.final, known)  # before minutes of work, too
     try:
@@ -218,7 +222,7 @@ def _carry_out(
             split = _split(plan, cases, usable)
         records = {case.id: records[case.id] for case in usable}
         kept &= set(records)
-        classes = ClassRule.of_target(plan.target)
+        classes, odd = _classes(plan, records, split)
         entries = tuple(_entry_of(case, records[case.id], split, classes) for case in usable)
         manifest = Manifest(
             root=staging.final,
@@ -226,7 +230,7 @@ def _carry_out(
             adapter=plan.spec.name,
             modality=modality,
             source=plan.source,
-            target=plan.target,
+            target=classes.labels,
             labels=tuple(sorted({int(n) for one in records.values() for n in one["label_slices"]})),
             normalisation=normalisation.to_dict(),
             crop=plan.options.crop,
@@ -235,9 +239,11 @@ def _carry_out(
             entries=entries,
             cleaning=plan.spec.cleaning,
             mask_levels=plan.spec.mask_levels,
+            rule=classes if len(classes) > 1 or classes.ignore is not None else None,
         )
         _require_foreground(manifest)
-        replaces = plan.on_replace(staging.final, manifest.inference_settings())
+        absent = dict.fromkeys(("classes", "ignore", "mirror_pairs"))
+        replaces = plan.on_replace(staging.final, absent | manifest.inference_settings())
         if len(kept) < len(entries) or not staging.is_current(manifest.to_text()):
             staging.publish(manifest.to_text(), set(records) - kept, kept)
     except (ConfigError, DataError):
@@ -251,14 +257,100 @@ def _carry_out(
         if case.id not in split.of
     }
     skipped = unlisted | faulty  # each is named once
-    warnings = _warnings(plan, modality == "CT", usable, records, split)
+    warnings = in_order((*odd, *_warnings(plan, manifest, usable, records, split)))
     return PrepareReport(
         manifest=manifest.path,
         cases={name: len(manifest.cases(name)) for name in SPLITS},
         slices=sum(case.slices for case in entries),
         skipped=tuple(skipped[id] for id in sorted(skipped, key=natural_key)),
         warnings=warnings if replaces is None else (replaces, *warnings),
+        classes=_listed(classes, records) if len(classes) > 1 else (),
+        by_default=plan.choice.by_default,
     )
+
+
+def _target_known_before(choice: ClassChoice) -> dict[str, Any]:
+    """The manifest's target, where it does not depend on which labels occur."""
+    if not choice.one:
+        return {}
+    return {"target": None if choice.target is None else list(choice.target)}
+
+
+def _classes(plan: _Plan, records: Records, split: Split) -> tuple[ClassRule, tuple[Finding, ...]]:
+    """The classes of the set, by the labels that occur; and what is odd about them."""
+    occurring = {id: set(map(int, record["label_slices"])) for id, record in records.items()}
+    stored = {int(n) for one in records.values() for n in one.get("label_voxels", ())}
+    present = set().union(stored, *occurring.values()) - {0}
+    trained = set().union(*(occurring[id] for id in split.ids("train")))
+    try:
+        rule, odd = plan.choice.rule(present, trained)
+    except DataError as error:
+        raise DataError(f"{plan.source}: {error.message}", error.hint) from error
+    if split.labelled:
+        _check_labelled(plan, rule, split)
+        odd += tuple(_contradicted(rule, split, occurring))
+    if len(rule) > 1:
+        validated = set().union(*(occurring[id] for id in split.ids("val")))
+        odd += tuple(_not_validated(rule, validated))
+    return rule, odd
+
+
+def _check_labelled(plan: _Plan, rule: ClassRule, split: Split) -> None:
+    """Refuse names that are no class."""
+    source = f"{plan.options.split_file}: labelled"
+    if len(rule) == 1:
+        raise ConfigError(
+            f"{source} has no effect on one foreground.",
+            "Add --classes all, or take it out of the split file.",
+        )
+    for id, names in split.labelled.items():
+        for name in names:
+            if name not in rule.names:
+                raise ConfigError(
+                    f"{source} of {id} names {name!r:.40}, which is no class.",
+                    f"Classes: {', '.join(rule.names[:16])}.",
+                )
+
+
+def _contradicted(
+    rule: ClassRule, split: Split, occurring: Mapping[str, set[int]]
+) -> Iterator[Finding]:
+    """Classes that a case has, though it is said that they were not drawn in it."""
+    for id in split.labelled.keys() & occurring.keys():
+        drawn = split.labelled[id]
+        for name, group in zip(rule.names, rule.groups, strict=True):
+            if name not in drawn and set(group or ()) & occurring[id]:
+                yield warning(
+                    "labelled-contradicted",
+                    id,
+                    f"has {name}, which is not under labelled in the split file",
+                    "Add it there, or remove it from the label map: no loss counts it now.",
+                )
+
+
+def _not_validated(rule: ClassRule, labels: Collection[int]) -> Iterator[Finding]:
+    for name, group in zip(rule.names, rule.groups, strict=True):
+        if not set(group or ()) & set(labels):
+            yield warning(
+                "class-not-validated",
+                EVERY_CASE,
+                f"no validation case has {name}",
+                "Its Dice is unknown until test cases are evaluated; --split-file can change it.",
+            )
+
+
+def _listed(classes: ClassRule, records: Records) -> tuple[dict[str, Any], ...]:
+    """The classes for `--json`."""
+    voxels: Counter[int] = Counter()
+    for record in records.values():
+        voxels.update({int(n): count for n, count in record.get("label_voxels", {}).items()})
+    total = sum(voxels[label] for label in classes.labels or ())
+    listed = []
+    for name, group, value in zip(classes.names, classes.groups, classes.values, strict=True):
+        count = sum(voxels[label] for label in group or ())
+        one = {"name": name, "labels": list(group or ()), "value": value, "voxels": count}
+        listed.append(one | {"share": round(count / total, 6) if total else None})
+    return tuple(listed)
 
 
 def own_name(src: Path, spec: DatasetSpec, cases: int, *, named: bool) -> str:
@@ -387,10 +479,12 @@ def _leaks(cases: Sequence[Case], records: Records, split: Split) -> list[BadCas
 
 
 def _warnings(
-    plan: _Plan, ct: bool, cases: Sequence[Case], records: Records, split: Split
+    plan: _Plan, manifest: Manifest, cases: Sequence[Case], records: Records, split: Split
 ) -> tuple[Finding, ...]:
     """Warnings about the cases, from what was measured while they were read."""
-    expected = Expected(ct, plan.target, plan.spec.labels)
+    several = len(manifest.classes) > 1
+    target = None if several and not plan.choice.asked else manifest.target
+    expected = Expected(manifest.modality == "CT", target, plan.spec.labels, several=several)
     facts = [
         statistics_in(Pair(case.id, case.image, case.label), records[case.id]) for case in cases
     ]
@@ -416,7 +510,14 @@ def _entry_of(
         foreground_slices=len(classes.slices(record["label_slices"])),
         spacing_mm=record["spacing_mm"] and tuple(record["spacing_mm"]),
         sha256=record["sha256"],
+        labelled=_in_order_of(classes, split.labelled.get(case.id)),
     )
+
+
+def _in_order_of(classes: ClassRule, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if names is None:
+        return None
+    return tuple(name for name in classes.names if name in names)
 
 
 def _require_foreground(manifest: Manifest) -> None:

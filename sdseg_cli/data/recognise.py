@@ -84,7 +84,8 @@ def find_cases(
         )
     if not cases:
         raise DataError(
-            f"{src}: no cases in the layout of {spec.name}.", f"Expected: {spec.summary}."
+            f"{src}: no cases in the layout of {spec.name}{_if_empty(src)}.",
+            f"Expected: {spec.summary}.",
         )
     return spec.refine(src, spec), cases
 
@@ -134,9 +135,14 @@ def _recognised(src: Path) -> DatasetSpec:
     layouts = "; ".join(f"{spec.name}: {spec.summary}" for spec in DATASETS.values())
     words = here.words(src)
     raise DataError(
-        f"{src}: no cases in a layout this tool knows{words and f'; it holds {words}'}.",
+        f"{src}: no cases in a layout this tool knows{words and f'; it holds {words}'}"
+        f"{_if_empty(src)}.",
         f"{here.advice(src) or 'Use --image-glob and --label-glob'}. Known layouts: {layouts}.",
     )
+
+
+def _if_empty(folder: Path) -> str:
+    return "" if any(folder.iterdir()) else "; the folder is empty"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from sdseg_cli.core.json_files import read_object, read_text
 from sdseg_cli.data.spec import SPLITS, Case, DatasetSpec
 
 FEWEST_CASES = 3
+_LABELLED = "labelled"
+"""Beside the splits, in a JSON file."""
 _FORM = 'Give JSON {"train": [ids], "val": [ids], "test": [ids]} or a folder of train.txt, ...'
 
 
@@ -27,11 +29,13 @@ class Split:
         of: Case id -> "train", "val" or "test".
         seed: What the draw was seeded with.
         rule: How it was drawn, in words.
+        labelled: Case id -> names of the classes that were drawn in it, where some were not.
     """
 
     of: dict[str, str]
     seed: int
     rule: str
+    labelled: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def ids(self, split: str) -> list[str]:
         """The cases of one split in natural order."""
@@ -146,7 +150,7 @@ def read_split(path: Path, ids: Collection[str], seed: int) -> Split:
         ConfigError: Missing, malformed, no training case, or one case in two splits.
         DataError: It names a case the data set does not have.
     """
-    listed = _read_lists(path)
+    listed, labelled = _read_lists(path)
     seen: dict[str, str] = {}
     for name in SPLITS:
         for id in listed[name]:
@@ -155,7 +159,7 @@ def read_split(path: Path, ids: Collection[str], seed: int) -> Split:
                     f"{path}: case {id} is in {seen[id]} and in {name}.", "Name each case once."
                 )
             seen[id] = name
-    unknown = sorted(set(seen) - set(ids), key=natural_key)
+    unknown = sorted({*seen, *labelled} - set(ids), key=natural_key)
     if unknown:
         here = ", ".join(sorted(ids, key=natural_key)[:3])
         raise DataError(
@@ -165,11 +169,12 @@ def read_split(path: Path, ids: Collection[str], seed: int) -> Split:
     if len(listed["train"]) < (1 if listed["val"] else 2):
         raise ConfigError(f"{path}: too few training cases.", _FORM)
     if listed["val"]:
-        return Split(seen, seed, f"file {path.name}")
+        return Split(seen, seed, f"file {path.name}", labelled)
     train = sorted(listed["train"], key=natural_key)
     random.Random(seed).shuffle(train)
     rule = f"file {path.name}, a tenth of train for val"
-    return _split(train, _tenth(len(train)), listed["test"], seed, rule)
+    split = _split(train, _tenth(len(train)), listed["test"], seed, rule)
+    return replace(split, labelled=labelled)
 
 
 def _split(rest: Sequence[str], val: int, test: Sequence[str], seed: int, rule: str) -> Split:
@@ -182,7 +187,8 @@ def _tenth(count: int) -> int:
     return max(1, round(0.1 * count))
 
 
-def _read_lists(path: Path) -> dict[str, list[str]]:
+def _read_lists(path: Path) -> tuple[dict[str, list[str]], dict[str, tuple[str, ...]]]:
+    """The cases of each split, and by case the classes that were drawn where some were not."""
     if not path.exists():
         raise ConfigError(f"The split file {path} does not exist.", _FORM)
     if path.suffix == ".txt" and path.stem in SPLITS:
@@ -191,7 +197,7 @@ def _read_lists(path: Path) -> dict[str, list[str]]:
         content = _content(path)
     except DataError as error:
         raise ConfigError(error.message, error.hint) from error
-    unknown = sorted(set(content) - set(SPLITS))
+    unknown = sorted(set(content) - {*SPLITS, _LABELLED})
     if unknown:
         raise ConfigError(f"{path}: unknown split {unknown[0]!r}.", _FORM)
     lists = {name: content.get(name, []) for name in SPLITS}
@@ -199,7 +205,18 @@ def _read_lists(path: Path) -> dict[str, list[str]]:
         plain = isinstance(ids, list) and not any(isinstance(id, bool) for id in ids)
         if not plain or not all(isinstance(id, str | int) for id in ids):
             raise ConfigError(f"{path}: {name} is not a list of case ids.", _FORM)
-    return {name: [_id(str(id)) for id in ids] for name, ids in lists.items()}
+    labelled = content.get(_LABELLED, {})
+    if not isinstance(labelled, dict) or not all(map(_are_names, labelled.values())):
+        raise ConfigError(
+            f"{path}: {_LABELLED} is no list of class names for each case.",
+            f'Write "{_LABELLED}": {{"case_1": ["liver"]}}; other cases have all classes.',
+        )
+    ids_of = {name: [_id(str(id)) for id in ids] for name, ids in lists.items()}
+    return ids_of, {_id(id): tuple(names) for id, names in labelled.items()}
+
+
+def _are_names(names: Any) -> bool:
+    return isinstance(names, list) and all(isinstance(name, str) for name in names)
 
 
 def _id(text: str) -> str:

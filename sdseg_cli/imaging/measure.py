@@ -123,6 +123,7 @@ class LabelStatistics:
         between_share: Share of a picture mask's pixels that are none of its own greys, black and
             white mostly; 0 for volumes and for masks of class numbers.
         graded: Each of a picture mask's greys is a label of its own.
+        areas: Value (not 0) -> most voxels it has in one axial plane; empty where not measured.
     """
 
     voxels: int
@@ -130,6 +131,7 @@ class LabelStatistics:
     centres: dict[int, tuple[float, float, float]] = field(default_factory=dict)
     between_share: float = 0.0
     graded: bool = False
+    areas: dict[int, int] = field(default_factory=dict)
 
     @property
     def labels(self) -> tuple[int, ...]:
@@ -331,12 +333,14 @@ def measure_labels(volume: Volume) -> LabelStatistics:
     planes = Planes.of(volume.geometry)
     size = int(volume.array.max()) + 1
     counts, sums = np.zeros(size, np.int64), np.zeros((3, size))
+    areas = np.zeros(size, np.int64)
     for k in range(planes.count):
         plane = planes.get(volume.array, k)
         rows, columns = np.nonzero(plane)  # little of a label map is foreground
         values = plane[rows, columns]
         here = np.bincount(values, minlength=size)
         counts += here
+        np.maximum(areas, here, out=areas)
         sums[0] += np.bincount(values, rows, size)
         sums[1] += np.bincount(values, columns, size)
         sums[2] += here * k
@@ -350,6 +354,7 @@ def measure_labels(volume: Volume) -> LabelStatistics:
             for value in np.flatnonzero(counts)
             if value
         },
+        areas={int(value): int(areas[value]) for value in np.flatnonzero(areas)},
     )
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from sdseg_cli.cli.app import run_command
 from sdseg_cli.core.errors import ConfigError, DataError
 from sdseg_cli.data.check import check
+from sdseg_cli.data.classes import ClassOptions
 from tests.data.faulty_cases import (
     Fault,
     colour,
@@ -94,7 +95,7 @@ def sound(raw: Path) -> Path:
 def test_each_fault_is_found_in_its_case_and_nothing_else_is(sound: Path, name: str) -> None:
     fault, expected = FAULTS[name]
     fault(sound / "pt_3")
-    report = check(sound, workers=1)
+    report = check(sound, options=ClassOptions(classes="any"), workers=1)
     about = [one for one in report.findings if one.code != "planes-not-square"]
     assert [(one.code, one.level, one.case) for one in about] == [
         (code, level, "pt_3") for code, level in expected
@@ -131,9 +132,9 @@ def test_a_leak_is_found_across_names_types_and_orders(sound: Path, tmp_path: Pa
 
 
 def test_a_target_that_is_nowhere_is_an_error(sound: Path) -> None:
-    findings = check(sound, target=(2,), workers=1).findings
+    findings = check(sound, options=ClassOptions((2,)), workers=1).findings
     assert [one.case for one in findings if one.code == "target-absent"] == ["*"]
-    assert check(sound, target=(300,), workers=1).findings == ()
+    assert check(sound, options=ClassOptions((300,)), workers=1).findings == ()
 
 
 def test_pictures_are_checked_before_they_can_be_prepared(tmp_path: Path) -> None:
@@ -195,7 +196,11 @@ def test_a_series_that_predict_refuses_is_an_error(tmp_path: Path) -> None:
 
 
 def test_options_that_make_no_sense_are_refused(sound: Path, tmp_path: Path) -> None:
-    for options in ({"dataset": "nothing"}, {"target": (0,)}, {"image_glob": "*/image.nii.gz"}):
+    for options in (
+        {"dataset": "nothing"},
+        {"options": ClassOptions((0,))},
+        {"image_glob": "*/image.nii.gz"},
+    ):
         with pytest.raises(ConfigError):
             check(sound, workers=1, **options)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="does not exist"):

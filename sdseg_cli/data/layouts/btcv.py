@@ -10,6 +10,22 @@ from sdseg_cli.data.layouts.pairs import by_stem, case_of, files_in, is_volume
 from sdseg_cli.data.spec import Case, DatasetSpec, in_order
 
 _PLACES = ("", "Training", "RawData/Training", "Abdomen/RawData/Training")
+_ORGANS = (
+    "spleen",
+    "right_kidney",
+    "left_kidney",
+    "gallbladder",
+    "esophagus",
+    "liver",
+    "stomach",
+    "aorta",
+    "inferior_vena_cava",
+    "portal_and_splenic_vein",
+    "pancreas",
+    "right_adrenal_gland",
+    "left_adrenal_gland",
+)
+"""What labels 1 to 13 are."""
 _TEST_CASES = (1, 2, 3, 4, 8, 22, 25, 29, 32, 35, 36, 38)
 
 
@@ -46,9 +62,11 @@ BTCV = DatasetSpec(
     summary="Abdomen/RawData/Training/{img/img00NN,label/label00NN}.nii.gz",
     find_cases=find_cases,
     recognises=recognises,
+    published=True,
     modality="CT",
     target=tuple(range(1, 14)),
     labels=tuple(range(1, 14)),
+    class_names=dict(enumerate(_ORGANS, 1)),
     window_hu=(-175.0, 250.0),
     test_ids=frozenset(f"{number:04d}" for number in _TEST_CASES),
 )

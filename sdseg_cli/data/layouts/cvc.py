@@ -76,6 +76,7 @@ CVC = DatasetSpec(
     summary="CVC-ClinicDB {Original,Ground Truth}/N.png, or {images,masks}/N and split.csv",
     find_cases=find_cases,
     recognises=recognises,
+    published=True,
     modality="photograph",
     mask_levels=ABOVE_128,
     split_sizes=(488, 62, 62),

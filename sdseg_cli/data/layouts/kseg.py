@@ -36,6 +36,7 @@ KSEG = DatasetSpec(
     summary="Kvasir-SEG {images,masks}/ID.jpg",
     find_cases=find_cases,
     recognises=recognises,
+    published=True,
     modality="photograph",
     mask_levels=ABOVE_128,
     split_sizes=(800, 100, 100),

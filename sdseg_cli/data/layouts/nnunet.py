@@ -41,6 +41,7 @@ class Description:
     Attributes:
         channels: Names of the image channels, such as ("CT",).
         labels: Declared labels without background and ignore, ascending.
+        classes: Name and labels of each declared class, as they are listed.
         ignore: The label that marks unlabelled voxels, None when there is none.
         file_ending: Of the images and label maps, ".nii.gz" when not said.
         training: (image, label) paths as written, but with slashes; empty when not listed.
@@ -49,6 +50,7 @@ class Description:
 
     channels: tuple[str, ...]
     labels: tuple[int, ...]
+    classes: tuple[tuple[str, tuple[int, ...]], ...]
     ignore: int | None
     file_ending: str
     training: tuple[tuple[str, str], ...]
@@ -78,6 +80,7 @@ def describe(root: Path) -> Description:
     return Description(
         channels=names,
         labels=tuple(sorted(map(int, declared - {None}))),
+        classes=_classes(content["labels"], ignore),
         ignore=ignore,
         file_ending=ending if ending.startswith(".") else f".{ending}",
         training=training,
@@ -85,8 +88,19 @@ def describe(root: Path) -> Description:
     )
 
 
+def _classes(labels: dict[str, Any], ignore: int | None) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Name and labels of each class; names may be alike where numbers are the keys (version 1)."""
+    named: list[tuple[str, tuple[int, ...]]]
+    if all(isinstance(value, str) for value in labels.values()) and all(map(str.isdecimal, labels)):
+        named = [(name, (int(number),)) for number, name in labels.items()]
+    else:
+        named = list(_label_numbers(labels).items())
+    without = ((name, tuple(sorted(set(numbers) - {0, ignore}))) for name, numbers in named)
+    return tuple((name, numbers) for name, numbers in without if numbers)
+
+
 def refine(root: Path, spec: DatasetSpec) -> DatasetSpec:
-    """The spec with the modality dataset.json names, and without its ignore label.
+    """The spec with what dataset.json says: modality, labels and names, without the ignore label.
 
     Raises:
         DataError: As for `describe`.
@@ -98,7 +112,16 @@ def refine(root: Path, spec: DatasetSpec) -> DatasetSpec:
     target = None if said.ignore is None else said.labels
     ignored = () if said.ignore is None else (said.ignore,)
     declared = (*said.labels, *ignored)
-    return replace(spec, modality=modality, target=target, labels=declared)
+    has_regions = any(len(labels) > 1 for _, labels in said.classes)
+    return replace(
+        spec,
+        modality=modality,
+        target=target,
+        labels=declared,
+        class_names={labels[0]: name for name, labels in said.classes if len(labels) == 1},
+        regions=said.classes if has_regions else (),
+        ignore=said.ignore,
+    )
 
 
 def check_description(root: Path, cases: Sequence[Case], *, is_complete: bool) -> Iterator[Finding]:

@@ -59,8 +59,10 @@ REFUGE2 = DatasetSpec(
     summary="{train,val,test}/images/*.jpg and mask/*.bmp: 0 cup, 128 rim, 255 background",
     find_cases=find_cases,
     recognises=recognises,
+    published=True,
     modality="photograph",
     # The cup is label 1, the rim 2 (--target 1,2 is the whole disc).
     mask_levels=((0, 1), (64, 2), (193, 0)),
     target=(1,),
+    class_names={1: "cup", 2: "rim"},
 )

@@ -43,6 +43,7 @@ STS = DatasetSpec(
     summary="labelled/{image,label}/Teeth_00NN_0000.nii.gz",
     find_cases=find_cases,
     recognises=recognises,
+    published=True,
     modality="CT",
     window_hu=(_LEVEL_HU - _WIDTH_HU / 2, _LEVEL_HU + _WIDTH_HU / 2),
     window_kind="window-range",

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from sdseg_cli.core.errors import DataError
+from sdseg_cli.data.classes import ClassOptions, choose
+from sdseg_cli.data.layouts.nnunet import NNUNET
 from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.data.prepare import PrepareOptions, prepare
 from sdseg_cli.data.recognise import find_cases
+from sdseg_cli.data.spec import ClassRule
 from tests.archives import write_nnunet
 from tests.raw_pictures import save_pair
 
@@ -103,3 +106,20 @@ def test_a_second_channel_where_one_is_declared_is_named(tmp_path: Path) -> None
     stray.rename(stray.with_name("case_002_0001.nii.gz"))
     with pytest.raises(DataError, match="declares one channel, and imagesTr/case_002_0001 is"):
         find_cases(tmp_path)
+
+
+def test_regions_names_and_the_ignore_label_come_from_dataset_json(tmp_path: Path) -> None:
+    (tmp_path / "imagesTr").mkdir()
+    labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3, "ignore": 4}
+    content = {"channel_names": {"0": "T1"}, "labels": labels, "file_ending": ".nii.gz"}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    spec = NNUNET.refine(tmp_path, NNUNET)
+    assert spec.class_names == {3: "enhancing"}
+    rule, _ = choose(ClassOptions(), spec).rule({1, 2, 3, 4}, {1, 2, 3, 4})
+    assert rule.names == ("whole", "core", "enhancing")
+    assert rule.groups == ((1, 2, 3), (2, 3), (3,))
+    assert (rule.ignore, rule.overlapping, rule.values) == (4, True, (1, 2, 3))
+    merged, _ = choose(ClassOptions(classes="any"), spec).rule({1, 2, 3, 4}, {1, 2, 3, 4})
+    assert merged == ClassRule.of_target((1, 2, 3))
+    core, _ = choose(ClassOptions(classes="core,rest=1"), spec).rule({1, 2, 3}, {1, 2, 3})
+    assert core.groups == ((2, 3), (1,))
