@@ -42,6 +42,8 @@ class PreparedCase:
         foreground_slices: Slices with at least one foreground pixel.
         spacing_mm: Distance between rows, columns and slices of the scan in mm; None for pictures.
         sha256: Of the prepared arrays.
+        labelled: Names of the classes that were drawn in it, where some were not: then nothing is
+            known of the others. None = all were.
     """
 
     id: str
@@ -53,6 +55,7 @@ class PreparedCase:
     foreground_slices: int
     spacing_mm: tuple[float, float, float] | None
     sha256: str
+    labelled: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,12 @@ class Manifest:
 
     def data_sha256(self) -> str:
         """sha256 over ids, splits and arrays: equal = the same slices in the same roles."""
-        cases = [(case.id, case.split, case.sha256) for case in self.entries]
+        cases = [
+            (case.id, case.split, case.sha256)
+            if case.labelled is None
+            else (case.id, case.split, case.sha256, case.labelled)
+            for case in self.entries
+        ]
         return hashlib.sha256(json.dumps(cases).encode()).hexdigest()
 
     def inference_settings(self) -> dict[str, Any]:
@@ -173,6 +181,9 @@ class Manifest:
         if self.rule is not None:
             settings |= self.rule.to_settings()
         cases = [asdict(case) for case in self.entries]
+        for case in cases:
+            if case["labelled"] is None:
+                del case["labelled"]
         content = {"format_version": FORMAT_VERSION, **settings, "cases": cases}
         return json.dumps(content, indent=1, default=str) + "\n"
 
@@ -213,6 +224,11 @@ class Manifest:
         _whole(split["seed"], -(2**63), 2**63)
         if target == []:
             raise ValueError("the target names no label")
+        rule = ClassRule.of_settings(content) if "classes" in content else None
+        known = () if rule is None else rule.names
+        for case in entries:
+            for one in case.labelled or ():
+                _one_of(one, known)
         return cls(
             root=root,
             name=name,
@@ -229,7 +245,7 @@ class Manifest:
             entries=tuple(sorted(entries, key=lambda case: natural_key(case.id))),
             # Absent in sets prepared before pictures were read.
             mask_levels=None if levels is None else tuple(map(_level, _listed(levels))),
-            rule=ClassRule.of_settings(content) if "classes" in content else None,
+            rule=rule,
         )
 
     @classmethod
@@ -367,7 +383,7 @@ def _entry(case: Any) -> PreparedCase:
     parts = folder.split("/")
     if any(part != safe_id(part) or not part for part in parts):
         raise ValueError(f"folder {folder!r:.60} of case {id} does not stay below the set")
-    spacing = case["spacing_mm"]
+    spacing, drawn = case["spacing_mm"], case.get("labelled")
     if spacing is not None:
         lengths = [_number(one) for one in _listed(spacing)]
         if len(lengths) != 3 or min(lengths) <= 0:
@@ -383,6 +399,7 @@ def _entry(case: Any) -> PreparedCase:
         foreground_slices=_whole(case["foreground_slices"], 0, slices),
         spacing_mm=spacing,
         sha256=_text(case["sha256"]),
+        labelled=None if drawn is None else tuple(map(_text, _listed(drawn))),
     )
 
 

@@ -1,8 +1,9 @@
-"""Case and DatasetSpec, the two nouns of a data set."""
+"""Case, ClassRule and DatasetSpec: what a data set holds and what its labels are segmented into."""
 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,47 @@ if TYPE_CHECKING:
 SPLITS = ("train", "val", "test")
 LONGEST_ID = 200
 """Bytes of a case id: file names may have 255, and suffixes and temporary names add to it."""
+
+
+_LEFT = frozenset(
+    {"left", "l", "lt", "lft", "sinister", "sinistra", "sinistrum", "links", "gauche"}
+)
+_RIGHT = frozenset(
+    {"right", "r", "rt", "rgt", "dexter", "dextra", "dextrum", "rechts", "droit", "droite"}
+)
+_LONGEST_SHORT = 3
+"""Short words (l, rt) say a side at the beginning or the end of a name alone."""
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_A-Za-z]+|\d+")
+_SAME_IN_A_MIRROR = re.compile(
+    r"(?<!lateral[ _.-])ventric|atri(um|al|a)\b|[lr]v|heart", re.IGNORECASE
+)
+
+
+def side_of(name: str) -> tuple[str, tuple[str, ...]] | None:
+    """The side in the name of a structure, "left" or "right", and the rest of its words; None where
+    it says none: "kidney_left", "Right Lung", "ParotidL", "ren dexter".
+    """
+    words = [
+        word.lower()
+        for word in _WORD.findall(name.replace("左", " left ").replace("右", " right "))
+    ]
+    for place, word in enumerate(words):
+        if len(word) <= _LONGEST_SHORT and place not in (0, len(words) - 1):
+            continue
+        rest = (*words[:place], *words[place + 1 :])
+        if rest and word in _LEFT | _RIGHT:
+            return "left" if word in _LEFT else "right", rest
+    return None
+
+
+def are_twins(one: str, other: str) -> bool:
+    """Whether two names say the left and the right of one structure, which change places in a
+    mirror. The heart's chambers do not: each keeps its own form.
+    """
+    here, there = side_of(one), side_of(other)
+    if here is None or there is None or _SAME_IN_A_MIRROR.search(one):
+        return False
+    return here[0] != there[0] and here[1] == there[1]
 
 
 @dataclass(frozen=True)
@@ -133,6 +175,15 @@ class ClassRule:
         return tuple(numbers)
 
     @property
+    def mirror_safe(self) -> bool:
+        """Whether a left-right mirror image shows the classes where their names say, once those of
+        `mirror_pairs` change places: no name says a side without being in a pair.
+        """
+        paired = {number for pair in self.mirror_pairs for number in pair}
+        sided = {number for number, name in enumerate(self.names) if side_of(name)}
+        return len(self) == 1 or sided <= paired
+
+    @property
     def values(self) -> tuple[int, ...]:
         """The value of each class in a label map: of one class 1; of several the first of its
         labels that no class before it has, or the smallest number that is free.
@@ -243,6 +294,10 @@ class DatasetSpec:
         modality: "CT", "photograph" or another; None = guessed from the first scan.
         target: Labels that count as foreground; None = every label but 0.
         labels: Labels the archive declares, whether they count or not; None = not said.
+        published: A data set of the paper, which by default has the paper's one foreground.
+        class_names: Label -> what the data set calls it.
+        regions: Name and labels of each class, where the data set declares classes that overlap.
+        ignore: Label of pixels that count neither in a loss nor in a metric.
         window_hu: What becomes -1 and +1; None = by modality.
         window_kind: How the window is used, see `imaging.intensity.Normalisation`.
         test_ids: Cases a published split keeps for testing.
@@ -262,6 +317,10 @@ class DatasetSpec:
     modality: str | None = None
     target: tuple[int, ...] | None = None
     labels: tuple[int, ...] | None = None
+    published: bool = False
+    class_names: Mapping[int, str] = field(default_factory=dict)
+    regions: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    ignore: int | None = None
     window_hu: tuple[float, float] | None = None
     window_kind: str = "window"
     test_ids: frozenset[str] = frozenset()
