@@ -112,7 +112,7 @@ class RunFiles:
             self._log.write(row)
         return result.stop_requested
 
-    def log_validation(self, found: Validation, names: Sequence[str]) -> dict[str, Any]:
+    def log_validation(self, found: Validation, names: Sequence[str] = ()) -> dict[str, Any]:
         """Write and return a validation's line, and keep weights that are the best so far.
 
         Args:
