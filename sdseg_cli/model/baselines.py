@@ -100,7 +100,7 @@ class Baseline(SliceModel):
         image = image.contiguous(memory_format=memory_format(self, image.device))
         with reduced_precision(image.device, self.config.precision):
             answers = self.logits(image).float().unbind(dim=1)
-        terms = torch.stack([mask_loss(answer, inputs.masks) for answer in answers])
+        terms = torch.stack([mask_loss(answer, inputs.masks, inputs.counts) for answer in answers])
         share = 0.5 ** torch.arange(len(answers), device=image.device)
         dice, cross_entropy = share / share.sum() @ terms
         return torch.stack([dice + cross_entropy, dice, cross_entropy])

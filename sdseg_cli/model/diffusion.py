@@ -113,6 +113,7 @@ def loss_terms(
     mean_weight: Tensor | None = None,
     importance: Tensor | None = None,
     squared: bool = False,
+    partly: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """L_noise and L_latent of Eq. 3: mean absolute errors, unless `squared`.
 
@@ -124,6 +125,7 @@ def loss_terms(
         mean_weight: The mean to normalise by, a scalar, where this is one part of a larger batch.
         importance: Optional (B,), what each sample counts (`timestep_weights`).
         squared: L_latent is the mean squared error instead.
+        partly: Where the weight is 0 nothing is known of z0, and L_noise is left out as well.
 
     Returns:
         Two scalars.
@@ -135,6 +137,9 @@ def loss_terms(
         latent_error = (
             latent_error * weight / (weight.mean() if mean_weight is None else mean_weight)
         )
+    if weight is not None and partly:
+        known = (weight > 0).float()
+        noise_error = noise_error * known / known.mean().clamp(min=1e-6)
     if importance is not None:
         counts = importance.view(-1, 1, 1, 1)
         noise_error, latent_error = noise_error * counts, latent_error * counts

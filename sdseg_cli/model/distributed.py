@@ -47,13 +47,14 @@ class Ranks:
         """The mean over all processes, on each; in place."""
         return self.sum(value).div_(self.world) if self.world > 1 else value
 
-    def require_same(self, step: int, latent_scale: float, device: torch.device) -> None:
-        """Require that all processes resume from one checkpoint.
+    def require_same(self, step: int, scale: float | Tensor, device: torch.device) -> None:
+        """Require that all processes resume from one checkpoint, of this step and latent scale.
 
         Raises:
             RunError: They do not.
         """
-        mine = torch.tensor([step, latent_scale], device=device)
+        scales = torch.as_tensor(scale, dtype=torch.float32).flatten().to(device)
+        mine = torch.cat([torch.tensor([float(step)], device=device), scales])
         if not torch.equal(self.mean(mine.clone()), mine):
             raise RunError(
                 f"process {self.rank} goes on from step {step}, another from elsewhere.",

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from sdseg_cli.core.config import THRESHOLD, ModelConfig, SampleConfig, TrainConfig
 from sdseg_cli.model.mask_decoder import MaskDecoder
 
-MaskLossOf = Callable[[Tensor, Tensor], Tensor]
-"""A loss of a model's estimate and the true masks (B,K,H,W) bool: of SDSeg's z0 a scalar; of a
-baseline's logits (B,K,H,W) Dice loss and cross-entropy, (2,).
+MaskLossOf = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""A loss of a model's estimate, the true masks (B,K,H,W) bool and where they are known: of SDSeg's
+z0 a scalar; of a baseline's logits Dice loss and cross-entropy, (2,).
 """
 
 
@@ -38,6 +38,8 @@ class LossInputs(Protocol):
     def t(self) -> Tensor: ...
     @property
     def importance(self) -> Tensor: ...
+    @property
+    def counts(self) -> Tensor | None: ...
 
 
 class SliceModel(nn.Module, ABC):

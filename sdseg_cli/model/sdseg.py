@@ -279,12 +279,13 @@ class SDSeg(SliceModel):
             weight,
             mean_weight=mean_weight,
             importance=inputs.importance if recipe.timesteps == "latent-weighted" else None,
+            partly=inputs.counts is not None,
             squared=recipe.latent_loss == "l2",
         )
         loss = recipe.noise_loss_weight * loss_noise + recipe.latent_loss_weight * loss_latent
         if mask_loss is None:
             return torch.stack([loss, loss_noise, loss_latent])
-        loss_mask = mask_loss(estimate.z0_pred, inputs.masks)
+        loss_mask = mask_loss(estimate.z0_pred, inputs.masks, inputs.counts)
         loss = loss + recipe.mask_loss_weight * loss_mask
         return torch.stack([loss, loss_noise, loss_latent, loss_mask])
 

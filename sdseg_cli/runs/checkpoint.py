@@ -22,6 +22,7 @@ from sdseg_cli.core.errors import ConfigError, RunError, WeightsError
 from sdseg_cli.core.files import file_sha256, replacing
 from sdseg_cli.model.interface import SliceModel
 from sdseg_cli.model.tensor_files import plain, positive_scale, unpickled
+from sdseg_cli.runs.log import PER_CLASS
 from sdseg_cli.runs.run_folder import RunDir
 
 KEPT = 2
@@ -164,7 +165,12 @@ def _checked(found: Checkpoint, path: Path) -> Checkpoint:
     for name, kind in _TYPES.items():
         if not isinstance(getattr(found, name), kind) or isinstance(getattr(found, name), bool):
             raise TypeError(name)
-    numbers, texts = found.best.values(), (*found.best, *found.origin, *found.origin.values())
+    classes = found.best.get(PER_CLASS, {})
+    if not isinstance(classes, dict):
+        raise TypeError(PER_CLASS)
+    numbers = [of for key, of in found.best.items() if key != PER_CLASS]
+    numbers += [of for of in classes.values() if of is not None]  # None: no case has the class
+    texts = (*found.best, *classes, *found.origin, *found.origin.values())
     tensors = (*found.weights.items(), *found.ema.items())
     if not (
         all(type(number) in (int, float) and math.isfinite(number) for number in numbers)

@@ -28,11 +28,14 @@ TAGS = {
     "loss_cross_entropy": "loss/cross-entropy",
     "lr": "learning rate",
     "val_dice": "validation Dice",
+    "val_dice_union": "validation Dice of all classes as one",
     "threshold": "threshold",
 }
 """Key of a row -> its name in TensorBoard; other keys keep theirs."""
 
 
+PER_CLASS = "val_dice_classes"
+"""Key of the object that holds the Dice of each class, by its name."""
 MOST_STEPS = 2**63
 LARGEST_VALUE = 1e300
 TAIL_BYTES = 4096
@@ -61,7 +64,7 @@ class RunLog:
         except OSError as error:
             raise self._refused(error) from error
 
-    def write(self, row: Mapping[str, float]) -> None:
+    def write(self, row: Mapping[str, Any]) -> None:
         """Add a line: `step`, and what is known of it.
 
         Raises:
@@ -74,8 +77,10 @@ class RunLog:
         except OSError as error:
             raise self._refused(error) from error
         if self._board is not None:
-            for key in row.keys() - {"step"}:
-                self._board.add_scalar(TAGS.get(key, key), row[key], int(row["step"]))
+            for key, value in numbers_of(row).items():
+                if key == "step":
+                    continue
+                self._board.add_scalar(TAGS.get(key, key), value, int(row["step"]))
             if "val_dice" in row:
                 self._board.flush()  # in time with the pictures
 
@@ -143,7 +148,17 @@ def read_log(path: Path) -> list[dict[str, float]]:
         OSError: It cannot be read.
     """
     rows = (_values_of(line) for line in path.read_bytes().splitlines())
-    return [{key: of for key, of in row.items() if _is_number(of)} for row in rows if row]
+    return [
+        {key: of for key, of in numbers_of(row).items() if _is_number(of)} for row in rows if row
+    ]
+
+
+def numbers_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A line, with the Dice of each class as `val_dice/NAME`, and without what is not known."""
+    each = row.get(PER_CLASS)
+    named = {f"val_dice/{name}": of for name, of in each.items()} if isinstance(each, dict) else {}
+    flat = {**{key: of for key, of in row.items() if key != PER_CLASS}, **named}
+    return {key: of for key, of in flat.items() if of is not None}
 
 
 def _values_of(line: bytes) -> dict[str, Any]:

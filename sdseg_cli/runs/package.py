@@ -40,6 +40,9 @@ from sdseg_cli.runs.checkpoint import Checkpoint, to_float16
 from sdseg_cli.runs.run_folder import RunDir
 
 FORMAT_VERSION = 1
+SEVERAL_VERSION = 2
+"""Of several classes, which versions that know one alone refuse by this number."""
+READABLE = (FORMAT_VERSION, SEVERAL_VERSION)
 MODEL, DESCRIPTION, LICENSE = "model.safetensors", PACKAGE_FILE, "LICENSE.md"
 FAST_DECODER = "mask_decoder.safetensors"
 FILES = {MODEL, DESCRIPTION, LICENSE, FAST_DECODER}
@@ -90,12 +93,13 @@ def write_package(
     try:
         building.mkdir(parents=True)
         weights = checkpoint.prediction_weights()
+        several = checkpoint.config.get("model", {}).get("classes", 1) > 1
         write_tensors(to_float16(weights) if half else weights, building / MODEL)
         sha256 = file_sha256(building / MODEL)
         if fast_decoder is not None:
             shutil.copyfile(fast_decoder, building / FAST_DECODER)
         description = {
-            "format_version": FORMAT_VERSION,
+            "format_version": SEVERAL_VERSION if several else FORMAT_VERSION,
             "sdseg_version": __version__,
             "sha256": sha256,
             "step": checkpoint.step,
@@ -145,7 +149,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     try:
         description = read_object(folder / DESCRIPTION)
         version, writer = description["format_version"], description["sdseg_version"]
-        if version != FORMAT_VERSION:
+        if version not in READABLE:
             raise WeightsError(
                 f"{folder}: package format {version}, not {FORMAT_VERSION}.",
                 f"Use sdseg {writer}, which wrote it.",

@@ -51,6 +51,8 @@ class PreparedSlices:
             integer.
         classes: The K classes of the labels.
         class_slices: Per case and class, the numbers of the slices that have the class.
+        labelled: Per case, the names of the classes that were drawn in it, None where all were;
+            None = all in all of them.
 
     Raises:
         DataError: An array is missing or damaged, or there is no case.
@@ -61,10 +63,16 @@ class PreparedSlices:
         folders: Sequence[Path],
         classes: ClassRule,
         class_slices: Sequence[Sequence[Sequence[int]]],
+        labelled: Sequence[Sequence[str] | None] | None = None,
     ) -> None:
         if not folders:
             raise DataError("no case to read slices from.", "Check the split in the manifest.")
         self.classes = classes
+        self._drawn: Tensor | None = None
+        if labelled is not None and any(names is not None for names in labelled):
+            self._drawn = torch.tensor(
+                [[names is None or one in names for one in classes.names] for names in labelled]
+            )
         self._names = [folder.name for folder in folders]
         self._pixels = [open_array(folder / "pixels.npy") for folder in folders]
         self._labels = [open_array(folder / "labels.npy") for folder in folders]
@@ -126,6 +134,24 @@ class PreparedSlices:
     def masks(self, labels: Tensor) -> Tensor:
         """Labels (B,H,W) on the CPU -> the mask of each class, (B,K,H,W) bool."""
         return torch.from_numpy(self.classes.masks(labels.numpy())).movedim(0, 1).contiguous()
+
+    def counts(self, positions: Sequence[int], labels: Tensor) -> Tensor | None:
+        """Where the truth is known, (B,K,H,W) bool: not at pixels of the label to ignore, and
+        nowhere for a class that was not drawn in the slice's case. None: everywhere.
+
+        Args:
+            positions: Of the slices.
+            labels: Theirs, (B,H,W).
+        """
+        ignore, drawn = self.classes.ignore, self._drawn
+        if ignore is None and drawn is None:
+            return None
+        counts = torch.ones((len(labels), len(self.classes), *labels.shape[1:]), dtype=torch.bool)
+        if ignore is not None:
+            counts &= (labels != ignore)[:, None]
+        if drawn is not None:
+            counts &= drawn[[self.places[i][0] for i in positions]][:, :, None, None]
+        return counts
 
 
 def draw_positions(
@@ -189,6 +215,19 @@ def flipped(batch: Batch, codes: Tensor) -> Batch:
     return Batch(image, labels)
 
 
+def source_classes(codes: Tensor, mirrored: Sequence[int], classes: int) -> Tensor:
+    """The class each was before its slice was flipped, (B,K) int64.
+
+    Args:
+        codes: (B,), of `flip_codes`.
+        mirrored: As `ClassRule.mirrored`.
+        classes: K.
+    """
+    plain = torch.arange(classes)
+    turned = torch.tensor(mirrored) if mirrored else plain
+    return torch.where((codes & 1).bool()[:, None], turned, plain)
+
+
 def evenly_spaced(slices: PreparedSlices, limit: int) -> list[int]:
     """At most `limit` positions, evenly over all: the fixed validation slices."""
     count = len(slices)
@@ -212,6 +251,7 @@ def open_split(manifest: Manifest, split: str) -> PreparedSlices:
         [manifest.root / case.folder for case in cases],
         manifest.classes,
         [manifest.class_slices(case) for case in cases],
+        [case.labelled for case in cases],
     )
 
 
@@ -241,6 +281,8 @@ class StepInputs:
     """(B,) int64."""
     importance: Tensor
     """(B,) float32: how much each sample counts."""
+    counts: Tensor | None = None
+    """(B,K,H,W) bool, where the truth is known; None: everywhere."""
 
     def pinned(self) -> StepInputs:
         """In page-locked memory, from where a GPU copies without the CPU waiting."""
@@ -260,7 +302,7 @@ class StepInputs:
 
     def _cut(self, places: slice) -> StepInputs:
         """Views, so that a GPU is not waited for."""
-        return self._each(lambda v: v if isinstance(v, int) else v[places])
+        return self._each(lambda v: v if v is None or isinstance(v, int) else v[places])
 
     def chosen(self, places: Sequence[int]) -> StepInputs:
         """The samples at these places of the batch."""
@@ -323,20 +365,32 @@ class StepSource:
         mine = slice(self._ranks.rank, None, self._ranks.world)
         positions, flips = positions[mine], flips[mine]
         batch = flipped(self._slices.batch(positions), flips)
+        masks, counts = (
+            self._slices.masks(batch.labels),
+            self._slices.counts(positions, batch.labels),
+        )
         rows = self._latents.rows(positions, flips)
+        if mirrored := self._slices.classes.mirrored:
+            # What was the right one is the left one in a mirror image.
+            source, each = source_classes(flips, mirrored, masks.shape[1]), range(len(positions))
+            masks = masks[torch.arange(len(masks))[:, None], source]
+            counts = None if counts is None else counts[torch.arange(len(masks))[:, None], source]
+            if len(rows[0]) > 1:  # a model without latents keeps none
+                rows = [[rows[i][k] for k in source[i].tolist()] for i in each]
         moments, known = self._latents.read(rows)
         return StepInputs(
             step=step,
             positions=positions,
             rows=rows,
             image=batch.image,
-            masks=self._slices.masks(batch.labels),
+            masks=masks,
             moments=moments,
             known=known,
             posterior_noise=posterior_noise[mine],
             noise=noise[mine],
             t=t[mine],
             importance=importance[mine],
+            counts=counts,
         )
 
     def prefetch(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdseg_cli.core.config import RunConfig
+from sdseg_cli.core.config import SDSEG, RunConfig
 from sdseg_cli.core.config_file import differing_keys, from_dict
 from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.core.presets import PRESETS
+from sdseg_cli.data.spec import ClassRule
 from sdseg_cli.model.autoencoder import sample_posterior
 from sdseg_cli.model.baselines import build_model
 from sdseg_cli.model.diffusion import seeded_generator
 from sdseg_cli.model.interface import SliceModel, as_three_channels
-from sdseg_cli.model.pretrained import official_config
+from sdseg_cli.model.pretrained import below, official_config
 from sdseg_cli.model.sdseg import SDSeg, has_latents
 from sdseg_cli.model.starts import (
     Origin,
+    for_classes,
     require_pretrained,
     start_autoencoder,
     start_baseline,
@@ -80,7 +83,7 @@ def initial_model(
     torch.manual_seed(config.seed)
     model = build_model(config.model)
     if config.train.init not in KEYWORDS:
-        return model, _start_from_model(model, config, store)
+        return model, _start_from_model(model, config, store, slices)
     if not has_latents(model):
         return model, start_baseline(config.model.network, config.train.init)
     if config.train.init == "pretrained":
@@ -128,7 +131,9 @@ def _class_scales(model: SDSeg, config: RunConfig, slices: PreparedSlices) -> Te
     return torch.tensor(scales)
 
 
-def _start_from_model(model: SliceModel, config: RunConfig, store: WeightStore) -> Origin:
+def _start_from_model(
+    model: SliceModel, config: RunConfig, store: WeightStore, slices: PreparedSlices
+) -> Origin:
     init = config.train.init
     entry = store.find(init)
     if entry is not None:
@@ -140,8 +145,7 @@ def _start_from_model(model: SliceModel, config: RunConfig, store: WeightStore) 
         tensors = store.load(entry)
         sizes = replace(PRESETS["sd"], model=official_config(tensors, source=init))
         _require_same_model(sizes, config, init)
-        load_strictly(model, tensors, source=init)
-        model.latent_scale = entry.latent_scale
+        _fill(model, tensors, entry.latent_scale, config, slices)
         return {"model": f"{entry.source}, sha256 {entry.source_sha256}"}
     path = Path(init)
     if not (is_package(path) or RunDir(path).best.is_file()):
@@ -151,17 +155,53 @@ def _start_from_model(model: SliceModel, config: RunConfig, store: WeightStore) 
             "`sdseg weights add` takes a file.",
         )
     trained = read_trained(path)
-    _require_same_model(from_dict(trained.config, RunConfig(), source=init), config, init)
-    load_strictly(model, trained.prediction_weights(), source=init)
-    model.latent_scale = trained.latent_scale
+    theirs = from_dict(trained.config, RunConfig(), source=init)
+    names = ClassRule.of_settings(trained.data).names
+    if theirs.model.classes > 1 and names != slices.classes.names:
+        raise ConfigError(
+            f"--init {init}: draws {', '.join(names)}; "
+            f"this set has {', '.join(slices.classes.names)}.",
+            "Start from a run of the same classes, or of one.",
+        )
+    _require_same_model(theirs, config, init)
+    _fill(model, trained.prediction_weights(), trained.latent_scale, config, slices)
     before = trained.origin.get("model")
     story = f"{path.name}, step {trained.step}, trained on {trained.data.get('dataset')}"
     return {**trained.origin, "model": f"{story}; before that {before}" if before else story}
 
 
+def _fill(
+    model: SliceModel,
+    weights: Mapping[str, Tensor],
+    latent_scale: float,
+    config: RunConfig,
+    slices: PreparedSlices,
+) -> None:
+    """The weights of a model; those of one class in a model of several draw each as the one."""
+    source, classes = config.train.init, config.model.classes
+    if not has_latents(model) or classes == 1 or "class_scale" in weights:
+        load_strictly(model, weights, source=source)
+        model.latent_scale = latent_scale
+        return
+    own = {key: value for key, value in weights.items() if not key.startswith("unet.")}
+    fresh = {k: v for k, v in model.state_dict().items() if k in ("class_scale", "background")}
+    unet = {f"unet.{k}": v for k, v in for_classes(model.unet, below(weights, "unet.")).items()}
+    load_strictly(model, {**fresh, **own, **unet}, source=source)
+    model.class_scale.copy_(_class_scales(model, config, slices))
+    if config.model.parameterisation == "z0":
+        # Its U-Net answers with latents of its own scale.
+        with torch.no_grad():
+            channels = model.config.autoencoder.latent_channels
+            scale = model.class_scale.repeat_interleave(channels) / latent_scale
+            for value in model.unet.out[-1].parameters():
+                value.mul_(scale.view(-1, *[1] * (value.ndim - 1)))
+
+
 def _require_same_model(theirs: RunConfig, config: RunConfig, init: str) -> None:
     differing = [key for key in differing_keys(theirs, config) if key.startswith("model.")]
-    if changed := [key for key in differing if key not in MAY_DIFFER]:
+    begins = theirs.model.classes == 1 and config.model.network == SDSEG
+    allowed = MAY_DIFFER | ({"model.classes", "model.overlapping"} if begins else set())
+    if changed := [key for key in differing if key not in allowed]:
         raise ConfigError(
             f"--init {init}: its model has other settings: {', '.join(changed)}.",
             f"Train with --preset {theirs.preset}, or with the same settings by --set.",

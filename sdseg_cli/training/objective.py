@@ -79,12 +79,16 @@ class Objective(nn.Module):
 
     def weight(self, inputs: StepInputs) -> Tensor | None:
         """Where the latent loss looks harder, (B,1,h,w), of K classes (B,4K,h,w): each by its own
-        mask. None where it looks alike everywhere.
+        mask. 0 at latent pixels that touch an unknown one. None where it looks alike everywhere.
         """
-        if not self.recipe.foreground_weight or not has_latents(self.model):
+        strength, counts = self.recipe.foreground_weight, inputs.counts
+        if not has_latents(self.model) or not (strength or counts is not None):
             return None
         sizes, masks = self.model.config.autoencoder, inputs.masks.float()
-        weight = foreground_weight(masks, sizes.factor, self.recipe.foreground_weight)
+        weight = foreground_weight(masks, sizes.factor, strength)
+        if counts is not None:
+            unknown = nn.functional.max_pool2d((~counts).float(), sizes.factor)
+            weight = weight * (1 - unknown)
         several = masks.shape[1] > 1
         return weight.repeat_interleave(sizes.latent_channels, dim=1) if several else weight
 
@@ -96,41 +100,86 @@ class Objective(nn.Module):
 
 
 class MaskLoss(nn.Module):
-    """One minus Dice, a mean over the slices and the classes of the batch, and cross-entropy, a
-    mean over the pixels.
+    """One minus Dice, and cross-entropy, a mean over the pixels.
 
-    Of one class, and of classes that overlap, each class is by itself (binary cross-entropy); where
-    classes exclude each other, they share a softmax with the background.
+    Of one class Dice is a mean over the slices. Of several it is one of each class over the whole
+    batch, a mean over the classes that the batch has: the Dice of an absent class would only teach
+    empty masks, and a class that one slice of four has would count for a quarter.
+
+    One class, and each of classes that overlap, is by itself (binary cross-entropy); where classes
+    exclude each other, they share a softmax with the background. Where the truth of a class is
+    unknown, its pixels are left out of Dice; in the cross-entropy background and all unknown
+    classes are then one: the truth is one of them, and which is not taught.
     """
+
+    SMOOTH = 1e-5
 
     def __init__(self) -> None:
         super().__init__()
         from monai.losses import DiceLoss
 
         self.dice = DiceLoss(sigmoid=True, reduction="none")
-        self.dice_of_shares = DiceLoss(reduction="none")
         self.cross_entropy = nn.BCEWithLogitsLoss()
 
-    def forward(self, logits: Tensor, masks: Tensor) -> Tensor:
-        """(B,K,H,W) or (B,K+1,H,W) float32, as `interface.class_probabilities` reads them, and
-        (B,K,H,W) bool -> both, (2,) float32.
+    def forward(self, logits: Tensor, masks: Tensor, counts: Tensor | None = None) -> Tensor:
+        """Both terms.
+
+        Args:
+            logits: (B,K,H,W) or (B,K+1,H,W) float32, as `interface.class_probabilities` reads them.
+            masks: (B,K,H,W) bool.
+            counts: (B,K,H,W) bool, where they are known; None: everywhere.
+
+        Returns:
+            (2,) float32.
         """
-        truth, classes = masks.float(), masks.shape[1]
-        if logits.shape[1] == classes:
-            dice = self.dice(logits, truth).flatten(1)
-            entropy = self.cross_entropy(logits, truth)
-        else:
-            dice = self.dice_of_shares(class_probabilities(logits, classes), truth).flatten(1)
-            # Number of the class, from 1; 0 is the background.
-            number = (
-                masks * torch.arange(1, classes + 1, device=masks.device)[:, None, None]
-            ).amax(1)
-            entropy = nn.functional.cross_entropy(logits, number)
-        if classes > 1:
-            # The Dice of a class that is in no slice of the batch would only teach empty masks.
-            present = masks.any(dim=(0, 2, 3))
-            dice = dice * present / present.float().mean().clamp(min=1e-6)
-        return torch.stack([dice.mean(), entropy])
+        classes = masks.shape[1]
+        if classes == 1 and counts is None:
+            truth = masks.float()
+            dice = self.dice(logits, truth).mean()
+            return torch.stack([dice, self.cross_entropy(logits, truth)])
+        dice = self._batch_dice(class_probabilities(logits, classes), masks, counts)
+        alone = logits.shape[1] == classes
+        entropy = _each_cross_entropy if alone else _shared_cross_entropy
+        return torch.stack([dice, entropy(logits, masks, counts)])
+
+    def _batch_dice(self, shares: Tensor, masks: Tensor, counts: Tensor | None) -> Tensor:
+        """One minus the mean Dice of the classes that the batch has; 0 where it has none."""
+        if counts is not None:
+            shares, masks = shares * counts, masks & counts
+        each = (0, 2, 3)
+        both = shares.sum(each) + masks.sum(each)
+        dice = 1 - (2 * (shares * masks).sum(each) + self.SMOOTH) / (both + self.SMOOTH)
+        present = masks.any(dim=3).any(dim=2).any(dim=0)
+        return (dice * present).sum() / present.sum().clamp(min=1)
+
+
+def _each_cross_entropy(logits: Tensor, masks: Tensor, counts: Tensor | None) -> Tensor:
+    """Of each class by itself, (B,K,H,W): a mean over what is known."""
+    entropy = nn.functional.binary_cross_entropy_with_logits(
+        logits, masks.float(), reduction="none"
+    )
+    if counts is None:
+        return entropy.mean()
+    return (entropy * counts).sum() / counts.sum().clamp(min=1)
+
+
+def _shared_cross_entropy(logits: Tensor, masks: Tensor, counts: Tensor | None) -> Tensor:
+    """Of classes and background, (B,K+1,H,W), of which one is true: a mean over the pixels of which
+    anything is known.
+    """
+    # Number of the class, from 1; 0 is the background.
+    numbers = torch.arange(1, masks.shape[1] + 1, device=masks.device)[:, None, None]
+    true = (masks * numbers).amax(dim=1)
+    if counts is None:
+        return nn.functional.cross_entropy(logits, true)
+    unknown = torch.cat([torch.ones_like(counts[:, :1]), ~counts], dim=1)
+    lowest = torch.finfo(logits.dtype).min
+    # No class, or one that was not drawn: their probabilities add up.
+    background = logits.masked_fill(~unknown, lowest).logsumexp(dim=1, keepdim=True)
+    known = torch.cat([background, logits[:, 1:].masked_fill(~counts, lowest)], dim=1)
+    true = (masks * counts * numbers).amax(dim=1)
+    entropy = nn.functional.cross_entropy(known, true, reduction="none")
+    return entropy.sum() / counts.any(dim=1).sum().clamp(min=1)
 
 
 class DecodedMaskLoss(nn.Module):
@@ -144,9 +193,9 @@ class DecodedMaskLoss(nn.Module):
         self._logits = partial(model.mask_logits, decoder=self.decoder)
         self.loss = MaskLoss()
 
-    def forward(self, z0_pred: Tensor, masks: Tensor) -> Tensor:
-        """Scaled (B,4K,h,w) and (B,K,H,W) bool -> the sum of both, a scalar."""
-        total: Tensor = self.loss(self._logits(z0_pred), masks).sum()
+    def forward(self, z0_pred: Tensor, masks: Tensor, counts: Tensor | None = None) -> Tensor:
+        """Scaled (B,4K,h,w), and masks as `MaskLoss` takes them -> the sum of both, a scalar."""
+        total: Tensor = self.loss(self._logits(z0_pred), masks, counts).sum()
         return total
 
 

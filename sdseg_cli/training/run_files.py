@@ -112,11 +112,19 @@ class RunFiles:
             self._log.write(row)
         return result.stop_requested
 
-    def log_validation(self, found: Validation) -> dict[str, float]:
-        """Write and return a validation's line, and keep weights that are the best so far."""
+    def log_validation(self, found: Validation, names: Sequence[str] = ()) -> dict[str, Any]:
+        """Write and return a validation's line, and keep weights that are the best so far.
+
+        Args:
+            found: The validation.
+            names: Of the classes.
+        """
         self._require_finite()
         loop, dice = self._loop, found.dice
-        row = {"step": loop.step, "val_dice": dice}
+        row: dict[str, Any] = {"step": loop.step, "val_dice": dice}
+        if len(names) > 1:
+            row["val_dice_classes"] = dict(zip(names, found.classes, strict=True))
+            row["val_dice_union"] = found.union or 0.0
         if loop.config.train.threshold != "half":
             row["threshold"] = found.threshold
         if self._log is not None:

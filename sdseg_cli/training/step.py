@@ -159,7 +159,7 @@ class Trainer:
         process's share.
         """
         weight = self.objective.weight(inputs)
-        mean_weight = None if weight is None else self.ranks.mean(weight.mean())
+        mean_weight = None if weight is None else self.ranks.mean(weight.mean()).clamp(min=1e-6)
         parts = inputs.parts(self.accumulate)
         weights = [None] * len(parts) if weight is None else weight.chunk(len(parts))
         total = torch.zeros(1 + len(self.objective.terms), device=self.device)
@@ -261,12 +261,16 @@ class Validation:
     """Scores of the averaged weights."""
 
     dice: float
-    """Mean over the cases and their classes."""
+    """Mean over the classes of their means over the cases."""
     planes: NDArray[np.float32]
     """(K,H,W) in [0,1]: the probabilities of the slices of `keep`, in their order;
     shifted so that the threshold lies at 0.5."""
     threshold: float = THRESHOLD
     """Of those tried the one with the highest Dice; the nearest to 0.5 of several."""
+    classes: tuple[float | None, ...] = ()
+    """Mean over the cases of each class; None where no case has it."""
+    union: float | None = None
+    """Mean over the cases, of any class as one."""
 
 
 def validation(
@@ -293,22 +297,29 @@ def validation(
         on_batch: Called with the number of slices of each batch.
     """
     tried = sorted(thresholds, key=lambda one: abs(one - THRESHOLD))
-    # Of each case, class and threshold: pixels in both masks; the sum of their sizes.
-    counts = torch.zeros(slices.cases, len(slices.classes), len(tried), 2, dtype=torch.float64)
+    # Of each case, class (and any class, last) and threshold: pixels in both masks; the sum of
+    # their sizes.
+    counts = torch.zeros(slices.cases, 1 + len(slices.classes), len(tried), 2, dtype=torch.float64)
     planes = torch.zeros(len(keep), *slices.plane)
     mine = positions[ranks.rank :: ranks.world]
     for start in range(0, len(mine), batch_size):
         chosen = mine[start : start + batch_size]
         batch = slices.batch(chosen)
         probability = predict_planes(model, batch.image, chosen, seed=SEED, sample=SampleConfig())
-        for position, one, truth in zip(
-            chosen, probability, slices.masks(batch.labels), strict=True
+        truths = _with_union(slices.masks(batch.labels))
+        known = slices.counts(chosen, batch.labels)
+        for place, (position, one, truth) in enumerate(
+            zip(chosen, probability, truths, strict=True)
         ):
-            case, size = slices.places[position][0], truth.sum(dim=(1, 2))
+            case = slices.places[position][0]
             for number, threshold in enumerate(tried):
-                found = torch.from_numpy(slices.classes.decide(one.numpy(), threshold))
+                decided = torch.from_numpy(slices.classes.decide(one.numpy(), threshold))
+                found = _with_union(decided[None])[0]
+                if known is not None:
+                    everywhere = torch.cat([known[place], known[place].all(dim=0, keepdim=True)])
+                    found, truth = found & everywhere, truth & everywhere
                 counts[case, :, number, 0] += (found & truth).sum(dim=(1, 2))
-                counts[case, :, number, 1] += found.sum(dim=(1, 2)) + size
+                counts[case, :, number, 1] += found.sum(dim=(1, 2)) + truth.sum(dim=(1, 2))
             if position in keep:
                 planes[list(keep).index(position)] = torch.from_numpy(
                     slices.classes.union(one.numpy())
@@ -318,15 +329,36 @@ def validation(
         device = next(model.parameters()).device
         counts = ranks.sum(counts.to(device)).cpu()
         planes = ranks.sum(planes.to(device)).cpu()  # each process has its own, zeros elsewhere
-    dice = [_mean_dice(counts[:, :, number]) for number in range(len(tried))]
+    each = [_class_dice(counts[:, :, number]) for number in range(len(tried))]
+    dice = [_mean_dice(classes[:-1]) for classes in each]
     best = dice.index(max(dice))
-    return Validation(dice[best], shifted(planes, tried[best]).numpy(), tried[best])
+    *classes, union = each[best]
+    seen = shifted(planes, tried[best]).numpy()
+    return Validation(dice[best], seen, tried[best], tuple(classes), union)
 
 
-def _mean_dice(counts: Tensor) -> float:
-    """Over the cases and classes with foreground in either mask; 0 if there are none."""
-    overlap, both = counts[counts[..., 1] > 0].T
-    return float((2 * overlap / both).mean()) if len(both) else 0.0
+def _with_union(masks: Tensor) -> Tensor:
+    """(B,K,H,W) -> (B,K+1,H,W): any class, last."""
+    return torch.cat([masks, masks.any(dim=1, keepdim=True)], dim=1)
+
+
+def _class_dice(counts: Tensor) -> list[float | None]:
+    """Of each class the mean over the cases with foreground in either mask; None without any.
+
+    Args:
+        counts: (cases,classes,2): pixels in both masks, and the sum of their sizes.
+    """
+    means: list[float | None] = []
+    for of_class in counts.unbind(dim=1):
+        overlap, both = of_class[of_class[:, 1] > 0].T
+        means.append(float((2 * overlap / both).mean()) if len(both) else None)
+    return means
+
+
+def _mean_dice(classes: Sequence[float | None]) -> float:
+    """Over the classes that there are; 0 if there are none."""
+    known = [dice for dice in classes if dice is not None]
+    return sum(known) / len(known) if known else 0.0
 
 
 def _restore_scaler(scaler: torch.amp.GradScaler, state: Mapping[str, Any]) -> None:

@@ -20,12 +20,14 @@ from typing import Any
 
 from sdseg_cli.core.config import RunConfig
 from sdseg_cli.core.errors import ConfigError
-from sdseg_cli.core.findings import Finding
+from sdseg_cli.core.findings import WARNING, Finding
 from sdseg_cli.core.locks import locked
 from sdseg_cli.core.progress import OnStep, TrainProgress, no_op
 from sdseg_cli.data.manifest import Manifest
+from sdseg_cli.data.spec import ClassRule
 from sdseg_cli.model.distributed import ranks_of, training_together
 from sdseg_cli.model.runtime import choose_device, peak_gpu_bytes, stop_signals
+from sdseg_cli.model.sdseg import has_latents
 from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.runs.checkpoint import refuse_foreign, resumed
 from sdseg_cli.runs.log import require_tensorboard
@@ -77,7 +79,7 @@ class TrainReport:
     seconds: float
     """Of this call."""
     best: dict[str, Any]
-    """`{"step": ..., "val_dice": ...}`."""
+    """`{"step": ..., "val_dice": ...}`; of several classes the rest of that line of the log."""
     state: str
     """"finished" or "stopped"."""
     origin: dict[str, str]
@@ -139,6 +141,7 @@ def train(
     if options.tensorboard:
         require_tensorboard()
     refuse_foreign(run)
+    config, mirror_off = without_side_mirror(config, manifest.classes)
     if config.model.classes != len(manifest.classes):
         raise ConfigError(
             f"model.classes is {config.model.classes}, and {manifest.name} has "
@@ -172,8 +175,9 @@ def train(
         )
         begun, origin = state.step, state.origin
         # All have then read what the first will now change.
-        ranks.require_same(loop.step, loop.model.latent_scale, own)
-        warnings = RunFiles.begin(run, loop, found)
+        scale = loop.model.scale() if has_latents(loop.model) else loop.model.latent_scale
+        ranks.require_same(loop.step, scale, own)
+        warnings = (*mirror_off, *RunFiles.begin(run, loop, found))
         if decoder is not None and ranks.writes:
             keep_for_training(run, decoder)
         for finding in warnings:
@@ -200,6 +204,26 @@ def train(
         origin=origin,
         warnings=warnings,
     )
+
+
+def without_side_mirror(
+    config: RunConfig, classes: ClassRule
+) -> tuple[RunConfig, tuple[Finding, ...]]:
+    """The settings without the left-right mirror where it would turn a class into another one, and
+    a finding that says so.
+    """
+    recipe = config.train
+    if "h" not in recipe.flips or classes.mirror_safe:
+        return config, ()
+    off = Finding(
+        code="mirror-off",
+        level=WARNING,
+        case=", ".join(classes.names),
+        measured="names say left and right: no left-right mirrors in this training",
+        fix="Pair what changes sides by `sdseg prepare --mirror-pairs`.",
+    )
+    left = recipe.flips.replace("h", "")
+    return replace(config, train=replace(recipe, flips=left)), (off,)
 
 
 def _all_steps(
@@ -239,7 +263,7 @@ def _all_steps(
             stopping |= files.log(pending.popleft(), slices)
         if validates:
             validation = loop.validate(pictures.slices, pictures.positions)
-            now = replace(now, validation=files.log_validation(validation))
+            now = replace(now, validation=files.log_validation(validation, slices.classes.names))
             if loop.ranks.writes:
                 pictures.draw(loop.step, validation.planes)
         if saves:

@@ -45,9 +45,9 @@ def test_every_network_answers_one_probability_per_pixel(name: str) -> None:
     image = torch.rand(2, 3, SIDE, SIDE) * 2 - 1
     assert model.logits(image).shape == (2, 1, 1, SIDE, SIDE)
     probability = model.probability(image)
-    assert probability.shape == (2, SIDE, SIDE)
+    assert probability.shape == (2, 1, SIDE, SIDE)
     assert ((probability > 0) & (probability < 1)).all()
-    assert torch.equal(probability, model.logits(image)[:, 0, 0].sigmoid())
+    assert torch.equal(probability, model.logits(image)[:, 0].sigmoid())
 
 
 @pytest.mark.parametrize(("name", "scale"), WEIGHTS)

@@ -68,7 +68,7 @@ def test_decode_undoes_the_latent_scale() -> None:
 def test_probability_clamps_each_channel_before_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_sdseg(TINY).eval()
     decoded = torch.tensor([-5.0, 0.0, 1.0]).reshape(1, 3, 1, 1)  # 0, 0.5 and 1 after the clamp
-    monkeypatch.setattr(model, "decode", lambda z0: decoded)
+    monkeypatch.setattr(model.autoencoder, "decode", lambda latent: decoded)
     assert model.probability(torch.zeros(1, 4, 1, 1)).item() == 0.5
 
 

@@ -173,8 +173,8 @@ def test_a_damaged_description_is_one_clear_error(package: Path, content: str) -
 
 
 def test_a_package_of_a_later_format_names_the_version_that_wrote_it(package: Path) -> None:
-    describe(package, format_version=2, sdseg_version="9.1")
-    with pytest.raises(WeightsError, match="package format 2") as caught:
+    describe(package, format_version=3, sdseg_version="9.1")
+    with pytest.raises(WeightsError, match="package format 3") as caught:
         read_package(package)
     assert "9.1" in caught.value.hint
 

@@ -138,7 +138,7 @@ def test_a_package_predicts_the_planes_of_the_run_and_of_its_checkpoint(
     model = networks_of(Checkpoint.load(run.best), CPU, source="run")
     pixels = torch.from_numpy(Predictor(run.path, device="cpu").stack(scan).pixels(0, 2))
     with torch.no_grad():
-        alone = torch.cat([model.probability(p.expand(1, 3, -1, -1)) for p in pixels])
+        alone = torch.cat([model.probability(p.expand(1, 3, -1, -1))[:, 0] for p in pixels])
     assert np.allclose(maps[0][:2], alone, atol=1e-6)
     assert "started from" not in (tmp_path / "small.sdseg" / "LICENSE.md").read_text()
 

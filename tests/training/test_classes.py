@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,15 @@ import pytest
 import torch
 
 from sdseg_cli.data.spec import ClassRule
+from sdseg_cli.model.distributed import Ranks
 from sdseg_cli.model.sdseg import SDSeg, build_sdseg
+from sdseg_cli.model.starts import for_classes
+from sdseg_cli.model.tensor_files import load_strictly
+from sdseg_cli.training import step
 from sdseg_cli.training.batches import PreparedSlices, StepInputs, StepSource, draw_positions
 from sdseg_cli.training.latents import MaskLatents, encode_masks
 from sdseg_cli.training.objective import MaskLoss, Objective
+from sdseg_cli.training.train import without_side_mirror
 from tests.training.small import ROW, SIZE, small_config
 
 RULE = ClassRule(((1, 2), (3,)), ("large", "small"))
@@ -97,3 +103,126 @@ def test_the_dice_of_a_class_that_the_batch_lacks_is_left_out() -> None:
     alone = MaskLoss()(logits[:, :1], masks[:, :1])[0]
     assert dice.item() == pytest.approx(alone.item(), abs=1e-6)
     assert MaskLoss()(torch.zeros(2, 2, 8, 8), torch.zeros_like(masks))[0] == 0
+
+
+def test_the_loss_of_two_exclusive_classes_by_hand() -> None:
+    masks = torch.zeros(1, 2, 1, 2, dtype=torch.bool)
+    masks[0, 0, 0, 0] = True  # of two pixels the first has the first class, the second none
+    logits = torch.log(torch.tensor([[[[0.2, 0.5]], [[0.6, 0.25]], [[0.2, 0.25]]]]))
+    dice, entropy = MaskLoss()(logits, masks).tolist()
+    # The first class alone is there: 2 x 0.6 / (0.85 + 1).
+    assert dice == pytest.approx(1 - 1.2 / 1.85, abs=1e-4)
+    assert entropy == pytest.approx(-(math.log(0.6) + math.log(0.5)) / 2)
+
+
+def test_the_loss_of_overlapping_classes_takes_each_by_itself() -> None:
+    masks = torch.ones(1, 2, 1, 1, dtype=torch.bool)
+    logits = torch.logit(torch.tensor([0.8, 0.5])).reshape(1, 2, 1, 1)
+    dice, entropy = MaskLoss()(logits, masks).tolist()
+    assert dice == pytest.approx(1 - (1.6 / 1.8 + 1 / 1.5) / 2, abs=1e-4)
+    assert entropy == pytest.approx(-(math.log(0.8) + math.log(0.5)) / 2)
+
+
+@pytest.mark.parametrize("channels", [2, 3])
+def test_pixels_of_which_nothing_is_known_change_no_loss_and_get_no_gradient(channels: int) -> None:
+    masks = torch.zeros(1, 2, 1, 4, dtype=torch.bool)
+    masks[0, 0, 0, 0] = masks[0, 1, 0, 1] = True
+    counts = torch.ones_like(masks)
+    counts[..., 3] = False
+    logits = torch.randn(1, channels, 1, 4, generator=torch.Generator().manual_seed(0))
+    logits.requires_grad_()
+    loss = MaskLoss()(logits, masks, counts)
+    known = MaskLoss()(logits[..., :3], masks[..., :3])
+    assert torch.allclose(loss, known, atol=1e-6)
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    assert (gradient[..., 3] == 0).all() and (gradient[..., :3] != 0).any()
+
+
+def test_a_class_that_was_not_drawn_may_be_what_is_called_background() -> None:
+    masks = torch.zeros(1, 2, 1, 1, dtype=torch.bool)
+    counts = torch.tensor([True, False]).reshape(1, 2, 1, 1)
+    logits = torch.log(torch.tensor([0.2, 0.5, 0.3])).reshape(1, 3, 1, 1)
+    dice, entropy = MaskLoss()(logits, masks, counts).tolist()
+    assert (dice, entropy) == (0, pytest.approx(-math.log(0.2 + 0.3)))
+
+
+def test_latent_pixels_that_touch_what_is_unknown_weigh_nothing(
+    slices: PreparedSlices, tmp_path: Path
+) -> None:
+    inputs, _ = inputs_of(slices, tmp_path)
+    counts = torch.ones_like(inputs.masks)
+    counts[:, 1, 9, 9] = False
+    empty = replace(inputs, masks=torch.zeros_like(inputs.masks), counts=counts)
+    weight = Objective(model(), small_config(foreground_weight=0.0).train).weight(empty)
+    assert weight is not None
+    assert (weight[:, :4] == 1).all()
+    assert (weight[:, 4:, 1, 1] == 0).all() and weight[:, 4:].sum() == 4 * 4 * 15
+
+
+def test_what_is_ignored_or_was_not_drawn_does_not_count(tmp_path: Path) -> None:
+    labels = np.zeros((1, SIZE, SIZE), np.uint8)
+    labels[0, 0, 0] = 9
+    np.save(tmp_path / "labels.npy", labels)
+    np.save(tmp_path / "pixels.npy", labels.astype(np.float16))
+    rule = ClassRule(((1,), (2,)), ("a", "b"), ignore=9)
+    slices = PreparedSlices([tmp_path], rule, [[[], []]], [("a",)])
+    counts = slices.counts([0], slices.batch([0]).labels)
+    assert counts is not None
+    assert not counts[0, 0, 0, 0] and counts[0, 0].sum() == SIZE * SIZE - 1
+    assert not counts[0, 1].any()
+
+
+def test_a_left_right_mirror_swaps_the_masks_and_latents_of_a_pair(tmp_path: Path) -> None:
+    labels = np.zeros((1, SIZE, SIZE), np.uint8)
+    labels[0, 8:16, 0:8] = 1
+    np.save(tmp_path / "labels.npy", labels)
+    np.save(tmp_path / "pixels.npy", labels.astype(np.float16))
+    rule = ClassRule(((1,), (2,)), ("left", "right"), mirror_pairs=((0, 1),))
+    slices = PreparedSlices([tmp_path], rule, [[[0], []]])
+    latents = MaskLatents(tmp_path / "latents.npy", slices, ROW)
+    config = small_config(flips="h", batch_size=16)
+    inputs = StepSource(config, slices, latents, (8, *ROW[1:])).inputs(0)
+    turned = inputs.image[:, 8, -1] == 1
+    assert 0 < turned.sum() < 16
+    for image, masks, rows in zip(inputs.image, inputs.masks, inputs.rows, strict=True):
+        is_turned = bool(image[8, -1])
+        # Row 1 is the mask as it is, row 2 its mirror image, row 0 the empty one.
+        assert rows == ([0, 2] if is_turned else [1, 0])
+        assert torch.equal(masks[int(is_turned)], image == 1)
+        assert not masks[int(not is_turned)].any()
+
+
+def test_a_mirror_that_would_swap_sides_without_a_pair_is_off() -> None:
+    rule, config = ClassRule(((1,), (2,)), ("kidney_left", "kidney_right")), small_config(flips="h")
+    off, (finding,) = without_side_mirror(config, rule)
+    assert off.train.flips == "" and finding.code == "mirror-off"
+    paired = replace(rule, mirror_pairs=((0, 1),))
+    assert without_side_mirror(config, paired) == (config, ())
+
+
+def test_a_validation_scores_each_class_their_mean_and_all_as_one(
+    slices: PreparedSlices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth = slices.masks(slices.batch(range(6)).labels).float()
+    truth[:, 1] = 0  # the second class, 16 pixels, is never found; the first always
+    monkeypatch.setattr(step, "predict_planes", lambda model, image, at, **_: truth[list(at)])
+    found = step.validation(model(), slices, range(6), [], Ranks(), batch_size=4)
+    assert found.classes == (1.0, 0.0)
+    assert found.dice == 0.5
+    first = 5 * 8 * 14
+    assert found.union == pytest.approx(2 * first / (2 * first + 16))
+
+
+def test_a_run_of_one_class_starts_one_of_several() -> None:
+    torch.manual_seed(0)
+    one, several = build_sdseg(small_config().model), small_config().model
+    several = build_sdseg(replace(several, classes=3))
+    with torch.no_grad():
+        for value in one.unet.out[-1].parameters():
+            value.normal_()
+    weights = for_classes(several.unet, one.unet.state_dict())
+    load_strictly(several.unet, weights, source="test")
+    zt, zc = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
+    answer = several.unet.eval()(zt.repeat(1, 3, 1, 1), torch.tensor([999]), zc)
+    expected = one.unet.eval()(zt, torch.tensor([999]), zc)
+    assert torch.allclose(answer, expected.repeat(1, 3, 1, 1), atol=1e-4)

@@ -143,9 +143,12 @@ def test_a_latent_is_scaled_back_before_it_is_decoded() -> None:
     mask = torch.zeros(1, 1, 64, 64, dtype=torch.bool)
     mask[..., 16:48, 16:48] = True
     latent = model.encode_mask((mask.float() * 2 - 1).expand(-1, 3, -1, -1))
-    loss = DecodedMaskLoss(shipped(model), 0.5)
-    assert loss(latent, mask) < 0.1 < 0.5 < loss(latent, ~mask)
-    assert torch.equal(DecodedMaskLoss(shipped(model), 1.0)(2 * latent, mask), loss(latent, mask))
+    model.latent_scale = 0.5
+    loss = DecodedMaskLoss(shipped(model), model)
+    half = loss(latent, mask)
+    assert half < 0.1 < 0.5 < loss(latent, ~mask)
+    model.latent_scale = 1.0
+    assert torch.equal(loss(2 * latent, mask), half)
 
 
 def test_an_autoencoder_without_a_fast_decoder_is_refused(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_validation_is_the_mean_dice_per_case(
     monkeypatch.setattr(
         trainer_module,
         "predict_planes",
-        lambda model, image, positions, **_: truth[list(positions)],
+        lambda model, image, positions, **_: truth[list(positions), None],
     )
     loop = small_trainer(small_config())
     found = loop.validate(slices, keep=[3, 0])
@@ -169,7 +169,7 @@ def test_a_validation_chooses_the_threshold_with_the_highest_dice(
     monkeypatch.setattr(
         trainer_module,
         "predict_planes",
-        lambda model, image, positions, **_: probability[list(positions)],
+        lambda model, image, positions, **_: probability[list(positions), None],
     )
     found = small_trainer(small_config(threshold=setting)).validate(slices, keep=[0])
     assert (found.threshold, found.dice) == (threshold, pytest.approx(dice))
