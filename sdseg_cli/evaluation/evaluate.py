@@ -286,7 +286,8 @@ class _Scoring:
                 return kept
             # Another reference, or kept by a version that kept no slice.
             stack = predictor.stack(scan)
-            shown = k, predictor.plane(stack, k, seed=seed, sample=sample)
+            plane = predictor.plane(stack, k, seed=seed, sample=sample)
+            shown = k, predictor.classes.union(plane)
         return self.masks.keep(case.id, CachedMask(mask, planes, shown), scan)
 
 

@@ -15,11 +15,22 @@ import numpy as np
 from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.tables import Cell, strict, write_csv, write_json
 from sdseg_cli.metrics.agreement import Flips
-from sdseg_cli.metrics.similarity import MAPS, METRICS, Map, Measured, Values
+from sdseg_cli.metrics.similarity import (
+    MAPS,
+    METRICS,
+    MS_SSIM_MIN_PX,
+    Map,
+    Measured,
+    Values,
+)
 from sdseg_cli.metrics.statistics import mean_and_sd
 from sdseg_cli.report.latex import write_latex
 
 SHOWN_UNSTABLE = 5
+MS_SSIM_NOTE = (
+    f"ms_ssim is absent: its five scales need planes of {MS_SSIM_MIN_PX} x {MS_SSIM_MIN_PX} px, "
+    "and those of this set are smaller"
+)
 
 
 @dataclass(frozen=True)
@@ -121,6 +132,8 @@ class StabilityReport:
     def notes(self) -> tuple[str, ...]:
         """What the numbers leave out, and why a value is absent."""
         found = [lpips_note(self.missing_lpips)] if self.missing_lpips else []
+        if self.pairs() and not self.values("seg", "ms_ssim").size:
+            found.append(MS_SSIM_NOTE)
         for name in MAPS:
             same, all_of_them = self.identical(name), self.pairs()
             if same:
