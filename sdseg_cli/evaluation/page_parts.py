@@ -201,7 +201,7 @@ def evaluation_part(found: Found) -> Evaluation:
         excluded=_texts(found, "excluded"),
         missing=_texts(found, "missing"),
         cases=_case_table(cases, units),
-        classes=_class_table(found.get("classes") or {}, units),
+        classes=_class_table(_by_name(found.get("classes") or {}), units),
         protocols=protocols,
         protocol_gap=gap,
     )
@@ -302,6 +302,13 @@ def _table(rows: Sequence[Found], units: Mapping[str, str], places: Mapping[str,
         tuple(Column(wording.label(key, unit), unit, is_text[key]) for key, unit in units.items()),
         tuple(Row(tuple(cell(key, row.get(key)) for key in units), str(row["id"])) for row in rows),
     )
+
+
+def _by_name(classes: Any) -> Mapping[str, Found]:
+    """Class -> its metrics, of named classes and of plain labels."""
+    if isinstance(classes, Mapping):
+        return classes
+    return {str(one["name"]): one["metrics"] for one in classes}
 
 
 def _class_table(classes: Mapping[str, Found], units: Mapping[str, str]) -> Table | None:
