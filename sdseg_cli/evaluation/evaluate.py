@@ -31,6 +31,7 @@ from sdseg_cli.evaluation.evaluation_split import (
     CaseProgress,
     EvaluationSplit,
     SplitOptions,
+    drawn_classes,
     open_held_out,
     place,
     prepared_otherwise,
@@ -159,12 +160,6 @@ def undrawn(cases: Sequence[PreparedCase], rule: ClassRule | None) -> dict[str, 
         if drawn is not None and rule is not None:
             found[case.id] = tuple(name for name in rule.names if name not in drawn)
     return {case_id: names for case_id, names in found.items() if names}
-
-
-def drawn_classes(case: PreparedCase) -> Sequence[str] | None:
-    """Names of the classes that were drawn in a case; None for all."""
-    found: Sequence[str] | None = getattr(case, "labelled", None)
-    return found
 
 
 def _notes(options: ScoringOptions) -> tuple[str, ...]:

@@ -230,6 +230,12 @@ class CaseProgress:
         self._progress(self._done, self._total, f"{self._what} {case.id}")
 
 
+def drawn_classes(case: PreparedCase) -> Sequence[str] | None:
+    """Names of the classes that were drawn in a case; None for all."""
+    found: Sequence[str] | None = getattr(case, "labelled", None)
+    return found
+
+
 def prepared_otherwise(
     case: PreparedCase, prepared: tuple[int, ...], found: tuple[int, ...]
 ) -> DataError:
