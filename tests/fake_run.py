@@ -12,6 +12,7 @@ import numpy as np
 from sdseg_cli.core.config import RunConfig, SampleConfig
 from sdseg_cli.core.config_file import to_toml
 from sdseg_cli.data.manifest import Manifest, PreparedCase
+from sdseg_cli.data.spec import ClassRule
 from sdseg_cli.imaging.slices import SliceTransform
 from sdseg_cli.imaging.volume import Geometry, Volume
 
@@ -42,6 +43,10 @@ class FakePredictor:
     slices: list[tuple[str, int, int, SampleConfig]] = field(default_factory=list)
     """Those that were asked for alone."""
 
+    @property
+    def classes(self) -> ClassRule:
+        return ClassRule.of_settings(self.data)
+
     def predict(self, volume, *, case_id, seed=0, sample=None, progress=None):
         from sdseg_cli.inference.predictor import Prediction
 
@@ -49,10 +54,11 @@ class FakePredictor:
         answer = self.answers[case_id]
         mask = answer[seed] if isinstance(answer, dict) else answer
         restore = SliceTransform.of(volume.geometry)
-        probability = as_planes(mask, restore).astype(np.float32) * self.certainty
+        masks = self.classes.masks(as_planes(mask, restore))
+        probability = masks.astype(np.float32) * self.certainty
         if progress is not None:
             progress(restore.slices, restore.slices, "predicting slices")
-        return Prediction(case_id, probability, restore, seed, 0.1)
+        return Prediction(case_id, probability, restore, seed, 0.1, self.classes)
 
     def stack(self, volume):
         return SimpleNamespace(volume=volume, restore=SliceTransform.of(volume.geometry))
@@ -62,7 +68,8 @@ class FakePredictor:
         self.slices.append((case_id, k, seed, sample))
         answer = self.answers[case_id]
         mask = answer[seed] if isinstance(answer, dict) else answer
-        return as_planes(mask, stack.restore)[k].astype(np.float32) * self.certainty
+        masks = self.classes.masks(as_planes(mask, stack.restore)[k])
+        return masks.astype(np.float32) * self.certainty
 
 
 @dataclass
@@ -93,12 +100,15 @@ def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray = AFFINE) -> P
     return path
 
 
-def make_workspace(root: Path, references: dict[str, np.ndarray]) -> Workspace:
+def make_workspace(
+    root: Path, references: dict[str, np.ndarray], rule: ClassRule | None = None
+) -> Workspace:
     """A prepared set "toy" whose cases all test, and a run that was trained on it.
 
     Args:
         root: An empty folder.
         references: Case id -> native label map; each scan is 100 HU where its label is not 0.
+        rule: The classes of the set; None is one foreground.
     """
     prepared, run, entries = root / "prepared" / "toy", root / "runs" / "toy" / "tiny", []
     restore = SliceTransform.of(Geometry(SHAPE, AFFINE))
@@ -130,6 +140,7 @@ def make_workspace(root: Path, references: dict[str, np.ndarray]) -> Workspace:
         size=256,
         split={"seed": 0, "rule": "all", "sha256": "0" * 64},
         entries=tuple(entries),
+        rule=rule,
     )
     (prepared / "manifest.json").write_text(manifest.to_text(), encoding="utf-8")
     (run / "checkpoints").mkdir(parents=True)

@@ -152,6 +152,12 @@ def _show(report: EvaluateReport, output: Output) -> None:
     """Print notes, then the table of cases and statistics, in parts where it is too wide."""
     values = report.to_json()
     units, metrics = values["units"], values["metrics"]
+    if report.rule is not None:
+        rows = [
+            (name, *_cells(units, {column: of[column].mean for column in units}))
+            for name, of in report.class_rows()
+        ]
+        return _print(report, output, ["class", *_heads(units)], rows, 1)
     of_class = () if values["classes"] is None else ("class",)
     rows = [
         (case["id"], *(str(case[one]) for one in of_class), *_cells(units, case))
@@ -166,14 +172,25 @@ def _show(report: EvaluateReport, output: Output) -> None:
         bounds = {name: metrics[name]["ci95"][end] for name in units}
         rows.append((what, *blank, *_cells(units, bounds)))
     rows.append(("cases", *blank, *(str(metrics[name]["n"]) for name in units)))
+    columns = ["case", *of_class, *_heads(units)]
+    return _print(report, output, columns, rows, len(columns) - len(units))
+
+
+def _print(
+    report: EvaluateReport,
+    output: Output,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    first: int,
+) -> None:
+    """Notes, and the table; its `first` columns stand in each part."""
+    values = report.to_json()
     for case in values["excluded"]:
         output.say(f"excluded {case}: reference and prediction are both empty")
     for note in values["notes"]:
         output.say(note)
     if values["protocols"]:
         output.say(f"Dice of the same predictions: {_by_protocol(values['protocols'])}")
-    first = 1 + len(of_class)
-    columns = ["case", *of_class, *_heads(units)]
     *others, last = _fitting(columns, rows, first, shutil.get_terminal_size().columns)
     title = f"{values['protocol']} protocol, {values['grid']} grid"
     if tolerance := values["tolerance"]:

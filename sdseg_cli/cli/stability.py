@@ -148,6 +148,21 @@ def _show(report: StabilityReport, dataset: str, output: Output, *, table5: bool
         rows=rows,
         files=report.files,
     )
+    if report.class_dice:
+        output.table(
+            title="Dice by class, and its voxels that flip of those any run calls so",
+            columns=("class", "Dice", "sd", "flip"),
+            rows=[
+                (
+                    one["name"],
+                    number(one["dice"]["mean"]),
+                    _short(one["dice"]["sd"]),
+                    _percent(one["flipped"]["of_foreground"]),
+                )
+                for one in values["classes"]
+            ],
+            unbroken=True,
+        )
     flipped = values["flipped"]
     output.say(
         f"voxels that flip: {_percent(flipped['fraction'])} of all, "

@@ -225,7 +225,9 @@ class ClassRule:
         """The pixels of any class, in the shape of `labels`."""
         import numpy as np
 
-        mask: NDArray[np.bool_] = np.logical_or.reduce(self.masks(labels))
+        mask: NDArray[np.bool_] = np.zeros(labels.shape, np.bool_)
+        for rule in self.each():  # one after the other: K masks of a scan are K times the memory
+            mask |= rule.masks(labels)[0]
         return mask
 
     def decide(self, probabilities: NDArray[np.float32], threshold: float) -> NDArray[np.bool_]:

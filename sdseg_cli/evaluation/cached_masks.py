@@ -13,22 +13,26 @@ in another's name.
 from __future__ import annotations
 
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sdseg_cli.core.config import SampleConfig
+from sdseg_cli.core.config import THRESHOLD, SampleConfig
 from sdseg_cli.core.errors import DataError
 from sdseg_cli.core.files import file_sha256, replacing
 from sdseg_cli.core.json_files import read_object
 from sdseg_cli.core.tables import write_json
+from sdseg_cli.data.spec import ClassRule
 from sdseg_cli.imaging.io.files import read_labels, write_mask
 from sdseg_cli.imaging.io.picture import Picture
 from sdseg_cli.imaging.volume import Volume
 from sdseg_cli.inference.options import made_from
+
+if TYPE_CHECKING:
+    from sdseg_cli.inference.predictor import Prediction
 
 FORMAT_VERSION = 3
 
@@ -37,12 +41,54 @@ FORMAT_VERSION = 3
 class CachedMask:
     """A case's mask, twice, and the slice of it that is drawn."""
 
-    mask: NDArray[np.bool_]
-    """(I,J,K), on the scan's own grid."""
-    planes: NDArray[np.bool_]
-    """(S,256,256), on the model's: thresholded before the way back."""
+    mask: NDArray[Any]
+    """(I,J,K), on the scan's own grid: bool; of several classes the values of a label map, of
+    classes that overlap a mask of each, (classes,I,J,K) bool."""
+    planes: NDArray[Any]
+    """Likewise (S,256,256), on the model's: decided before the way back."""
     shown: tuple[int, NDArray[np.float32]]
     """Number and probability (256,256), on the model's plane; number -1 if none was kept."""
+
+    @classmethod
+    def decided(cls, prediction: Prediction, shown: tuple[int, NDArray[np.float32]]) -> CachedMask:
+        """Of what a model answers."""
+        return cls(native_classes(prediction), plane_classes(prediction), shown)
+
+
+def native_classes(prediction: Prediction) -> NDArray[Any]:
+    """What each voxel of the scan's grid is, as in `CachedMask.mask`."""
+    rule, restore, probabilities = prediction.classes, prediction.restore, prediction.probabilities
+    if not rule.overlapping:
+        found = prediction.mask()
+        return found != 0 if len(rule) == 1 else found
+    masks = np.zeros((len(rule), *restore.planes.stored_shape), np.bool_)
+    for k in range(restore.slices):
+        for mask, planes in zip(masks, probabilities, strict=True):
+            restore.place(mask, restore.to_native(planes[k], k) > THRESHOLD, k)
+    return masks
+
+
+def plane_classes(prediction: Prediction) -> NDArray[Any]:
+    """The same on the model's planes."""
+    rule, probabilities = prediction.classes, prediction.probabilities
+    if len(rule) == 1:
+        return prediction.probability > THRESHOLD
+    if rule.overlapping:
+        return rule.decide(probabilities, THRESHOLD)
+    planes = (probabilities[:, k] for k in range(probabilities.shape[1]))
+    return np.stack([rule.label_map(rule.decide(plane, THRESHOLD)) for plane in planes])
+
+
+def any_class(found: NDArray[Any]) -> NDArray[np.bool_]:
+    """The foreground of one of the two."""
+    if found.ndim == 4:
+        return np.asarray(found.any(axis=0))
+    return found if found.dtype == np.bool_ else found != 0
+
+
+def of_class(found: NDArray[Any], rule: ClassRule, number: int) -> NDArray[np.bool_]:
+    """The mask of one of several classes, by its place in the rule."""
+    return found[number] if found.ndim == 4 else np.asarray(found == rule.values[number])
 
 
 @dataclass(frozen=True)
@@ -57,6 +103,7 @@ class CachedMasks:
         device: Kind of device: a GPU computes in another precision than a CPU.
         seed: Of all noise.
         sample: Reverse steps, samples and their noise.
+        classes: Of the run.
     """
 
     folder: Path
@@ -65,6 +112,7 @@ class CachedMasks:
     device: str
     seed: int
     sample: SampleConfig
+    classes: ClassRule = field(default_factory=ClassRule)
 
     def file(self, case_id: str, scan: Volume) -> Path:
         """Path of a case's mask."""
@@ -92,14 +140,14 @@ class CachedMasks:
             return None
         try:
             mask = read_labels(paths["mask_sha256"])
-            planes, shown = _read_planes(paths["planes_sha256"])
+            planes, shown, native = _read_planes(paths["planes_sha256"])
         except (DataError, OSError, ValueError, KeyError, zipfile.BadZipFile):
             return None
-        return (
-            CachedMask(mask.array != 0, planes, shown)
-            if mask.geometry.shape == scan.geometry.shape
-            else None
-        )
+        if mask.geometry.shape != scan.geometry.shape:
+            return None
+        if self.classes.overlapping:
+            return None if native is None else CachedMask(native, planes, shown)
+        return CachedMask(mask.array != 0 if len(self.classes) == 1 else mask.array, planes, shown)
 
     def keep(self, case_id: str, found: CachedMask, scan: Volume) -> CachedMask:
         """Write a mask and record what it was made from.
@@ -116,7 +164,9 @@ class CachedMasks:
             RunError: The disk refused.
         """
         paths = self._files(case_id, scan)
-        write_mask(paths["mask_sha256"], found.mask.astype(np.uint8), scan)
+        single = found.mask.astype(np.uint8) if len(self.classes) == 1 else found.mask
+        labels = self.classes.label_map(found.mask) if self.classes.overlapping else single
+        write_mask(paths["mask_sha256"], labels, scan)
         _write_planes(paths["planes_sha256"], found)
         records = self._records()
         hashes = {key: file_sha256(path) for key, path in paths.items()}
@@ -163,15 +213,30 @@ class CachedMasks:
 def _write_planes(path: Path, found: CachedMask) -> None:
     k, probability = found.shown
     with replacing(path) as temporary:
-        bits, shape = np.packbits(found.planes), found.planes.shape
-        np.savez_compressed(temporary, bits=bits, shape=shape, shown=k, probability=probability)
+        arrays: dict[str, Any] = {"labels": found.planes}
+        if found.planes.dtype == np.bool_:
+            arrays = {"bits": np.packbits(found.planes), "shape": found.planes.shape}
+        if found.mask.ndim == 4:
+            arrays |= {"native": np.packbits(found.mask), "native_shape": found.mask.shape}
+        np.savez_compressed(temporary, **arrays, shown=k, probability=probability)
 
 
-def _read_planes(path: Path) -> tuple[NDArray[np.bool_], tuple[int, NDArray[np.float32]]]:
+def _read_planes(
+    path: Path,
+) -> tuple[NDArray[Any], tuple[int, NDArray[np.float32]], NDArray[np.bool_] | None]:
+    """Planes, what is drawn, and the masks of classes that overlap."""
     with np.load(path, allow_pickle=False) as stored:
-        shape = tuple(int(n) for n in stored["shape"])
-        bits = np.unpackbits(stored["bits"], count=int(np.prod(shape)))
+        labels = "labels" in stored
+        planes = stored["labels"] if labels else _unpacked(stored["bits"], stored["shape"])
+        native = None
+        if "native" in stored:
+            native = _unpacked(stored["native"], stored["native_shape"])
         shown = -1, np.empty(0, np.float32)
         if "shown" in stored:  # not in those of earlier versions
             shown = int(stored["shown"]), stored["probability"]
-    return bits.reshape(shape).astype(bool), shown
+    return planes, shown, native
+
+
+def _unpacked(bits: NDArray[np.uint8], shape: NDArray[Any]) -> NDArray[np.bool_]:
+    sizes = tuple(int(n) for n in shape)
+    return np.unpackbits(bits, count=int(np.prod(sizes))).reshape(sizes).astype(bool)

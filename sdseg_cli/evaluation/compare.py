@@ -18,6 +18,7 @@ from sdseg_cli.core.files import require_writable
 from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.core.tables import Cell, strict, write_csv, write_json
 from sdseg_cli.data.manifest import Manifest
+from sdseg_cli.data.spec import ClassRule
 from sdseg_cli.evaluation.evaluate import evaluate
 from sdseg_cli.evaluation.evaluation_split import SplitOptions
 from sdseg_cli.evaluation.folders import FolderOptions, evaluate_folders
@@ -67,6 +68,8 @@ def compare_runs(
         raise ConfigError(f"{a.path} is both A and B.", "Give two runs: see sdseg runs.")
     names = _run_name(a), _run_name(b)
     sets = a.config().dataset, b.config().dataset
+    if sets[0] != sets[1]:
+        _require_same_classes(*(Manifest.find(workspace, of).classes for of in sets))
     if sets[0] != sets[1]:  # refused before a model predicts for an hour
         ids = [[case.id for case in Manifest.find(workspace, of).cases(cases.split)] for of in sets]
         _require_same_cases(ids[0], ids[1], names, options)
@@ -125,6 +128,15 @@ def compare_folders(
     return comparison if report is None else comparison.write(report)
 
 
+def _require_same_classes(a: ClassRule, b: ClassRule) -> None:
+    if (a.names, a.groups) != (b.names, b.groups):
+        raise DataError(
+            f"A has the classes {shortened(a.names)}, B {shortened(b.names)}: nothing to compare.",
+            "Compare runs of the same classes; or the union of each, as folders of masks with "
+            "--ref and --target.",
+        )
+
+
 def _require_same_cases(
     a: Sequence[str], b: Sequence[str], names: tuple[str, str], options: ScoringOptions
 ) -> list[str]:
@@ -180,7 +192,10 @@ def _said(a: EvaluateReport, b: EvaluateReport) -> list[str]:
 
 def _only(found: Evaluation, cases: list[str]) -> Mapping[str, Any]:
     kept = set(cases)
-    return {**found, "cases": [row for row in found["cases"] if row["id"] in kept]}
+    rows = found["cases"]
+    if "union" in found:  # of named classes: the rows of each, as of plain labels
+        rows = [{**row, "class": of["name"]} for of in found["classes"] for row in of["cases"]]
+    return {**found, "cases": [row for row in rows if row["id"] in kept]}
 
 
 def _run_name(run: RunDir) -> str:
@@ -193,6 +208,9 @@ LEVEL = 0.05
 P_NOTE = (
     "p: Wilcoxon's signed-rank test, two-sided; that of every metric but dice is adjusted for "
     "their number (Holm)"
+)
+CLASSES_NOTE = (
+    "the mean over classes decides; p of the Dice of each class is adjusted for their number (Holm)"
 )
 TABLE = ("metric", "A", "B", "B - A", "95 % interval", "n", "p")
 
@@ -248,6 +266,25 @@ class Comparison:
         beside = with_holm({name: one for name, one in found.items() if name != PRIMARY})
         return {name: beside.get(name, one) for name, one in found.items()}
 
+    @cached_property
+    def classes(self) -> dict[str, Paired]:
+        """With named classes, the Dice of each: B against A, p adjusted for their number."""
+        if "union" not in self.a:
+            return {}
+        found = {}
+        for one in self.a["classes"]:
+            first, second = (
+                {row["id"]: row[PRIMARY] for row in of["cases"] if row["class"] == one["name"]}
+                for of in (self.a, self.b)
+            )
+            ids = dict.fromkeys([*first, *second])
+            found[one["name"]] = paired(
+                [first.get(id) for id in ids],
+                [second.get(id) for id in ids],
+                self.a["better"][PRIMARY],
+            )
+        return with_holm(found)
+
     @property
     def verdict(self) -> str:
         """The conclusion the numbers allow for the primary metric, in a sentence."""
@@ -292,7 +329,8 @@ class Comparison:
                 )
         n = self.metrics[PRIMARY].n
         few = [FEW_NOTE.format(n)] if 1 < n < FEW_CASES else []
-        return (*self.notes, *left_out, *few, P_NOTE)
+        classes = [CLASSES_NOTE] if self.classes else []
+        return (*self.notes, *left_out, *few, P_NOTE, *classes)
 
     def _alone(self, column: str) -> tuple[int, int]:
         """Number of values only A has, and only B has."""
@@ -327,14 +365,23 @@ class Comparison:
             "verdict": self.verdict,
             "metrics": {name: one.to_json() for name, one in self.metrics.items()},
             "cases": rows,
+            **self._classes_json(),
             "notes": self.all_notes,
             "provenance": {"a": self.a["provenance"], "b": self.b["provenance"]},
         }
         return cast("dict[str, Any]", strict(values))
 
+    def _classes_json(self) -> dict[str, Any]:
+        rows = [
+            {"name": name, "metrics": {PRIMARY: one.to_json()}}
+            for name, one in self.classes.items()
+        ]
+        return {"classes": rows} if rows else {}
+
     def rows(self) -> list[tuple[str, ...]]:
-        """The table, a row for each metric, under `TABLE`."""
-        return [(name, *_cells(one)) for name, one in self.metrics.items()]
+        """The table under `TABLE`: a row for each metric, then for the Dice of each class."""
+        classes = [(f"{PRIMARY} {name}", *_cells(one)) for name, one in self.classes.items()]
+        return [*((name, *_cells(one)) for name, one in self.metrics.items()), *classes]
 
     def write(self, folder: Path) -> Comparison:
         """Write compare.csv, compare.json, compare.tex and compare.png; returns it with its files.

@@ -16,15 +16,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdseg_cli.core.config import THRESHOLD, SampleConfig
+from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.errors import RunError
 from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.data.manifest import PreparedCase
-from sdseg_cli.evaluation.cached_masks import CachedMask, CachedMasks
+from sdseg_cli.data.spec import ClassRule
+from sdseg_cli.evaluation.cached_masks import (
+    CachedMask,
+    CachedMasks,
+    any_class,
+    of_class,
+)
 from sdseg_cli.evaluation.evaluation_split import (
     CaseProgress,
     EvaluationSplit,
     SplitOptions,
+    drawn_classes,
     open_held_out,
     place,
     prepared_otherwise,
@@ -39,7 +46,7 @@ from sdseg_cli.evaluation.results import (
 from sdseg_cli.imaging.slices import SliceTransform
 from sdseg_cli.imaging.volume import Volume
 from sdseg_cli.inference.decoders import decoder_identity
-from sdseg_cli.metrics import Grid, Protocol, ScoringOptions
+from sdseg_cli.metrics import Grid, Mask, Protocol, ScoringOptions, Spacing
 from sdseg_cli.report.panels import CasePanel, case_panel, save_panels
 from sdseg_cli.report.pictures import CasePlane, largest_area_slice, save_cases
 
@@ -102,7 +109,9 @@ def evaluate(
         held.predictor.device.type,
         cases.seed,
         sample,
+        held.manifest.classes,
     )
+    rule = held.manifest.classes if len(held.manifest.classes) > 1 else None
     with _ShownPlanes(held.run.path) as shown:
         scored = _Scoring(held, masks, options, shown).score_all(progress)
         report = EvaluateReport(
@@ -110,22 +119,32 @@ def evaluate(
             split=cases.split,
             grid=options.grid,
             protocol=options.protocol,
-            cases=tuple(case.results[options.protocol, options.grid] for case in scored),
+            cases=tuple(
+                row for case in scored for row in case.results[options.protocol, options.grid].rows
+            ),
             seed=cases.seed,
             sample=sample,
             decoder=held.predictor.decoder,
             options=options,
             protocols=tuple(
-                ProtocolSummary.of(*each, tuple(case.results[each] for case in scored))
+                ProtocolSummary.of(
+                    *each, tuple(row for case in scored for row in case.results[each].rows)
+                )
                 for each in PROTOCOLS
             ),
             provenance=held.provenance(command),
             notes=_notes(options),
+            classes=None if rule is None else rule.names,
+            rule=rule,
+            union=tuple(
+                case.results[options.protocol, options.grid].union for case in scored if rule
+            ),
+            undrawn=undrawn(held.cases, rule),
         )
         default = (options.protocol, options.grid) == PROTOCOLS[0]
         folder = held.report_folder("" if default else f"-{options.grid}-{options.protocol}")
         files = report.write(folder)
-        pictures = draw_cases(report.cases, shown, folder)
+        pictures = draw_cases(report.case_means("dice"), shown, folder)
     panels = [case.panel for case in scored]
     save_panels(folder, panels)
     results = Results(evaluation=report.to_json(), panels=panels)
@@ -133,16 +152,43 @@ def evaluate(
     return replace(report, files=(*files, *pictures, page))
 
 
+def undrawn(cases: Sequence[PreparedCase], rule: ClassRule | None) -> dict[str, tuple[str, ...]]:
+    """Case -> its classes that were never drawn in it; none of cases that have all."""
+    found = {}
+    for case in cases if rule is not None else ():
+        drawn = drawn_classes(case)
+        if drawn is not None and rule is not None:
+            found[case.id] = tuple(name for name in rule.names if name not in drawn)
+    return {case_id: names for case_id, names in found.items() if names}
+
+
 def _notes(options: ScoringOptions) -> tuple[str, ...]:
     official = (OFFICIAL_NOTE,) if options.protocol == "official" else ()
     return (*official, MODEL_NOTE) if options.grid == "model" else ()
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The scores of a case by one protocol."""
+
+    rows: tuple[CaseResult, ...]
+    """One, or one for each class."""
+    union: CaseResult
+    """Of the foreground as a whole."""
+
+    @property
+    def dice(self) -> float | None:
+        """The mean of those that are defined."""
+        values = [row.values["dice"] for row in self.rows]
+        known = [value for value in values if value is not None]
+        return sum(known) / len(known) if known else None
 
 
 @dataclass(frozen=True, eq=False)
 class _Scored:
     """One case, by every protocol, and its picture."""
 
-    results: Mapping[tuple[Protocol, Grid], CaseResult]
+    results: Mapping[tuple[Protocol, Grid], _Rows]
     panel: CasePanel
 
 
@@ -226,18 +272,19 @@ class _Scoring:
 
     def _score(self, case: PreparedCase, progress: Progress) -> _Scored:
         """Read, predict, score and cut out a case, each once."""
-        scan, reference = self.held.read(case)
+        scan, labels = self.held.read_labels(case)
+        reference = self.held.manifest.is_foreground(labels)
         restore = SliceTransform.of(scan.geometry)
         kept = self._mask(case, scan, reference, progress)
-        planes = self.held.reference_planes(case)
-        if planes.shape != kept.planes.shape:
-            raise prepared_otherwise(case, planes.shape, kept.planes.shape)
+        planes = self.held.label_planes(case)
+        if planes.shape != kept.planes.shape[-3:]:
+            raise prepared_otherwise(case, planes.shape, kept.planes.shape[-3:])
         results = {
-            (protocol, grid): score_case(
-                case.id,
-                *((kept.mask, reference) if grid == "native" else (kept.planes, planes)),
+            (protocol, grid): self._rows(
+                case,
+                *((kept.mask, labels) if grid == "native" else (kept.planes, planes)),
                 scan.spacing_mm if grid == "native" else None,
-                options=replace(self.options, protocol=protocol, grid=grid),
+                replace(self.options, protocol=protocol, grid=grid),
             )
             for protocol, grid in PROTOCOLS
         }
@@ -246,12 +293,12 @@ class _Scoring:
         plane = CasePlane(
             case_id=case.id,
             heading="",
-            dice=results[self.options.protocol, self.options.grid].values["dice"],
+            dice=results[self.options.protocol, self.options.grid].dice,
             slice_index=k,
             slices=restore.slices,
             image=scan.values(restore.canonical_plane(scan.array, k)),
             reference=np.array(restore.canonical_plane(reference, k)),
-            prediction=np.array(restore.canonical_plane(kept.mask, k)),
+            prediction=np.array(restore.canonical_plane(any_class(kept.mask), k)),
             probability=restore.to_native(probability, k),
             window=window,
             pixel_mm=pixel_mm,
@@ -260,6 +307,47 @@ class _Scoring:
         masks = plane.reference, plane.prediction
         panel = case_panel(case.id, place(restore, k), plane.image, *masks, window, pixel_mm)
         return _Scored(results, panel)
+
+    def _rows(
+        self,
+        case: PreparedCase,
+        found: NDArray[Any],
+        labels: NDArray[Any],
+        spacing_mm: Spacing | None,
+        options: ScoringOptions,
+    ) -> _Rows:
+        """Score each class, one after the other, and all as one foreground.
+
+        Args:
+            case: The case.
+            found: As `CachedMask.mask` or `.planes`.
+            labels: On the same grid.
+            spacing_mm: Of the scan's own grid.
+            options: Of one protocol.
+        """
+        rule, drawn = self.held.manifest.classes, drawn_classes(case)
+        counted = None if rule.ignore is None else labels != rule.ignore
+
+        def score(mask: Mask, reference: Mask, name: str | None = None) -> CaseResult:
+            mask = mask if counted is None else mask & counted
+            return score_case(
+                case.id, mask, reference, spacing_mm, options=options, class_label=name
+            )
+
+        if len(rule) == 1:
+            union = score(any_class(found), rule.foreground(labels))
+            return _Rows((union,), union)
+        whole = np.zeros(labels.shape, bool), np.zeros(labels.shape, bool)
+        rows = []
+        for number, each in enumerate(rule.each()):
+            (name,) = each.names
+            if drawn is not None and name not in drawn:
+                continue
+            masks = of_class(found, rule, number), each.foreground(labels)
+            for mask, one in zip(whole, masks, strict=True):
+                mask |= one
+            rows.append(score(*masks, name))
+        return _Rows(tuple(rows), score(*whole))
 
     def _mask(
         self,
@@ -276,45 +364,44 @@ class _Scoring:
             prediction = predictor.predict(
                 scan, case_id=case.id, seed=seed, sample=sample, progress=progress
             )
-            mask, planes = prediction.mask() != 0, prediction.probability > THRESHOLD
-            k = largest_area_slice(reference, mask, restore)
-            shown = k, np.array(prediction.probability[k])
+            found = CachedMask.decided(prediction, (-1, np.empty(0, np.float32)))
+            k = largest_area_slice(reference, any_class(found.mask), restore)
+            union = prediction.classes.union(prediction.probabilities[:, k])
+            found = replace(found, shown=(k, np.array(union)))
         else:
-            mask, planes = kept.mask, kept.planes
-            k = largest_area_slice(reference, mask, restore)
+            k = largest_area_slice(reference, any_class(kept.mask), restore)
             if kept.shown[0] == k:
                 return kept
             # Another reference, or kept by a version that kept no slice.
             stack = predictor.stack(scan)
-            shown = k, predictor.plane(stack, k, seed=seed, sample=sample)
-        return self.masks.keep(case.id, CachedMask(mask, planes, shown), scan)
+            plane = predictor.plane(stack, k, seed=seed, sample=sample)
+            found = replace(kept, shown=(k, predictor.classes.union(plane)))
+        return self.masks.keep(case.id, found, scan)
 
 
 PICTURES = ("best.png", "median.png", "worst.png", "cases.png")
 
 
 def draw_cases(
-    results: Sequence[CaseResult], shown: _ShownPlanes, folder: Path
+    dice: Mapping[str, float | None], shown: _ShownPlanes, folder: Path
 ) -> tuple[Path, ...]:
     """Draw best.png, median.png, worst.png and cases.png (all three); none if no case has a Dice.
 
     Raises:
         RunError: The disk refused.
     """
-    ranked = sorted(
-        (result for result in results if result.values["dice"] is not None),
-        key=lambda result: result.values["dice"] or 0.0,
-    )
+    known = {case_id: value for case_id, value in dice.items() if value is not None}
+    ranked = sorted(known, key=known.__getitem__)
     if not ranked:
         for name in PICTURES:  # of a former call, whose cases these would seem to be
             (folder / name).unlink(missing_ok=True)
         return ()
     picks = {"best": ranked[-1], "median": ranked[(len(ranked) - 1) // 2], "worst": ranked[0]}
     headings: dict[str, list[str]] = {}
-    for name, result in picks.items():
-        headings.setdefault(result.case_id, []).append(name)
+    for name, case_id in picks.items():
+        headings.setdefault(case_id, []).append(name)
     drawn = {case_id: shown.of(case_id) for case_id in headings}
-    rows = [[replace(drawn[pick.case_id], heading=name)] for name, pick in picks.items()]
+    rows = [[replace(drawn[pick], heading=name)] for name, pick in picks.items()]
     rows.append([replace(drawn[id], heading=", ".join(names)) for id, names in headings.items()])
     files = tuple(folder / name for name in PICTURES)
     for file, row in zip(files, rows, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,9 +40,14 @@ class EvaluationSplit:
     """Of the weights it was loaded with: a run that still trains replaces its best checkpoint."""
 
     def read(self, case: PreparedCase) -> tuple[Volume, NDArray[np.bool_]]:
-        """A case as it came: scan and reference, both (I,J,K) on the scan's own grid.
+        """As `read_labels`, with the reference as one foreground."""
+        scan, labels = self.read_labels(case)
+        return scan, self.manifest.is_foreground(labels)
 
-        The reference is cleaned as the labels of the prepared set were.
+    def read_labels(self, case: PreparedCase) -> tuple[Volume, NDArray[Any]]:
+        """A case as it came: scan and labels, both (I,J,K) on the scan's own grid.
+
+        The labels are cleaned as those of the prepared set were.
 
         Raises:
             DataError: A file is missing or damaged.
@@ -60,8 +65,7 @@ class EvaluationSplit:
         labels = reorient_to(labels, scan.geometry)
         names = f"case {case.id}: scan {scan.name}", f"label {labels.name}"
         require_same_grid(scan.geometry, labels.geometry, *names)
-        cleaned = Cleaning(**self.manifest.cleaning).apply(labels, scan)
-        return scan, self.manifest.is_foreground(cleaned.array)
+        return scan, Cleaning(**self.manifest.cleaning).apply(labels, scan).array
 
     @property
     def title(self) -> str:
@@ -92,7 +96,11 @@ class EvaluationSplit:
         Raises:
             DataError: The prepared array is missing or damaged.
         """
-        return self.manifest.is_foreground(open_array(self.manifest.labels_file(case)))
+        return self.manifest.is_foreground(self.label_planes(case))
+
+    def label_planes(self, case: PreparedCase) -> NDArray[Any]:
+        """The labels as the model sees them, (S,256,256); errors as `reference_planes`."""
+        return open_array(self.manifest.labels_file(case))
 
     def looks(
         self, scan: Volume, restore: SliceTransform
@@ -220,6 +228,12 @@ class CaseProgress:
         """One pass through a case is done, however it was come by."""
         self._done += case.slices
         self._progress(self._done, self._total, f"{self._what} {case.id}")
+
+
+def drawn_classes(case: PreparedCase) -> Sequence[str] | None:
+    """Names of the classes that were drawn in a case; None for all."""
+    found: Sequence[str] | None = getattr(case, "labelled", None)
+    return found
 
 
 def prepared_otherwise(

@@ -20,6 +20,7 @@ from sdseg_cli import __version__
 from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.files import file_sha256
 from sdseg_cli.core.tables import Cell, strict, write_csv, write_json
+from sdseg_cli.data.spec import ClassRule
 from sdseg_cli.metrics import (
     Grid,
     Length,
@@ -44,8 +45,8 @@ class CaseResult:
     scores: tuple[Score, ...]
     reference_voxels: int
     predicted_voxels: int
-    class_label: int | None = None
-    """The label that was scored; None where all foreground was."""
+    class_label: int | str | None = None
+    """The label or the name of the class that was scored; None where all foreground was."""
     reference_sha256: str = ""
     """Of which voxels are reference."""
     lesions: Lesions | None = None
@@ -84,7 +85,7 @@ def score_case(
     spacing_mm: Spacing | None,
     *,
     options: ScoringOptions | None = None,
-    class_label: int | None = None,
+    class_label: int | str | None = None,
     start: tuple[int, ...] | None = None,
 ) -> CaseResult:
     """Apply every mask metric that has a meaning on the grid to one case; those of lesions where
@@ -97,7 +98,7 @@ def score_case(
         spacing_mm: Along each axis of the masks, mm; None on the model's planes, which know no
             distances, and for pictures, whose distances are in pixels.
         options: What the masks lie on, and how they are judged.
-        class_label: The label these masks are of, where each is scored on its own.
+        class_label: The label or class these masks are of, where each is scored on its own.
         start: Where the reference's own grid begins in theirs, if theirs reaches beyond it.
 
     Returns:
@@ -161,8 +162,14 @@ class EvaluateReport:
     pred: Path | None = None
     """Folder of the masks; None for a run's own."""
     ref: Path | None = None
-    classes: tuple[int, ...] | None = None
-    """Labels that were scored each on its own."""
+    classes: tuple[int | str, ...] | None = None
+    """Labels, or names of classes, that were scored each on its own."""
+    rule: ClassRule | None = None
+    """The classes where they have names; None of one foreground and of plain labels."""
+    union: tuple[CaseResult, ...] = ()
+    """With `rule`, each case's foreground as a whole."""
+    undrawn: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Case -> classes that were never drawn in it: not scored there."""
     missing: tuple[str, ...] = ()
     """References without a prediction: not scored."""
     resampled: tuple[str, ...] = ()
@@ -214,7 +221,7 @@ class EvaluateReport:
         return {column: summarise(list(self.case_means(column).values())) for column in self.units}
 
     @property
-    def class_metrics(self) -> dict[int, dict[str, Summary]] | None:
+    def class_metrics(self) -> dict[int | str, dict[str, Summary]] | None:
         """The same for each class alone."""
         if self.classes is None:
             return None
@@ -279,7 +286,40 @@ class EvaluateReport:
             "notes": self.all_notes,
             "provenance": self.provenance,
         }
+        if self.rule is not None:
+            values |= self._by_class(self.rule)
         return cast("dict[str, Any]", strict(values))
+
+    def _by_class(self, rule: ClassRule) -> dict[str, Any]:
+        """What several classes add to the JSON: `cases` hold the mean over classes."""
+        means = {column: self.case_means(column) for column in self.units}
+        ids = dict.fromkeys(result.case_id for result in self.scored)
+        union = [row for row in self.union if not self._is_excluded(row)]
+        summaries = self.class_metrics or {}
+        undrawn = {"undrawn": self.undrawn} if self.undrawn else {}
+        return {
+            "cases": [{"id": id, **{name: of[id] for name, of in means.items()}} for id in ids],
+            "classes": [
+                {
+                    "name": name,
+                    "labels": group,
+                    "metrics": _as_json(summaries[name]),
+                    "cases": [_values(row) for row in self.scored if row.class_label == name],
+                }
+                for name, group in zip(rule.names, rule.groups, strict=True)
+            ],
+            "union": {
+                "metrics": _as_json(_summaries(union, self.units)),
+                "cases": [_values(row) for row in union],
+            },
+            **undrawn,
+        }
+
+    def class_rows(self) -> list[tuple[str, dict[str, Summary]]]:
+        """With `rule`: each class, their mean and the union, for a table."""
+        union = [row for row in self.union if not self._is_excluded(row)]
+        rows = [(str(name), of) for name, of in (self.class_metrics or {}).items()]
+        return [*rows, ("mean", self.metrics), ("union", _summaries(union, self.units))]
 
     def write(self, folder: Path) -> tuple[Path, ...]:
         """Write evaluate.csv (every case, the excluded ones with empty cells), evaluate.json and
@@ -293,7 +333,10 @@ class EvaluateReport:
         rows = [{**self._row(result), **how} for result in self.cases]
         write_csv(table, list(rows[0]) if rows else ["id", *how], rows)
         write_json(summary, self.to_json())
-        write_latex(latex, SUMMARY, self._summary_rows(), self.caption)
+        if self.rule is None:
+            write_latex(latex, SUMMARY, self._summary_rows(), self.caption)
+        else:
+            write_latex(latex, ["class", *self.units], self._class_cells(), self.caption)
         return table, summary, latex
 
     @property
@@ -308,6 +351,13 @@ class EvaluateReport:
         if self.missing:
             text += f"; {len(self.missing)} references without a prediction are left out"
         return f"{text}."
+
+    def _class_cells(self) -> list[tuple[str, ...]]:
+        rows = []
+        for name, found in self.class_rows():
+            means = (found[column].mean for column in self.units)
+            rows.append((name, *("-" if mean is None else f"{mean:.3f}" for mean in means)))
+        return rows
 
     def _summary_rows(self) -> list[tuple[str, ...]]:
         rows = []
@@ -331,15 +381,27 @@ class EvaluateReport:
         """All notes for a reader of the numbers."""
         count = len(self.case_ids) - len(self.excluded)
         few = (FEW_NOTE.format(count),) if 1 < count < FEW_CASES else ()
-        return (*self.notes, *self._class_note(), *undefined_notes(self.scored), *few)
+        notes = self._undrawn_note()
+        return (*self.notes, *notes, *self._class_note(), *undefined_notes(self.scored), *few)
+
+    def _undrawn_note(self) -> tuple[str, ...]:
+        if not self.undrawn:
+            return ()
+        cases = [f"{id} ({', '.join(names)})" for id, names in self.undrawn.items()]
+        return (f"classes never drawn in a case are not scored there: {shortened(cases)}",)
 
     def _class_note(self) -> tuple[str, ...]:
         """With classes: how many rows are left out because the class is nowhere in the case."""
         absent = len(self.cases) - len(self.scored)
         if self.classes is None or not absent:
             return ()
-        text = f"{absent} of {len(self.cases)} pairs of case and class are empty in both files"
+        where = "files" if self.rule is None else "masks"
+        text = f"{absent} of {len(self.cases)} pairs of case and class are empty in both {where}"
         return (f"{text} and not scored",)
+
+
+def _values(result: CaseResult) -> dict[str, Cell]:
+    return {"id": result.case_id, **result.values, **result.counts}
 
 
 def _summaries(rows: Sequence[CaseResult], columns: Iterable[str]) -> dict[str, Summary]:
@@ -404,9 +466,13 @@ class ProtocolSummary:
 
     @classmethod
     def of(cls, protocol: Protocol, grid: Grid, cases: Sequence[CaseResult]) -> ProtocolSummary:
-        """Sum up the cases as scored by it."""
-        dice, iou = (summarise([one.values[name] for one in cases]) for name in ("dice", "iou"))
-        return cls(protocol, grid, dice, iou, len(cases) - dice.n)
+        """Sum up the cases as scored by it, of several classes the mean over them."""
+        found = EvaluateReport(None, None, grid, protocol, tuple(cases))
+        ids = found.case_ids
+        dice, iou = (
+            summarise([found.case_means(name).get(id) for id in ids]) for name in ("dice", "iou")
+        )
+        return cls(protocol, grid, dice, iou, len(ids) - dice.n)
 
     def to_json(self) -> dict[str, Any]:
         """A row of `protocols` in the JSON of `evaluate`."""

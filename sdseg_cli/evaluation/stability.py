@@ -22,7 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,10 +34,13 @@ from sdseg_cli.core.errors import ConfigError, WeightsError
 from sdseg_cli.core.files import replacing_folder
 from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.data.manifest import PreparedCase
+from sdseg_cli.data.spec import ClassRule
+from sdseg_cli.evaluation.cached_masks import any_class, native_classes, of_class
 from sdseg_cli.evaluation.evaluation_split import (
     CaseProgress,
     EvaluationSplit,
     SplitOptions,
+    drawn_classes,
     open_held_out,
     place,
     prepared_otherwise,
@@ -216,6 +219,8 @@ class Trial:
     comparisons: list[Comparison] = field(default_factory=list)
     dice: dict[str, tuple[float, ...]] = field(default_factory=dict)
     flips: dict[str, Flips] = field(default_factory=dict)
+    class_dice: dict[str, dict[str, tuple[float, ...]]] = field(default_factory=dict)
+    class_flips: dict[str, Flips] = field(default_factory=dict)
     maps: list[Path] = field(default_factory=list)
     panels: list[CasePanel] = field(default_factory=list)
     """Of the maps, one slice of each case."""
@@ -239,19 +244,29 @@ class Trial:
     def add(self, case: PreparedCase, count: CaseProgress) -> None:
         """Predict a case with every seed, and take in what its runs say."""
         held, runs = self.under.held, len(self.under.seeds)
-        scan, reference = held.read(case)
+        scan, labels = held.read_labels(case)
+        reference, rule = held.manifest.is_foreground(labels), held.manifest.classes
+        ignored = None if rule.ignore is None else labels == rule.ignore
         planes = held.reference_planes(case)
         votes = np.zeros(reference.shape, np.min_scalar_type(runs), "F")
         scores: list[float | None] = []
-        with DiskBuffer(held.run.path) as kept:
+        with DiskBuffer(held.run.path) as kept, DiskBuffer(held.run.path) as coded:
             for seed in self.under.seeds:
                 prediction = self._predict(case, scan, planes.shape, seed, count)
-                mask = prediction.mask()
+                found = native_classes(prediction)
+                if ignored is not None:
+                    found[..., ignored] = 0
+                mask = any_class(found)
                 votes += mask
-                scores.append(dice(MaskPair(mask != 0, reference, None)))
+                scores.append(dice(MaskPair(mask, reference, None)))
+                if len(rule) > 1:
+                    self._score_classes(case, found, labels)
+                    coded.add(prediction.restore.planes.stacked(_codes(found, rule)))
                 kept.add(prediction.probability)
             self._compare(case, kept, np.any(planes, axis=(1, 2)))
             by_slice = self._count(case, prediction.restore.planes, votes)
+            if 1 < len(rule) <= (_MOST_BITS if rule.overlapping else len(rule)):
+                self._count_classes(coded, len(by_slice))
             k = _slice_to_show(by_slice, planes)
             self._show(case, kept, planes, prediction.restore, k)
         if reference.any():
@@ -262,6 +277,27 @@ class Trial:
             write_probability(path, disagreement_of_counts(votes, runs), scan)
             self.maps.append(path)
             self.panels.append(self._map_panel(case, scan, reference, votes, k))
+
+    def _score_classes(self, case: PreparedCase, found: NDArray[Any], labels: NDArray[Any]) -> None:
+        """The Dice of each class in one more run; none where its reference is empty."""
+        rule, drawn = self.under.held.manifest.classes, drawn_classes(case)
+        for number, each in enumerate(rule.each()):
+            (name,) = each.names
+            of_cases = self.class_dice.setdefault(name, {})
+            reference = each.foreground(labels)
+            if reference.any() and (drawn is None or name in drawn):
+                score = dice(MaskPair(of_class(found, rule, number), reference, None)) or 0.0
+                of_cases[case.id] = (*of_cases.get(case.id, ()), score)
+
+    def _count_classes(self, coded: DiskBuffer, slices: int) -> None:
+        """The voxels of each class that flip, a slice of all runs at a time."""
+        rule, runs = self.under.held.manifest.classes, len(self.under.seeds)
+        for k in range(slices):
+            codes = coded.part(k, k + 1)[:, 0]
+            for number, name in enumerate(rule.names):
+                counts = np.count_nonzero(_has_class(codes, rule, number), axis=0)
+                so_far = self.class_flips.get(name, Flips())
+                self.class_flips[name] = so_far + Flips.of_counts(counts, runs)
 
     def _map_panel(
         self,
@@ -370,6 +406,8 @@ class Trial:
             comparisons=tuple(self.comparisons),
             dice=self.dice,
             flips=self.flips,
+            class_dice=self.class_dice,
+            class_flips=self.class_flips,
             missing_lpips=self.under.lpips.missing,
             maps=tuple(self.maps),
         )
@@ -379,6 +417,27 @@ class Trial:
         """Seconds of prediction alone, without the first one, which also warms up."""
         seconds, slices = (sum(part) for part in zip(*self.timed[1:], strict=True))
         return seconds / slices if slices else None
+
+
+def _codes(found: NDArray[Any], rule: ClassRule) -> NDArray[Any]:
+    """One number a voxel, of classes that overlap a bit for each."""
+    if not rule.overlapping:
+        return found
+    codes = np.zeros(found.shape[1:], np.uint32)
+    for number, mask in enumerate(found[:_MOST_BITS]):
+        codes |= mask.astype(np.uint32) << np.uint32(number)
+    return codes
+
+
+def _has_class(codes: NDArray[Any], rule: ClassRule, number: int) -> NDArray[np.bool_]:
+    if not rule.overlapping:
+        return np.asarray(codes == rule.values[number])
+    bits = codes.astype(np.uint32) >> np.uint32(number)
+    return np.asarray(bits & np.uint32(1) == 1)
+
+
+_MOST_BITS = 24
+"""A float32 counts exactly up to 2^24: flips of more classes that overlap are not counted."""
 
 
 def _slice_to_show(by_slice: list[Flips], reference: NDArray[np.bool_]) -> int:

@@ -15,11 +15,23 @@ import numpy as np
 from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.tables import Cell, strict, write_csv, write_json
 from sdseg_cli.metrics.agreement import Flips
-from sdseg_cli.metrics.similarity import MAPS, METRICS, Map, Measured, Values
+from sdseg_cli.metrics.similarity import (
+    MAPS,
+    METRICS,
+    MS_SSIM_MIN_PX,
+    Map,
+    Measured,
+    Values,
+)
 from sdseg_cli.metrics.statistics import mean_and_sd
 from sdseg_cli.report.latex import write_latex
 
 SHOWN_UNSTABLE = 5
+UNION_NOTE = "of several classes: what is not given per class is of all as one foreground"
+MS_SSIM_NOTE = (
+    f"ms_ssim is absent: its five scales need planes of {MS_SSIM_MIN_PX} x {MS_SSIM_MIN_PX} px, "
+    "and those of this set are smaller"
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,10 @@ class StabilityReport:
     """Case -> its Dice in each run; cases with an empty reference are left out."""
     flips: dict[str, Flips] = field(default_factory=dict)
     """Case -> the voxels on which its runs differ, on the scan's own grid."""
+    class_dice: dict[str, dict[str, tuple[float, ...]]] = field(default_factory=dict)
+    """Of several classes, class -> case -> its Dice in each run; all else is of their union."""
+    class_flips: dict[str, Flips] = field(default_factory=dict)
+    """Class -> the voxels of all cases on which runs differ about it."""
     missing_lpips: tuple[str, ...] = ()
     """Names of the weights without which there is no LPIPS."""
     maps: tuple[Path, ...] = ()
@@ -121,6 +137,8 @@ class StabilityReport:
     def notes(self) -> tuple[str, ...]:
         """Notes on what the numbers leave out, and why a value is absent."""
         found = [lpips_note(self.missing_lpips)] if self.missing_lpips else []
+        if self.pairs() and not self.values("seg", "ms_ssim").size:
+            found.append(MS_SSIM_NOTE)
         for name in MAPS:
             same, all_of_them = self.identical(name), self.pairs()
             if same:
@@ -136,6 +154,8 @@ class StabilityReport:
         left_out = [case_id for case_id in self.case_ids if case_id not in self.dice]
         if left_out:
             found.append(f"dice leaves out cases with an empty reference: {', '.join(left_out)}")
+        if self.class_dice:
+            found.append(UNION_NOTE)
         empty = [case_id for case_id, flips in self.flips.items() if not flips.ever]
         if empty:
             found.append(f"no run finds anything in {', '.join(empty)}: no voxel could flip")
@@ -161,10 +181,23 @@ class StabilityReport:
             "most_unstable": self.most_unstable,
             "maps": self.maps,
             "table5": self.table5,
+            **({"classes": self.by_class} if self.class_dice else {}),
             "notes": self.notes,
             "provenance": self.provenance,
         }
         return cast("dict[str, Any]", strict(values))
+
+    @property
+    def by_class(self) -> list[dict[str, Any]]:
+        """Of several classes: Dice, mean over the cases, and its spread over runs; flips."""
+        found = []
+        for name, cases in self.class_dice.items():
+            by_run = [float(np.mean(run)) for run in zip(*cases.values(), strict=True)]
+            mean, sd = mean_and_sd(by_run)
+            flipped = _shares(self.class_flips.get(name, Flips()))
+            dice = {"mean": mean, "sd": sd, "by_run": by_run, "cases": len(cases)}
+            found.append({"name": name, "dice": dice, "flipped": flipped})
+        return found
 
     def likeness(self, *, all_pairs: bool = False) -> dict[str, Any]:
         """Means of every metric for both maps, and how many pairs they come from."""

@@ -214,7 +214,7 @@ class SweepReport:
         found = [SPEED_NOTE, *([ONE_STEP_NOTE] if self.skipped_eta else [])]
         found += [lpips_note(missing)] if missing else []
         # What a row leaves out of its Dice, every row does.
-        found += [n for n in self.rows[0].report.notes if n.startswith("dice ")]
+        found += [n for n in self.rows[0].report.notes if n.startswith(("dice ", "ms_ssim "))]
         same = [row for row in self.rows if any(row.report.identical(name) for name in MAPS)]
         return (*found, IDENTICAL_NOTE) if same else tuple(found)
 

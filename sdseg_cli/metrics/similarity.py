@@ -181,7 +181,7 @@ def compare(
 
     Returns:
         Pair by pair (filled,) values of PSNR, SSIM and MS-SSIM, and (n,) of LPIPS. PSNR is infinite
-        where both are the same plane.
+        where both are the same plane. No MS-SSIM of planes below `MS_SSIM_MIN_PX`.
     """
     found: dict[Pair, Measured] = {pair: {} for pair in pairs}
     for name in MAPS:
@@ -192,8 +192,9 @@ def compare(
             found[pair] |= {
                 (name, "psnr"): psnr(*both),
                 (name, "ssim"): ssim(*both, device=device),
-                (name, "ms_ssim"): ms_ssim(*both, device=device),
             }
+            if min(both[0].shape[-2:]) >= MS_SSIM_MIN_PX:
+                found[pair][name, "ms_ssim"] = ms_ssim(*both, device=device)
             if lpips is not None:
                 found[pair][name, "lpips"] = lpips(first, other)
     return found

@@ -65,7 +65,7 @@ def test_each_row_has_the_same_seeds_its_own_dice_and_its_own_speed(
         found = answer(volume, case_id=case_id, seed=seed, sample=sample, progress=progress)
         first = (case_id, seed) == ("a", 7)
         seconds = 100.0 if first else 0.2 * sample.steps
-        return Prediction(case_id, found.probability, found.restore, seed, seconds)
+        return Prediction(case_id, found.probabilities, found.restore, seed, seconds)
 
     monkeypatch.setattr(workspace.predictor, "predict", predict)
     told: list[tuple[int, int, str]] = []
