@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,34 @@ if TYPE_CHECKING:
 SPLITS = ("train", "val", "test")
 LONGEST_ID = 200
 """Bytes of a case id: file names may have 255, and suffixes and temporary names add to it."""
+
+
+_LEFT = frozenset(
+    {"left", "l", "lt", "lft", "sinister", "sinistra", "sinistrum", "links", "gauche"}
+)
+_RIGHT = frozenset(
+    {"right", "r", "rt", "rgt", "dexter", "dextra", "dextrum", "rechts", "droit", "droite"}
+)
+_LONGEST_SHORT = 3
+"""Short words (l, rt) say a side at the beginning or the end of a name alone."""
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_A-Za-z]+|\d+")
+
+
+def side_of(name: str) -> tuple[str, tuple[str, ...]] | None:
+    """The side in the name of a structure, "left" or "right", and the rest of its words; None where
+    it says none: "kidney_left", "Right Lung", "ParotidL", "ren dexter".
+    """
+    words = [
+        word.lower()
+        for word in _WORD.findall(name.replace("左", " left ").replace("右", " right "))
+    ]
+    for place, word in enumerate(words):
+        if len(word) <= _LONGEST_SHORT and place not in (0, len(words) - 1):
+            continue
+        rest = (*words[:place], *words[place + 1 :])
+        if rest and word in _LEFT | _RIGHT:
+            return "left" if word in _LEFT else "right", rest
+    return None
 
 
 @dataclass(frozen=True)
@@ -131,6 +160,15 @@ class ClassRule:
         for a, b in self.mirror_pairs:
             numbers[a], numbers[b] = b, a
         return tuple(numbers)
+
+    @property
+    def mirror_safe(self) -> bool:
+        """Whether a left-right mirror image shows the classes where their names say, once those of
+        `mirror_pairs` change places: no name says a side without being in a pair.
+        """
+        paired = {number for pair in self.mirror_pairs for number in pair}
+        sided = {number for number, name in enumerate(self.names) if side_of(name)}
+        return len(self) == 1 or sided <= paired
 
     @property
     def values(self) -> tuple[int, ...]:
