@@ -260,7 +260,7 @@ def class_files(folder: Path, names: Sequence[str], suffix: str) -> list[Path]:
         plain = safe_id(name).encode()[:LONGEST_CLASS].decode(errors="ignore") or f"class_{number}"
         own = next(
             one
-            for one in (plain, *(f"{plain}_{n}" for n in itertools.count(2)))
+            for one in itertools.chain([plain], (f"{plain}_{n}" for n in itertools.count(2)))
             if one.casefold() not in taken
         )
         taken.add(own.casefold())

@@ -236,7 +236,7 @@ def test_a_picture_takes_all_options_but_millilitres(picture: Path, tmp_path: Pa
     second = first.copy()
     first[0, 6, 6] = 0.9
     given = Given(first, second, window=PICTURE_WINDOW)
-    given.draws = lambda *_, **__: iter([(0, given.answers.swapaxes(0, 1))])
+    given.draws = lambda *_, **__: iter([(0, given.answers.swapaxes(0, 1)[:, :, None])])
     out = {name: tmp_path / f"{name}.png" for name in ("mask", "unc", "look")}
     report = predict_file(
         picture,
@@ -490,7 +490,7 @@ class Endless(Given):
 
     def planes(self, stack: SliceStack, **_: object) -> Iterator[Any]:
         for k in range(len(stack)):
-            yield k, self.answers[0]
+            yield k, self.answers[0][:, None]
 
 
 @pytest.mark.slow
