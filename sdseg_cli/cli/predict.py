@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -85,10 +85,21 @@ def predict(
     ] = None,
     run: opt.Run = None,
     model: opt.Model = None,
-    prob: Annotated[str | None, opt.FileOption(help="Also write the probability map.")] = None,
+    prob: Annotated[
+        str | None,
+        opt.FileOption(
+            help="Also write the probability map; of several classes a folder: a map of each."
+        ),
+    ] = None,
     prob_dtype: Annotated[str, opt.FileOption(help="uint8 (steps of 1/255) or float32.")] = "uint8",
     preview: Annotated[
         str | None, opt.FileOption(help="Also write a PNG of the mask on its scan.")
+    ] = None,
+    per_class: Annotated[
+        str | None, opt.FileOption(metavar="FOLDER", help="Also write the mask of each class.")
+    ] = None,
+    legend: Annotated[
+        str | None, opt.FileOption(help="Also write an ITK-SNAP label file: values and names.")
     ] = None,
     threshold: Annotated[
         float, opt.MaskOption(help="Voxels with a probability above this are foreground.")
@@ -156,11 +167,21 @@ def predict(
     distribution = Distribution(shard, engine, workers, ray_address)
     named = {"-o": mask, "--prob": prob, "--uncertainty": uncertainty, "--preview": preview}
     many = _is_many(source, named, distribution)
+    if per_class is not None:
+        _require_folder("--per-class", per_class)
     # All this is refused before SciPy takes its time, and a missing run before torch takes more.
     from sdseg_cli.imaging.postprocess import PostProcess
     from sdseg_cli.inference.options import OutputPaths, PredictOptions, PredictorOptions
 
-    outputs = OutputPaths(Path(mask), _path(prob), prob_dtype, _path(uncertainty), _path(preview))
+    outputs = OutputPaths(
+        Path(mask),
+        _path(prob),
+        prob_dtype,
+        _path(uncertainty),
+        _path(preview),
+        _path(per_class),
+        _path(legend),
+    )
     post = PostProcess(threshold, fill_holes, min_size, keep_largest)
 
     def options(config: RunConfig) -> PredictOptions:
@@ -178,6 +199,7 @@ def predict(
         series,
         model=lambda: open_run(run, output).path if model is None else model,
         named=(run, model) != (None, None),
+        prob=prob,
     )
     if many:
         _predict_cohort(source, request, distribution, output)
@@ -192,6 +214,8 @@ def _is_many(source: Path, named: Mapping[str, str | None], distribution: Distri
     many = is_many(source, str(named["-o"]))
     for option, name in named.items():
         if name is not None:
+            if not many and option == "--prob" and _may_be_folder(Path(name)):
+                continue  # of several classes; how many there are is known later
             (require_folder_name if many else require_file_name)(option, name)
     if not many:
         if distribution != Distribution():
@@ -214,6 +238,7 @@ class Request:
         series: As in the options, which are known only once the run is.
         model: Gives the run or package; called once the scans are known to be there.
         named: The model was named; if not, the one that made the existing masks makes the rest.
+        prob: The name of `--prob` as typed.
     """
 
     outputs: OutputPaths
@@ -222,24 +247,35 @@ class Request:
     series: str | None
     model: Callable[[], Path]
     named: bool
+    prob: str | None = None
 
 
 def _predict_one(scan: Path, request: Request, output: Output) -> None:
     from sdseg_cli.imaging.io.files import read_geometry
+    from sdseg_cli.imaging.scans import require_file_name
 
     # The names first, then the scan's header, before torch takes its seconds.
-    request.outputs.check_names(scan)
-    read_geometry(scan, request.series)
+    outputs = request.outputs
+    if not _may_be_folder(outputs.probability):
+        outputs.check_names(scan)
+        read_geometry(scan, request.series)
 
+    from sdseg_cli.inference.cohort import trained_config
     from sdseg_cli.inference.predict import predict_file
     from sdseg_cli.inference.predictor import load_predictor
     from sdseg_cli.runs.run_folder import RunDir
 
     trained = request.model()
+    if _may_be_folder(outputs.probability):
+        several = trained_config(trained).model.classes > 1
+        if not several:
+            require_file_name("--prob", request.prob or "")
+        outputs = replace(outputs, probability_per_class=several)
+        outputs.check_names(scan)
     with output.progress() as progress:
         ready = load_predictor(trained, request.predictor)
         options = request.options(ready.config)
-        report = predict_file(scan, request.outputs, ready, options, progress=progress)
+        report = predict_file(scan, outputs, ready, options, progress=progress)
     output.warn(report.warnings)
     values = report.to_json()
     if not request.named:
@@ -251,6 +287,26 @@ def _predict_one(scan: Path, request: Request, output: Output) -> None:
         rows=_rows(report),
         files=report.outputs.files,
     )
+
+
+def _may_be_folder(probability: Path | None) -> bool:
+    """Whether the name of `--prob` is none of a map, so that it means a folder of maps."""
+    from sdseg_cli.imaging.scans import MASK_SUFFIXES
+
+    return probability is not None and not probability.name.lower().endswith(MASK_SUFFIXES)
+
+
+def _require_folder(option: str, name: str) -> None:
+    """Refuse a name that is no folder's."""
+    from sdseg_cli.imaging.scans import MASK_SUFFIXES, require_folder_name
+
+    require_folder_name(option, name)
+    path = Path(name)
+    if path.name.lower().endswith(MASK_SUFFIXES) or (path.exists() and not path.is_dir()):
+        raise ConfigError(
+            f"{option} {name}: names a folder, in which each class has a file.",
+            f"Give a folder, such as {option} classes/.",
+        )
 
 
 def _path(name: str | None) -> Path | None:
@@ -265,6 +321,9 @@ def _rows(report: PredictReport) -> list[tuple[str, str]]:
     ]
     if report.foreground_ml is not None:
         rows.append(("foreground ml", f"{report.foreground_ml:.1f}"))
+    for one in report.classes:
+        ml = "" if one["ml"] is None else f", {one['ml']:.1f} ml"
+        rows.append((f"{one['name']} ({one['value']})", f"{one['voxels']:,} voxels{ml}"))
     if report.stability is not None:
         rows.append((f"Dice between {report.stability.runs} runs", number(report.stability.dice)))
         rows.append(("share of voxels that flip", number(report.stability.flipped)))
@@ -284,7 +343,7 @@ def _predict_cohort(
     from sdseg_cli.inference.ledger import Ledger
 
     folder, named = request.outputs.mask, request.named
-    found = find_scans(source, folder, request.outputs.beside)
+    found = find_scans(source, folder, replace(request.outputs, legend=None).beside)
     resumes = not named and Ledger(folder).model() is not None
     trained = folder if resumes else request.model()  # found before torch takes its seconds
 
@@ -295,8 +354,10 @@ def _predict_cohort(
         model_of_before,
         predict_cohort,
         take_own_gpu,
+        trained_classes,
         trained_config,
     )
+    from sdseg_cli.inference.predict import write_legend
     from sdseg_cli.model.distributed import ranks_of
     from sdseg_cli.runs.run_folder import RunDir
 
@@ -323,8 +384,12 @@ def _predict_cohort(
     )
     engine = distribution.make_engine()
     take_own_gpu(ranks)
-    options = request.options(trained_config(trained))
-    task = Task(trained, request.outputs, request.predictor, options)
+    config = trained_config(trained)
+    options, rule = request.options(config), trained_classes(trained, config)
+    several = len(rule) > 1
+    outputs = replace(request.outputs, legend=None, probability_per_class=several)
+    names = rule.names if several else ()
+    task = Task(trained, outputs, request.predictor, options, names)
     try:
         # Ray's own messages go to stdout, which is for the result.
         with output.progress() as progress, redirect_stdout(sys.stderr):
@@ -333,6 +398,8 @@ def _predict_cohort(
             )
     finally:
         leave_together(os.environ)
+    if request.outputs.legend is not None:
+        write_legend(request.outputs.legend, rule)
     weak = () if named else weak_run(RunDir(trained))
     _show_cohort(report, shard, output, weak)
 

@@ -193,7 +193,7 @@ def bench(
 @full_precision()
 def _stages(simple: SDSeg, model: SDSeg, decoder: MaskDecoder) -> tuple[Stage, ...]:
     """One slice through each part alone, in float32, all cores for one operation."""
-    image, latent = _inputs(model)
+    image, latent, zc, each = _inputs(model)
 
     def computed(name: str, work: Callable[[SDSeg], object]) -> Stage:
         seconds = seconds_of(lambda: work(model), image.device)
@@ -203,19 +203,22 @@ def _stages(simple: SDSeg, model: SDSeg, decoder: MaskDecoder) -> tuple[Stage, .
     return (
         Stage("slice from the scan", seconds_of(lambda: stack.pixels(0, 1), CPU)),
         computed("vision encoder", lambda networks: networks.encode_image(image)),
-        computed("U-Net, one step", lambda networks: networks.denoise(latent, 999, latent)),
-        computed("exact decoder", lambda networks: networks.decode(latent)),
-        computed("fast decoder", lambda _: decoder(latent)),
+        computed("U-Net, one step", lambda networks: networks.denoise(latent, 999, zc)),
+        computed("exact decoder", lambda networks: networks.decode(each)),
+        computed("fast decoder", lambda _: decoder(each)),
         Stage("back to its grid", seconds_of(lambda: stack.restore.to_native(plane, 0), CPU)),
     )
 
 
-def _inputs(model: SDSeg) -> tuple[Tensor, Tensor]:
-    """An image (1,3,256,256) and a latent (1,4,32,32) on the model's device."""
+def _inputs(model: SDSeg) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """An image (1,3,256,256), a latent (1,4K,32,32), its condition (1,4,32,32) and the latents of
+    the K classes (K,4,32,32), on the model's device.
+    """
     device = next(model.parameters()).device
     image = torch.zeros(1, 3, SIDE, SIDE, device=device)
     latent = torch.zeros(1, *model.latent_shape(SIDE, SIDE), device=device)
-    return image.contiguous(memory_format=torch.channels_last), latent
+    each = latent.reshape(model.config.classes, -1, *latent.shape[-2:])
+    return image.contiguous(memory_format=torch.channels_last), latent, each[:1], each
 
 
 Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -226,14 +229,14 @@ def _tiers(
     simple: SDSeg, model: SDSeg, decoder: MaskDecoder, count: int
 ) -> Iterator[tuple[Tier, Predict]]:
     """Every way to predict on this device, the plain one first, and what does it."""
-    image, latent = _inputs(simple)
-    shared = gflop(lambda: (simple.encode_image(image), simple.denoise(latent, 999, latent)))
-    whole = shared + gflop(lambda: simple.decode(latent))
+    image, latent, zc, each = _inputs(simple)
+    shared = gflop(lambda: (simple.encode_image(image), simple.denoise(latent, 999, zc)))
+    whole = shared + gflop(lambda: simple.decode(each))
     yield Tier(PLAIN, "exact", "float32", 1, 0.0, whole, None), partial(_plain, simple)
     gpu = image.device.type == "cuda"
     batches = [batch for batch in GPU_BATCHES if batch <= count] if gpu else [count]
     for name, head in (("exact", None), ("fast", decoder)):
-        cost = whole if head is None else shared + gflop(partial(head, latent))
+        cost = whole if head is None else shared + gflop(partial(head, each))
         for precision in ("float32", "mixed", "mixed-float16") if gpu else ("float32",):
             for batch in batches:
                 title = f"{name}, {precision}, {batch} at a time" if gpu else name
@@ -269,9 +272,9 @@ def _ours(
 
 
 def _mean_dice(masks: NDArray[np.bool_], others: NDArray[np.bool_]) -> float:
-    """Over slices that are not empty in both; 1 where there is none."""
-    both = masks.sum(axis=(1, 2)) + others.sum(axis=(1, 2))
-    overlap = (masks & others).sum(axis=(1, 2))[both > 0]
+    """Over slices and classes that are not empty in both; 1 where there is none."""
+    both = masks.sum(axis=(-2, -1)) + others.sum(axis=(-2, -1))
+    overlap = (masks & others).sum(axis=(-2, -1))[both > 0]
     return float((2 * overlap / both[both > 0]).mean()) if (both > 0).any() else 1.0
 
 

@@ -38,6 +38,7 @@ from sdseg_cli.imaging.volume import Array, Volume, bounding_box
 _ROUNDING = 1e-6
 """Headers hold the spacing as float32: a part of just the smallest size must not fall by that."""
 
+Spacing = tuple[float, float, float]
 Stack = NDArray[np.uint8]
 """(S,rows,columns), 0 or 1."""
 Labels = NDArray[np.int32]
@@ -88,7 +89,7 @@ class PostProcess:
                 "Leave it out; --keep-largest works on pictures.",
             )
 
-    def clean(self, mask: Stack, spacing_mm: tuple[float, float, float] | None) -> None:
+    def clean(self, mask: Stack, spacing_mm: Spacing | None) -> None:
         """All that comes after the threshold, in place.
 
         Memory: two planes of labels and a table of the planes' parts, within the mask's bounding
@@ -100,11 +101,81 @@ class PostProcess:
         """
         if self.fill_holes:
             fill_holes(mask)
+        self._drop(mask, spacing_mm)
+
+    def clean_classes(self, labels: NDArray[Any], spacing_mm: Spacing | None) -> None:
+        """Likewise each class of a label map by itself, in place.
+
+        A hole becomes the class that encloses it most closely, and only where it is background:
+        classes with a smaller bounding box come first. What is dropped of them is background, which
+        a class around it may fill.
+
+        Args:
+            labels: (S,rows,columns), 0 is background.
+            spacing_mm: As in `clean`.
+        """
+        if replace(self, threshold=THRESHOLD) == PostProcess():
+            return
+        for value, box in _boxes(labels):
+            within = labels[box]
+            own = within == value
+            part = own.astype(np.uint8)
+            if self.fill_holes:
+                fill_holes(part)
+                part &= own | (within == 0)
+            self._drop(part, spacing_mm)
+            stays = part.view(np.bool_)
+            within[own & ~stays] = 0
+            within[stays] = value
+
+    def clean_regions(self, regions: NDArray[Any], count: int, spacing_mm: Spacing | None) -> None:
+        """Likewise each of several regions that may overlap, in place.
+
+        Args:
+            regions: (S,rows,columns), bit n of a voxel says whether it has region n.
+            count: Number of regions.
+            spacing_mm: As in `clean`.
+        """
+        if replace(self, threshold=THRESHOLD) == PostProcess():
+            return
+        for number in range(count):
+            bit = regions.dtype.type(1 << number)
+            part = ((regions & bit) != 0).astype(np.uint8)
+            self.clean(part, spacing_mm)
+            regions &= ~bit
+            regions[part.view(np.bool_)] |= bit
+
+    def _drop(self, mask: Stack, spacing_mm: Spacing | None) -> None:
+        """Drop parts that are too small or too many, in place."""
         if self.min_size_ml is not None and spacing_mm is not None:
             least_mm3 = 1000 * self.min_size_ml * (1 - _ROUNDING)
             drop_small(mask, int(np.ceil(least_mm3 / np.prod(spacing_mm))))
         if self.keep_largest is not None:
             keep_largest(mask, self.keep_largest)
+
+
+def _boxes(labels: NDArray[Any]) -> list[tuple[int, tuple[slice, slice, slice]]]:
+    """Each value but 0 and the box around it, the smallest box first; a plane beyond on each side
+    where there is one, so that a class on one slice of several is seen to be open.
+    """
+    spans: dict[int, list[int]] = {}
+    for k, plane in enumerate(labels):
+        for value in np.unique(plane):
+            if value:
+                rows, columns = np.nonzero(plane == value)
+                ends = [k, k, rows[0], rows[-1], columns.min(), columns.max()]
+                before = spans.setdefault(int(value), ends)
+                for n, end in enumerate(ends):
+                    before[n] = (max if n % 2 else min)(before[n], int(end))
+    boxes = {
+        value: (
+            slice(max(0, ends[0] - 1), ends[1] + 2),
+            slice(ends[2], ends[3] + 1),
+            slice(ends[4], ends[5] + 1),
+        )
+        for value, ends in spans.items()
+    }
+    return sorted(boxes.items(), key=lambda item: np.prod([s.stop - s.start for s in item[1]]))
 
 
 def fill_holes(mask: Stack) -> None:

@@ -51,8 +51,9 @@ MOST_CHANNELS = 16
 """More are frames of a video."""
 OUTSIDE = "_outside"
 """Below the masks' folder: where those of scans go that lie elsewhere than their list."""
-FILE_SUFFIX = {"preview": ".png"}
-"""Files beside a mask that are of another kind than the mask: what their names end in."""
+FILE_SUFFIX = {"preview": ".png", "per_class": ""}
+"""Files beside a mask that are of another kind than the mask: what their names end in. The masks of
+each class lie in a folder."""
 
 _NO_SCANS = {
     ".bval", ".bvec", ".cfg", ".csv", ".doc", ".docx", ".gif", ".html", ".ini", ".ipynb", ".json",
@@ -78,7 +79,7 @@ class Scan:
     def beside(self, option: str) -> Path:
         """The name of another file of this scan, relative to its folder: called as the mask is."""
         suffix = FILE_SUFFIX.get(option)
-        return self.mask.with_name(f"{stem_of(self.mask)}{suffix}") if suffix else self.mask
+        return self.mask if suffix is None else self.mask.with_name(stem_of(self.mask) + suffix)
 
 
 @dataclass(frozen=True)

@@ -204,6 +204,21 @@ class Volume:
 
 
 @dataclass(frozen=True)
+class Segment:
+    """A class of a label map, as formats that name classes write it.
+
+    Attributes:
+        name: Of the class.
+        value: In the label map.
+        colour: Red, green and blue, each 0..255.
+    """
+
+    name: str
+    value: int
+    colour: tuple[int, int, int] = (255, 255, 255)
+
+
+@dataclass(frozen=True)
 class Planes:
     """The canonical axial planes of a stored array.
 

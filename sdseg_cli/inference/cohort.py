@@ -21,7 +21,7 @@ import torch
 
 from sdseg_cli.core.config import RunConfig
 from sdseg_cli.core.config_file import from_dict
-from sdseg_cli.core.errors import ConfigError, SdsegError
+from sdseg_cli.core.errors import ConfigError, SdsegError, WeightsError
 from sdseg_cli.core.filenames import (
     PACKAGE_FILE,
     as_path,
@@ -32,6 +32,7 @@ from sdseg_cli.core.filenames import (
 )
 from sdseg_cli.core.files import file_sha256
 from sdseg_cli.core.progress import Progress, no_op
+from sdseg_cli.data.spec import ClassRule
 from sdseg_cli.imaging.io.files import read_geometry
 from sdseg_cli.imaging.scans import MASK_SUFFIXES, Scan
 from sdseg_cli.inference.decoders import decoder_identity
@@ -48,7 +49,7 @@ from sdseg_cli.inference.predict import predict_file
 from sdseg_cli.inference.predictor import Predictor, load_predictor
 from sdseg_cli.model.distributed import Ranks
 from sdseg_cli.model.runtime import stop_signals
-from sdseg_cli.runs.package import is_package, read_description
+from sdseg_cli.runs.package import is_package, read_description, read_trained
 from sdseg_cli.runs.run_folder import RunDir
 
 Item = TypeVar("Item")
@@ -63,12 +64,14 @@ class Task:
         outputs: The folders of the files.
         predictor: How the model is loaded.
         options: How scans are predicted.
+        classes: Names of the model's classes, where there are several.
     """
 
     model: Path
     outputs: OutputPaths
     predictor: PredictorOptions = field(default_factory=PredictorOptions)
     options: PredictOptions = field(default_factory=PredictOptions)
+    classes: tuple[str, ...] = ()
 
     def identity(self) -> str:
         """A hash of all that a mask depends on besides its scan: the model and the options.
@@ -106,7 +109,8 @@ class Task:
             if not there.is_dir() or folder.name.lower().endswith(MASK_SUFFIXES):
                 raise ConfigError(
                     f"{folder}: cannot be a folder.",
-                    "Of many scans -o, --prob, --uncertainty and --preview name folders.",
+                    "Of many scans -o, --prob, --uncertainty, --preview and --per-class name "
+                    "folders.",
                 )
 
 
@@ -243,7 +247,8 @@ def predict_cohort(
     bad = 0
     everything = {path for scan in scans for path in task.outputs.of(scan).files}
     with ledger.in_use(everything), stop_signals() as stop:
-        first = ledger.keep_model(recorded(task.model), named=named)
+        model = replace(recorded(task.model), classes=task.classes)
+        first = ledger.keep_model(model, named=named)
         ledger.forget_lost([scan.mask for scan in scans])
         try:
             for outcome in engine(task, mine, stop):
@@ -351,12 +356,19 @@ def predict_one(task: Task, scan: Scan, predictor: Predictor, origin: Mapping[st
         beside=sizes,
         warnings=[finding.to_json() for finding in report.warnings],
         decoder=report.decoder,
+        classes=list(report.classes),
     )
 
 
 def _sizes(outputs: OutputPaths) -> dict[str, int]:
     """Bytes of the other outputs than the mask, by option."""
-    return {option: path.stat().st_size for option, path in outputs.beside.items()}
+    return {option: _size(path) for option, path in outputs.beside.items()}
+
+
+def _size(path: Path) -> int:
+    """Of a file, or of the files in a folder of one for each class."""
+    files = [path] if not path.is_dir() else [one for one in path.iterdir() if one.is_file()]
+    return sum(file.stat().st_size for file in files)
 
 
 def failed_row(
@@ -434,6 +446,22 @@ def trained_config(model: Path) -> RunConfig:
     if is_package(model):
         return from_dict(read_description(model)["config"], RunConfig(), source=str(model))
     return RunDir(model).config()
+
+
+def trained_classes(model: Path, config: RunConfig) -> ClassRule:
+    """The classes of a model whose settings are known.
+
+    Raises:
+        WeightsError: It is damaged, or does not say them.
+    """
+    if config.model.classes == 1:
+        return ClassRule()
+    try:
+        return ClassRule.of_settings(read_trained(model).data)
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"{model}: does not say its classes ({error!r}).", "Export it again from its run."
+        ) from error
 
 
 def take_own_gpu(ranks: Ranks) -> None:

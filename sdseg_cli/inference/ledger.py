@@ -33,6 +33,8 @@ COLUMNS = (
     "error",
 )  # fmt: skip
 DONE, FAILED = "done", "failed"
+_OF_A_CLASS = ("voxels", "ml")
+"""Columns of each class, where there are several: `voxels_liver`, `ml_liver`."""
 TABLE_SHARE = 0.02
 """Of the time may go into the table while the work goes on; at the end it is always written."""
 _LARGEST = 2**100
@@ -57,6 +59,7 @@ class Row:
         beside: Files written with the mask, by option, and their bytes.
         warnings: What is odd about the scan, as `Finding.to_json`.
         decoder: Which drew the mask, "exact" or "fast"; empty where it failed.
+        classes: Name, value, voxels and ml of each class, where there are several.
     """
 
     case: str
@@ -72,6 +75,7 @@ class Row:
     beside: Mapping[str, int] = field(default_factory=dict)
     warnings: Sequence[Mapping[str, str]] = field(default_factory=list)
     decoder: str = ""
+    classes: Sequence[Mapping[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -81,10 +85,12 @@ class Model:
     Attributes:
         model: A run folder or a package, an absolute path as `filenames.as_text` writes it.
         sha256: Of its weights' file, or of the package's description, which has theirs.
+        classes: Names of its classes, where there are several.
     """
 
     model: str
     sha256: str
+    classes: tuple[str, ...] = ()
 
 
 class Ledger:
@@ -112,7 +118,7 @@ class Ledger:
         Raises:
             RunError: The disk refused.
         """
-        write_json(self._record(mask), asdict(row))
+        write_json(self._record(mask), _without_classes(asdict(row)))
 
     def model(self) -> Model | None:
         """The model of the masks; None where none is recorded.
@@ -125,14 +131,15 @@ class Ledger:
         try:
             values = read_object(self._model)
             path, sha256 = values["model"], values["sha256"]
-        except (DataError, LookupError):
+            classes = tuple(str(name) for name in values.get("classes", ()))
+        except (DataError, LookupError, TypeError):
             path = sha256 = None
         if not (isinstance(path, str) and isinstance(sha256, str)):
             raise ConfigError(
                 f"{self._model}: does not say which run the masks in {self.output} are made with.",
                 "Name it with --run or --model; masks of another are then made again.",
             )
-        return Model(path, sha256)
+        return Model(path, sha256, classes)
 
     def keep_model(self, model: Model, *, named: bool) -> bool:
         """Record the model of the masks, for the process that resumes.
@@ -145,7 +152,7 @@ class Ledger:
             Whether nothing was recorded before.
 
         Raises:
-            ConfigError: It gave way.
+            ConfigError: It gave way, or what is there shows other classes.
             RunError: The disk refused.
         """
         with self._table_locked():
@@ -160,8 +167,14 @@ class Ledger:
                     f"{self.output}: another process began it with {before.model}.",
                     "The same command goes on with that; --run or --model names another.",
                 )
+            if before is not None and before.classes != model.classes:
+                raise ConfigError(
+                    f"{self.output}: its masks show {_listed(before.classes)}, and {model.model} "
+                    f"finds {_listed(model.classes)}.",
+                    "Give -o another folder, or name a run of the same classes with --run.",
+                )
             if before != model:
-                write_json(self._model, asdict(model))
+                write_json(self._model, _without_classes(asdict(model)))
             return before is None
 
     def forget_model(self) -> None:
@@ -205,8 +218,10 @@ class Ledger:
         if not at_once and started - self._written_s < self._cost_s / TABLE_SHARE:
             return
         with self._table_locked():
-            rows = ({name: getattr(row, name) for name in COLUMNS} for row in self.rows())
-            write_csv(self.table, COLUMNS, rows)
+            found = self.rows()
+            names = dict.fromkeys(one["name"] for row in found for one in row.classes)
+            columns = (*COLUMNS, *(f"{kind}_{name}" for name in names for kind in _OF_A_CLASS))
+            write_csv(self.table, columns, map(_cells, found))
         self._written_s = time.monotonic()
         self._cost_s = self._written_s - started
 
@@ -277,6 +292,22 @@ def _read(path: Path) -> Row | None:
         return None
 
 
+def _without_classes(values: dict[str, Any]) -> dict[str, Any]:
+    """Without those of one class, which older versions do not know."""
+    return {key: value for key, value in values.items() if key != "classes" or value}
+
+
+def _listed(classes: Sequence[str]) -> str:
+    """Names of classes for a message."""
+    return f"the classes {', '.join(classes)}" if classes else "one class"
+
+
+def _cells(row: Row) -> dict[str, Any]:
+    """A row of the table."""
+    classes = {f"{kind}_{one['name']}": one[kind] for one in row.classes for kind in _OF_A_CLASS}
+    return {**{name: getattr(row, name) for name in COLUMNS}, **classes}
+
+
 def _is_whole(row: Row) -> bool:
     """Whether all values of a row that was read are of its types: what follows relies on it."""
     texts = (row.case, row.input, row.output, row.sha256, row.error, row.decoder)
@@ -292,11 +323,24 @@ def _is_whole(row: Row) -> bool:
         and all(map(_is_count, row.beside.values()))
         and isinstance(row.warnings, list)
         and all(map(_is_finding, row.warnings))
+        and isinstance(row.classes, list)
+        and all(map(_is_class, row.classes))
     )
 
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_class(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"name", "value", "voxels", "ml"}
+        and isinstance(value["name"], str)
+        and _is_count(value["value"])
+        and _is_count(value["voxels"])
+        and (value["ml"] is None or isinstance(value["ml"], int | float))
+    )
 
 
 def _is_finding(value: object) -> bool:

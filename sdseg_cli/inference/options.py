@@ -4,17 +4,19 @@ written; and what a mask depends on. No torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.errors import ConfigError, DataError
-from sdseg_cli.core.filenames import is_picture, real_path
+from sdseg_cli.core.filenames import is_picture, real_path, safe_id, stem_of, suffix_of
 from sdseg_cli.core.files import require_replaceable, require_writable
 from sdseg_cli.imaging.io import dicom
 from sdseg_cli.imaging.io.files import check_mask_writable, check_writable
+from sdseg_cli.imaging.io.metaimage import SEGMENTATION
 from sdseg_cli.imaging.io.picture import Picture
 from sdseg_cli.imaging.postprocess import PostProcess
 from sdseg_cli.imaging.scans import Scan, size_and_time
@@ -22,6 +24,9 @@ from sdseg_cli.imaging.volume import Volume
 
 DEFAULT_RUNS, MOST_RUNS = 5, 100
 """Noise draws that are compared; those of one batch are held at once."""
+
+LONGEST_CLASS = 100
+"""Bytes of a class's name in a file name."""
 
 Value = TypeVar("Value")
 
@@ -120,6 +125,12 @@ class OutputPaths:
     """"uint8" (steps of 1/255) or "float32"."""
     uncertainty: Path | None = None
     preview: Path | None = None
+    per_class: Path | None = None
+    """A folder: the mask of each class."""
+    legend: Path | None = None
+    """A label file of ITK-SNAP."""
+    probability_per_class: bool = False
+    """`probability` is a folder: one map for each class, in place of that of any class."""
 
     @property
     def beside(self) -> dict[str, Path]:
@@ -129,8 +140,24 @@ class OutputPaths:
                 "probability": self.probability,
                 "uncertainty": self.uncertainty,
                 "preview": self.preview,
+                "per_class": self.per_class,
+                "legend": self.legend,
             }
         )
+
+    def class_masks(self, names: Sequence[str]) -> list[Path]:
+        """The mask of each class, in the format of the mask; [] where none is asked for."""
+        suffix = whole_suffix(self.mask)
+        return [] if self.per_class is None else class_files(self.per_class, names, suffix)
+
+    def probabilities(self, names: Sequence[str]) -> list[Path]:
+        """The probability of each class, in the format of the mask (a DICOM SEG holds none: NIfTI);
+        [] where only that of any class is asked for.
+        """
+        if self.probability is None or not self.probability_per_class:
+            return []
+        suffix = whole_suffix(self.mask).replace(".seg.nrrd", ".nrrd").replace(".dcm", ".nii.gz")
+        return class_files(self.probability, names, suffix)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -139,7 +166,13 @@ class OutputPaths:
 
     def of(self, scan: Scan) -> OutputPaths:
         """The files of one scan, where these are a cohort's folders; all are called as its mask."""
-        return self.each(lambda option, folder: folder / scan.beside(option))
+
+        def named(option: str, folder: Path) -> Path:
+            path = folder / scan.beside(option)
+            is_folder = option == "probability" and self.probability_per_class
+            return path.with_name(stem_of(path)) if is_folder else path
+
+        return self.each(named)
 
     def each(self, change: Callable[[str, Path], Path]) -> OutputPaths:
         """The same with each path changed, by its option."""
@@ -160,8 +193,16 @@ class OutputPaths:
             check_writable(path, scan if option == "mask" or is_picture(scan) else None)
         if self.preview is not None:
             _check_preview(self.preview)
+        if self.legend is not None:
+            _check_legend(self.legend)
         taken: dict[Path, str] = {}
-        for option, path in _given({**self._maps, "--preview": self.preview}).items():
+        others = {
+            "--preview": self.preview,
+            "--per-class": self.per_class,
+            "--legend": self.legend,
+            **({"--prob": self.probability} if self.probability_per_class else {}),
+        }
+        for option, path in _given({**self._maps, **others}).items():
             if path.exists() and scan.exists() and path.samefile(scan):
                 raise ConfigError(f"{path}: is the scan itself.", "Give each output another name.")
             first = taken.setdefault(real_path(path), option)
@@ -192,15 +233,47 @@ class OutputPaths:
     @property
     def _maps(self) -> dict[str, Path]:
         """The outputs on the scan's grid."""
-        return _given(
-            {"mask": self.mask, "--prob": self.probability, "--uncertainty": self.uncertainty}
-        )
+        probability = None if self.probability_per_class else self.probability
+        return _given({"mask": self.mask, "--prob": probability, "--uncertainty": self.uncertainty})
 
 
 def require_dtype(name: str) -> None:
     """Refuse a type that probabilities are not written in. Raises ConfigError."""
     if name not in ("uint8", "float32"):
         raise ConfigError(f"--prob-dtype is {name!r}.", "Choose one of uint8, float32.")
+
+
+def whole_suffix(path: Path) -> str:
+    """What the name of a mask ends in: ".nii.gz", ".seg.nrrd", ".png"."""
+    name = path.name.lower()
+    suffix = suffix_of(path) or path.suffix
+    return SEGMENTATION if name.endswith(SEGMENTATION) else suffix.lower()
+
+
+def class_files(folder: Path, names: Sequence[str], suffix: str) -> list[Path]:
+    """A file for each class, called as the class is where that can be a file name. Names that come
+    out alike are numbered.
+    """
+    taken: set[str] = set()
+    files = []
+    for number, name in enumerate(names, start=1):
+        plain = safe_id(name).encode()[:LONGEST_CLASS].decode(errors="ignore") or f"class_{number}"
+        own = next(
+            one
+            for one in itertools.chain([plain], (f"{plain}_{n}" for n in itertools.count(2)))
+            if one.casefold() not in taken
+        )
+        taken.add(own.casefold())
+        files.append(folder / f"{own}{suffix}")
+    return files
+
+
+def _check_legend(path: Path) -> None:
+    if path.is_dir():
+        raise DataError(f"{path} is a folder.", "Name the file to write, such as labels.txt.")
+    require_replaceable(path)
+    if path.suffix.lower() not in (".txt", ".label"):
+        raise DataError(f"{path}: a label file of ITK-SNAP is a text.", "End the name in .txt.")
 
 
 def _check_preview(path: Path) -> None:

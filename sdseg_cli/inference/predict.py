@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.errors import RunError
-from sdseg_cli.core.filenames import NIFTI_SUFFIXES, is_picture, suffix_of
+from sdseg_cli.core.filenames import NIFTI_SUFFIXES, is_picture, printable, suffix_of
 from sdseg_cli.core.files import replacing
 from sdseg_cli.core.findings import WARNING, Finding
 from sdseg_cli.core.processes import available_bytes, largest_that_fits
@@ -33,11 +34,24 @@ from sdseg_cli.imaging.io.picture import Picture
 from sdseg_cli.imaging.measure import measure_grid, measure_scan
 from sdseg_cli.imaging.postprocess import PostProcess
 from sdseg_cli.imaging.slices import SliceTransform
-from sdseg_cli.imaging.volume import Geometry, Planes, Volume
+from sdseg_cli.imaging.volume import Array, Geometry, Planes, Segment, Volume
 from sdseg_cli.inference.engine import give_memory_back
 from sdseg_cli.inference.options import OutputPaths, PredictOptions, drawn_often
-from sdseg_cli.inference.predictor import Predictor
-from sdseg_cli.metrics.agreement import Agreement, Tally, disagreement
+from sdseg_cli.inference.predictor import (
+    Predictor,
+    class_mask,
+    decided_plane,
+    held_type,
+    segments_of,
+    shown_labels,
+)
+from sdseg_cli.metrics.agreement import (
+    Agreement,
+    LabelTally,
+    Tally,
+    disagreement,
+    disagreement_of_labels,
+)
 
 Batches = Iterator[tuple[int, NDArray[np.float32]]]
 """Number of the first slice, and probabilities (n,K,256,256), or (n,draws,K,256,256)."""
@@ -84,6 +98,9 @@ class PredictReport:
     stability: Agreement | None = None
     """How far the masks of several noise draws agree, where they were compared."""
     warnings: tuple[Finding, ...] = ()
+    classes: tuple[dict[str, Any], ...] = ()
+    """Name, value, voxels and ml of each class, where there are several. Where classes overlap, the
+    voxels of each by itself, also those that show another class in the label map."""
 
     def to_json(self) -> dict[str, Any]:
         """The object of `--json`."""
@@ -103,6 +120,8 @@ class PredictReport:
         values |= {option: str(path) for option, path in self.outputs.beside.items()}
         if self.stability is not None:
             values["stability"] = self.stability.to_json()
+        if self.classes:
+            values["classes"] = list(self.classes)
         return values
 
 
@@ -134,7 +153,10 @@ def predict_file(
     options = options or PredictOptions()
     outputs.check_names(scan)
     runs, post = options.number_of_runs(outputs.uncertainty), options.post
+    rule = predictor.classes
     sample = options.sample or predictor.config.sample
+    if len(rule) > 1:
+        sample = predictor.mirror_safe(sample)
     if runs is not None:
         sample = drawn_often(sample, runs)
     give_memory_back()  # so that it counts as free
@@ -144,6 +166,7 @@ def predict_file(
         lambda size: predictor.batch_bytes(runs or 1, size),
         draws=runs or 1,
         batch_size=predictor.batch_size,
+        classes=rule,
     )
     post.require_size_known(scan)
     if scan.exists():
@@ -152,7 +175,7 @@ def predict_file(
     outputs.check_scan(volume)
     warnings = check_volume(volume, predictor.normalisation)
     stack = predictor.stack(volume)
-    maps = OutputArrays(outputs, stack.restore, predictor.classes, post.threshold)
+    maps = OutputArrays(outputs, stack.restore, rule, post.threshold)
     predicted = predictor.planes if runs is None else predictor.draws
     batches = predicted(stack, seed=options.seed, sample=sample, progress=progress)
     stability: Agreement | None = None
@@ -160,9 +183,10 @@ def predict_file(
         _fill(maps, batches)
     else:
         stability = _compare(maps, batches, runs)
-    post.clean(stack.restore.planes.stacked(maps.mask), volume.spacing_mm)
+    maps.clean(post, volume.spacing_mm)
     maps.write(volume, stack.limits)
-    voxels, spacing = int(np.count_nonzero(maps.mask)), volume.spacing_mm
+    voxels, spacing = int(np.count_nonzero(maps.held)), volume.spacing_mm
+    ml = None if spacing is None else float(np.prod(spacing)) / 1000
     return PredictReport(
         outputs=outputs,
         run=predictor.run,
@@ -176,6 +200,15 @@ def predict_file(
         post=post,
         stability=stability,
         warnings=warnings,
+        classes=tuple(
+            {
+                "name": segment.name,
+                "value": segment.value,
+                "voxels": count,
+                "ml": None if ml is None else round(count * ml, 3),
+            }
+            for segment, count in zip(segments_of(rule), maps.voxels(), strict=True)
+        ),
     )
 
 
@@ -196,31 +229,57 @@ class OutputArrays:
         self.classes, self.threshold = classes, threshold
         shape, dtype = restore.planes.stored_shape, np.dtype(outputs.probability_dtype)
         # In the order in which files store voxels, so that writing one makes no turned copy.
-        self.mask = np.zeros(shape, np.uint8 if max(classes.values) <= 255 else np.uint16, "F")
-        self.probability = None if outputs.probability is None else np.zeros(shape, dtype, "F")
+        self.held = np.zeros(shape, held_type(classes), "F")
+        """The label map; of classes that overlap a bit for each."""
+        files = outputs.probabilities(classes.names)
+        if outputs.probability is not None and not files:
+            files = [outputs.probability]
+        self.probabilities = {path: np.zeros(shape, dtype, "F") for path in files}
         self.uncertainty = None if outputs.uncertainty is None else np.zeros(shape, np.uint8, "F")
 
-    def to_native(self, planes: NDArray[np.float32], k: int) -> NDArray[np.float32]:
-        """Probabilities of slice k (K,256,256) -> (K,rows,columns) on the scan's own plane."""
-        return np.stack([self.restore.to_native(plane, k) for plane in planes])
+    def decided(self, planes: NDArray[np.float32], k: int) -> Array:
+        """Probabilities of slice k (K,256,256) -> what is held of it, (rows,columns)."""
+        return decided_plane(self.classes, planes, self.restore, k, self.threshold)[1]
 
-    def decided(self, native: NDArray[np.float32]) -> NDArray[Any]:
-        """(K,rows,columns) in [0,1] -> the values of a label map, (rows,columns)."""
-        return self.classes.label_map(self.classes.decide(native, self.threshold))
-
-    def place(self, k: int, native: NDArray[np.float32]) -> None:
-        """Take in slice k: probabilities (K,rows,columns) in [0,1] on the scan's own plane."""
-        self.restore.place(self.mask, self.decided(native), k)
-        if self.probability is not None:
-            union = self.classes.union(native)
+    def place(self, k: int, planes: NDArray[np.float32]) -> None:
+        """Take in slice k: probabilities (K,256,256) in [0,1]."""
+        union, held = decided_plane(self.classes, planes, self.restore, k, self.threshold)
+        self.restore.place(self.held, held, k)
+        shown = [union]
+        if self.outputs.probability_per_class:
+            shown = [self.restore.to_native(plane, k) for plane in planes]
+        for array, share in zip(self.probabilities.values(), shown, strict=False):
             # Halves round down, so that 0.5 itself stays below it: the mask is the map > 0.5.
-            shares = self.probability.dtype == np.uint8
-            self.restore.place(self.probability, np.ceil(union * 255 - 0.5) if shares else union, k)
+            shares = array.dtype == np.uint8
+            self.restore.place(array, np.ceil(share * 255 - 0.5) if shares else share, k)
 
     def place_uncertainty(self, k: int, plane: NDArray[np.uint8]) -> None:
         """Take in slice k of the uncertainty, 255 being 1."""
         if self.uncertainty is not None:
             self.restore.place(self.uncertainty, plane, k)
+
+    def clean(self, post: PostProcess, spacing_mm: tuple[float, float, float] | None) -> None:
+        """What comes after the threshold, of each class by itself."""
+        stacked, count = self.restore.planes.stacked(self.held), len(self.classes)
+        if count == 1:
+            post.clean(stacked, spacing_mm)
+        elif self.classes.overlapping:
+            post.clean_regions(stacked, count, spacing_mm)
+        else:
+            post.clean_classes(stacked, spacing_mm)
+
+    def voxels(self) -> list[int]:
+        """The voxels of each class, where there are several; else []."""
+        count = len(self.classes)
+        if count == 1:
+            return []
+        found = np.zeros(count, np.int64)
+        for k in range(self.held.shape[2]):
+            plane = self.held[:, :, k]
+            if plane.any():
+                masks = (class_mask(self.classes, plane, number) for number in range(count))
+                found += [np.count_nonzero(mask) for mask in masks]
+        return [int(one) for one in found]
 
     def write(self, volume: Volume, limits: Limits) -> None:
         """Write all files; none appears before every one of them is complete.
@@ -228,20 +287,48 @@ class OutputArrays:
         Raises:
             RunError: The disk refused.
         """
-        out = self.outputs
+        out, segments = self.outputs, segments_of(self.classes)
+        shares = dict(self.probabilities)
+        if out.uncertainty is not None and self.uncertainty is not None:
+            shares[out.uncertainty] = self.uncertainty
+        mask = shown_labels(self.classes, self.held)
         with ExitStack() as together:
-            for path, array in (
-                (out.probability, self.probability),
-                (out.uncertainty, self.uncertainty),
-            ):
-                if path is not None and array is not None:
-                    write_probability(together.enter_context(replacing(path)), array, volume)
+            for path, array in shares.items():
+                write_probability(together.enter_context(replacing(path)), array, volume)
+            for number, path in enumerate(out.class_masks(self.classes.names)):
+                own = class_mask(self.classes, self.held, number).view(np.uint8)
+                named = [replace(segments[number], value=1)] if segments else []
+                write_mask(together.enter_context(replacing(path)), own, volume, named)
+            if out.legend is not None:
+                write_legend(together.enter_context(replacing(out.legend)), self.classes)
             if out.preview is not None:
                 from sdseg_cli.report.preview import save_preview
 
                 drawn = together.enter_context(replacing(out.preview))
-                save_preview(drawn, volume, self.mask, limits)
-            write_mask(together.enter_context(replacing(out.mask)), self.mask, volume)
+                save_preview(drawn, volume, mask, limits)
+            write_mask(together.enter_context(replacing(out.mask)), mask, volume, segments)
+
+
+def write_legend(path: Path, classes: ClassRule) -> None:
+    """Write the label file that ITK-SNAP opens beside a label map: value, colour, name.
+
+    Raises:
+        RunError: The disk refused.
+    """
+    lines = [
+        "################################################",
+        "# ITK-SnAP Label Description File",
+        "# IDX   -R-  -G-  -B-  -A--  VIS MSH  LABEL",
+        "################################################",
+        '    0     0    0    0        0  0  0    "Clear Label"',
+    ]
+    white = Segment(classes.names[0], classes.values[0])
+    for one in segments_of(classes) or (white,):
+        red, green, blue = one.colour
+        name = " ".join(printable(one.name).replace('"', "'").split())
+        lines.append(f'{one.value:5d} {red:5d} {green:4d} {blue:4d}        1  1  1    "{name}"')
+    with replacing(path) as temporary:
+        temporary.write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 
 def _fill(maps: OutputArrays, batches: Batches) -> None:
@@ -249,20 +336,30 @@ def _fill(maps: OutputArrays, batches: Batches) -> None:
     for start, planes in batches:
         for k, plane in enumerate(planes, start):
             if plane.any():  # the maps are zeros to begin with
-                maps.place(k, maps.to_native(plane, k))
+                maps.place(k, plane)
 
 
 def _compare(maps: OutputArrays, batches: Batches, runs: int) -> Agreement:
     """Likewise the mean of the draws, and how far the masks of each by itself disagree."""
-    tally = Tally(runs)
+    rule = maps.classes
+    single, several = Tally(runs), LabelTally(runs, len(rule), partial(_masks, rule))
     for start, planes in batches:
         for k, drawn in enumerate(planes, start):
-            mean = sum(drawn) / np.float32(runs)
-            maps.place(k, maps.to_native(mean, k))
-            votes = np.stack([maps.decided(maps.to_native(one, k)) > 0 for one in drawn])
-            maps.place_uncertainty(k, disagreement(votes))
-            tally.add(votes)
-    return tally.agreement()
+            maps.place(k, sum(drawn) / np.float32(runs))
+            votes = np.stack([maps.decided(one, k) for one in drawn])
+            if len(rule) == 1:
+                masks = votes > 0
+                maps.place_uncertainty(k, disagreement(masks))
+                single.add(masks)
+            else:
+                maps.place_uncertainty(k, disagreement_of_labels(votes))
+                several.add(votes)
+    return (single if len(rule) == 1 else several).agreement()
+
+
+def _masks(rule: ClassRule, held: Array) -> Iterator[NDArray[np.bool_]]:
+    """The mask of each class in what is held of voxels, one at a time."""
+    return (class_mask(rule, held, number) for number in range(len(rule)))
 
 
 def check_volume(volume: Volume, normalisation: Normalisation) -> tuple[Finding, ...]:
@@ -309,21 +406,33 @@ class Need:
 
 
 def need_of(
-    outputs: OutputPaths, geometry: Geometry, voxel_bytes: int, batch_bytes: int, draws: int = 1
+    outputs: OutputPaths,
+    geometry: Geometry,
+    voxel_bytes: int,
+    batch_bytes: int,
+    draws: int = 1,
+    classes: ClassRule | None = None,
 ) -> Need:
     """Memory that a prediction takes; see `MemoryGuard` for the arguments."""
+    rule = classes or ClassRule()
     voxels, side = math.prod(geometry.shape), max(Planes.of(geometry).shape)
     share = np.dtype(outputs.probability_dtype).itemsize
+    share *= len(outputs.probabilities(rule.names)) or 1
+    held = held_type(rule).itemsize
+    # Of several classes: one of them by itself, where overlapping ones become a label map that too.
+    beside = 0 if len(rule) == 1 else 1 + 2 * rule.overlapping
+    planes = SLICE_BYTES_PER_PIXEL + 2 * draws
+    planes += 0 if len(rule) == 1 else 8 * (len(rule) if rule.overlapping else 2) + 8 * draws
     others = [path for path in (outputs.probability, outputs.uncertainty) if path is not None]
-    copied = [_copied_bytes(outputs.mask, 1), *(_copied_bytes(path, 4) for path in others)]
+    copied = [_copied_bytes(outputs.mask, held), *(_copied_bytes(path, 4) for path in others)]
     return Need(
         scan=voxels * voxel_bytes,
-        mask=voxels,
+        mask=voxels * (held + beside),
         probability=voxels * share * (outputs.probability is not None),
         uncertainty=voxels * (outputs.uncertainty is not None),
         copies=voxels * max(copied),
         preview=PREVIEW_BYTES * (outputs.preview is not None),
-        batch=batch_bytes + side**2 * (SLICE_BYTES_PER_PIXEL + 2 * draws),
+        batch=batch_bytes + side**2 * planes,
     )
 
 
@@ -359,6 +468,7 @@ class MemoryGuard:
         batch_bytes: Memory of a batch, by its size; by None as it is set.
         draws: Masks of a slice that are compared.
         batch_size: As it is set; a scan of fewer slices has a smaller one. None: unknown.
+        classes: The run's; None is one class.
     """
 
     name: str
@@ -366,6 +476,7 @@ class MemoryGuard:
     batch_bytes: Callable[[int | None], int]
     draws: int = 1
     batch_size: int | None = None
+    classes: ClassRule | None = None
 
     def __call__(self, geometry: Geometry, voxel_bytes: int) -> None:
         """Called before the scan is read, with its geometry and bytes per stored voxel.
@@ -375,7 +486,7 @@ class MemoryGuard:
         """
         size = self.batch_size and min(self.batch_size, Planes.of(geometry).count)
         set_batch = self.batch_bytes(size)
-        need = need_of(self.outputs, geometry, voxel_bytes, set_batch, self.draws)
+        need = need_of(self.outputs, geometry, voxel_bytes, set_batch, self.draws, self.classes)
         free = available_bytes()
         if need.total <= free:
             return

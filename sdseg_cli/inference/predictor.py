@@ -11,7 +11,7 @@ import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from sdseg_cli.data.spec import ClassRule
 from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation
 from sdseg_cli.imaging.io.picture import Picture
 from sdseg_cli.imaging.slices import CROPS, SliceStack, SliceTransform, shows_body, to_stack
-from sdseg_cli.imaging.volume import Volume
+from sdseg_cli.imaging.volume import Array, Segment, Volume
 from sdseg_cli.inference.decoders import choose_decoder
 from sdseg_cli.inference.engine import (
     Compute,
@@ -41,6 +41,7 @@ from sdseg_cli.inference.engine import (
 from sdseg_cli.inference.options import PredictorOptions
 from sdseg_cli.model.runtime import choose_device, to_device
 from sdseg_cli.model.weights import WeightStore
+from sdseg_cli.report.drawing import class_colour, rgb
 from sdseg_cli.runs.package import networks_of, read_trained
 
 
@@ -62,17 +63,121 @@ class Prediction:
         """(S,256,256) in [0,1], the Score map; of several classes the probability of any."""
         return self.classes.union(self.probabilities)
 
-    def mask(self, *, threshold: float = THRESHOLD) -> NDArray[Any]:
-        """(I,J,K) uint8, 0 or 1, of several classes their values: the probabilities restored to the
-        scan's own grid, then decided there.
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The classes as `write_mask` names them; () of one class."""
+        return segments_of(self.classes)
+
+    def labels(self, *, threshold: float = THRESHOLD) -> NDArray[Any]:
+        """(I,J,K) uint8, or above 255 uint16: the value of each voxel's class, 0 where there is
+        none; of one class 1. Probabilities are restored to the scan's own grid, then decided there.
         """
-        rule, count = self.classes, len(self.probabilities[0])
-        dtype = np.uint8 if max(rule.values) <= 255 else np.uint16
-        mask = np.zeros(self.restore.planes.stored_shape, dtype)
-        for k in range(count):
-            native = np.stack([self.restore.to_native(each[k], k) for each in self.probabilities])
-            self.restore.place(mask, rule.label_map(rule.decide(native, threshold)), k)
-        return mask
+        rule = self.classes
+        found = np.zeros(self.restore.planes.stored_shape, held_type(rule))
+        for k in range(self.probabilities.shape[1]):
+            planes = self.probabilities[:, k]
+            _, plane = decided_plane(rule, planes, self.restore, k, threshold)
+            self.restore.place(found, plane, k)
+        return shown_labels(rule, found)
+
+    def mask(self, *, threshold: float = THRESHOLD) -> NDArray[Any]:
+        """`labels`, which of one class are a mask of 0 and 1."""
+        return self.labels(threshold=threshold)
+
+
+MOST_REGIONS = 64
+"""So many classes that overlap are held as the bits of a voxel."""
+
+
+def held_type(rule: ClassRule) -> np.dtype[Any]:
+    """What a voxel's class is held as: the value of a label map, where classes overlap a bit each.
+
+    Raises:
+        ConfigError: More overlap than there are bits.
+    """
+    if not rule.overlapping:
+        return np.dtype(np.uint8 if max(rule.values) <= 255 else np.uint16)
+    if len(rule) > MOST_REGIONS:
+        raise ConfigError(
+            f"{len(rule)} classes that overlap: at most {MOST_REGIONS} are predicted at once.",
+            "Prepare the set with fewer, or with classes that share no label.",
+        )
+    return np.dtype(f"u{next(size for size in (1, 2, 4, 8) if 8 * size >= len(rule))}")
+
+
+def decided_plane(
+    rule: ClassRule,
+    planes: NDArray[np.float32],
+    restore: SliceTransform,
+    k: int,
+    threshold: float,
+) -> tuple[NDArray[np.float32], Array]:
+    """A slice's classes on the scan's own plane.
+
+    As `ClassRule.decide` of all planes restored there, but only those of classes that can win
+    anywhere are: where any class lies above the threshold, the likeliest has its Kth part at least,
+    and restoring raises no maximum.
+
+    Args:
+        rule: The K classes.
+        planes: (K,256,256) in [0,1].
+        restore: The way back.
+        k: Number of the slice.
+        threshold: A voxel has a class where the probability of any is above it.
+
+    Returns:
+        The probability of any class and what is held of each voxel (see `held_type`), both
+        (rows,columns).
+    """
+    if rule.overlapping and len(rule) > 1:
+        natives = np.stack([restore.to_native(plane, k) for plane in planes])
+        held = np.zeros(natives.shape[1:], held_type(rule))
+        for number, native in enumerate(natives):
+            held |= (native > threshold).astype(held.dtype) << held.dtype.type(number)
+        return natives.max(axis=0), held
+    union = restore.to_native(rule.union(planes), k)
+    there = union > threshold
+    held = there.astype(held_type(rule))
+    if len(rule) == 1 or not there.any():
+        return union, held
+    least = 0.99 * threshold / len(rule)  # a sum of float32 is not exact
+    highest = np.full(union.shape, -1, np.float32)
+    for value, plane in zip(rule.values, planes, strict=True):
+        if plane.max() > least:
+            native = restore.to_native(plane, k)
+            wins = native > highest
+            highest[wins], held[wins] = native[wins], value
+    held[~there] = 0
+    return union, held
+
+
+def class_mask(rule: ClassRule, held: Array, number: int) -> NDArray[np.bool_]:
+    """The mask of class `number` in what is held of voxels (see `held_type`), same shape."""
+    if rule.overlapping:
+        return np.asarray(held & held.dtype.type(1 << number), np.bool_)
+    return np.asarray(held == rule.values[number])
+
+
+def shown_labels(rule: ClassRule, held: Array) -> Array:
+    """The label map of what is held of voxels; it may be the same memory."""
+    if not rule.overlapping:
+        return held
+    shown = np.zeros_like(held, np.uint8 if max(rule.values) <= 255 else np.uint16)
+    for number, value in enumerate(rule.values):
+        shown[class_mask(rule, held, number)] = value
+    return shown
+
+
+def segments_of(rule: ClassRule) -> tuple[Segment, ...]:
+    """The classes with their values and the colours of every picture; () of one class."""
+    if len(rule) == 1:
+        return ()
+    pairs = zip(rule.names, rule.values, strict=True)
+    colours = (rgb(class_colour(number)) for number in range(1, len(rule) + 1))
+    return tuple(
+        Segment(name, value, (red, green, blue))
+        for (name, value), (red, green, blue) in zip(pairs, colours, strict=True)
+    )
 
 
 LARGEST_PLANE = 4096
@@ -181,6 +286,12 @@ class Predictor:
                 f"Choose a run of {'pictures' if picture else 'volumes'} with --run.",
             )
 
+    def mirror_safe(self, sample: SampleConfig) -> SampleConfig:
+        """The same without the left-right mirror, where classes have sides that it would swap."""
+        if self.classes.mirror_safe or "h" not in sample.flips:
+            return sample
+        return replace(sample, flips=sample.flips.replace("h", ""))
+
     def batch_bytes(self, draws: int = 1, batch_size: int | None = None) -> int:
         """The machine's memory that a batch takes, about; see `Inference.batch_bytes`."""
         colours = 3 if self._of_pictures else 1
@@ -218,7 +329,7 @@ class Predictor:
 
         See `planes` for the arguments.
         """
-        pixels, sample = stack.pixels(k, k + 1), sample or self.config.sample
+        pixels, sample = stack.pixels(k, k + 1), self.mirror_safe(sample or self.config.sample)
         planes = self._computed(predict_planes, stack, k, pixels, seed, sample)
         return planes.reshape(planes.shape[1:])
 
@@ -245,7 +356,7 @@ class Predictor:
         sample: SampleConfig | None,
         progress: Progress,
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        sample = sample or self.config.sample
+        sample = self.mirror_safe(sample or self.config.sample)
         draws = sample.samples if compute is predict_draws else 1
         size = min(self.batch_size, len(stack))
         if self._inference.is_asked_for:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,18 @@ def disagreement_of_counts(counts: NDArray[Any], runs: int) -> NDArray[np.uint8]
     share = np.arange(runs + 1) / runs
     found: NDArray[np.uint8] = np.rint(255 * 4 * share * (1 - share)).astype(np.uint8)[counts]
     return found
+
+
+def disagreement_of_labels(votes: NDArray[Any]) -> NDArray[np.uint8]:
+    """Likewise of K label maps (K,rows,columns): 4 p (1 - p), p the share that has the most
+    frequent label, at least a half. So it is 1 where at least half of them differ from that.
+    """
+    ordered = np.sort(votes, axis=0)
+    most = run = np.ones(votes.shape[1:], np.int64)
+    for before, after in pairwise(ordered):
+        run = np.where(before == after, run + 1, 1)
+        most = np.maximum(most, run)
+    return disagreement_of_counts(np.maximum(most, (len(votes) + 1) // 2), len(votes))
 
 
 @dataclass(frozen=True)
@@ -116,3 +130,45 @@ class Tally:
             return Agreement(self.runs, None, None)
         dice = 2 * self._shared[one, other][there] / voxels[there]
         return Agreement(self.runs, float(dice.mean()), 1 - self._all / self._any)
+
+
+class LabelTally:
+    """Likewise of K label maps.
+
+    Args:
+        runs: K, at least 2.
+        masks_of: A plane of labels -> the mask of each class, as `Tally` counts them.
+        classes: Number of classes.
+    """
+
+    def __init__(
+        self,
+        runs: int,
+        classes: int,
+        masks_of: Callable[[NDArray[Any]], Iterable[NDArray[np.bool_]]],
+    ) -> None:
+        self._masks_of = masks_of
+        self._each = [Tally(runs) for _ in range(classes)]
+        self._runs = runs
+        self._stable = self._any = 0
+
+    def add(self, votes: NDArray[Any]) -> None:
+        """Count a plane (K,rows,columns) of labels."""
+        there = (votes != 0).any(axis=0)
+        if not there.any():
+            return
+        self._any += int(np.count_nonzero(there))
+        self._stable += int(np.count_nonzero(there & (votes == votes[0]).all(axis=0)))
+        for tally, masks in zip(self._each, self._masks_of(votes), strict=True):
+            if masks.any():
+                tally.add(masks)
+
+    def agreement(self) -> Agreement:
+        """The mean over the classes that any label map has; and the share of voxels whose label
+        differs.
+        """
+        found = [tally.agreement().dice for tally in self._each]
+        known = [dice for dice in found if dice is not None]
+        if not known:
+            return Agreement(self._runs, None, None)
+        return Agreement(self._runs, float(np.mean(known)), 1 - self._stable / self._any)

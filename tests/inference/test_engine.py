@@ -171,7 +171,8 @@ def test_prediction_lowers_encoder_and_decoder_but_never_the_unet(
 
 
 def _predict(model: SDSeg, slices: list[int], pixels: torch.Tensor = PIXELS, **sample: object):
-    return predict_planes(model, pixels, slices, seed=5, sample=SampleConfig(**sample))
+    """(B,H,W), of the one class."""
+    return predict_planes(model, pixels, slices, seed=5, sample=SampleConfig(**sample))[:, 0]
 
 
 def test_one_sample_at_one_step_is_equation_2_from_the_slices_own_noise(model: SDSeg) -> None:
@@ -251,7 +252,8 @@ def test_prediction_computes_in_the_precision_of_the_model(
 def test_the_draws_by_themselves_are_those_that_are_averaged(model: SDSeg) -> None:
     sample = SampleConfig(samples=3)
     each = predict_draws(model, PIXELS, [7, 8, 9], seed=5, sample=sample)
-    assert each.shape == (3, 3, SIDE, SIDE)
+    assert each.shape == (3, 3, 1, SIDE, SIDE)
+    each = each[:, :, 0]
     assert torch.equal(each[:, 0], _predict(model, [7, 8, 9]))
     assert torch.equal(
         (each[:, 0] + each[:, 1] + each[:, 2]) / 3, _predict(model, [7, 8, 9], samples=3)
@@ -266,6 +268,7 @@ def test_without_noise_the_seed_and_the_slices_number_change_nothing(model: SDSe
         for slices, seed in (([7, 8, 9], 5), ([1, 2, 3], 6))
     )
     assert torch.equal(one, other)
+    one = one[:, 0]
     with torch.inference_mode():
         zc = model.encode_image(PIXELS.unsqueeze(1).expand(-1, 3, -1, -1).contiguous())
         nothing = torch.zeros(3, *LATENT)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.errors import ConfigError, DataError, RunError
+from sdseg_cli.data.spec import ClassRule
 from sdseg_cli.imaging.intensity import PICTURE_WINDOW, Normalisation
 from sdseg_cli.imaging.io.files import read_image
 from sdseg_cli.imaging.postprocess import PostProcess
@@ -42,12 +43,13 @@ AVAILABLE = "sdseg_cli.inference.predict.available_bytes"
 
 
 class Given:
-    """A predictor whose answers are given: (K,S,8,8), drawn in this order."""
+    """A predictor of one class whose answers are given: (draws,S,8,8), drawn in this order."""
 
     run = Path("given")
     config = SimpleNamespace(sample=SampleConfig())
     decoder = "exact"
     batch_size = None
+    classes = ClassRule()
 
     def __init__(self, *answers: np.ndarray, window: tuple[float, float] = (-175, 250)) -> None:
         self.answers = np.stack(answers).astype(np.float32)
@@ -65,12 +67,12 @@ class Given:
 
     def planes(self, stack: SliceStack, *, sample: SampleConfig, **_: object) -> Iterator[Any]:
         self.asked.append(sample)
-        yield 0, self.answers[0]
+        yield 0, self.answers[0][:, None]
 
     def draws(self, stack: SliceStack, *, sample: SampleConfig, **_: object) -> Iterator[Any]:
         self.asked.append(sample)
-        yield 0, self.answers[:, :2].swapaxes(0, 1)
-        yield 2, self.answers[:, 2:].swapaxes(0, 1)
+        yield 0, self.answers[:, :2].swapaxes(0, 1)[:, :, None]
+        yield 2, self.answers[:, 2:].swapaxes(0, 1)[:, :, None]
 
 
 def zeros() -> np.ndarray:
@@ -234,7 +236,7 @@ def test_a_picture_takes_all_options_but_millilitres(picture: Path, tmp_path: Pa
     second = first.copy()
     first[0, 6, 6] = 0.9
     given = Given(first, second, window=PICTURE_WINDOW)
-    given.draws = lambda *_, **__: iter([(0, given.answers.swapaxes(0, 1))])
+    given.draws = lambda *_, **__: iter([(0, given.answers.swapaxes(0, 1)[:, :, None])])
     out = {name: tmp_path / f"{name}.png" for name in ("mask", "unc", "look")}
     report = predict_file(
         picture,
@@ -488,7 +490,7 @@ class Endless(Given):
 
     def planes(self, stack: SliceStack, **_: object) -> Iterator[Any]:
         for k in range(len(stack)):
-            yield k, self.answers[0]
+            yield k, self.answers[0][:, None]
 
 
 @pytest.mark.slow

@@ -95,7 +95,7 @@ def test_a_slice_alone_is_as_in_the_whole_scan_bit_for_bit(
     whole = predictor.predict(volume, seed=3, sample=sample).probability
     for k in (0, 1, 5):
         alone = predictor.plane(stack, k, seed=3, sample=sample)
-        assert alone.shape == (PLANE, PLANE)
+        assert alone.shape == (1, PLANE, PLANE)
         assert alone.tobytes() == whole[k].tobytes()
     assert alone.max() > 0 and not np.array_equal(whole[0], whole[5])
 

@@ -6,7 +6,8 @@ its source series carries, as every DICOM object must.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +21,7 @@ from sdseg_cli.core.filenames import may_hold_dicom
 from sdseg_cli.core.files import replacing
 from sdseg_cli.imaging.io.dicom import DicomHeader
 from sdseg_cli.imaging.io.dicom_series import opened, quiet
-from sdseg_cli.imaging.volume import Array, Volume
+from sdseg_cli.imaging.volume import Array, Segment, Volume
 
 _REPEATED = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate",
@@ -31,6 +32,20 @@ _ONE_FOR_ALL = ("StudyInstanceUID", "FrameOfReferenceUID", "SOPClassUID", "Patie
 """Elements of which a series has one value."""
 _SERIES_NUMBER = 9000
 """Of our series: far above what scanners count."""
+_CATEGORIES = {"CID7192": ("91723000", "Anatomical Structure"), "CID7159": ("49755003", "Lesion")}
+"""Context groups of DICOM in which a class is looked up by its name, and the SNOMED CT code of what
+they hold: anatomical structures, and what is abnormal."""
+_TISSUE = ("85756007", "Tissue")
+"""What a class of another name is."""
+_NO_PART_OF_A_NAME = frozenset({"left", "right", "l", "r", "lt", "rt"})
+_ALSO_CALLED = {
+    "oesophagus": "esophagus", "brainstem": "brainstem", "postcava": "inferiorvenacava",
+    "ivc": "inferiorvenacava", "parotid": "parotidgland", "adrenal": "adrenalgland",
+    "cord": "spinalcord", "tumour": "neoplasm", "tumor": "neoplasm", "spinal": "spinalcord",
+}  # fmt: skip
+"""Names in data sets, without spaces -> in the context groups."""
+_LONGEST_LABEL = 64
+"""Of a segment's label, letters (its VR is LO)."""
 
 
 def check_writable(path: Path, scan: Path | None) -> None:
@@ -102,13 +117,14 @@ def _telling(source: Path) -> Iterator[None]:
         ) from error
 
 
-def write(path: Path, array: Array, like: Volume) -> None:
-    """Write a mask as a DICOM SEG: binary, one segment, empty frames left out.
+def write(path: Path, array: Array, like: Volume, segments: Sequence[Segment] = ()) -> None:
+    """Write a mask as a DICOM SEG: binary, one segment for each class, empty frames left out.
 
     Args:
         path: Ends in .dcm.
-        array: (column, row, slice) uint8, 0 or 1.
+        array: (column, row, slice) uint8, 0 or 1; with segments their values.
         like: The scan, read from a DICOM series that is still where it was.
+        segments: The classes; none for a mask of one, which has no name.
 
     Raises:
         DataError: The series is gone, or its headers lack what a SEG has to repeat.
@@ -116,7 +132,7 @@ def write(path: Path, array: Array, like: Volume) -> None:
     """
     header = _header(like)
     with _telling(header.source), quiet():
-        segmentation = _segmentation(_sources(header), array)
+        segmentation = _segmentation(_sources(header), _numbered(array, segments), segments)
     with replacing(path) as temporary, quiet():
         segmentation.save_as(temporary)
 
@@ -138,16 +154,52 @@ def _sources(header: DicomHeader) -> list[Any]:
     return sources
 
 
-def _segmentation(sources: list[Any], array: Array) -> Any:
+def _numbered(array: Array, segments: Sequence[Segment]) -> Array:
+    """The label map with the number of the segment, from 1, in place of each value."""
+    if not segments:
+        return array
+    number_of = np.zeros(max(segment.value for segment in segments) + 1, np.uint16)
+    for number, segment in enumerate(segments, start=1):
+        number_of[segment.value] = number
+    return number_of.astype(np.uint8 if len(segments) <= 255 else np.uint16)[array]
+
+
+def codes_of(name: str) -> tuple[tuple[str, str], tuple[str, str]]:
+    """Category and type of a class, each as SNOMED CT's code and meaning, where DICOM's context
+    groups have its name, its side left out; else an anatomical structure that is tissue.
+    """
+    from pydicom.sr.codedict import codes
+
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
+    plain = [word.lower() for word in words if word.lower() not in _NO_PART_OF_A_NAME]
+    joined = "".join(plain)
+    wanted = {joined, joined.removesuffix("s"), _ALSO_CALLED.get(joined, joined)} - {""}
+    if joined == "brainstem":
+        wanted.add("stemofbrain")
+    for group, category in _CATEGORIES.items():
+        concepts = getattr(codes, group)
+        for keyword in concepts.dir():
+            if keyword.lower() in wanted:
+                found = getattr(concepts, keyword)
+                return category, (found.value, found.meaning)
+    return _CATEGORIES["CID7192"], _TISSUE
+
+
+def _description(number: int, segment: Segment | None) -> Any:
+    """Of one segment; None is the mask of one class, which has no name."""
     import highdicom
-    from highdicom.seg import Segmentation, SegmentationTypeValues, SegmentDescription
+    from highdicom.seg import SegmentDescription
 
     code = highdicom.sr.CodedConcept
-    segment = SegmentDescription(
-        segment_number=1,
-        segment_label="segmentation",
-        segmented_property_category=code("91723000", "SCT", "Anatomical Structure"),
-        segmented_property_type=code("85756007", "SCT", "Tissue"),
+    category, kind = (
+        (_CATEGORIES["CID7192"], _TISSUE) if segment is None else codes_of(segment.name)
+    )
+    label = "segmentation" if segment is None else " ".join(segment.name.replace("\\", "/").split())
+    return SegmentDescription(
+        segment_number=number,
+        segment_label=label[:_LONGEST_LABEL],
+        segmented_property_category=code(category[0], "SCT", category[1]),
+        segmented_property_type=code(kind[0], "SCT", kind[1]),
         algorithm_type="AUTOMATIC",
         algorithm_identification=highdicom.AlgorithmIdentificationSequence(
             name="sdseg",
@@ -155,11 +207,18 @@ def _segmentation(sources: list[Any], array: Array) -> Any:
             family=code("123110", "DCM", "Artificial Intelligence"),
         ),
     )
+
+
+def _segmentation(sources: list[Any], array: Array, segments: Sequence[Segment] = ()) -> Any:
+    import highdicom
+    from highdicom.seg import Segmentation, SegmentationTypeValues
+
+    described = [_description(n, one) for n, one in enumerate(segments or (None,), start=1)]
     return Segmentation(
         source_images=sources,
         pixel_array=np.ascontiguousarray(array.transpose(2, 1, 0)),
         segmentation_type=SegmentationTypeValues.BINARY,
-        segment_descriptions=[segment],
+        segment_descriptions=described,
         series_instance_uid=highdicom.UID(),
         series_number=_SERIES_NUMBER,
         sop_instance_uid=highdicom.UID(),

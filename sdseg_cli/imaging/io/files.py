@@ -7,8 +7,9 @@ The LPS world of NRRD and MetaImage is known in `metaimage.py` and its parts, no
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +35,7 @@ from sdseg_cli.imaging.io.picture import (
     read_picture_labels,
     write_png,
 )
-from sdseg_cli.imaging.volume import Array, Geometry, OnHeader, Volume
+from sdseg_cli.imaging.volume import Array, Geometry, OnHeader, Segment, Volume
 
 _TWO_FILES = {
     ".nhdr": "Save header and voxels as one .nrrd file.",
@@ -125,21 +126,27 @@ def _label_hint(low: float, high: float) -> str:
     return "Labels are whole numbers from 0 to 65535; was the image given as the label?"
 
 
-def write_mask(path: Path, mask: NDArray[np.uint8], like: Volume) -> None:
-    """Write a mask on the grid of the scan it belongs to, atomically.
+def write_mask(
+    path: Path, mask: NDArray[Any], like: Volume, segments: Sequence[Segment] = ()
+) -> None:
+    """Write a mask or a label map on the grid of the scan it belongs to, atomically.
 
     Args:
         path: Ends in .nii, .nii.gz, .nrrd or .mha; for a picture in .png; for a DICOM series also
             in .dcm, a DICOM SEG. Missing folders are made.
-        mask: (I, J, K) uint8, 0 or 1, in the scan's own axis order. A PNG shows 1 as 255, white.
+        mask: (I, J, K) uint8, 0 or 1, in the scan's own axis order; a PNG shows 1 as 255, white.
+            With two or more segments a label map of their values, uint8 or uint16, which a PNG
+            holds as they are.
         like: The scan. A NIfTI scan's sform, qform, codes, units and zooms go into a NIfTI mask
             bit for bit.
+        segments: The classes of a label map, which a DICOM SEG and a .seg.nrrd name.
 
     Raises:
         DataError: The name has another suffix, or is a folder.
         RunError: The disk refused.
     """
-    _write(path, mask * np.uint8(255) if isinstance(like, Picture) else mask, like, slope=1.0)
+    shown = isinstance(like, Picture) and len(segments) < 2
+    _write(path, mask * np.uint8(255) if shown else mask, like, slope=1.0, segments=segments)
 
 
 PROBABILITY_SLOPE = float(np.nextafter(np.float32(1 / 255), np.float32(0)))
@@ -165,8 +172,11 @@ def write_probability(
     _write(path, probability, like, slope=PROBABILITY_SLOPE if shares else 1.0)
 
 
-def _write(path: Path, array: Array, like: Volume, slope: float) -> None:
-    if array.shape != like.geometry.shape or array.dtype not in (np.uint8, np.float32):
+def _write(
+    path: Path, array: Array, like: Volume, slope: float, segments: Sequence[Segment] = ()
+) -> None:
+    types = (np.uint8, np.float32, *([np.uint16] if segments else []))
+    if array.shape != like.geometry.shape or array.dtype not in types:
         raise ValueError(
             f"{array.shape} {array.dtype} is no uint8 or float32 array on {like.geometry.shape}"
         )
@@ -174,11 +184,11 @@ def _write(path: Path, array: Array, like: Volume, slope: float) -> None:
     if isinstance(like, Picture):
         write_png(path, array)
     elif path.suffix.lower() == DICOM_SUFFIX:
-        dicom_seg.write(path, array, like)
+        dicom_seg.write(path, array, like, segments)
     elif suffix_of(path) in NIFTI_SUFFIXES:
         nifti.write(path, array, like, slope)
     else:
-        metaimage.write(path, array, like, shares=slope != 1)
+        metaimage.write(path, array, like, shares=slope != 1, segments=segments)
 
 
 def check_writable(path: Path, like: Volume | Path | None = None) -> None:

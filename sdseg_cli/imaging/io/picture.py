@@ -186,8 +186,10 @@ def levels_of(greys: Picture, levels: MaskLevels | None) -> MaskLevels | None:
     return ABOVE_128 if levels is None and is_jpeg else levels
 
 
-def write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
-    """Write a (H, W, 1) uint8 array as a grey PNG, atomically; the same pixels, the same bytes."""
+def write_png(path: Path, pixels: Array) -> None:
+    """Write a (H, W, 1) uint8 or uint16 array as a grey PNG of 8 or 16 bits, atomically; the same
+    pixels, the same bytes.
+    """
     with replacing(path) as temporary:
         Image.fromarray(pixels[:, :, 0]).save(temporary, format="PNG")
 
