@@ -7,8 +7,9 @@ worst case are drawn.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import Any
@@ -252,6 +253,16 @@ class _ShownPlanes:
 _IN_MEMORY = 1 << 28
 
 
+def _classes_of(
+    found: NDArray[Any], rule: ClassRule, cut: Callable[[NDArray[Any]], NDArray[Any]]
+) -> Mask:
+    """The classes of one plane of a `CachedMask`, (K,rows,columns); `cut` takes it from (I,J,K)."""
+    planes = np.stack([cut(one) for one in found]) if found.ndim == 4 else np.asarray(cut(found))
+    if found.ndim == 4:
+        return planes
+    return np.stack([planes == value for value in rule.values])
+
+
 @dataclass(frozen=True)
 class _Scoring:
     """One pass over the held-out cases."""
@@ -290,6 +301,11 @@ class _Scoring:
         }
         k, probability = kept.shown
         window, pixel_mm = self.held.looks(scan, restore)
+        rule = self.held.manifest.classes
+        cut = partial(restore.canonical_plane, k=k)
+        masks = np.array(cut(reference)), np.array(cut(any_class(kept.mask)))
+        if len(rule) > 1:
+            masks = rule.masks(np.asarray(cut(labels))), _classes_of(kept.mask, rule, cut)
         plane = CasePlane(
             case_id=case.id,
             heading="",
@@ -297,14 +313,14 @@ class _Scoring:
             slice_index=k,
             slices=restore.slices,
             image=scan.values(restore.canonical_plane(scan.array, k)),
-            reference=np.array(restore.canonical_plane(reference, k)),
-            prediction=np.array(restore.canonical_plane(any_class(kept.mask), k)),
+            reference=masks[0],
+            prediction=masks[1],
             probability=restore.to_native(probability, k),
             window=window,
             pixel_mm=pixel_mm,
+            classes=rule.names if len(rule) > 1 else (),
         )
         self.shown.add(plane)
-        masks = plane.reference, plane.prediction
         panel = case_panel(case.id, place(restore, k), plane.image, *masks, window, pixel_mm)
         return _Scored(results, panel)
 

@@ -305,7 +305,9 @@ class OutputArrays:
                 from sdseg_cli.report.preview import save_preview
 
                 drawn = together.enter_context(replacing(out.preview))
-                save_preview(drawn, volume, mask, limits)
+                pairs = zip(self.classes.values, self.classes.names, strict=True)
+                names = dict(pairs) if len(self.classes) > 1 else None
+                save_preview(drawn, volume, mask, limits, names=names)
             write_mask(together.enter_context(replacing(out.mask)), mask, volume, segments)
 
 

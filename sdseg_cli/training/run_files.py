@@ -229,14 +229,15 @@ class TrainPictures:
             image = batch.image[0].numpy()
             image = image.transpose(1, 2, 0) if image.ndim == 3 else image
             name = f"{cases[case].id}{place}"
-            foreground = fixed.masks(batch.labels)[0].any(dim=0)
-            shown.append(ShownSlice(name, image, foreground.numpy()))
-        self._history = ValidationHistory(run.history, tuple(self.positions), tuple(shown))
+            masks = fixed.masks(batch.labels)[0].numpy()
+            shown.append(ShownSlice(name, image, masks if len(masks) > 1 else masks[0]))
+        rule = fixed.classes if len(fixed.classes) > 1 else None
+        self._history = ValidationHistory(run.history, tuple(self.positions), tuple(shown), rule)
         self._history.read(after=at)
 
     def draw(self, step: int, planes: NDArray[np.float32]) -> None:
         """Draw them after the validation of a step; `planes` (N,H,W) in [0,1] are the probabilities
-        of the slices at `positions`.
+        of the slices at `positions`, of several classes (N,K,H,W).
         """
         from sdseg_cli.report.training_curve import training_curve
         from sdseg_cli.report.validation_picture import validation_picture

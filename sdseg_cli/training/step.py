@@ -263,7 +263,7 @@ class Validation:
     dice: float
     """Mean over the classes of their means over the cases."""
     planes: NDArray[np.float32]
-    """(K,H,W) in [0,1]: the probabilities of the slices of `keep`, in their order;
+    """(N,H,W) in [0,1], of several classes (N,K,H,W): the N slices of `keep`, in their order;
     shifted so that the threshold lies at 0.5."""
     threshold: float = THRESHOLD
     """Of those tried the one with the highest Dice; the nearest to 0.5 of several."""
@@ -300,7 +300,8 @@ def validation(
     # Of each case, class (and any class, last) and threshold: pixels in both masks; the sum of
     # their sizes.
     counts = torch.zeros(slices.cases, 1 + len(slices.classes), len(tried), 2, dtype=torch.float64)
-    planes = torch.zeros(len(keep), *slices.plane)
+    kept: tuple[int, ...] = (len(keep), len(slices.classes), *slices.plane)
+    planes = torch.zeros(kept if len(slices.classes) > 1 else (len(keep), *slices.plane))
     mine = positions[ranks.rank :: ranks.world]
     for start in range(0, len(mine), batch_size):
         chosen = mine[start : start + batch_size]
@@ -321,9 +322,7 @@ def validation(
                 counts[case, :, number, 0] += (found & truth).sum(dim=(1, 2))
                 counts[case, :, number, 1] += found.sum(dim=(1, 2)) + truth.sum(dim=(1, 2))
             if position in keep:
-                planes[list(keep).index(position)] = torch.from_numpy(
-                    slices.classes.union(one.numpy())
-                )
+                planes[list(keep).index(position)] = one if len(slices.classes) > 1 else one[0]
         on_batch(len(chosen))
     if ranks.world > 1:
         device = next(model.parameters()).device
@@ -333,7 +332,9 @@ def validation(
     dice = [_mean_dice(classes[:-1]) for classes in each]
     best = dice.index(max(dice))
     *classes, union = each[best]
-    seen = shifted(planes, tried[best]).numpy()
+    together = len(slices.classes) > 1 and not slices.classes.overlapping
+    any_class = planes.sum(dim=1, keepdim=True) if together else None
+    seen = shifted(planes, tried[best], any_class).numpy()
     return Validation(dice[best], seen, tried[best], tuple(classes), union)
 
 
