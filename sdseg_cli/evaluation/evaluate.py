@@ -299,7 +299,8 @@ class _Scoring:
             image=scan.values(restore.canonical_plane(scan.array, k)),
             reference=np.array(restore.canonical_plane(reference, k)),
             prediction=np.array(restore.canonical_plane(any_class(kept.mask), k)),
-            probability=restore.to_native(probability, k),
+            # The way back from the squares that were predicted, which may be cropped.
+            probability=self.held.predictor.stack(scan).restore.to_native(probability, k),
             window=window,
             pixel_mm=pixel_mm,
         )
