@@ -315,7 +315,8 @@ class _Scoring:
             image=scan.values(restore.canonical_plane(scan.array, k)),
             reference=masks[0],
             prediction=masks[1],
-            probability=restore.to_native(probability, k),
+            # The way back from the squares that were predicted, which may be cropped.
+            probability=self.held.predictor.stack(scan).restore.to_native(probability, k),
             window=window,
             pixel_mm=pixel_mm,
             classes=rule.names if len(rule) > 1 else (),
