@@ -310,7 +310,7 @@ def test_nothing_is_predicted_where_an_output_is_wrong(scan: Path, tmp_path: Pat
 def test_a_preview_that_cannot_be_drawn_leaves_no_mask_either(
     scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: object) -> None:
+    def fails(*_: object, **__: object) -> None:
         raise OSError("no space left")
 
     monkeypatch.setattr("sdseg_cli.report.preview.save_preview", fails)
