@@ -12,6 +12,8 @@ from sdseg_cli.imaging.measure import CaseFacts, LabelStatistics
 
 SIDE = 256
 """Pixels of a prepared slice's side."""
+MOST_ALIKE = 5
+"""More classes that are in some cases only are one finding."""
 SMALLEST_PX = 1.0
 """At most so many pixels, in its largest slice: the majority of no pixel may be of the class."""
 SMALLEST_SHARE = 0.001
@@ -45,19 +47,33 @@ def check_classes(cases: Sequence[CaseFacts], rule: ClassRule) -> Iterator[Findi
 
 def _check_presence(cases: Sequence[CaseFacts], rule: ClassRule) -> Iterator[Finding]:
     masks = {case.id: case.labels for case in cases if case.labels is not None}
-    for number in range(len(rule)):
-        without = [id for id, mask in masks.items() if not _voxels(mask, rule, number)]
-        if without and len(without) < len(masks):
-            shown = ", ".join(without[:3]) + (", ..." if len(without) > 3 else "")
-            yield warning(
-                "class-in-some-cases",
-                without[0] if len(without) == 1 else EVERY_CASE,
-                f"{_called(rule, number)} is in {len(masks) - len(without)} of {len(masks)} cases, "
-                f"not in {shown}",
-                "Right where the structure is not there. If it was never drawn, name the classes "
-                f'that were in a split file: "labelled": {{"{without[0]}": '
-                f'["{rule.names[number - 1] if number else rule.names[1]}"]}}',
-            )
+    absent = [
+        (number, [id for id, mask in masks.items() if not _voxels(mask, rule, number)])
+        for number in range(len(rule))
+    ]
+    partly = [(number, ids) for number, ids in absent if 0 < len(ids) < len(masks)]
+    if len(partly) > MOST_ALIKE:
+        number, ids = max(partly, key=lambda one: len(one[1]))
+        yield warning(
+            "class-in-some-cases",
+            EVERY_CASE,
+            f"{len(partly)} of {len(rule)} classes are in some cases only, such as "
+            f"{_called(rule, number)}, which {len(ids)} of {len(masks)} lack",
+            "Right where structures are not there. If some were never drawn, name the classes that "
+            f'were in a split file: "labelled": {{"{ids[0]}": ["{rule.names[0]}", ...]}}',
+        )
+        return
+    for number, without in partly:
+        shown = ", ".join(without[:3]) + (", ..." if len(without) > 3 else "")
+        yield warning(
+            "class-in-some-cases",
+            without[0] if len(without) == 1 else EVERY_CASE,
+            f"{_called(rule, number)} is in {len(masks) - len(without)} of {len(masks)} cases, "
+            f"not in {shown}",
+            "Right where the structure is not there. If it was never drawn, name the classes "
+            f'that were in a split file: "labelled": {{"{without[0]}": '
+            f'["{rule.names[number - 1] if number else rule.names[1]}"]}}',
+        )
 
 
 def _check_sizes(cases: Sequence[CaseFacts], rule: ClassRule) -> Iterator[Finding]:
@@ -88,17 +104,19 @@ def _check_balance(cases: Sequence[CaseFacts], rule: ClassRule) -> Iterator[Find
     masks = [case.labels for case in cases if case.labels is not None]
     voxels = [sum(_voxels(mask, rule, number) for mask in masks) for number in range(len(rule))]
     total = sum(mask.counts.get(label, 0) for mask in masks for label in rule.labels or ())
-    for number, count in enumerate(voxels):
-        if count and count < SMALLEST_SHARE * total:
-            largest = max(range(len(rule)), key=lambda one: voxels[one])
-            yield warning(
-                "class-imbalance",
-                EVERY_CASE,
-                f"{_called(rule, number)} has {count / total:.4%} of the foreground's voxels, "
-                f"{_called(rule, largest)} {voxels[largest] / total:.0%}",
-                "Training draws each class alike, but little teaches it: merge it with a "
-                "neighbour, or train it in a run of its own, with --classes.",
-            )
+    small = [number for number, count in enumerate(voxels) if 0 < count < SMALLEST_SHARE * total]
+    if small:
+        least = min(small, key=lambda one: voxels[one])
+        largest = max(range(len(rule)), key=lambda one: voxels[one])
+        others = f", and {len(small) - 1} more less than {SMALLEST_SHARE:.1%}"
+        yield warning(
+            "class-imbalance",
+            EVERY_CASE,
+            f"{_called(rule, least)} has {voxels[least] / total:.4%} of the foreground's voxels, "
+            f"{_called(rule, largest)} {voxels[largest] / total:.0%}{others if small[1:] else ''}",
+            "Training draws each class alike, but little teaches a small one: merge it with a "
+            "neighbour, or train it in a run of its own, with --classes.",
+        )
 
 
 def _check_sides(cases: Sequence[CaseFacts], rule: ClassRule, a: int, b: int) -> Iterator[Finding]:

@@ -310,7 +310,7 @@ def test_sampling_options_are_laid_over_the_settings_of_the_run(
 
     def nothing(model: object, pixels: torch.Tensor, slices: object, **how: Any) -> torch.Tensor:
         reached.append(how["sample"])
-        return torch.zeros(pixels.shape)
+        return torch.zeros(len(pixels), 1, *pixels.shape[-2:])
 
     monkeypatch.setattr("sdseg_cli.inference.predictor.predict_planes", nothing)
     predict = ["predict", str(wide_run.scan), "-o", "m.nii.gz"]
@@ -513,11 +513,11 @@ def test_odd_values_are_reported_on_stderr_and_counted_after_the_third(
         if number > 3:
             values = np.asanyarray(image.dataobj) // 3 * 255
             nib.save(nib.Nifti1Image(values.astype(np.uint8), image.affine), label)
-    assert run_command(["prepare", "raw", "--workers", "1"]) == 0
+    assert run_command(["prepare", "raw", "--workers", "1", "--classes", "any"]) == 0
     err = capsys.readouterr().err
     assert err.count("warning label-255, case_") == 3
     assert "warning label-255: 1 more, see `sdseg check --json`" in err
-    assert run_command(["prepare", "raw", "--workers", "1", "--json"]) == 0
+    assert run_command(["prepare", "raw", "--workers", "1", "--classes", "any", "--json"]) == 0
     captured = capsys.readouterr()
     cases = [one["case"] for one in json.loads(captured.out)["warnings"]]
     assert (cases, captured.err) == (["case_4", "case_5", "case_6", "case_7"], "")

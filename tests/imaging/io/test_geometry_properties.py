@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from sdseg_cli.data.spec import ClassRule
 from sdseg_cli.imaging.intensity import Normalisation
 from sdseg_cli.imaging.io.files import read_image, write_mask
 from sdseg_cli.imaging.slices import SliceStack, SliceTransform, to_stack
@@ -41,6 +42,7 @@ class StandIn:
         self.size, self.crop = size, crop
 
     batch_size = None
+    classes = ClassRule()
 
     def require_kind(self, name: str, *, picture: bool) -> None:
         """Any kind will do."""
@@ -55,11 +57,11 @@ class StandIn:
         down, across = np.mgrid[: self.size, : self.size] / self.size
         for k in range(len(stack)):
             lean = 0.9 * down + 0.6 * across + 0.3 * np.sin(k)
-            yield k, (stack.pixels(k, k + 1) * 0.5 + lean - 0.25).astype(np.float32)
+            yield k, (stack.pixels(k, k + 1) * 0.5 + lean - 0.25).astype(np.float32)[:, None]
 
     def mask(self, volume: Volume) -> np.ndarray:
         stack = self.stack(volume)
-        probability = np.concatenate([planes for _, planes in self.planes(stack)])
+        probability = np.concatenate([planes[:, 0] for _, planes in self.planes(stack)])[None]
         return Prediction("scan", probability, stack.restore, 0, 0.0).mask()
 
 
