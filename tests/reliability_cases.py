@@ -300,7 +300,7 @@ SETS = [
     Row("two masks of one reference, one named as nnU-Net's scan", odd.together(odd.masks(pred=(3, 3, 2), ref=(3, 3, 2)), odd.scan("pred/a_0000.nii.gz")), "evaluate --pred pred --ref ref", 2, "both masks of case a"),
     Row("a mask beyond a cut reference, on the model's planes", odd.cut_reference, "evaluate --pred pred --ref ref --resample --grid model", 2, "248 voxels"),
     Row("a mask that lies elsewhere than its reference", odd.together(odd.masks(pred=(3, 3, 2)), odd.scan("ref/a.nii.gz", np.ones((3, 3, 2), np.uint8), affine=np.diag([1.0, 1, 4, 1]))), "evaluate --pred pred --ref ref", 2, "voxels apart"),
-    Row("labels that are not declared", odd.together(odd.scan("pred/a.nii.gz", np.full((3, 3, 2), 7, np.uint8)), odd.masks(ref=(3, 3, 2))), "evaluate --pred pred --ref ref --classes 1,2", 2, "7"),
+    Row("labels of no class", odd.together(odd.scan("pred/a.nii.gz", np.full((3, 3, 2), 7, np.uint8)), odd.masks(ref=(3, 3, 2))), "evaluate --pred pred --ref ref --classes 1,2", 0, "labels in no class of --classes are background: 7"),
     bad_set("a scan that is a link to nowhere, in a set", odd.raw(odd.link("raw data/pt_3/image.nii.gz")), "pt_3/image.nii.gz: a link to /not/there"),
     bad_set("a case folder that is a link to nowhere", odd.raw(odd.link("raw data/pt_9")), "pt_9: a link to /not/there"),
     Row("a reference that is a link to nowhere", odd.together(odd.masks(pred=(3, 3, 2), ref=(3, 3, 2)), odd.scan("pred/b.nii.gz"), odd.link("ref/b.nii.gz")), "evaluate --pred pred --ref ref", 2, "b.nii.gz: a link to /not/there"),

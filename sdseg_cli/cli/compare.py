@@ -58,6 +58,7 @@ def compare(
     if ref is None:
         refuse_given(of_folders, "goes with --ref", "Runs know what counts in their data.")
         _require_runs(a, b)
+    from sdseg_cli.data.classes import parse_scored
     from sdseg_cli.evaluation.compare import compare_folders, compare_runs
     from sdseg_cli.evaluation.evaluation_split import SplitOptions
     from sdseg_cli.evaluation.folders import FolderOptions
@@ -79,7 +80,7 @@ def compare(
                 ref,
                 reading=FolderOptions(
                     whole_numbers("--target", target),
-                    whole_numbers("--classes", classes),
+                    parse_scored(classes),
                     dataset,
                     resample,
                     workers,

@@ -100,6 +100,7 @@ def evaluate(
     if pred is not None and ref is not None:
         if workers != 1:
             warm_up("sdseg_cli.evaluation.pairs")
+        from sdseg_cli.data.classes import parse_scored
         from sdseg_cli.evaluation.folders import FolderOptions, evaluate_folders
 
         with output.progress() as progress:
@@ -108,7 +109,7 @@ def evaluate(
                 ref,
                 reading=FolderOptions(
                     whole_numbers("--target", target),
-                    whole_numbers("--classes", classes),
+                    parse_scored(classes),
                     dataset,
                     resample,
                     workers,

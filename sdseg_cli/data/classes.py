@@ -237,6 +237,24 @@ def parse_classes(
     return _checked(groups, "--classes")
 
 
+def parse_scored(text: str | None) -> dict[int | str, tuple[int, ...]] | None:
+    """Classes to score in finished masks, `liver=6,kidneys=2+3,5`: name, or the label itself where
+    it has none, -> labels. None of no text or "any": one foreground.
+
+    Raises:
+        ConfigError: As `parse_classes`, or "all": files do not say their classes.
+    """
+    if text is None or text.strip() == "any":
+        return None
+    if text.strip() == "all":
+        raise ConfigError(
+            "--classes all: masks do not say which classes there are.",
+            "Name them, for example --classes liver=6,kidneys=2+3 or --classes 1,2,3.",
+        )
+    groups = parse_classes(text, {})
+    return {labels[0] if name == f"label_{labels[0]}" else name: labels for name, labels in groups}
+
+
 def _parse_class(
     part: str, names: Mapping[int, str], regions: Mapping[str, tuple[int, ...]]
 ) -> Group:

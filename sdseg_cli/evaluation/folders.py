@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -44,7 +44,8 @@ class FolderOptions:
 
     Attributes:
         target: Labels that count as foreground; None for the data set's, or all but 0.
-        classes: Labels to score each on its own; any other label but 0 is refused.
+        classes: Classes to score each on its own, by name or label: their labels. Other labels
+            are background.
         dataset: Adapter whose rules read the references; None for plain label maps.
         resample: Bring masks that lie on another grid onto their reference's; what they hold
             beyond it is false.
@@ -52,7 +53,7 @@ class FolderOptions:
     """
 
     target: tuple[int, ...] | None = None
-    classes: tuple[int, ...] | None = None
+    classes: Mapping[int | str, tuple[int, ...]] | None = None
     dataset: str | None = None
     resample: bool = False
     workers: int | None = None
@@ -133,7 +134,7 @@ def evaluate_folders(
         options=scoring,
         pred=pred,
         ref=ref,
-        classes=reading.classes,
+        classes=None if reading.classes is None else tuple(reading.classes),
         missing=pairing.missing,
         resampled=pairing.resampled,
         outside={
@@ -160,10 +161,10 @@ def _pair_options(reading: FolderOptions, scoring: ScoringOptions) -> PairOption
     """The options, checked."""
     spec = FOLDER if reading.dataset is None else adapter(reading.dataset)
     target, classes = reading.target, reading.classes
-    if classes is not None and (not classes or min(classes) < 1 or len({*classes}) < len(classes)):
+    if classes is not None and not all(label > 0 for each in classes.values() for label in each):
         raise ConfigError(
             f"--classes is {','.join(map(str, classes))}.",
-            "Give each label once; 0 is the background.",
+            "Give labels from 1 up: 0 is background.",
         )
     if classes is None and target is None:
         target = spec.target
@@ -241,7 +242,13 @@ def _notes(pairing: Pairing, how: PairOptions, scored: Sequence[CaseScores]) -> 
         notes.append(
             f"predicted voxels beyond the reference's grid, counted as false: {shortened(beyond)}"
         )
-    return notes if how.classes is not None else [*notes, *_label_notes(pairing, how, scored)]
+    if how.classes is None:
+        return [*notes, *_label_notes(pairing, how, scored)]
+    named = {label for labels in how.classes.values() for label in labels}
+    held = {label for one in scored for label in (*one.labels, *one.reference_labels)}
+    if others := sorted(held - named):
+        notes.append(f"labels in no class of --classes are background: {_listed(others)}")
+    return notes
 
 
 def _label_notes(pairing: Pairing, how: PairOptions, scored: Sequence[CaseScores]) -> list[str]:

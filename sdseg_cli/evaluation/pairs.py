@@ -197,7 +197,8 @@ class PairOptions:
 
     Attributes:
         target: Labels that count as foreground; None = all but 0.
-        classes: Labels to score each on its own, instead of a foreground.
+        classes: Classes to score each on its own, instead of a foreground: their labels by name or
+            label.
         levels: What the grey values of pictured references mean.
         scoring: Grid, protocol, tolerance and the like.
         plain: Whether a mask that holds a single value is foreground wherever it is not 0; else the
@@ -205,7 +206,7 @@ class PairOptions:
     """
 
     target: tuple[int, ...] | None = None
-    classes: tuple[int, ...] | None = None
+    classes: Mapping[int | str, tuple[int, ...]] | None = None
     levels: MaskLevels | None = None
     scoring: ScoringOptions = field(default_factory=ScoringOptions)
     plain: bool = True
@@ -233,8 +234,7 @@ def score_pair(pair: Pair, options: PairOptions) -> CaseScores:
     is as wrong there as it would be on the whole scan.
 
     Raises:
-        DataError: A file is damaged, no label map, or holds labels that are not declared; each
-            message names the case.
+        DataError: A file is damaged or no label map; each message names the case.
         GeometryError: A mask that is to be resampled lies nowhere near its reference, or reaches
             beyond it where the model's planes are scored.
     """
@@ -246,8 +246,6 @@ def score_pair(pair: Pair, options: PairOptions) -> CaseScores:
             mask, label, inside = _resampled(pair, mask, label, options.scoring.grid)
         mask = reorient_to(mask, label.geometry)
         held, known = held_labels(mask.array), held_labels(label.array)
-        if options.classes is not None:
-            _require_declared(pair, options.classes, held, known)
     except DataError as error:
         raise type(error)(f"case {pair.id}: {error.message}", error.hint, error.code) from error
     spacing_mm = label.spacing_mm
@@ -255,12 +253,15 @@ def score_pair(pair: Pair, options: PairOptions) -> CaseScores:
     if options.scoring.grid == "model":
         restore = SliceTransform.of(label.geometry)
         pred, truth, spacing_mm = _planes(mask, restore), _planes(label, restore), None
-    masks: list[tuple[int | None, Mask, Mask]]
+    masks: list[tuple[int | str | None, Mask, Mask]]
     if options.classes is None:
         chosen = _target_of(pair, options, held, known)
         masks = [(None, _foreground(pred, chosen), _foreground(truth, options.target))]
     else:
-        masks = [(value, pred == value, truth == value) for value in options.classes]
+        masks = [
+            (name, np.isin(pred, labels), np.isin(truth, labels))
+            for name, labels in options.classes.items()
+        ]
     rows = [
         score_case(
             pair.id,
@@ -336,18 +337,6 @@ def held_labels(labels: Array) -> tuple[int, ...]:
         flat = plane.ravel(order="K")  # as it lies in memory
         counts += np.bincount(flat[flat != 0], minlength=counts.size)
     return tuple(int(value) for value in np.flatnonzero(counts))
-
-
-def _require_declared(pair: Pair, classes: tuple[int, ...], *held: tuple[int, ...]) -> None:
-    """Refuse labels that nobody would score."""
-    for file, labels in zip((pair.pred, pair.ref), held, strict=True):
-        strange = [str(label) for label in labels if label not in classes]
-        if strange:
-            raise DataError(
-                f"{file} holds label values that are not declared: {', '.join(strange)}.",
-                "Add them to --classes; or, for one foreground of some labels, give --target.",
-                "values",
-            )
 
 
 def _target_of(

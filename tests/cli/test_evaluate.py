@@ -132,8 +132,8 @@ def test_classes_have_a_column_and_a_mean_each(
         (["--tolerance", "-1"], "--tolerance is -1"),
         (["--detection-iou", "2"], "--detection-iou is 2"),
         (["--classes", "1", "--target", "1"], "--classes and --target"),
-        (["--classes", "0"], "--classes is 0"),
-        (["--classes", "liver"], '--classes "liver"'),
+        (["--classes", "0"], "--classes: label 0 is the background"),
+        (["--classes", "liver"], "'liver' is no label"),
         (["--protocol", "paper"], "--protocol is 'paper'"),
     ],
 )

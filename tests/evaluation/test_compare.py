@@ -147,7 +147,7 @@ def test_a_class_counts_where_both_have_it(tmp_path):
         b={"x": BY_ONE},
         ref={"x": organs},
     )
-    values = compare_folders(a, b, ref, workers=1, classes=(1, 2)).to_json()
+    values = compare_folders(a, b, ref, workers=1, classes={1: (1,), 2: (2,)}).to_json()
     distance = values["metrics"]["hd95_mm"]
     assert distance["difference"] == 0.0  # of class 1, where both are the same
     assert distance["a"] == distance["b"] > 0

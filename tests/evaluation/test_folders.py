@@ -280,7 +280,7 @@ def test_pictures_are_measured_in_pixels_and_have_no_volume(tmp_path):
 def test_each_class_is_scored_on_its_own(tmp_path):
     moved = MOVED + 2 * block(slice(10, 12))
     pred, ref = folders(tmp_path, a=(moved, ORGANS), b=(FOUR, FOUR), c=(EMPTY, EMPTY))
-    report = evaluate_folders(pred, ref, classes=(1, 2), report=tmp_path / "out")
+    report = evaluate_folders(pred, ref, classes={1: (1,), 2: (2,)}, report=tmp_path / "out")
     found = report.to_json()
     rows = [(case["id"], case["class"], case["dice"]) for case in found["cases"]]
     assert rows == [("a", 1, 0.5), ("a", 2, 1.0), ("b", 1, 1.0)]
@@ -305,23 +305,26 @@ def test_each_class_is_scored_on_its_own(tmp_path):
 
 
 @pytest.mark.parametrize("side", ["pred", "ref"])
-def test_labels_that_are_not_declared_are_refused_by_name(tmp_path, side):
-    strange = FOUR * 7 + 9 * block(slice(10, 12))
+def test_labels_in_no_class_are_background_and_noted(tmp_path, side):
     pred, ref = folders(tmp_path, a=(FOUR, FOUR))
-    write_nifti(tmp_path / side / "a.nii.gz", strange)
-    said = rf"case a: .*{side}/a\.nii\.gz holds label values that are not declared: 7, 9"
-    with pytest.raises(DataError, match=said) as caught:
-        evaluate_folders(pred, ref, classes=(1, 2))
-    assert "--classes" in caught.value.hint and "--target" in caught.value.hint
+    write_nifti(tmp_path / side / "a.nii.gz", FOUR + 9 * block(slice(10, 12)))
+    found = evaluate_folders(pred, ref, classes={1: (1,)})
+    assert dices(found) == [1.0]
+    assert "labels in no class of --classes are background: 9" in found.notes
+
+
+def test_a_class_of_several_labels_has_a_name(tmp_path):
+    pred, ref = folders(tmp_path, a=(ORGANS, ORGANS))
+    found = evaluate_folders(pred, ref, classes={"both": (1, 2), 2: (2,)}).to_json()
+    assert [(case["class"], case["dice"]) for case in found["cases"]] == [("both", 1.0), (2, 1.0)]
 
 
 def test_classes_that_make_no_sense_are_refused(tmp_path):
     pred, ref = folders(tmp_path, a=(FOUR, FOUR))
     with pytest.raises(ConfigError, match="--classes and --target"):
-        evaluate_folders(pred, ref, classes=(1,), target=(1,))
-    for classes in ((0, 1), (2, 2), ()):
-        with pytest.raises(ConfigError, match="--classes is"):
-            evaluate_folders(pred, ref, classes=classes)
+        evaluate_folders(pred, ref, classes={1: (1,)}, target=(1,))
+    with pytest.raises(ConfigError, match="--classes is"):
+        evaluate_folders(pred, ref, classes={0: (0,)})
 
 
 def test_the_target_is_looked_for_in_a_mask_of_several_labels(tmp_path):
@@ -492,7 +495,9 @@ def test_both_cut_and_each_class_for_itself(tmp_path):
         tmp_path / "pred" / "x.nii.gz", *cut(ORGANS, slice(2, 13), slice(4, 8), slice(1, 3))
     )
     write_nifti(tmp_path / "ref" / "x.nii.gz", *cut(FOUR, slice(5, 10), slice(2, 9), slice(0, 4)))
-    found = evaluate_folders(tmp_path / "pred", tmp_path / "ref", resample=True, classes=(1, 2))
+    found = evaluate_folders(
+        tmp_path / "pred", tmp_path / "ref", resample=True, classes={1: (1,), 2: (2,)}
+    )
     # Label 1: 24 of 24 found, 8 more: 48 / 56. Label 2: in the prediction alone.
     assert dices(found) == [pytest.approx(48 / 56), 0.0]
     assert found.to_json()["outside"] == {"x": 8 + 16}
