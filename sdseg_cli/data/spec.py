@@ -225,7 +225,8 @@ class ClassRule:
         """The pixels of any class, in the shape of `labels`."""
         import numpy as np
 
-        mask: NDArray[np.bool_] = np.zeros(labels.shape, np.bool_)
+        # In the order of the labels in memory: sums over their points round by it.
+        mask: NDArray[np.bool_] = np.zeros_like(labels, np.bool_)
         for rule in self.each():  # one after the other: K masks of a scan are K times the memory
             mask |= rule.masks(labels)[0]
         return mask
