@@ -4,9 +4,9 @@
 
 The same command resumes from the state file. Each sample is a scene and one of the rules by which
 its mask is made (`scenes.py`). The rules share the vision encoder's trunk and the U-Net;
-each has its own last layers of the vision encoder, `conv_out` and `out`, so that no rule need be
-guessed and none unlearns another. What is written lies between the start and the averaged trunk and
-U-Net, with the last layers of the rule "any". Timestep and optimiser are the preset's; the loss is
+each has its own last layer of the vision encoder, `out`, so that no rule need be guessed and none
+unlearns another. What is written lies between the start and the averaged trunk and U-Net, with the
+last layer of the rule "any". Timestep and optimiser are the preset's; the loss is
 the preset's and the mask's own (`train.mask_loss_weight`), through the fast decoder that ships.
 """
 
@@ -39,7 +39,7 @@ NAMES = tuple(RULES)
 WRITTEN_RULE = "any"
 SCALED = ("unet.out.2.weight", "unet.out.2.bias")
 """Divided by the latent scale on writing; a model multiplies them by its own."""
-LAST_LAYERS = ("unet.out.2.", "vision_encoder.encoder.conv_out.", "vision_encoder.out.")
+LAST_LAYERS = ("unet.out.2.", "vision_encoder.out.")
 KEPT = 0.3
 """Of the way. Weights grow in training, and the same learning rate then turns them less: networks
 that kept the whole way started sooner and were overtaken (docs/PERFORMANCE.md).
@@ -50,38 +50,30 @@ LARGE_EVERY, LARGE, SMALL = 4, (4, 256), (8, 128)
 
 
 class Heads(nn.Module):
-    """The vision encoder's last layers, once per rule.
+    """The vision encoder's last layer, once per rule.
 
     Args:
         width: Channels of the trunk.
-        latent: Channels of a latent.
+        condition: Channels of the condition.
     """
 
-    def __init__(self, width: int, latent: int) -> None:
+    def __init__(self, width: int, condition: int) -> None:
         super().__init__()
-        self.latent, rules = latent, len(NAMES)
-        self.conv_out = nn.Conv2d(width, 2 * latent * rules, 3, padding=1)
-        self.out = nn.Conv2d(2 * latent * rules, latent * rules, 1, groups=rules)
+        self.out = nn.Conv2d(width, condition * len(NAMES), 1)
 
     def forward(self, trunk: Tensor, rule: Tensor) -> Tensor:
-        """(B,width,h,w) and (B,) numbers of rules -> zc (B,4,h,w)."""
-        every: Tensor = self.out(self.conv_out(trunk))
-        batch, _, height, width = every.shape
-        split = every.reshape(batch, len(NAMES), self.latent, height, width)
-        return split[torch.arange(batch), rule]
+        """(B,width,h,w) and (B,) numbers of rules -> zc (B,C,h,w)."""
+        every: Tensor = self.out(trunk)
+        split = every.reshape(len(trunk), len(NAMES), -1, *trunk.shape[2:])
+        return split[torch.arange(len(trunk)), rule]
 
     def of(self, rule: str) -> dict[str, Tensor]:
-        """The layers of one rule, in the vision encoder's names."""
+        """The layer of one rule, in the vision encoder's names."""
         number = NAMES.index(rule)
-        found = {}
-        for name, layer, width in (
-            ("encoder.conv_out", self.conv_out, 2 * self.latent),
-            ("out", self.out, self.latent),
-        ):
-            mine = slice(width * number, width * (number + 1))
-            assert layer.bias is not None
-            found[f"{name}.weight"], found[f"{name}.bias"] = layer.weight[mine], layer.bias[mine]
-        return found
+        return {
+            f"out.{name}": value.reshape(len(NAMES), -1, *value.shape[1:])[number]
+            for name, value in self.out.state_dict().items()
+        }
 
 
 class Student(nn.Module):
@@ -89,9 +81,9 @@ class Student(nn.Module):
 
     def __init__(self, model: SDSeg) -> None:
         super().__init__()
-        trunk = copy.deepcopy(model.vision_encoder.encoder)
-        self.heads = Heads(trunk.conv_out.in_channels, model.config.autoencoder.latent_channels)
-        trunk.conv_out = nn.Identity()  # type: ignore[assignment]
+        trunk = copy.deepcopy(model.vision_encoder)
+        self.heads = Heads(model.config.vision.widths[-1], model.config.condition_channels)
+        trunk.out = nn.Identity()
         self.trunk, self.unet = trunk, copy.deepcopy(model.unet)
 
     def forward(self, image: Tensor, rule: Tensor, zt: Tensor) -> Tensor:
@@ -104,8 +96,7 @@ class Student(nn.Module):
 
     def networks(self) -> dict[str, Tensor]:
         """Weights in the names of SDSeg."""
-        encoder = {f"encoder.{key}": value for key, value in self.trunk.state_dict().items()}
-        encoder |= self.heads.of(WRITTEN_RULE)
+        encoder = dict(self.trunk.state_dict()) | self.heads.of(WRITTEN_RULE)
         named = {f"vision_encoder.{key}": value for key, value in encoder.items()}
         return named | {f"unet.{key}": value for key, value in self.unet.state_dict().items()}
 
@@ -192,7 +183,6 @@ class WarmUp:
         torch.manual_seed(args.seed)
         model = build_sdseg(TINY.model).eval()
         load_tiny_autoencoder(model.autoencoder)
-        model.vision_encoder.encoder.load_state_dict(model.autoencoder.encoder.state_dict())
         student = Student(model)
         student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         start = {name: value.detach().clone() for name, value in student.networks().items()}

@@ -185,6 +185,30 @@ class UNetConfig:
 
 
 @dataclass(frozen=True)
+class VisionConfig:
+    """Sizes of a vision encoder of its own; without widths it is the autoencoder's encoder (the
+    paper).
+    """
+
+    widths: tuple[int, ...] = ()
+    """Channels at each resolution, the last that of the latent; each half the one before."""
+    blocks: tuple[int, ...] = ()
+    """Blocks at each resolution."""
+
+    def __post_init__(self) -> None:
+        if len(self.widths) != len(self.blocks):
+            raise ConfigError(
+                f"model.vision: {len(self.widths)} widths and {len(self.blocks)} blocks.",
+                "Give as many numbers of blocks as widths.",
+            )
+        if not self.widths:
+            return
+        _divisible("model.vision", list(self.widths), 1)
+        for count in self.blocks:
+            _within("model.vision.blocks", count, 1, 16)
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The three networks, how the image reaches the denoiser, and what that predicts."""
 
@@ -193,6 +217,9 @@ class ModelConfig:
     scale: str = "own"
     """Size of such a network: "tiny" or "sd"; SDSeg has its own, in the sections below."""
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    condition_channels: int = 4
+    """Channels in which the image reaches the U-Net; 4 in the paper."""
     unet: UNetConfig = field(default_factory=UNetConfig)
     fusion: str = "concat"
     """How the U-Net sees the image's latent: "concat" (the paper) or "cross-attention"."""
@@ -225,6 +252,13 @@ class ModelConfig:
         _choice("model.precision", self.precision, ("mixed", "mixed-float16", "float32"))
         _choice("model.parameterisation", self.parameterisation, ("eps", "v", "z0"))
         _within("model.encoder_dropout", self.encoder_dropout, 0, 0.99)
+        _within("model.condition_channels", self.condition_channels, 1, 1024)
+        if 2 ** len(self.vision.widths) > self.autoencoder.factor:
+            raise ConfigError(
+                f"model.vision.widths: {len(self.vision.widths)} resolutions, and the latent is a "
+                f"{self.autoencoder.factor}th of the plane.",
+                f"Give at most {self.autoencoder.factor.bit_length() - 1} widths.",
+            )
         _within("model.classes", self.classes, 1, MOST_CLASSES)
 
 
@@ -264,6 +298,9 @@ class TrainConfig:
     mask_loss_weight: float = 0.0
     """Weight of Dice and cross-entropy, in pixels, of the mask that the fast decoder makes of the
     estimate; 0 = the paper."""
+    class_balance: float = 0.0
+    """Of several classes, cross-entropy weighs a class by one over its share of the pixels to this
+    power at first, less and less until the last step; 0 = all pixels alike."""
     foreground_fraction: float = 0.0
     """Share of each batch drawn from slices with foreground; 0 = every slice once per epoch."""
     timesteps: str = "uniform"
@@ -302,7 +339,7 @@ class TrainConfig:
         others = ("foreground_weight", "weight_decay", "warmup_steps", "clip_norm", "patience")
         for name in (*losses, *others):
             _within(f"train.{name}", getattr(self, name), 0, ENDLESS)
-        for name in ("foreground_fraction", "ema_decay"):
+        for name in ("foreground_fraction", "ema_decay", "class_balance"):
             _within(f"train.{name}", getattr(self, name), 0, 1)
         _within("train.learning_rate", self.learning_rate, 1e-12, 10)
         if not any(getattr(self, name) for name in losses):
@@ -356,9 +393,15 @@ SDSEG_RECIPE = (
 """Settings of `[train]` that mean nothing to another network."""
 SEVERAL_CLASSES = ("classes", "overlapping")
 """Settings of `[model]` that stand in files only where there are several classes."""
+LATER = {"model": ("vision", "condition_channels"), "train": ("class_balance",)}
+"""Section -> settings that came later: they stand in files only where they are not at their
+defaults, which are what older versions did.
+"""
 SDSEG_ALONE = {
     "model": (
         "autoencoder",
+        "vision",
+        "condition_channels",
         "unet",
         "fusion",
         "parameterisation",

@@ -15,6 +15,7 @@ from sdseg_cli.core.config import (
     SampleConfig,
     TrainConfig,
     UNetConfig,
+    VisionConfig,
 )
 from sdseg_cli.core.errors import ConfigError
 
@@ -24,6 +25,8 @@ _TINY = RunConfig(
         autoencoder=AutoencoderConfig(
             channels=8, channel_mult=(1, 2, 4, 12), blocks_per_level=1, norm_groups=8
         ),
+        vision=VisionConfig(widths=(48, 96), blocks=(2, 4)),
+        condition_channels=32,
         unet=UNetConfig(
             model_channels=32,
             channel_mult=(1, 2, 4),
@@ -130,8 +133,13 @@ def for_network(config: RunConfig, network: str) -> RunConfig:
     return replace(config, model=model, train=recipe, sample=SampleConfig(noise="zero"))
 
 
+CLASS_BALANCE = 0.5
+"""At less, structures of a thousandth of the pixels are not found in the first minutes."""
+
+
 def for_classes(config: RunConfig, classes: int, *, overlapping: bool) -> RunConfig:
-    """Settings for several structures: the mask counts, where a fast decoder ships for it.
+    """Settings for several structures: small ones count for more at first, and the mask counts,
+    where a fast decoder ships for it.
 
     Args:
         config: Of one class, as `for_network` gives it.
@@ -141,7 +149,7 @@ def for_classes(config: RunConfig, classes: int, *, overlapping: bool) -> RunCon
     if classes == 1:
         return config
     model = replace(config.model, classes=classes, overlapping=overlapping)
-    recipe = config.train
+    recipe = replace(config.train, class_balance=CLASS_BALANCE)
     if model.network == SDSEG and model.autoencoder == _TINY.model.autoencoder:
         recipe = replace(recipe, mask_loss_weight=1.0)
     return replace(config, model=model, train=recipe)

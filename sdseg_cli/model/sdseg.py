@@ -14,9 +14,9 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-from sdseg_cli.core.config import AutoencoderConfig, ModelConfig, SampleConfig, TrainConfig
+from sdseg_cli.core.config import ModelConfig, SampleConfig, TrainConfig
 from sdseg_cli.model import diffusion
-from sdseg_cli.model.autoencoder import Autoencoder, Encoder, sample_posterior
+from sdseg_cli.model.autoencoder import Autoencoder, sample_posterior
 from sdseg_cli.model.diffusion import Estimate
 from sdseg_cli.model.interface import (
     LossInputs,
@@ -28,23 +28,10 @@ from sdseg_cli.model.interface import (
 from sdseg_cli.model.mask_decoder import MaskDecoder
 from sdseg_cli.model.runtime import reduced_precision
 from sdseg_cli.model.unet import UNet
+from sdseg_cli.model.vision_encoder import build_vision_encoder
 
 LEAST = 1e-4
 """Probability of a class that the exact decoder draws, at least, before it competes with others."""
-
-
-class VisionEncoder(nn.Module):
-    """tau: the autoencoder's encoder and a 1x1 convolution to the latent's channels."""
-
-    def __init__(self, config: AutoencoderConfig, *, dropout: float) -> None:
-        super().__init__()
-        self.encoder = Encoder(config, dropout=dropout)
-        self.out = nn.Conv2d(2 * config.latent_channels, config.latent_channels, 1)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """(B,3,H,W) in [-1,1] -> zc (B,4,H/8,W/8)."""
-        zc: Tensor = self.out(self.encoder(image))
-        return zc
 
 
 class SDSeg(SliceModel):
@@ -70,7 +57,7 @@ class SDSeg(SliceModel):
         config: ModelConfig,
         *,
         autoencoder: Autoencoder,
-        vision_encoder: VisionEncoder,
+        vision_encoder: nn.Module,
         unet: UNet,
         latent_scale: float = 1.0,
     ) -> None:
@@ -115,7 +102,7 @@ class SDSeg(SliceModel):
         return classes * sizes.latent_channels, height // sizes.factor, width // sizes.factor
 
     def encode_image(self, image: Tensor) -> Tensor:
-        """(B,3,H,W) in [-1,1] -> zc (B,4,h,w)."""
+        """(B,3,H,W) in [-1,1] -> zc (B,C,h,w), C = 4 in the paper."""
         zc: Tensor = self.vision_encoder(image)
         return zc
 
@@ -150,7 +137,10 @@ class SDSeg(SliceModel):
         channels, latent = self.config.autoencoder.latent_channels, z0 / self.scale()
         # Even a reshape that changes nothing may change strides, and with them how sums round.
         several = self.config.classes > 1
-        return latent.reshape(-1, channels, *z0.shape[-2:]) if several else latent
+        if not several:
+            return latent
+        each = latent.reshape(-1, channels, *z0.shape[-2:])
+        return each.contiguous(memory_format=torch.channels_last)
 
     def _exact(self, device: torch.device) -> AbstractContextManager[None]:
         """TF32 as configured, on a GPU: it is the whole process's, so CPU threads leave it."""
@@ -311,12 +301,13 @@ def build_sdseg(config: ModelConfig) -> SDSeg:
     return SDSeg(
         config,
         autoencoder=Autoencoder(config.autoencoder),
-        vision_encoder=VisionEncoder(config.autoencoder, dropout=config.encoder_dropout),
+        vision_encoder=build_vision_encoder(config),
         unet=UNet(
             config.unet,
             config.autoencoder.latent_channels,
             fusion=config.fusion,
             classes=config.classes,
+            condition_channels=config.condition_channels,
         ),
     )
 

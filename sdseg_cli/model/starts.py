@@ -27,6 +27,7 @@ from sdseg_cli.model.pretrained import FIRST_CONVOLUTION, LAST_CONVOLUTION, belo
 from sdseg_cli.model.sdseg import SDSeg
 from sdseg_cli.model.tensor_files import load_strictly, read_tensors
 from sdseg_cli.model.unet import UNet
+from sdseg_cli.model.vision_encoder import VisionEncoder
 from sdseg_cli.model.weights import Entry, WeightStore
 
 TINY = PRESETS["tiny"].model
@@ -77,12 +78,15 @@ def require_pretrained(model: SDSeg, store: WeightStore) -> None:
 
 
 def start_vision_encoder(model: SDSeg, origin: Origin) -> Origin:
-    """The autoencoder's encoder as the vision encoder's trunk; the U-Net stays random.
+    """The autoencoder's encoder as the vision encoder's trunk; the U-Net stays random, and so does
+    a vision encoder of another kind.
 
     Args:
         model: With its autoencoder.
         origin: Where that came from.
     """
+    if not isinstance(model.vision_encoder, VisionEncoder):
+        return origin
     model.vision_encoder.encoder.load_state_dict(model.autoencoder.encoder.state_dict())
     return origin | {"vision_encoder": origin["autoencoder"]}
 
@@ -146,7 +150,7 @@ def start_unet(unet: UNet, tensors: Mapping[str, Tensor], *, source: str) -> Non
             start = {k: v for k, v in start.items() if not k.startswith(f"{attention}.")}
             start |= {k: v for k, v in fresh.items() if k.startswith(f"{attention}.")}
     first = start.get(FIRST_CONVOLUTION)
-    channels = unet.latent_channels * (2 if unet.concat else 1)
+    channels = unet.latent_channels + (unet.condition_channels if unet.concat else 0)
     if first is not None and first.ndim == 4 and first.shape[1] < channels:
         missing = channels - first.shape[1]
         start[FIRST_CONVOLUTION] = torch.cat([first, torch.zeros_like(first[:, :missing])], dim=1)

@@ -147,6 +147,7 @@ class UNet(nn.Module):
         fusion: How the condition comes in: "concat" or "cross-attention".
         classes: K, whose latents are denoised side by side: only the first and the last
             convolution are wider, and the last level where 4K channels are more than it has.
+        condition_channels: Channels of the condition (4).
     """
 
     def __init__(
@@ -156,8 +157,10 @@ class UNet(nn.Module):
         *,
         fusion: str = "concat",
         classes: int = 1,
+        condition_channels: int = 4,
     ) -> None:
         super().__init__()
+        self.condition_channels = condition_channels
         self.classes, noisy = classes, classes * latent_channels
         self.config, self.latent_channels = config, latent_channels
         self.concat = fusion == "concat"
@@ -167,7 +170,7 @@ class UNet(nn.Module):
             nn.Linear(base, self.embedding), nn.SiLU(), nn.Linear(self.embedding, self.embedding)
         )
         widths = [base * m for m in config.channel_mult]
-        channels = noisy + (latent_channels if self.concat else 0)
+        channels = noisy + (condition_channels if self.concat else 0)
         first = nn.Conv2d(channels, base, 3, padding=1)
         self.input_blocks = nn.ModuleList([Stage([first])])
         skips = [base]
@@ -204,7 +207,7 @@ class UNet(nn.Module):
         heads, dropout = self.config.heads, self.config.dropout
         if self.concat:
             return AttentionBlock(width, heads)
-        return SpatialTransformer(width, self.latent_channels, heads, dropout=dropout)
+        return SpatialTransformer(width, self.condition_channels, heads, dropout=dropout)
 
     def _blocks(self, width_in: int, width_out: int, level: int) -> Iterable[nn.Module]:
         yield self._res(width_in, width_out)
@@ -217,7 +220,7 @@ class UNet(nn.Module):
         Args:
             zt: (B,4K,h,w) noisy latent; h and w divisible by 2^(levels-1).
             t: (B,) timesteps, or one for all.
-            zc: (B,4,h,w) condition.
+            zc: (B,C,h,w) condition.
 
         Returns:
             (B,4K,h,w), read by `diffusion.read_output`.

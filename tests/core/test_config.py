@@ -190,13 +190,13 @@ def test_every_setting_is_explained_in_a_line_by_the_text_below_its_field() -> N
     found = {setting.key: setting for setting in settings_of(preset("tiny"))}
     assert found["train.clip_norm"].what == "Largest gradient norm; 0 = no clipping (the paper)."
     assert found["model.unet.channel_mult"].value == [1, 2, 4]
+    sections = {"model", "train", "sample", "model.autoencoder", "model.vision", "model.unet"}
     keys = {
         f"{section}.{field.name}".lstrip(".")
-        for section in ("", "model", "model.autoencoder", "model.unet", "train", "sample")
+        for section in ("", *sections)
         for field in dataclasses.fields(attrgetter(section)(RunConfig()) if section else RunConfig)
     }
     several = {"model.classes", "model.overlapping"}  # of one class they are not shown
-    sections = {"model", "train", "sample", "model.autoencoder", "model.unet"}
     assert found.keys() == keys - sections - several
     assert all(setting.what and "\n" not in setting.what for setting in found.values())
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sdseg_cli.core.config import AutoencoderConfig
+from sdseg_cli.core.config import AutoencoderConfig, ModelConfig
 from sdseg_cli.model.autoencoder import Autoencoder, Downsample, sample_posterior
-from sdseg_cli.model.sdseg import VisionEncoder
+from sdseg_cli.model.vision_encoder import VisionEncoder
 
 SMALL = AutoencoderConfig(channels=8, channel_mult=(1, 1, 2, 2), blocks_per_level=1, norm_groups=8)
 
@@ -13,7 +13,7 @@ SMALL = AutoencoderConfig(channels=8, channel_mult=(1, 1, 2, 2), blocks_per_leve
 def test_kl_f8_has_the_published_number_of_parameters() -> None:
     with torch.device("meta"):
         kl_f8 = Autoencoder(AutoencoderConfig())
-        tau = VisionEncoder(AutoencoderConfig(), dropout=0.2)
+        tau = VisionEncoder(ModelConfig())
     decoder = [*kl_f8.decoder.parameters(), *kl_f8.post_quant_conv.parameters()]
     assert sum(p.numel() for p in decoder) == 49_490_199
     assert sum(p.numel() for p in tau.parameters()) == 34_163_628

@@ -255,3 +255,42 @@ def test_validations_decode_as_the_training_does_and_the_checkpoint_holds_no_dec
     assert decoders == [loop.objective.decoder] and decoders[0] is not None
     assert loop.model.mask_decoder is None
     assert not any("mask_decoder" in key for key in loop.model.state_dict())
+
+
+def test_a_balance_weighs_each_class_by_one_over_its_share_to_that_power() -> None:
+    """Of 16 pixels 1 is of the class and 15 are background: weights 4 and 4 / sqrt(15) for 1/2."""
+    masks = torch.zeros(1, 2, 4, 4, dtype=torch.bool)
+    masks[0, 0, 1, 2] = True
+    logits = torch.zeros(1, 3, 4, 4)
+    logits[0, 1, 1, 2] = 3.0  # the one pixel is nearly right; everywhere else all three are alike
+    right, even = math.log(2 + math.exp(3)) - 3, math.log(3)
+    loss, rare, common = MaskLoss(), 4.0, 4 / math.sqrt(15)
+    expected = (rare * right + 15 * common * even) / (rare + 15 * common)
+    assert loss(logits, masks, balance=0.5)[1] == pytest.approx(expected, abs=1e-6)
+    assert loss(logits, masks, balance=1.0)[1] == pytest.approx((right + even) / 2, abs=1e-6)
+    assert loss(logits, masks)[1] == pytest.approx((right + 15 * even) / 16, abs=1e-6)
+
+
+def test_a_balance_of_regions_weighs_foreground_and_rest_of_each() -> None:
+    """Classes that overlap: 1 pixel of 16 has weight 4, the others 4 / sqrt(15), in each class."""
+    masks = torch.zeros(1, 1, 4, 4, dtype=torch.bool).repeat(1, 2, 1, 1)
+    masks[0, :, 0, 0] = True
+    logits = torch.zeros(1, 2, 4, 4)
+    logits[0, :, 0, 0] = 2.0
+    rare, common = 4.0, 4 / math.sqrt(15)
+    right = math.log(1 + math.exp(-2))
+    expected = (rare * right + 15 * common * math.log(2)) / (rare + 15 * common)
+    assert MaskLoss()(logits, masks, balance=0.5)[1] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_balance_leaves_out_what_is_not_known() -> None:
+    masks = torch.zeros(1, 2, 4, 4, dtype=torch.bool)
+    masks[0, 0, 0, 0] = True
+    counts = torch.ones_like(masks)
+    counts[0, :, 2:] = False  # 8 pixels stay: 1 of the class, 7 of the background
+    logits = torch.zeros(1, 3, 4, 4)
+    logits[0, 1, 0, 0], logits[0, 2, 3, 3] = 3.0, 50.0
+    right, even = math.log(2 + math.exp(3)) - 3, math.log(3)
+    assert MaskLoss()(logits, masks, counts, balance=1.0)[1] == pytest.approx(
+        (right + even) / 2, abs=1e-6
+    )
