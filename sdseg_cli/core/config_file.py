@@ -17,7 +17,14 @@ from typing import Any
 
 import tomli_w
 
-from sdseg_cli.core.config import SDSEG, SDSEG_ALONE, SEVERAL_CLASSES, RunConfig
+from sdseg_cli.core.config import (
+    AUGMENTATION,
+    SDSEG,
+    SDSEG_ALONE,
+    SEVERAL_CLASSES,
+    RunConfig,
+    TrainConfig,
+)
 from sdseg_cli.core.errors import ConfigError, near
 from sdseg_cli.core.json_files import LARGEST, too_deep
 
@@ -235,9 +242,14 @@ def _explained(section: type) -> dict[str, str]:
 
 
 def to_toml(config: RunConfig, *, explained: bool = False) -> str:
-    """The whole configuration, which `load_toml` gives back; with comments if `explained`."""
+    """The whole configuration, which `load_toml` gives back; with comments if `explained`, else
+    without augmentation where there is none.
+    """
     text, section = "", ""
+    plain = {f"train.{name}": getattr(TrainConfig(), name) for name in AUGMENTATION}
     for setting in settings_of(config):
+        if not explained and plain.get(setting.key) == setting.value:
+            continue
         place, _, name = setting.key.rpartition(".")
         if place != section:
             text, section = f"{text}\n[{place}]\n", place
