@@ -220,6 +220,8 @@ SETTINGS = [
     Row("every setting, shown", odd.nothing, "train --show-config --preset sd", 0, "checkpoint_every = 5000"),
     Row("a GPU without a number", odd.nothing, "bench --device cuda:", 2, 'no device "cuda:"'),
     Row("a scan given twice", odd.scan(), "predict scan.nii.gz -i scan.nii.gz -o mask.nii.gz", 2, "are both given"),
+    with_run("an augmentation there is not", odd.nothing, "train --dataset tiny --set train.augment=heavy", "Choose one of 'none', 'light', 'strong'"),
+    with_run("a contact sheet that is no PNG", odd.nothing, "train --dataset tiny --show-augmentation sheet.jpg", "ends in .png"),
     with_run("a word for a number", odd.nothing, "train --dataset tiny --set train.batch_size=many", "batch_size"),
     with_run("settings that are not there", odd.nothing, "train --dataset tiny --config c.toml", "c.toml"),
     with_run("a file of settings that is no TOML", odd.text("c.toml", "[train"), "train --dataset tiny --config c.toml", "c.toml"),

@@ -13,7 +13,7 @@ import typer
 from sdseg_cli.cli import options as opt
 from sdseg_cli.cli.console import Output
 from sdseg_cli.cli.options import number, refuse_pipes, say_next, typed, workspace
-from sdseg_cli.core.config import SDSEG, RunConfig, models
+from sdseg_cli.core.config import NO_AUGMENTATION, SDSEG, RunConfig, models
 from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.core.presets import PRESETS, for_classes, for_network, preset
 
@@ -76,6 +76,13 @@ def train(
         bool,
         typer.Option("--show-config", help="Only show all settings, with explanations, as TOML."),
     ] = False,
+    show_augmentation: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OUT.png",
+            help="Only draw training slices as train.augment changes them, on a contact sheet.",
+        ),
+    ] = None,
     device: opt.Device = "auto",
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -107,6 +114,12 @@ def train(
     # The name where it will do, so that "scans" and "scans/" are one data set.
     own = manifest.root == (workspace() / "prepared" / manifest.name).absolute()
     settings = replace(settings, dataset=manifest.name if own else str(manifest.root))
+
+    if show_augmentation is not None:
+        _show_augmentation(
+            show_augmentation, settings, manifest, Output(as_json=as_json, quiet=quiet)
+        )
+        return
 
     from sdseg_cli.model.distributed import ranks_of
     from sdseg_cli.model.weights import WeightStore
@@ -146,6 +159,35 @@ def train(
     check = _calibrated(output, report, folder, manifest, device) if first else None
     _show(output, report, check, folder)
     say_next(output, _next_command(report, manifest))
+
+
+def _show_augmentation(path: Path, settings: RunConfig, manifest: Manifest, output: Output) -> None:
+    """The contact sheet, with what a training would draw."""
+    from sdseg_cli.training.augmentation_sheet import augmentation_sheet
+    from sdseg_cli.training.batches import open_split
+    from sdseg_cli.training.train import without_side_mirror
+
+    if path.suffix.lower() != ".png" or path.is_dir():
+        raise ConfigError(
+            f"--show-augmentation {path}: is not the name of a PNG file.",
+            "Give a name that ends in .png.",
+        )
+    settings, findings = without_side_mirror(settings, manifest.classes)
+    output.warn(list(findings))
+    augmentation_sheet(path, open_split(manifest, "train"), settings)
+    recipe = settings.train
+    if recipe.augment == NO_AUGMENTATION and not recipe.cutmix:
+        output.say("train.augment is none: only mirrors are shown. Try --set train.augment=light.")
+    values = {
+        "sheet": str(path),
+        "augment": recipe.augment,
+        "cutmix": recipe.cutmix,
+        "flips": recipe.flips,
+        "seed": settings.seed,
+        "warnings": [finding.to_json() for finding in findings],
+    }
+    rows = [(key, str(values[key]) or "-") for key in ("augment", "cutmix", "flips", "seed")]
+    output.result(values, title="augmentation", columns=("", "value"), rows=rows, files=[path])
 
 
 def _calibrated(

@@ -128,6 +128,7 @@ UNET_NORM_GROUPS = 32
 """Groups of the U-Net's norms, in every size of it."""
 ABOVE_128 = ((0, 0), (129, 1))
 """How grey masks are read that hold no exact values: (lowest grey, label), ascending."""
+NO_AUGMENTATION = "none"
 THRESHOLD = 0.5
 """A voxel whose probability is above this is foreground."""
 
@@ -308,6 +309,12 @@ class TrainConfig:
     it, and that weight divided out: the same mean loss with less noise; or "last", always 999."""
     flips: str = "hv"
     """Random flips: any of the letters h (left-right) and v (up-down)."""
+    augment: str = "none"
+    """Random rotations, scales, shifts and intensities: "none" (the paper), "light" or "strong";
+    scans and photographs each have their own. `--show-augmentation` draws examples."""
+    cutmix: float = 0.0
+    """Probability that foreground of another slice of the batch is pasted into a slice; 0 = the
+    paper."""
     validate_every: int = 2_500
     """Steps from one validation to the next."""
     validation_slices: int = 256
@@ -326,6 +333,7 @@ class TrainConfig:
         _choice("train.threshold", self.threshold, ("half", "validation"))
         _choice("train.schedule", self.schedule, ("constant", "cosine"))
         _choice("train.flips", self.flips, ("", "h", "v", "hv"))
+        _choice("train.augment", self.augment, (NO_AUGMENTATION, "light", "strong"))
         counts = ("steps", "batch_size", "validate_every", "validation_slices", "checkpoint_every")
         for name in counts:
             _within(f"train.{name}", getattr(self, name), 1, ENDLESS)
@@ -339,7 +347,7 @@ class TrainConfig:
         others = ("foreground_weight", "weight_decay", "warmup_steps", "clip_norm", "patience")
         for name in (*losses, *others):
             _within(f"train.{name}", getattr(self, name), 0, ENDLESS)
-        for name in ("foreground_fraction", "ema_decay", "class_balance"):
+        for name in ("foreground_fraction", "ema_decay", "class_balance", "cutmix"):
             _within(f"train.{name}", getattr(self, name), 0, 1)
         _within("train.learning_rate", self.learning_rate, 1e-12, 10)
         if not any(getattr(self, name) for name in losses):
@@ -393,9 +401,12 @@ SDSEG_RECIPE = (
 """Settings of `[train]` that mean nothing to another network."""
 SEVERAL_CLASSES = ("classes", "overlapping")
 """Settings of `[model]` that stand in files only where there are several classes."""
-LATER = {"model": ("vision", "condition_channels"), "train": ("class_balance",)}
+LATER = {
+    "model": ("vision", "condition_channels"),
+    "train": ("class_balance", "augment", "cutmix"),
+}
 """Section -> settings that came later: they stand in files only where they are not at their
-defaults, which are what older versions did.
+defaults, so that the rest is what older versions write and read.
 """
 SDSEG_ALONE = {
     "model": (

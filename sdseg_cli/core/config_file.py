@@ -17,7 +17,7 @@ from typing import Any
 
 import tomli_w
 
-from sdseg_cli.core.config import SDSEG, SDSEG_ALONE, SEVERAL_CLASSES, RunConfig
+from sdseg_cli.core.config import LATER, SDSEG, SDSEG_ALONE, SEVERAL_CLASSES, RunConfig
 from sdseg_cli.core.errors import ConfigError, near
 from sdseg_cli.core.json_files import LARGEST, too_deep
 
@@ -235,9 +235,19 @@ def _explained(section: type) -> dict[str, str]:
 
 
 def to_toml(config: RunConfig, *, explained: bool = False) -> str:
-    """The whole configuration, which `load_toml` gives back; with comments if `explained`."""
+    """The whole configuration, which `load_toml` gives back; with comments if `explained`, else
+    without later settings at their defaults.
+    """
     text, section = "", ""
+    later = [f"{part}.{name}" for part, names in LATER.items() for name in names]
+    plain = {
+        setting.key: setting.value
+        for setting in settings_of(RunConfig())
+        if any(f"{setting.key}.".startswith(f"{name}.") for name in later)
+    }
     for setting in settings_of(config):
+        if not explained and plain.get(setting.key) == setting.value:
+            continue
         place, _, name = setting.key.rpartition(".")
         if place != section:
             text, section = f"{text}\n[{place}]\n", place

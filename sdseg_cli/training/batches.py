@@ -21,16 +21,19 @@ from torch import Tensor
 from sdseg_cli.core.config import RunConfig
 from sdseg_cli.core.errors import DataError
 from sdseg_cli.data.manifest import Manifest, open_array
-from sdseg_cli.data.spec import ClassRule
+from sdseg_cli.data.spec import ClassRule, side_of
 from sdseg_cli.model import diffusion
 from sdseg_cli.model.diffusion import seeded_generator
 from sdseg_cli.model.distributed import Ranks
+from sdseg_cli.training import augment
 
 if TYPE_CHECKING:
     from sdseg_cli.training.latents import MaskLatents
 
 FLIPS = (("h", 1, -1), ("v", 2, -2))
 """Letter of `train.flips`, its code, and the axis it turns."""
+NOT_KEPT = -1
+"""Row of a mask that is drawn once only, so that its moments are not kept."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,12 @@ class PreparedSlices:
             counts &= drawn[[self.places[i][0] for i in positions]][:, :, None, None]
         return counts
 
+    def drawn_alike(self, one: int, other: int) -> bool:
+        """Whether the same classes were drawn in the cases of two slices."""
+        if self._drawn is None:
+            return True
+        return torch.equal(*(self._drawn[self.places[i][0]] for i in (one, other)))
+
 
 def draw_positions(
     slices: PreparedSlices, *, seed: int, step: int, batch_size: int, foreground_fraction: float
@@ -264,7 +273,7 @@ class StepInputs:
     positions: list[int]
     """Which slices these are."""
     rows: list[list[int]]
-    """Of each slice and class, where the mask's moments are kept."""
+    """Of each slice and class, where the mask's moments are kept, or `NOT_KEPT`."""
     image: Tensor
     """(B,H,W), of pictures (B,3,H,W), float32 in [-1,1]."""
     masks: Tensor
@@ -318,6 +327,95 @@ class StepInputs:
         return StepInputs(**{f.name: change(getattr(self, f.name)) for f in fields(self)})
 
 
+@dataclass(frozen=True)
+class AugmentedPlanes:
+    """Slices as a step sees them: mirrored, moved, recoloured."""
+
+    image: Tensor
+    """(B,H,W), of pictures (B,3,H,W), float32 in [-1,1]."""
+    masks: Tensor
+    """(B,K,H,W) bool."""
+    counts: Tensor | None
+    """(B,K,H,W) bool, where the truth is known; None: everywhere."""
+    moved: list[int]
+    """Places of the slices whose masks are no longer those of their case."""
+
+
+def augmented(
+    slices: PreparedSlices,
+    config: RunConfig,
+    step: int,
+    positions: Sequence[int],
+    flips: Tensor,
+    mine: slice = slice(None),
+) -> AugmentedPlanes:
+    """Some slices of a batch, changed as `train.augment` and `train.cutmix` say.
+
+    Args:
+        slices: The training slices.
+        config: Seed and recipe.
+        step: From 0; what is drawn is a function of it and of the seed.
+        positions: Of the whole batch.
+        flips: Likewise, of `flip_codes`.
+        mine: Places of the batch that are wanted.
+    """
+    recipe, seed, count = config.train, config.seed, len(positions)
+    plain = flipped(slices.batch(positions[mine]), flips[mine])
+    drawn = seeded_generator("augment", seed, step)
+    changes = augment.draw_changes(
+        recipe.augment,
+        count,
+        drawn,
+        colour=plain.image.ndim == 4,
+        sided=any(side_of(name) for name in slices.classes.names),
+    )
+    pastes = augment.draw_pastes(recipe.cutmix, count, seeded_generator("cutmix", seed, step))
+    images, labels, moved = [], [], []
+    for at, place in enumerate(range(count)[mine]):
+        one, change = Batch(plain.image[at], plain.labels[at]), changes[place]
+        over = _pasted(slices, one, positions, place, flips[place], pastes[place])
+        if over is not one or augment.moves(change):
+            moved.append(at)
+        image, numbers = augment.changed(over.image, over.labels, change)
+        images.append(image)
+        labels.append(numbers)
+    batch = Batch(torch.stack(images), torch.stack(labels))
+    masks, counts = slices.masks(batch.labels), slices.counts(positions[mine], batch.labels)
+    if mirrored := slices.classes.mirrored:
+        # What was the right one is the left one in a mirror image.
+        each, source = torch.arange(len(masks))[:, None], flips[mine]
+        source = source_classes(source, mirrored, masks.shape[1])
+        masks, counts = masks[each, source], None if counts is None else counts[each, source]
+    return AugmentedPlanes(batch.image, masks, counts, moved)
+
+
+def _pasted(
+    slices: PreparedSlices,
+    one: Batch,
+    positions: Sequence[int],
+    place: int,
+    flip: Tensor,
+    paste: augment.Paste | None,
+) -> Batch:
+    """A slice with foreground of another one; itself where nothing is pasted.
+
+    The other one is mirrored as this one is, so that the labels of both mean the same.
+    """
+    if paste is None:
+        return one
+    here, there = positions[place], positions[paste.source]
+    if here == there or not slices.drawn_alike(here, there):
+        return one
+    other = flipped(slices.batch([there]), flip[None])
+    region = augment.pasted_region(slices.masks(other.labels)[0], paste)
+    if not region.any():
+        return one
+    return Batch(
+        torch.where(region, other.image[0], one.image),
+        torch.where(region, other.labels[0], one.labels),
+    )
+
+
 class StepSource:
     """Makes the inputs of any step.
 
@@ -363,34 +461,29 @@ class StepSource:
             recipe.timesteps, self._timestep_weights, len(positions), generator
         )
         mine = slice(self._ranks.rank, None, self._ranks.world)
+        planes = augmented(self._slices, self._config, step, positions, flips, mine)
         positions, flips = positions[mine], flips[mine]
-        batch = flipped(self._slices.batch(positions), flips)
-        masks, counts = (
-            self._slices.masks(batch.labels),
-            self._slices.counts(positions, batch.labels),
-        )
         rows = self._latents.rows(positions, flips)
-        if mirrored := self._slices.classes.mirrored:
-            # What was the right one is the left one in a mirror image.
-            source, each = source_classes(flips, mirrored, masks.shape[1]), range(len(positions))
-            masks = masks[torch.arange(len(masks))[:, None], source]
-            counts = None if counts is None else counts[torch.arange(len(masks))[:, None], source]
-            if len(rows[0]) > 1:  # a model without latents keeps none
-                rows = [[rows[i][k] for k in source[i].tolist()] for i in each]
+        if self._slices.classes.mirrored and len(rows[0]) > 1:  # no latents, no rows
+            source = source_classes(flips, self._slices.classes.mirrored, len(rows[0])).tolist()
+            rows = [[row[k] for k in numbers] for row, numbers in zip(rows, source, strict=True)]
+        found = planes.masks.flatten(2).any(dim=2).tolist()
+        for place in planes.moved:
+            rows[place] = [NOT_KEPT if one else 0 for one in found[place]]
         moments, known = self._latents.read(rows)
         return StepInputs(
             step=step,
             positions=positions,
             rows=rows,
-            image=batch.image,
-            masks=masks,
+            image=planes.image,
+            masks=planes.masks,
             moments=moments,
             known=known,
             posterior_noise=posterior_noise[mine],
             noise=noise[mine],
             t=t[mine],
             importance=importance[mine],
-            counts=counts,
+            counts=planes.counts,
         )
 
     def prefetch(

@@ -28,7 +28,7 @@ from sdseg_cli.core.files import replacing
 from sdseg_cli.model.distributed import Ranks
 from sdseg_cli.model.interface import SliceModel, as_three_channels
 from sdseg_cli.model.sdseg import SDSeg, full_precision, has_latents
-from sdseg_cli.training.batches import PreparedSlices
+from sdseg_cli.training.batches import NOT_KEPT, PreparedSlices
 
 FLIP_CODES = 4
 """0 as it is, 1 left-right, 2 up-down, 3 both: `batches.flip_codes`."""
@@ -74,15 +74,21 @@ class MaskLatents:
 
     def read(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Moments (B,8K,h,w) float32 and, (B,K) bool, which of them are computed."""
-        moments = torch.from_numpy(self._stored[np.asarray(rows)])
-        return moments.flatten(1, 2), (moments != 0).flatten(2).all(dim=2)
+        numbers = np.asarray(rows)
+        moments = torch.from_numpy(self._stored[numbers])
+        computed = (moments != 0).flatten(2).all(dim=2) & torch.from_numpy(numbers != NOT_KEPT)
+        return moments.flatten(1, 2), computed
 
     def write(self, rows: Sequence[int], moments: Tensor) -> None:
-        """Keep computed moments (N,8,h,w); on a full disk they are simply computed again."""
+        """Keep computed moments (N,8,h,w), but those of row `NOT_KEPT`; on a full disk they are
+        simply computed again.
+        """
         values = moments.float().cpu().numpy()
         # Not through the memory map: where the disk is full, that kills the process.
         with suppress(OSError), self.path.open("r+b") as file:
             for row, value in zip(rows, values, strict=True):
+                if row == NOT_KEPT:
+                    continue
                 file.seek(self._stored.offset + row * value.nbytes)
                 file.write(value.tobytes())
 

@@ -98,9 +98,9 @@ class Objective(nn.Module):
         """`loss_terms` of the model, as DDP calls it."""
         recipe = self.recipe
         mask_loss: MaskLossOf | None = self.mask_loss
-        if mask_loss is not None and recipe.class_balance:
+        if self.mask_loss is not None and recipe.class_balance:
             left = 1 - inputs.step / recipe.steps
-            mask_loss = partial(mask_loss, balance=recipe.class_balance * left)
+            mask_loss = partial(self.mask_loss, balance=recipe.class_balance * left)
         return self.model.loss_terms(inputs, recipe, mask_loss, weight, mean_weight)
 
 

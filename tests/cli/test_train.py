@@ -76,6 +76,31 @@ def test_only_its_own_settings_are_shown_of_another_network(
     assert 'network = "dynunet"' in out and "fusion" not in out and "[model.unet]" not in out
 
 
+def test_the_contact_sheet_of_the_augmentation_is_drawn_and_nothing_trained(
+    tiny_run: Workspace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("SDSEG_HOME", str(tiny_run.root))
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tiny_run.root.rglob("*"))
+    given = ["--set", "train.augment=light", "--seed", "3", "--show-augmentation", "sheet.png"]
+    assert run_command(["train", "--dataset", "tiny", *given, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "sheet": "sheet.png",
+        "augment": "light",
+        "cutmix": 0.0,
+        "flips": "h",
+        "seed": 3,
+        "warnings": [],
+    }
+    assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(tiny_run.root.rglob("*")) == before
+    assert run_command(["train", "--dataset", "tiny", "--show-augmentation", "plain.png"]) == 0
+    assert "only mirrors are shown" in capsys.readouterr().err
+
+
 def test_training_ends_with_the_command_to_type_next(
     tiny_run: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
