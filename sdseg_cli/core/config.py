@@ -301,7 +301,7 @@ class TrainConfig:
     estimate; 0 = the paper."""
     class_balance: float = 0.0
     """Of several classes, cross-entropy weighs a class by one over its share of the pixels to this
-    power at first, less and less until the last step; 0 = all pixels alike."""
+    power at first, and less and less in the first half of all steps; 0 = all pixels alike."""
     foreground_fraction: float = 0.0
     """Share of each batch drawn from slices with foreground; 0 = every slice once per epoch."""
     timesteps: str = "uniform"

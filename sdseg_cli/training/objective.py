@@ -98,8 +98,8 @@ class Objective(nn.Module):
         """`loss_terms` of the model, as DDP calls it."""
         recipe = self.recipe
         mask_loss: MaskLossOf | None = self.mask_loss
-        if self.mask_loss is not None and recipe.class_balance:
-            left = 1 - inputs.step / recipe.steps
+        left = max(0.0, 1 - 2 * inputs.step / recipe.steps)
+        if self.mask_loss is not None and recipe.class_balance * left:
             mask_loss = partial(self.mask_loss, balance=recipe.class_balance * left)
         return self.model.loss_terms(inputs, recipe, mask_loss, weight, mean_weight)
 
