@@ -20,6 +20,7 @@ import tomli_w
 from sdseg_cli.core.config import LATER, SDSEG, SDSEG_ALONE, SEVERAL_CLASSES, RunConfig
 from sdseg_cli.core.errors import ConfigError, near
 from sdseg_cli.core.json_files import LARGEST, too_deep
+from sdseg_cli.core.presets import PRESETS, for_classes
 
 LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029\0"
 SHOWN_LETTERS = 60
@@ -236,17 +237,14 @@ def _explained(section: type) -> dict[str, str]:
 
 def to_toml(config: RunConfig, *, explained: bool = False) -> str:
     """The whole configuration, which `load_toml` gives back; with comments if `explained`, else
-    without later settings at their defaults.
+    without later settings where they, and the preset's own, are at their defaults.
     """
     text, section = "", ""
-    later = [f"{part}.{name}" for part, names in LATER.items() for name in names]
-    plain = {
-        setting.key: setting.value
-        for setting in settings_of(RunConfig())
-        if any(f"{setting.key}.".startswith(f"{name}.") for name in later)
-    }
+    plain = _later_settings(RunConfig())
+    base, model = PRESETS.get(config.preset, RunConfig()), config.model
+    own = _later_settings(for_classes(base, model.classes, overlapping=model.overlapping))
     for setting in settings_of(config):
-        if not explained and plain.get(setting.key) == setting.value:
+        if not explained and setting.value == plain.get(setting.key) == own.get(setting.key):
             continue
         place, _, name = setting.key.rpartition(".")
         if place != section:
@@ -257,6 +255,15 @@ def to_toml(config: RunConfig, *, explained: bool = False) -> str:
         is_list = isinstance(setting.value, list)
         text += f"{name} = {setting.value}\n" if is_list else tomli_w.dumps({name: setting.value})
     return text
+
+
+def _later_settings(config: RunConfig) -> dict[str, Any]:
+    later = [f"{part}.{name}." for part, names in LATER.items() for name in names]
+    return {
+        setting.key: setting.value
+        for setting in settings_of(config)
+        if any(f"{setting.key}.".startswith(name) for name in later)
+    }
 
 
 def differing_keys(a: RunConfig, b: RunConfig) -> list[str]:

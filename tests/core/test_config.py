@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdseg_cli.core.config import RunConfig, SampleConfig, TrainConfig
+from sdseg_cli.core.config import RunConfig, SampleConfig, TrainConfig, VisionConfig
 from sdseg_cli.core.config_file import (
     differing_keys,
     from_dict,
@@ -20,7 +21,7 @@ from sdseg_cli.core.config_file import (
     to_toml,
 )
 from sdseg_cli.core.errors import ConfigError
-from sdseg_cli.core.presets import PRESETS, preset
+from sdseg_cli.core.presets import PRESETS, for_classes, preset
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -259,3 +260,16 @@ def test_an_unknown_key_lists_its_section_and_what_may_have_been_meant(key: str,
     with pytest.raises(ConfigError) as caught:
         from_dict(parse_assignment(f"{key}=1"), RunConfig(), source="--set")
     assert caught.value.hint.startswith(hint)
+
+
+def test_a_file_of_settings_says_what_its_preset_would_change() -> None:
+    """`tiny` has a vision encoder of its own, so a run with the paper's has to say so."""
+    papers = replace(preset("tiny").model, vision=VisionConfig(), condition_channels=4)
+    config = replace(preset("tiny"), model=papers)
+    assert tomllib.loads(to_toml(config))["model"]["vision"] == {"widths": [], "blocks": []}
+    assert "vision" not in to_toml(preset("sd"))
+    assert "class_balance" not in to_toml(preset("tiny"))
+    several = for_classes(preset("tiny"), 3, overlapping=False)
+    assert "class_balance = 0.5" in to_toml(several)
+    even = replace(several, train=replace(several.train, class_balance=0.0))
+    assert "class_balance = 0.0" in to_toml(even)
