@@ -84,6 +84,8 @@ RANGES = {
     ("strong", True): PHOTOGRAPH_STRONG,
 }
 """(`train.augment`, of photographs) -> every change."""
+BLACK_BELOW = 0.02
+"""Of white; a photograph's dark frame is not quite black."""
 LEAST_MARGIN, MOST_MARGIN = 0.01, 0.06
 """Around pasted foreground, shares of the plane's longer side."""
 
@@ -170,14 +172,16 @@ def _recoloured(image: Tensor, change: Change) -> Tensor:
     planes = (image if image.ndim == 3 else image[None]).add(1).div(2)
     if "noise" in change:
         drawn = torch.Generator().manual_seed(int(change["noise_seed"]))
-        planes = planes + change["noise"] / 2 * torch.randn(planes.shape, generator=drawn)
+        noise = change["noise"] / 2 * torch.randn(planes.shape, generator=drawn)
+        planes = torch.where(_black(planes), planes, planes + noise)
     if "blur" in change:
         planes = _blurred(planes, change["blur"] * max(planes.shape) / 256)
     if "brightness" in change:
         planes = planes * change["brightness"]
     if "contrast" in change:
         low, high, mean = float(planes.min()), float(planes.max()), _mean(planes)
-        planes = (mean + (planes - mean) * change["contrast"]).clamp(low, high)
+        spread = (mean + (planes - mean) * change["contrast"]).clamp(low, high)
+        planes = torch.where(_black(planes), planes, spread)
     if "low_resolution" in change:
         planes = _coarse(planes, change["low_resolution"])
     planes = planes.clamp(0, 1)
@@ -188,6 +192,13 @@ def _recoloured(image: Tensor, change: Change) -> Tensor:
     if "saturation" in change or "hue" in change:
         planes = _tinted(planes, change.get("saturation", 1), change.get("hue", 0))
     return planes.mul(2).sub(1).clamp(-1, 1).reshape(image.shape)
+
+
+def _black(planes: Tensor) -> Tensor:
+    """Where (C,H,W) is padding or air below the window, (1,H,W) bool: black in every prediction, so
+    that neither noise nor contrast may show there.
+    """
+    return planes.amax(dim=0, keepdim=True) < BLACK_BELOW
 
 
 def _mean(planes: Tensor) -> float:

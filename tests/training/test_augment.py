@@ -83,8 +83,8 @@ def test_labels_above_a_million_stay_what_they_are() -> None:
         ({"brightness": 1.5}, [-1, -0.25, 0.5, 1]),
         ({"gamma": 2}, [-1, -0.875, -0.5, 1]),
         ({"inverted_gamma": 2}, [-1, -0.125, 0.5, 1]),
-        # About the mean 0.4375: 0.21875, 0.34375, 0.46875, 0.71875.
-        ({"contrast": 0.5}, [-0.5625, -0.3125, -0.0625, 0.4375]),
+        # About the mean 0.4375: black as it is, 0.34375, 0.46875, 0.71875.
+        ({"contrast": 0.5}, [-1, -0.3125, -0.0625, 0.4375]),
         # Within the values that are there.
         ({"contrast": 100}, [-1, -1, 1, 1]),
         # Two pixels become one and are spread again, half way towards its neighbour.
@@ -107,6 +107,17 @@ def test_a_blur_keeps_the_mean_of_a_plane_and_spreads_a_point() -> None:
     # The square of 1 / (1 + 2 (e^-0.5 + e^-2 + e^-4.5)) = 0.39905^2, and black is -1.
     assert float(seen[128, 128]) == pytest.approx(2 * 0.39905**2 - 1, abs=1e-4)
     assert torch.allclose(seen, seen.T, atol=1e-6)
+
+
+def test_noise_has_its_deviation_and_leaves_black_alone() -> None:
+    image = torch.zeros(256, 256)
+    image[:, :64] = -1
+    labels = torch.zeros(256, 256, dtype=torch.uint8)
+    seen, _ = changed(image, labels, {"noise": 0.1, "noise_seed": 7})
+    assert set(seen[:, :64].flatten().tolist()) == {-1}
+    assert float(seen[:, 64:].std()) == pytest.approx(0.1, rel=0.02)
+    assert torch.equal(seen, changed(image, labels, {"noise": 0.1, "noise_seed": 7})[0])
+    assert not torch.equal(seen, changed(image, labels, {"noise": 0.1, "noise_seed": 8})[0])
 
 
 def test_grey_has_no_colour_to_change_and_no_saturation_is_grey() -> None:
