@@ -17,7 +17,7 @@ from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.core.presets import PRESETS
 from sdseg_cli.data.spec import ClassRule
 from sdseg_cli.model.autoencoder import sample_posterior
-from sdseg_cli.model.baselines import Baseline, build_model
+from sdseg_cli.model.baselines import build_model
 from sdseg_cli.model.diffusion import seeded_generator
 from sdseg_cli.model.interface import SliceModel, as_three_channels
 from sdseg_cli.model.pretrained import below, official_config
@@ -86,7 +86,7 @@ def initial_model(
         return model, _start_from_model(model, config, store, slices)
     if not has_latents(model):
         origin = start_baseline(config.model.network, config.train.init)
-        if isinstance(model, Baseline) and config.model.classes > 1:
+        if config.model.classes > 1:
             model.start_at(slices.class_shares())
             origin["network"] += ", its last biases at the classes' shares of the pixels"
         return model, origin

@@ -56,8 +56,8 @@ def test_a_set_of_twenty_labels_becomes_twenty_named_segments(
         json.dumps({str(n): name for n, name in enumerate(NAMES, start=1)})
     )
     done("prepare", "raw", "--name", "twenty", "--classes", "all", "--class-names", "names.json")
-    quick = ("train.batch_size=2", "train.validate_every=20", "train.validation_slices=4")
-    sets = [word for one in quick for word in ("--set", one)]
+    quick = ("batch_size=1", "validate_every=20", "validation_slices=2", 'flips=""')
+    sets = [word for one in quick for word in ("--set", f"train.{one}")]
     done("train", "--dataset", "twenty", "--run", "./run", "--steps", 20, "--device", "cpu", *sets)
     rows = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if "loss" in row]
