@@ -29,6 +29,8 @@ class Network:
     million trained, 4.6 million that predict, 7.3 GFLOP per slice."""
     sd: Mapping[str, Any]
     """Arguments for the width that is usual in publications."""
+    answers: tuple[str, ...] = ()
+    """Its parts that give the logits, the last convolution of each."""
     learning_rate: float = 1e-3
     """In `tiny`; a third of it in `sd`."""
     start: str = "from scratch"
@@ -56,17 +58,20 @@ BASELINES: dict[str, Network] = {
         "BasicUNet",
         tiny={"features": (16, 32, 64, 160, 384, 16)},
         sd={"features": (64, 128, 256, 512, 1024, 64)},
+        answers=("final_conv",),
     ),
     "unet-r50": Network(
         "FlexibleUNet",
         tiny={"backbone": "resnet50", "decoder_channels": (64, 32, 16, 16, 8)},
         sd={"backbone": "resnet50", "decoder_channels": (256, 128, 64, 32, 16)},
+        answers=("segmentation_head",),
         start="from scratch, no ImageNet weights",
     ),
     "swin-unetr": Network(
         "SwinUNETR",
         tiny={"feature_size": 24},
         sd={"feature_size": 48},
+        answers=("out",),
         learning_rate=5e-4,
         needs=("einops",),
     ),
@@ -74,11 +79,13 @@ BASELINES: dict[str, Network] = {
         "DynUNet",
         tiny=_dynunet(16, 32, 64, 128, 192, 224, supervised=3),
         sd=_dynunet(32, 64, 128, 256, 512, 512, 512, supervised=4),
+        answers=("output_block", "deep_supervision_heads"),
     ),
     "segresnet": Network(
         "SegResNet",
         tiny={"init_filters": 16, "blocks_down": (1, 1, 1, 2, 2), "blocks_up": (1, 1, 1, 1)},
         sd={"init_filters": 32, "blocks_down": (1, 2, 2, 4), "blocks_up": (1, 1, 1)},
+        answers=("conv_final",),
     ),
 }
 """`--model` -> the network. To add one is to add its line here."""

@@ -23,6 +23,9 @@ from sdseg_cli.model.interface import (
 from sdseg_cli.model.runtime import memory_format, reduced_precision
 from sdseg_cli.model.sdseg import build_sdseg, unfilled_sdseg
 
+LEAST_SHARE = 1e-6
+"""Of the pixels, that a class is taken to have at the start."""
+
 
 class Baseline(SliceModel):
     """A network of planes.
@@ -45,6 +48,25 @@ class Baseline(SliceModel):
     def trained_parts(self) -> tuple[nn.Module, ...]:
         """All of it."""
         return (self.unet,)
+
+    @torch.no_grad()
+    def start_at(self, shares: Tensor) -> None:
+        """Answer at first with each class's share of the pixels, not with all alike: it would take
+        the first hundreds of steps to learn that most pixels are background.
+
+        Args:
+            shares: (K,) in [0,1], of K > 1 classes.
+        """
+        shares = shares.double().clamp(LEAST_SHARE, 1 - LEAST_SHARE)
+        if self.config.overlapping:
+            start = torch.logit(shares)
+        else:
+            background = (1 - shares.sum()).clamp(min=LEAST_SHARE)
+            start = torch.cat([background[None], shares]).log()
+        for part in BASELINES[self.config.network].answers:
+            for module in self.unet.get_submodule(part).modules():
+                if isinstance(module, nn.Conv2d) and module.bias is not None:
+                    module.bias.copy_(start)
 
     def logits(self, image: Tensor) -> Tensor:
         """(B,3,H,W) in [-1,1] -> (B,L,C,H,W); L is 1 but for a network that is deeply supervised,

@@ -82,6 +82,9 @@ class SliceModel(nn.Module, ABC):
         """The parts whose wide convolutions may be computed with fewer multiplications."""
         return self.predicting_parts()
 
+    def start_at(self, shares: Tensor) -> None:
+        """Let fresh weights of K > 1 classes answer with each class's share of the pixels, (K,)."""
+
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(4K,h,w) for a plane of (H,W) px, K classes; zeros where there are no latents."""
         return 0, 0, 0

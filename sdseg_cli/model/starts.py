@@ -175,12 +175,14 @@ def for_classes(unet: UNet, tensors: Mapping[str, Tensor]) -> Mapping[str, Tenso
             start[key] = start[key].repeat(unet.classes, *[1] * (start[key].ndim - 1))
     widened = fresh[LAST_CONVOLUTION[0]].shape[1] > unet.config.model_channels
     if widened:
+        # A block that does not change the width has no convolution beside it.
+        beside = {key for key in fresh.keys() ^ start.keys() if ".skip_connection." in key}
+        start = {key: value for key, value in start.items() if key not in beside}
         start |= {
             key: value
             for key, value in fresh.items()
             if key.startswith(("output_blocks.", "out."))
-            and key in start
-            and value.shape != start[key].shape
+            and (key in beside or (key in start and value.shape != start[key].shape))
         }
     return start
 

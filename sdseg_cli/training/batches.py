@@ -138,6 +138,25 @@ class PreparedSlices:
         """Labels (B,H,W) on the CPU -> the mask of each class, (B,K,H,W) bool."""
         return torch.from_numpy(self.classes.masks(labels.numpy())).movedim(0, 1).contiguous()
 
+    def class_shares(self) -> Tensor:
+        """Each class's share of the pixels of which that is known, (K,) float64; reads all labels
+        once.
+        """
+        each = self.classes.each()
+        pixels = np.zeros((2, len(self.classes)), np.int64)  # of the class; known
+        for case, labels in enumerate(self._labels):
+            drawn = np.ones(len(self.classes), bool)
+            if self._drawn is not None:
+                drawn = self._drawn[case].numpy()
+            for plane in labels:
+                numbers = np.bincount(plane.ravel())
+                if self.classes.ignore is not None:
+                    numbers[self.classes.ignore : self.classes.ignore + 1] = 0
+                values = np.arange(len(numbers))
+                found = [numbers[rule.masks(values)[0]].sum() for rule in each]
+                pixels += drawn * np.stack([found, np.full(len(drawn), numbers.sum())])
+        return torch.from_numpy(pixels[0] / np.maximum(pixels[1], 1))
+
     def counts(self, positions: Sequence[int], labels: Tensor) -> Tensor | None:
         """Where the truth is known, (B,K,H,W) bool: not at pixels of the label to ignore, and
         nowhere for a class that was not drawn in the slice's case. None: everywhere.

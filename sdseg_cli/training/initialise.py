@@ -85,7 +85,11 @@ def initial_model(
     if config.train.init not in KEYWORDS:
         return model, _start_from_model(model, config, store, slices)
     if not has_latents(model):
-        return model, start_baseline(config.model.network, config.train.init)
+        origin = start_baseline(config.model.network, config.train.init)
+        if config.model.classes > 1:
+            model.start_at(slices.class_shares())
+            origin["network"] += ", its last biases at the classes' shares of the pixels"
+        return model, origin
     if config.train.init == "pretrained":
         require_pretrained(model, store)
     origin = start_autoencoder(model, store)

@@ -104,7 +104,9 @@ class MaskLoss(nn.Module):
 
     Of one class Dice is a mean over the slices. Of several it is one of each class over the whole
     batch, a mean over the classes that the batch has: the Dice of an absent class would only teach
-    empty masks, and a class that one slice of four has would count for a quarter.
+    empty masks, and a class that one slice of four has would count for a quarter. Where a batch is
+    computed in parts (`train.accumulate`) or by several processes, it is that of each part, and the
+    step uses their mean: Dice over the whole batch would take a second pass through all parts.
 
     One class, and each of classes that overlap, is by itself (binary cross-entropy); where classes
     exclude each other, they share a softmax with the background. Where the truth of a class is

@@ -11,6 +11,7 @@ from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.core.presets import PRESETS, for_network
 from sdseg_cli.model import baselines
 from sdseg_cli.model.baselines import Baseline, build_baseline, build_model
+from sdseg_cli.model.interface import class_probabilities
 from sdseg_cli.model.sdseg import SDSeg
 
 SIDE = 64
@@ -83,3 +84,22 @@ def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(ConfigError, match="unet needs no_such_package") as caught:
         build_baseline(ModelConfig(network="unet", scale="tiny"))
     assert "pip install no_such_package" in caught.value.hint
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("overlapping", [False, True])
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_network_of_several_classes_begins_with_their_shares(
+    name: str, overlapping: bool
+) -> None:
+    built(name)  # or a skip
+    config = ModelConfig(network=name, scale="tiny", classes=2, overlapping=overlapping)
+    model = build_baseline(config)
+    for part in BASELINES[name].answers:  # without what its random weights say
+        for module in model.unet.get_submodule(part).modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.weight.zero_()
+    model.start_at(torch.tensor([0.05, 0.002]))
+    answers = class_probabilities(model.logits(torch.zeros(2, 3, SIDE, SIDE)).flatten(0, 1), 2)
+    expected = torch.tensor([0.05, 0.002]).view(1, 2, 1, 1).expand(answers.shape)
+    assert torch.allclose(answers, expected, atol=1e-6)

@@ -14,8 +14,11 @@ from sdseg_cli.core.presets import PRESETS
 from sdseg_cli.model.pretrained import Source, below, recognise
 from sdseg_cli.model.sdseg import SDSeg, build_sdseg, unfilled_sdseg
 from sdseg_cli.model.starts import (
+    TINY,
     WARM_ORIGIN,
     Origin,
+    _read,
+    fill_warm,
     require_pretrained,
     start_autoencoder,
     start_networks,
@@ -199,3 +202,30 @@ def test_a_unet_that_attends_takes_all_of_ldm_8_but_its_attention(store: WeightS
 def test_a_unet_of_other_sizes_is_refused(model: SDSeg) -> None:
     with pytest.raises(WeightsError, match=r"ldm: .*missing"):
         start_unet(model.unet, {}, source="ldm")
+
+
+@pytest.mark.parametrize("classes", [2, 9, 20, 40])
+def test_warm_networks_start_any_number_of_classes(classes: int) -> None:
+    """At 20 a block of the widened level keeps its width and has no convolution beside it."""
+    model = build_sdseg(replace(TINY, classes=classes))
+    fill_warm(model, _read("tiny_warm"), source="test")
+    answer = model.unet(
+        torch.zeros(1, 4 * classes, 8, 8), torch.tensor([999]), torch.zeros(1, 4, 8, 8)
+    )
+    assert answer.shape == (1, 4 * classes, 8, 8)
+
+
+@pytest.mark.parametrize("classes", [3, 20])
+def test_ldm_8_is_repeated_for_each_class(store: WeightStore, classes: int) -> None:
+    model = build_sdseg(replace(SIZES, classes=classes))
+    fresh = model.unet.out[-1].weight.clone()
+    start_pretrained(model, store)
+    ldm = below(tiny_ldm(), "model.diffusion_model.")
+    first, last = model.unet.input_blocks[0][0].weight, model.unet.out[-1].weight
+    for k in range(classes):
+        expected = ldm["input_blocks.0.0.weight"] / classes
+        assert torch.equal(first[:, 4 * k : 4 * k + 4], expected)
+    assert first.shape[1] == 4 * classes + 4 and not first[:, 4 * classes :].any()
+    # 80 channels take a last level wider than LDM-8's 32, which starts anew.
+    expected = fresh if classes == 20 else ldm["out.2.weight"].repeat(classes, 1, 1, 1)
+    assert torch.equal(last, expected)

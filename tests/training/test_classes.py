@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from sdseg_cli.core.presets import for_classes
 from sdseg_cli.data.spec import ClassRule
+from sdseg_cli.model import starts
 from sdseg_cli.model.distributed import Ranks
+from sdseg_cli.model.mask_decoder import build_mask_decoder
 from sdseg_cli.model.sdseg import SDSeg, build_sdseg
-from sdseg_cli.model.starts import for_classes
 from sdseg_cli.model.tensor_files import load_strictly
+from sdseg_cli.runs.checkpoint import Checkpoint
 from sdseg_cli.training import step
 from sdseg_cli.training.batches import PreparedSlices, StepInputs, StepSource, draw_positions
 from sdseg_cli.training.latents import MaskLatents, encode_masks
@@ -220,9 +223,55 @@ def test_a_run_of_one_class_starts_one_of_several() -> None:
     with torch.no_grad():
         for value in one.unet.out[-1].parameters():
             value.normal_()
-    weights = for_classes(several.unet, one.unet.state_dict())
+    weights = starts.for_classes(several.unet, one.unet.state_dict())
     load_strictly(several.unet, weights, source="test")
     zt, zc = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
     answer = several.unet.eval()(zt.repeat(1, 3, 1, 1), torch.tensor([999]), zc)
     expected = one.unet.eval()(zt, torch.tensor([999]), zc)
     assert torch.allclose(answer, expected.repeat(1, 3, 1, 1), atol=1e-4)
+
+
+def test_the_share_of_a_class_is_of_the_pixels_of_which_it_is_known(tmp_path: Path) -> None:
+    for number, case in enumerate("ab"):
+        labels = np.zeros((2, 4, 4), np.uint16)
+        labels[0, 0] = 1, 1, 2, 9  # of 32 pixels one is ignored
+        labels[1, 0, 0] = 300 * number
+        (tmp_path / case).mkdir()
+        np.save(tmp_path / case / "labels.npy", labels)
+        np.save(tmp_path / case / "pixels.npy", labels.astype(np.float16))
+    rule = ClassRule(((1, 300), (2,)), ("large", "small"), ignore=9)
+    slices = PreparedSlices(
+        [tmp_path / "a", tmp_path / "b"], rule, [[[0], [0]], [[0, 1], [0]]], [("large",), None]
+    )
+    # The second class was drawn in the second case alone.
+    assert slices.class_shares().tolist() == pytest.approx([5 / 62, 1 / 31])
+
+
+def test_a_batch_of_several_classes_in_parts_has_the_dice_of_each_part(
+    slices: PreparedSlices, tmp_path: Path
+) -> None:
+    several = for_classes(small_config(), 2, overlapping=False)
+    networks, decoder = build_sdseg(several.model), build_mask_decoder(several.model.autoencoder)
+    latents = MaskLatents(tmp_path / "latents.npy", slices, ROW)
+    inputs = StepSource(several, slices, latents, (8, *ROW[1:])).inputs(0)
+    rows = []
+    for accumulate in (1, 2):
+        config = replace(several, train=replace(several.train, accumulate=accumulate))
+        state = Checkpoint.begin(config, networks)
+        loop = step.Trainer(config, state, torch.device("cpu"), decoder=decoder)
+        with torch.no_grad():
+            known = loop.objective.with_latents(inputs, latents)
+            weight = loop.objective.weight(known)
+            assert weight is not None
+            parts = [
+                loop.objective(part, here, weight.mean())
+                for part, here in zip(known.parts(2), weight.chunk(2), strict=True)
+            ]
+        rows.append(loop.train_step(inputs, latents).row())
+    whole, in_parts = rows
+    assert in_parts["loss_latent"] == pytest.approx(whole["loss_latent"], rel=1e-5)
+    means = torch.stack(parts).mean(dim=0).tolist()
+    assert [in_parts[key] for key in ("loss", "loss_latent", "loss_mask")] == pytest.approx(
+        [means[0], means[2], means[3]], rel=1e-5
+    )
+    assert in_parts["loss_mask"] != pytest.approx(whole["loss_mask"], rel=1e-5)
