@@ -34,8 +34,6 @@ from sdseg_cli.core.errors import ConfigError, WeightsError
 from sdseg_cli.core.files import replacing_folder
 from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.data.manifest import PreparedCase
-from sdseg_cli.data.spec import ClassRule
-from sdseg_cli.evaluation.cached_masks import any_class, native_classes, of_class
 from sdseg_cli.evaluation.evaluation_split import (
     CaseProgress,
     EvaluationSplit,
@@ -250,23 +248,24 @@ class Trial:
         planes = held.reference_planes(case)
         votes = np.zeros(reference.shape, np.min_scalar_type(runs), "F")
         scores: list[float | None] = []
-        with DiskBuffer(held.run.path) as kept, DiskBuffer(held.run.path) as coded:
+        folder = held.run.path
+        with DiskBuffer(folder) as kept, DiskBuffer(folder, rule.held_type) as classes:
             for seed in self.under.seeds:
                 prediction = self._predict(case, scan, planes.shape, seed, count)
-                found = native_classes(prediction)
+                found = prediction.held()
                 if ignored is not None:
-                    found[..., ignored] = 0
-                mask = any_class(found)
+                    found[ignored] = 0
+                mask = found != 0
                 votes += mask
                 scores.append(dice(MaskPair(mask, reference, None)))
                 if len(rule) > 1:
                     self._score_classes(case, found, labels)
-                    coded.add(prediction.restore.planes.stacked(_codes(found, rule)))
+                    classes.add(prediction.restore.planes.stacked(found))
                 kept.add(prediction.probability)
             self._compare(case, kept, np.any(planes, axis=(1, 2)))
             by_slice = self._count(case, prediction.restore.planes, votes)
-            if 1 < len(rule) <= (_MOST_BITS if rule.overlapping else len(rule)):
-                self._count_classes(coded, len(by_slice))
+            if len(rule) > 1:
+                self._count_classes(classes, len(by_slice))
             k = _slice_to_show(by_slice, planes)
             self._show(case, kept, planes, prediction.restore, k)
         if reference.any():
@@ -286,16 +285,16 @@ class Trial:
             of_cases = self.class_dice.setdefault(name, {})
             reference = each.foreground(labels)
             if reference.any() and (drawn is None or name in drawn):
-                score = dice(MaskPair(of_class(found, rule, number), reference, None)) or 0.0
+                score = dice(MaskPair(rule.mask_of(found, number), reference, None)) or 0.0
                 of_cases[case.id] = (*of_cases.get(case.id, ()), score)
 
-    def _count_classes(self, coded: DiskBuffer, slices: int) -> None:
+    def _count_classes(self, classes: DiskBuffer, slices: int) -> None:
         """The voxels of each class that flip, a slice of all runs at a time."""
         rule, runs = self.under.held.manifest.classes, len(self.under.seeds)
         for k in range(slices):
-            codes = coded.part(k, k + 1)[:, 0]
+            held = classes.part(k, k + 1)[:, 0]
             for number, name in enumerate(rule.names):
-                counts = np.count_nonzero(_has_class(codes, rule, number), axis=0)
+                counts = np.count_nonzero(rule.mask_of(held, number), axis=0)
                 so_far = self.class_flips.get(name, Flips())
                 self.class_flips[name] = so_far + Flips.of_counts(counts, runs)
 
@@ -417,27 +416,6 @@ class Trial:
         """Seconds of prediction alone, without the first one, which also warms up."""
         seconds, slices = (sum(part) for part in zip(*self.timed[1:], strict=True))
         return seconds / slices if slices else None
-
-
-def _codes(found: NDArray[Any], rule: ClassRule) -> NDArray[Any]:
-    """One number a voxel, of classes that overlap a bit for each."""
-    if not rule.overlapping:
-        return found
-    codes = np.zeros(found.shape[1:], np.uint32)
-    for number, mask in enumerate(found[:_MOST_BITS]):
-        codes |= mask.astype(np.uint32) << np.uint32(number)
-    return codes
-
-
-def _has_class(codes: NDArray[Any], rule: ClassRule, number: int) -> NDArray[np.bool_]:
-    if not rule.overlapping:
-        return np.asarray(codes == rule.values[number])
-    bits = codes.astype(np.uint32) >> np.uint32(number)
-    return np.asarray(bits & np.uint32(1) == 1)
-
-
-_MOST_BITS = 24
-"""A float32 counts exactly up to 2^24: flips of more classes that overlap are not counted."""
 
 
 def _slice_to_show(by_slice: list[Flips], reference: NDArray[np.bool_]) -> int:
