@@ -322,7 +322,9 @@ class Comparison:
         for name in self.columns:
             alone_a, alone_b = self._alone(name)
             if count := alone_a + alone_b:
-                what = "cases" if self.a["classes"] is None else "pairs of case and class"
+                what = "case" if count == 1 else "cases"
+                if self.a["classes"] is not None:
+                    what = f"{'pair' if count == 1 else 'pairs'} of case and class"
                 left_out.append(
                     f"{name}: {count} {what} with a value in only one of the two, left out "
                     f"(A alone {alone_a}, B alone {alone_b})"

@@ -121,6 +121,7 @@ def evaluate(
             seed=cases.seed,
             sample=sample,
             decoder=held.predictor.decoder,
+            run_threshold=held.predictor.run_threshold,
             options=options,
             protocols=tuple(
                 ProtocolSummary.of(

@@ -402,6 +402,7 @@ class Trial:
             seeds=self.under.seeds,
             sample=self.sample,
             decoder=self.under.held.predictor.decoder,
+            run_threshold=self.under.held.predictor.run_threshold,
             comparisons=tuple(self.comparisons),
             dice=self.dice,
             flips=self.flips,

@@ -91,6 +91,8 @@ class PredictReport:
     stability: Agreement | None = None
     """How far the masks of several noise draws agree, where they were compared."""
     warnings: tuple[Finding, ...] = ()
+    run_threshold: float | None = None
+    """The threshold that the run's validation chose, which 0.5 in what is written stands for."""
     classes: tuple[dict[str, Any], ...] = ()
     """Name, value, voxels and ml of each class, where there are several. Where classes overlap, the
     voxels of each by itself, also those that show another class in the label map."""
@@ -113,6 +115,8 @@ class PredictReport:
         values |= {option: str(path) for option, path in self.outputs.beside.items()}
         if self.stability is not None:
             values["stability"] = self.stability.to_json()
+        if self.run_threshold is not None:
+            values["run_threshold"] = self.run_threshold
         if self.classes:
             values["classes"] = list(self.classes)
         return values
@@ -193,6 +197,7 @@ def predict_file(
         post=post,
         stability=stability,
         warnings=warnings,
+        run_threshold=predictor.run_threshold,
         classes=tuple(
             {
                 "name": segment.name,

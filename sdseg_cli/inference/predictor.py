@@ -230,6 +230,11 @@ class Predictor:
         """True if the run was trained on pictures, not on volumes."""
         return self.data.get("modality") == PHOTOGRAPH
 
+    @property
+    def run_threshold(self) -> float | None:
+        """The threshold that the run's validation chose; None of 0.5, which is everyone's."""
+        return None if self.model.threshold == THRESHOLD else self.model.threshold
+
     def stack(self, volume: Volume) -> SliceStack:
         """The scan's slices, made as those the run was trained on.
 

@@ -308,6 +308,8 @@ def test_several_classes_have_a_table_strips_and_the_union(tmp_path):
     for name in CLASSES:
         assert page.text.count(name) >= 5  # filter, table, three plots, stability
     assert "all as one" in page.text
+    assert "Metric of a case: mean over its classes" in page.text
+    assert "Dice of all classes as one, mean" in page.text  # of stability
     data = json.loads(page.data)
     assert len(data["values"]) == 8
     assert data["values"][1]["0"][:2] == [["case_2", None], ["0.850", pytest.approx(0.85)]]
