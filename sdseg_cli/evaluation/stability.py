@@ -54,7 +54,7 @@ from sdseg_cli.imaging.io.files import write_probability
 from sdseg_cli.imaging.io.picture import Picture
 from sdseg_cli.imaging.slices import SliceTransform
 from sdseg_cli.imaging.volume import Planes, Volume
-from sdseg_cli.metrics.agreement import Flips, disagreement_of_counts
+from sdseg_cli.metrics.agreement import Flips, disagreement_of_counts, disagreement_of_labels
 from sdseg_cli.metrics.lpips import BACKBONE, HEADS, Lpips
 from sdseg_cli.metrics.mask_metrics import MaskPair, dice
 from sdseg_cli.metrics.similarity import Measured, Pair, compare
@@ -62,7 +62,7 @@ from sdseg_cli.model.pretrained import recognise
 from sdseg_cli.model.tensor_files import read_tensors
 from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.report.panels import MAP_FILE, CasePanel, map_panel, save_panels
-from sdseg_cli.report.pictures import StabilityPlane, stability_picture
+from sdseg_cli.report.pictures import ClassRuns, StabilityPlane, stability_picture
 
 if TYPE_CHECKING:
     from sdseg_cli.inference.predictor import Prediction
@@ -249,7 +249,11 @@ class Trial:
         votes = np.zeros(reference.shape, np.min_scalar_type(runs), "F")
         scores: list[float | None] = []
         folder = held.run.path
-        with DiskBuffer(folder) as kept, DiskBuffer(folder, rule.held_type) as classes:
+        with (
+            DiskBuffer(folder) as kept,
+            DiskBuffer(folder, rule.held_type) as classes,
+            DiskBuffer(folder, rule.held_type) as class_planes,
+        ):
             for seed in self.under.seeds:
                 prediction = self._predict(case, scan, planes.shape, seed, count)
                 found = prediction.held()
@@ -261,13 +265,15 @@ class Trial:
                 if len(rule) > 1:
                     self._score_classes(case, found, labels)
                     classes.add(prediction.restore.planes.stacked(found))
+                    class_planes.add(prediction.held_planes())
                 kept.add(prediction.probability)
             self._compare(case, kept, np.any(planes, axis=(1, 2)))
             by_slice = self._count(case, prediction.restore.planes, votes)
             if len(rule) > 1:
                 self._count_classes(classes, len(by_slice))
             k = _slice_to_show(by_slice, planes)
-            self._show(case, kept, planes, prediction.restore, k)
+            self._show(case, kept, planes, prediction.restore, k, class_planes)
+            several = classes.part(k, k + 1)[:, 0] if len(rule) > 1 else None
         if reference.any():
             self.dice[case.id] = tuple(score for score in scores if score is not None)
         if self.maps_folder is not None:
@@ -275,7 +281,7 @@ class Trial:
             path = self.maps_folder / f"{case.id}{suffix}"
             write_probability(path, disagreement_of_counts(votes, runs), scan)
             self.maps.append(path)
-            self.panels.append(self._map_panel(case, scan, reference, votes, k))
+            self.panels.append(self._map_panel(case, scan, labels, votes, k, several))
 
     def _score_classes(self, case: PreparedCase, found: NDArray[Any], labels: NDArray[Any]) -> None:
         """The Dice of each class in one more run; none where its reference is empty."""
@@ -302,21 +308,37 @@ class Trial:
         self,
         case: PreparedCase,
         scan: Volume,
-        reference: NDArray[np.bool_],
+        labels: NDArray[Any],
         votes: NDArray[np.unsignedinteger],
         k: int,
+        several: NDArray[Any] | None,
     ) -> CasePanel:
-        """Slice k with the disagreement of its runs; reference and votes (I,J,K)."""
+        """Slice k with the disagreement of its runs; labels and votes (I,J,K).
+
+        Of several classes (runs,rows,columns) as `ClassRule.hold` says them: each is outlined, and
+        runs disagree also where they say different classes.
+        """
         restore, runs = SliceTransform.of(scan.geometry), len(self.under.seeds)
+        rule = self.under.held.manifest.classes
         plane = np.asarray(restore.canonical_plane(votes, k))
+        shown = np.asarray(restore.canonical_plane(labels, k))
+        reference, majority = (
+            self.under.held.manifest.is_foreground(shown),
+            2 * plane.astype(np.int64) > runs,
+        )
+        disagreement = disagreement_of_counts(plane, runs)
+        if several is not None:
+            counts = (np.count_nonzero(rule.mask_of(several, n), axis=0) for n in range(len(rule)))
+            reference, majority = rule.masks(shown), np.stack([2 * one > runs for one in counts])
+            disagreement = disagreement_of_labels(several)
         where = place(restore, k)
         return map_panel(
             case.id,
             f"{where}, where {runs} runs disagree most" if where else f"where {runs} runs disagree",
             scan.values(restore.canonical_plane(scan.array, k)),
-            np.asarray(restore.canonical_plane(reference, k)),
-            2 * plane.astype(np.int64) > runs,
-            disagreement_of_counts(plane, runs),
+            reference,
+            majority,
+            disagreement,
             *self.under.held.looks(scan, restore),
         )
 
@@ -378,6 +400,7 @@ class Trial:
         reference: NDArray[np.bool_],
         restore: SliceTransform,
         k: int,
+        class_planes: DiskBuffer,
     ) -> None:
         """Keep slice k of this case if it is the least stable case yet."""
         whole = self.flips[case.id]
@@ -390,7 +413,17 @@ class Trial:
         height_mm, width_mm, _ = restore.planes.spacing_mm
         scale = float(restore.boxes[k, 2]) / restore.size
         pixel_mm = None if image.ndim == 3 else (scale * height_mm, scale * width_mm)
-        self.shown = StabilityPlane(case.id, k, image, reference[k], views, pixel_mm)
+        rule, classes = self.under.held.manifest.classes, []
+        if len(rule) > 1:
+            found = class_planes.part(k, k + 1)[:, 0]
+            masks = rule.masks(np.asarray(self.under.held.label_planes(case)[k]))
+            classes = [
+                ClassRuns(n + 1, name, masks[n], rule.mask_of(found, n))
+                for n, name in enumerate(rule.names)
+            ]
+        self.shown = StabilityPlane(
+            case.id, k, image, reference[k], views, pixel_mm, tuple(classes)
+        )
 
     def run(self, count: CaseProgress) -> StabilityReport:
         """Go through all cases and sum up; no report file is written yet."""

@@ -197,8 +197,13 @@ def test_a_case_of_several_classes_fills_them_and_shows_what_is_wrong(tmp_path):
     plane = made_plane(reference=masks, prediction=wrong, classes=names)
     save_cases(tmp_path / "x.png", [plane, plane])
     picture = pixels(tmp_path / "x.png")
-    for colour in (*pictures.ERRORS.values(), drawing.class_colour(3)):
+    for colour in (pictures.ERROR_COLOUR, drawing.class_colour(1), drawing.class_colour(3)):
         assert shows(picture, colour, 60)
+    # No colour of a class, which any may be, says where reference and prediction differ.
+    differing = picture[:, 3 * picture.shape[1] // 4 + 8 :]
+    shown = differing[int(0.12 * len(picture)) : int(0.4 * len(picture))].reshape(-1, 3)
+    assert (shown.max(axis=1) - shown.min(axis=1)).max() < 30  # grey
+    assert shown.max() > 220
     nothing = np.zeros_like(masks)
     save_cases(tmp_path / "y.png", [replace(plane, reference=nothing, prediction=nothing)])
 

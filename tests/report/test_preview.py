@@ -9,7 +9,6 @@ from PIL import Image
 
 from sdseg_cli.imaging.intensity import Limits
 from sdseg_cli.imaging.io.picture import Picture
-from sdseg_cli.report import preview as module
 from sdseg_cli.report import preview as preview_module
 from sdseg_cli.report.drawing import PREDICTION_COLOUR, class_colour, rgb
 from sdseg_cli.report.preview import preview_slices, save_preview
@@ -129,7 +128,9 @@ def test_each_class_of_a_label_map_has_its_colour_and_a_small_one_is_shown(
 
 def test_the_legend_leaves_out_classes_that_were_not_found(tmp_path: Path, monkeypatch) -> None:
     named: list[dict[int, str]] = []
-    monkeypatch.setattr(module, "class_legend", lambda figure, names, inches: named.append(names))
+    monkeypatch.setattr(
+        preview_module, "class_legend", lambda figure, names, inches: named.append(names)
+    )
     scan, labels = scan_of((16, 16, 2), (1.0, 1.0, 1.0)), np.zeros((16, 16, 2), np.uint8)
     labels[2:7, 2:7] = 9
     names = {6: "liver", 9: "spleen"}
