@@ -418,27 +418,68 @@ def comparison_picture(
     dice: Mapping[str, tuple[float | None, float | None]],
     names: tuple[str, str],
     found: Paired,
+    classes: Mapping[str, tuple[Sequence[float], Paired]] | None = None,
 ) -> None:
-    """Draw Dice of B against Dice of A, and B - A case by case in order.
+    """Draw Dice of B against Dice of A, and B - A case by case in order; of several classes below
+    it B - A of each, a row a class.
 
     Args:
         path: The .png file; missing folders are made.
         dice: Case -> Dice of A and of B; cases without both are left out.
         names: What A and B are called.
         found: Their comparison, for the mean and its interval.
+        classes: Name -> B - A of each case, and their comparison; in the order of the run.
 
     Raises:
         RunError: The disk refused.
     """
     both = {name: (a, b) for name, (a, b) in dice.items() if a is not None and b is not None}
-    figure = new_figure(11.0, 5.0)
+    below = 0.9 + _CLASS_INCHES * min(len(classes), _MOST_NAMED) if classes else 0.0
+    whole = new_figure(11.0, 5.0 + below)
+    figure: Any = whole
+    if classes:
+        parts = whole.subfigures(2, 1, squeeze=False, height_ratios=(5.0, below))
+        figure, part = parts[:, 0]
+        figure.set_facecolor(PAPER)
+        _draw_class_differences(part, classes)
     a, b = (fitted(name, 5.0, 10) for name in names)
     figure.suptitle(f"A: {a}    B: {b}", color=INK, fontsize=10, x=0.012, ha="left")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.4))
     values = np.array(list(both.values()), np.float64).reshape(-1, 2)
     _draw_pairs(left, values)
     _draw_differences(right, dict(zip(both, values[:, 1] - values[:, 0], strict=True)), found)
-    save_figure(figure, path)
+    if classes:
+        left.set_title("Dice of each case, mean of classes", color=INK, fontsize=11, loc="left")
+    save_figure(whole, path)
+
+
+_CLASS_INCHES = 0.3
+"""Height of the row of a class."""
+
+
+def _draw_class_differences(
+    part: Any, classes: Mapping[str, tuple[Sequence[float], Paired]]
+) -> None:
+    """A row for each class: B - A of its cases as dots, their mean and its 95 % interval."""
+    part.set_facecolor(PAPER)
+    axes = part.subplots()
+    shown = list(enumerate(classes.items(), start=1))[:_MOST_NAMED]
+    rest = f" (the first {len(shown)} of {len(classes)})" if len(shown) < len(classes) else ""
+    chart(axes, f"B - A of each class{rest}: cases, mean and its 95 % interval", "Dice, B - A")
+    axes.axvline(0, color=FAINT, linewidth=0.8)
+    for number, (_, (differences, one)) in shown:
+        colour = class_colour(number)
+        axes.scatter(differences, [number] * len(differences), s=16, color=colour, alpha=0.6)
+        low, high = one.ci95
+        if low is not None and high is not None:
+            axes.plot([low, high], [number, number], color=INK, linewidth=2.2)
+        if one.difference is not None:
+            look = {"marker": "D", "color": colour, "edgecolors": INK, "zorder": 3}
+            axes.scatter([one.difference], [number], s=46, **look)
+    names = [fitted(name, 2.0, 9) for _, (name, _) in shown]
+    axes.set_yticks([number for number, _ in shown], names, color=INK, fontsize=9)
+    axes.set_ylim(len(shown) + 0.6, 0.4)
+    axes.grid(visible=False, axis="y")
 
 
 def _draw_pairs(axes: Any, values: NDArray[np.float64]) -> None:

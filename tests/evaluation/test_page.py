@@ -19,6 +19,7 @@ from tests.report.report_folder import (
     HOSTILE,
     IDS,
     case_panels,
+    class_panel,
     evaluation,
     panel,
     stability,
@@ -113,7 +114,7 @@ def test_the_page_loads_nothing_from_elsewhere(folder):
     assert not {"link", "iframe", "object", "embed", "base"} & set(page.tags)
     assert "@import" not in text
     assert "url(" not in text
-    assert "//" not in re.sub(r"base64,[\w+/=]+|//\s.*|http://www.w3.org/2000/svg", "", text)
+    assert "//" not in re.sub(r"(base64,|sha256-)[\w+/=]+|//\s.*|http://www.w3.org/2000/svg", "", text)
 
 
 def test_the_policy_names_exactly_the_style_and_the_script_of_the_page(folder):
@@ -326,3 +327,9 @@ def test_the_page_of_one_class_has_nothing_of_several(folder):
     text = write_report(folder, title="t").read_text(encoding="utf-8")
     assert "of-class" not in text
     assert "class-filter" not in text
+
+
+def test_maps_of_several_classes_have_their_colours_without_an_evaluation(tmp_path):
+    maps = [class_panel(IDS[0])]
+    path = write_report(tmp_path, Results(stability=stability(), maps=maps), title="t")
+    assert ".class-7{--class:" in path.read_text(encoding="utf-8")
