@@ -114,7 +114,9 @@ def test_the_page_loads_nothing_from_elsewhere(folder):
     assert not {"link", "iframe", "object", "embed", "base"} & set(page.tags)
     assert "@import" not in text
     assert "url(" not in text
-    assert "//" not in re.sub(r"(base64,|sha256-)[\w+/=]+|//\s.*|http://www.w3.org/2000/svg", "", text)
+    assert "//" not in re.sub(
+        r"(base64,|sha256-)[\w+/=]+|//\s.*|http://www.w3.org/2000/svg", "", text
+    )
 
 
 def test_the_policy_names_exactly_the_style_and_the_script_of_the_page(folder):
