@@ -48,6 +48,7 @@ class Given:
     run = Path("given")
     config = SimpleNamespace(sample=SampleConfig())
     decoder = "exact"
+    run_threshold = None
     batch_size = None
     classes = ClassRule()
 
