@@ -40,6 +40,7 @@ class FakePredictor:
     device: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(type="cpu"))
     certainty: float = 1.0
     decoder: str = "exact"
+    run_threshold: float | None = None
     slices: list[tuple[str, int, int, SampleConfig]] = field(default_factory=list)
     """Those that were asked for alone."""
 

@@ -191,7 +191,8 @@ def _print(
     for note in values["notes"]:
         output.say(note)
     if values["protocols"]:
-        output.say(f"Dice of the same predictions: {_by_protocol(values['protocols'])}")
+        dice = "Dice" if report.rule is None else "Dice, mean over classes,"
+        output.say(f"{dice} of the same predictions: {_by_protocol(values['protocols'])}")
     *others, last = _fitting(columns, rows, first, shutil.get_terminal_size().columns)
     title = f"{values['protocol']} protocol, {values['grid']} grid"
     if tolerance := values["tolerance"]:

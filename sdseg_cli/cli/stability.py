@@ -133,17 +133,18 @@ def _show(report: StabilityReport, dataset: str, output: Output, *, table5: bool
     kinds = {"": values}
     if len(report.seeds) > 2:
         kinds[", all pairs"] = values["all_pairs"]
-    for name, found in kinds.items():
+    for which, found in kinds.items():
         for kind in ("seg", "score"):
             similarity = [number(found[kind][metric]) for metric in METRICS]
             same = f"{found['identical'][kind]} of {found['pairs']}"
-            rows.append((f"{kind}{name}", *similarity, same))
+            rows.append((f"{kind}{which}", *similarity, same))
     if report.missing_lpips:
         needs = f"needs weights: sdseg weights fetch {', '.join(report.missing_lpips)}"
         rows[0] = (*rows[0][:4], needs, rows[0][5])
+    name = "Dice of all classes as one" if report.class_dice else "Dice"
     output.result(
         values,
-        title=f"{len(report.seeds)} runs: Dice {number(dice['mean'])} (sd {_short(dice['sd'])})",
+        title=f"{len(report.seeds)} runs: {name} {number(dice['mean'])} (sd {_short(dice['sd'])})",
         columns=("", *HEADS, "identical"),
         rows=rows,
         files=report.files,

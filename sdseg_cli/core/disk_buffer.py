@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from sdseg_cli.core.errors import RunError
 
 
 class DiskBuffer:
-    """Arrays of one shape, float32, in a file without a name.
+    """Arrays of one shape and type in a file without a name.
 
     Five runs of a scan of 600 slices are 790 MB; what is compared at a time is a few slices of
     each. The file is not in the system's folder for temporary files, which is often kept in memory,
@@ -21,10 +22,11 @@ class DiskBuffer:
 
     Args:
         folder: On the disk to use.
+        dtype: Of the arrays.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.count = folder, 0
+    def __init__(self, folder: Path, dtype: DTypeLike = np.float32) -> None:
+        self.folder, self.count, self._dtype = folder, 0, np.dtype(dtype)
         self._shape: tuple[int, ...] = ()
         try:
             self._file = TemporaryFile(dir=folder)  # noqa: SIM115  closed by __exit__
@@ -37,7 +39,7 @@ class DiskBuffer:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def add(self, array: NDArray[np.float32]) -> None:
+    def add(self, array: NDArray[Any]) -> None:
         """Append an array.
 
         Raises:
@@ -47,15 +49,15 @@ class DiskBuffer:
             raise ValueError(f"{array.shape} after {self._shape}")
         self._shape = array.shape
         try:
-            self._file.write(np.ascontiguousarray(array, np.float32).data.cast("B"))
+            self._file.write(np.ascontiguousarray(array, self._dtype).data.cast("B"))
             self._file.flush()
         except OSError as error:
             raise self._refused(error) from error
         self.count += 1
 
-    def part(self, start: int, stop: int) -> NDArray[np.float32]:
+    def part(self, start: int, stop: int) -> NDArray[Any]:
         """(count, stop - start, ...): these rows of every array, read into memory."""
-        mapped = np.memmap(self._file, np.float32, "r", shape=(self.count, *self._shape))
+        mapped = np.memmap(self._file, self._dtype, "r", shape=(self.count, *self._shape))
         return np.array(mapped[:, start:stop])
 
     def _refused(self, error: OSError) -> RunError:

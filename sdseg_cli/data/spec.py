@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdseg_cli.core.errors import DataError
+from sdseg_cli.core.errors import ConfigError, DataError
 from sdseg_cli.core.filenames import natural_key, safe_id
 from sdseg_cli.core.findings import Finding
 
@@ -82,6 +82,10 @@ class Case:
     split: str | None = None
     group: str | None = None
     other_labels: tuple[Path, ...] = ()
+
+
+MOST_REGIONS = 64
+"""So many classes that overlap are held as the bits of a voxel."""
 
 
 @dataclass(frozen=True)
@@ -264,16 +268,65 @@ class ClassRule:
             return np.asarray(probabilities.max(axis=0))
         return np.asarray(probabilities.sum(axis=0).clip(0, 1))
 
-    def label_map(self, masks: NDArray[np.bool_]) -> NDArray[Any]:
-        """(K,...) bool -> the `values`, uint8 or above 255 uint16; where masks overlap, the value
-        of the last class.
+    @property
+    def held_type(self) -> np.dtype[Any]:
+        """What `hold` makes of a voxel.
+
+        Raises:
+            ConfigError: More classes overlap than there are bits.
         """
         import numpy as np
 
-        found = np.zeros(masks.shape[1:], np.uint8 if max(self.values) <= 255 else np.uint16)
-        for value, mask in zip(self.values, masks, strict=True):
-            found[mask] = value
-        return found
+        if not self.overlapping:
+            return np.dtype(np.uint8 if max(self.values) <= 255 else np.uint16)
+        if len(self) > MOST_REGIONS:
+            raise ConfigError(
+                f"{len(self)} classes that overlap: at most {MOST_REGIONS} are predicted at once.",
+                "Prepare the set with fewer, or with classes that share no label.",
+            )
+        return np.dtype(f"u{next(size for size in (1, 2, 4, 8) if 8 * size >= len(self))}")
+
+    def hold(self, masks: Iterable[NDArray[np.bool_]]) -> NDArray[Any]:
+        """The masks of all classes in one array of `held_type`: the value of a voxel's class in a
+        label map, of classes that overlap a bit for each. `mask_of` takes them out again.
+
+        Args:
+            masks: (K,...), or one after the other.
+        """
+        import numpy as np
+
+        held: NDArray[Any] | None = None
+        for number, mask in enumerate(masks):
+            if held is None:
+                held = np.zeros_like(mask, self.held_type)
+            if self.overlapping:
+                held |= mask.astype(held.dtype) << held.dtype.type(number)
+            else:
+                held[mask] = self.values[number]
+        if held is None:
+            raise ValueError("no masks")
+        return held
+
+    def mask_of(self, held: NDArray[Any], number: int) -> NDArray[np.bool_]:
+        """The mask of class `number` in what `hold` answers, or of one class in its mask."""
+        import numpy as np
+
+        if self.overlapping:
+            return np.asarray(held & held.dtype.type(1 << number), np.bool_)
+        return np.asarray(held == self.values[number])
+
+    def label_map(self, held: NDArray[Any]) -> NDArray[Any]:
+        """What `hold` answers -> the `values`, uint8 or above 255 uint16; where classes overlap,
+        the value of the last one. It may be the same memory.
+        """
+        import numpy as np
+
+        if not self.overlapping:
+            return held
+        shown = np.zeros_like(held, np.uint8 if max(self.values) <= 255 else np.uint16)
+        for number, value in enumerate(self.values):
+            shown[self.mask_of(held, number)] = value
+        return shown
 
     def slices(self, label_slices: Mapping[str, Sequence[int]]) -> list[int]:
         """The slices that hold any class, ascending.

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdseg_cli.core.config import THRESHOLD, SampleConfig
+from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.errors import DataError
 from sdseg_cli.core.files import file_sha256, replacing
 from sdseg_cli.core.json_files import read_object
@@ -42,8 +42,7 @@ class CachedMask:
     """A case's mask, twice, and the slice of it that is drawn."""
 
     mask: NDArray[Any]
-    """(I,J,K), on the scan's own grid: bool; of several classes the values of a label map, of
-    classes that overlap a mask of each, (classes,I,J,K) bool."""
+    """(I,J,K), on the scan's own grid: bool, of several classes as `ClassRule.hold` says them."""
     planes: NDArray[Any]
     """Likewise (S,256,256), on the model's: decided before the way back."""
     shown: tuple[int, NDArray[np.float32]]
@@ -52,43 +51,10 @@ class CachedMask:
     @classmethod
     def decided(cls, prediction: Prediction, shown: tuple[int, NDArray[np.float32]]) -> CachedMask:
         """Of what a model answers."""
-        return cls(native_classes(prediction), plane_classes(prediction), shown)
-
-
-def native_classes(prediction: Prediction) -> NDArray[Any]:
-    """What each voxel of the scan's grid is, as in `CachedMask.mask`."""
-    rule, restore, probabilities = prediction.classes, prediction.restore, prediction.probabilities
-    if not rule.overlapping:
-        found = prediction.mask()
-        return found != 0 if len(rule) == 1 else found
-    masks = np.zeros((len(rule), *restore.planes.stored_shape), np.bool_)
-    for k in range(restore.slices):
-        for mask, planes in zip(masks, probabilities, strict=True):
-            restore.place(mask, restore.to_native(planes[k], k) > THRESHOLD, k)
-    return masks
-
-
-def plane_classes(prediction: Prediction) -> NDArray[Any]:
-    """The same on the model's planes."""
-    rule, probabilities = prediction.classes, prediction.probabilities
-    if len(rule) == 1:
-        return prediction.probability > THRESHOLD
-    if rule.overlapping:
-        return rule.decide(probabilities, THRESHOLD)
-    planes = (probabilities[:, k] for k in range(probabilities.shape[1]))
-    return np.stack([rule.label_map(rule.decide(plane, THRESHOLD)) for plane in planes])
-
-
-def any_class(found: NDArray[Any]) -> NDArray[np.bool_]:
-    """The foreground of one of the two."""
-    if found.ndim == 4:
-        return np.asarray(found.any(axis=0))
-    return found if found.dtype == np.bool_ else found != 0
-
-
-def of_class(found: NDArray[Any], rule: ClassRule, number: int) -> NDArray[np.bool_]:
-    """The mask of one of several classes, by its place in the rule."""
-    return found[number] if found.ndim == 4 else np.asarray(found == rule.values[number])
+        held, planes = prediction.held(), prediction.held_planes()
+        if len(prediction.classes) == 1:
+            return cls(held != 0, planes != 0, shown)
+        return cls(held, planes, shown)
 
 
 @dataclass(frozen=True)
@@ -140,13 +106,13 @@ class CachedMasks:
             return None
         try:
             mask = read_labels(paths["mask_sha256"])
-            planes, shown, native = _read_planes(paths["planes_sha256"])
+            planes, shown, held = _read_planes(paths["planes_sha256"])
         except (DataError, OSError, ValueError, KeyError, zipfile.BadZipFile):
             return None
         if mask.geometry.shape != scan.geometry.shape:
             return None
         if self.classes.overlapping:
-            return None if native is None else CachedMask(native, planes, shown)
+            return None if held is None else CachedMask(held, planes, shown)
         return CachedMask(mask.array != 0 if len(self.classes) == 1 else mask.array, planes, shown)
 
     def keep(self, case_id: str, found: CachedMask, scan: Volume) -> CachedMask:
@@ -165,9 +131,8 @@ class CachedMasks:
         """
         paths = self._files(case_id, scan)
         single = found.mask.astype(np.uint8) if len(self.classes) == 1 else found.mask
-        labels = self.classes.label_map(found.mask) if self.classes.overlapping else single
-        write_mask(paths["mask_sha256"], labels, scan)
-        _write_planes(paths["planes_sha256"], found)
+        write_mask(paths["mask_sha256"], self.classes.label_map(single), scan)
+        _write_planes(paths["planes_sha256"], found, regions=self.classes.overlapping)
         records = self._records()
         hashes = {key: file_sha256(path) for key, path in paths.items()}
         records[case_id] = self._origin(scan) | hashes
@@ -210,31 +175,28 @@ class CachedMasks:
         return made_from(scan.source, settings)
 
 
-def _write_planes(path: Path, found: CachedMask) -> None:
+def _write_planes(path: Path, found: CachedMask, *, regions: bool) -> None:
     k, probability = found.shown
     with replacing(path) as temporary:
         arrays: dict[str, Any] = {"labels": found.planes}
         if found.planes.dtype == np.bool_:
             arrays = {"bits": np.packbits(found.planes), "shape": found.planes.shape}
-        if found.mask.ndim == 4:
-            arrays |= {"native": np.packbits(found.mask), "native_shape": found.mask.shape}
+        if regions:  # the mask's file shows one of the classes of a voxel
+            arrays["held"] = found.mask
         np.savez_compressed(temporary, **arrays, shown=k, probability=probability)
 
 
 def _read_planes(
     path: Path,
-) -> tuple[NDArray[Any], tuple[int, NDArray[np.float32]], NDArray[np.bool_] | None]:
-    """Planes, what is drawn, and the masks of classes that overlap."""
+) -> tuple[NDArray[Any], tuple[int, NDArray[np.float32]], NDArray[Any] | None]:
+    """Planes, what is drawn, and of classes that overlap what is held of the scan's voxels."""
     with np.load(path, allow_pickle=False) as stored:
         labels = "labels" in stored
         planes = stored["labels"] if labels else _unpacked(stored["bits"], stored["shape"])
-        native = None
-        if "native" in stored:
-            native = _unpacked(stored["native"], stored["native_shape"])
         shown = -1, np.empty(0, np.float32)
         if "shown" in stored:  # not in those of earlier versions
             shown = int(stored["shown"]), stored["probability"]
-    return planes, shown, native
+        return planes, shown, stored.get("held")
 
 
 def _unpacked(bits: NDArray[np.uint8], shape: NDArray[Any]) -> NDArray[np.bool_]:

@@ -271,6 +271,12 @@ class Comparison:
         """With named classes, the Dice of each: B against A, p adjusted for their number."""
         if "union" not in self.a:
             return {}
+        better = self.a["better"][PRIMARY]
+        return with_holm({name: paired(*each, better) for name, each in self.class_dice.items()})
+
+    @cached_property
+    def class_dice(self) -> dict[str, tuple[list[float | None], list[float | None]]]:
+        """With named classes, the Dice of each in A and in B, case by case."""
         found = {}
         for one in self.a["classes"]:
             first, second = (
@@ -278,12 +284,8 @@ class Comparison:
                 for of in (self.a, self.b)
             )
             ids = dict.fromkeys([*first, *second])
-            found[one["name"]] = paired(
-                [first.get(id) for id in ids],
-                [second.get(id) for id in ids],
-                self.a["better"][PRIMARY],
-            )
-        return with_holm(found)
+            found[one["name"]] = ([first.get(id) for id in ids], [second.get(id) for id in ids])
+        return found
 
     @property
     def verdict(self) -> str:
@@ -322,7 +324,9 @@ class Comparison:
         for name in self.columns:
             alone_a, alone_b = self._alone(name)
             if count := alone_a + alone_b:
-                what = "cases" if self.a["classes"] is None else "pairs of case and class"
+                what = "case" if count == 1 else "cases"
+                if self.a["classes"] is not None:
+                    what = f"{'pair' if count == 1 else 'pairs'} of case and class"
                 left_out.append(
                     f"{name}: {count} {what} with a value in only one of the two, left out "
                     f"(A alone {alone_a}, B alone {alone_b})"
@@ -400,7 +404,12 @@ class Comparison:
         )
         write_latex(files[2], TABLE, self.rows(), caption)
         dice = {name: (a[PRIMARY], b[PRIMARY]) for name, (a, b) in self.cases.items()}
-        comparison_picture(files[3], dice, self.names, self.metrics[PRIMARY])
+        classes = {}
+        for name, one in self.classes.items():
+            pairs = zip(*self.class_dice[name], strict=True)
+            differences = [b - a for a, b in pairs if a is not None and b is not None]
+            classes[name] = differences, one
+        comparison_picture(files[3], dice, self.names, self.metrics[PRIMARY], classes)
         return replace(self, files=tuple(files))
 
 

@@ -7,7 +7,7 @@ worst case are drawn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,12 +22,7 @@ from sdseg_cli.core.errors import RunError
 from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.data.manifest import PreparedCase
 from sdseg_cli.data.spec import ClassRule
-from sdseg_cli.evaluation.cached_masks import (
-    CachedMask,
-    CachedMasks,
-    any_class,
-    of_class,
-)
+from sdseg_cli.evaluation.cached_masks import CachedMask, CachedMasks
 from sdseg_cli.evaluation.evaluation_split import (
     CaseProgress,
     EvaluationSplit,
@@ -126,6 +121,7 @@ def evaluate(
             seed=cases.seed,
             sample=sample,
             decoder=held.predictor.decoder,
+            run_threshold=held.predictor.run_threshold,
             options=options,
             protocols=tuple(
                 ProtocolSummary.of(
@@ -253,16 +249,6 @@ class _ShownPlanes:
 _IN_MEMORY = 1 << 28
 
 
-def _classes_of(
-    found: NDArray[Any], rule: ClassRule, cut: Callable[[NDArray[Any]], NDArray[Any]]
-) -> Mask:
-    """The classes of one plane of a `CachedMask`, (K,rows,columns); `cut` takes it from (I,J,K)."""
-    planes = np.stack([cut(one) for one in found]) if found.ndim == 4 else np.asarray(cut(found))
-    if found.ndim == 4:
-        return planes
-    return np.stack([planes == value for value in rule.values])
-
-
 @dataclass(frozen=True)
 class _Scoring:
     """One pass over the held-out cases."""
@@ -288,8 +274,8 @@ class _Scoring:
         restore = SliceTransform.of(scan.geometry)
         kept = self._mask(case, scan, reference, progress)
         planes = self.held.label_planes(case)
-        if planes.shape != kept.planes.shape[-3:]:
-            raise prepared_otherwise(case, planes.shape, kept.planes.shape[-3:])
+        if planes.shape != kept.planes.shape:
+            raise prepared_otherwise(case, planes.shape, kept.planes.shape)
         results = {
             (protocol, grid): self._rows(
                 case,
@@ -303,9 +289,11 @@ class _Scoring:
         window, pixel_mm = self.held.looks(scan, restore)
         rule = self.held.manifest.classes
         cut = partial(restore.canonical_plane, k=k)
-        masks = np.array(cut(reference)), np.array(cut(any_class(kept.mask)))
+        masks = np.array(cut(reference)), np.array(cut(kept.mask)) != 0
         if len(rule) > 1:
-            masks = rule.masks(np.asarray(cut(labels))), _classes_of(kept.mask, rule, cut)
+            held = np.asarray(cut(kept.mask))
+            found = np.stack([rule.mask_of(held, number) for number in range(len(rule))])
+            masks = rule.masks(np.asarray(cut(labels))), found
         plane = CasePlane(
             case_id=case.id,
             heading="",
@@ -352,7 +340,7 @@ class _Scoring:
             )
 
         if len(rule) == 1:
-            union = score(any_class(found), rule.foreground(labels))
+            union = score(found != 0, rule.foreground(labels))
             return _Rows((union,), union)
         whole = np.zeros(labels.shape, bool), np.zeros(labels.shape, bool)
         rows = []
@@ -360,7 +348,7 @@ class _Scoring:
             (name,) = each.names
             if drawn is not None and name not in drawn:
                 continue
-            masks = of_class(found, rule, number), each.foreground(labels)
+            masks = rule.mask_of(found, number), each.foreground(labels)
             for mask, one in zip(whole, masks, strict=True):
                 mask |= one
             rows.append(score(*masks, name))
@@ -382,11 +370,11 @@ class _Scoring:
                 scan, case_id=case.id, seed=seed, sample=sample, progress=progress
             )
             found = CachedMask.decided(prediction, (-1, np.empty(0, np.float32)))
-            k = largest_area_slice(reference, any_class(found.mask), restore)
+            k = largest_area_slice(reference, found.mask != 0, restore)
             union = prediction.classes.union(prediction.probabilities[:, k])
             found = replace(found, shown=(k, np.array(union)))
         else:
-            k = largest_area_slice(reference, any_class(kept.mask), restore)
+            k = largest_area_slice(reference, kept.mask != 0, restore)
             if kept.shown[0] == k:
                 return kept
             # Another reference, or kept by a version that kept no slice.

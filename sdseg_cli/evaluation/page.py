@@ -257,10 +257,13 @@ def _render(page: _Page, title: str, config: str | None) -> str:
     style = colours + (TEMPLATE / "report.css").read_text(encoding="utf-8")
     script = (TEMPLATE / "report.js").read_text(encoding="utf-8")
     classes = page.evaluation.by_class if page.evaluation else None
+    panels_of = (*page.panels.values(), *page.maps.values())
+    count = max((len(panel.classes) for panel in panels_of), default=0)
     if classes is not None:
+        count = max(count, len(classes.names))
+    if count:
         style += (TEMPLATE / "classes.css").read_text(encoding="utf-8") + "".join(
-            f".class-{number}{{--class:{class_colour(number)}}}\n"
-            for number in range(1, len(classes.names) + 1)
+            f".class-{number}{{--class:{class_colour(number)}}}\n" for number in range(1, count + 1)
         )
         script += (TEMPLATE / "classes.js").read_text(encoding="utf-8")
     named = [case_id for part in page.parts.values() for case_id in part.case_ids]

@@ -178,6 +178,11 @@ class Evaluation(Part):
     """Of a run of several classes."""
 
     @property
+    def row_noun(self) -> str:
+        """What a row of the table of cases is, and a dot of a plot."""
+        return "case and class" if self.classes else "case"
+
+    @property
     def case_ids(self) -> tuple[str, ...]:
         """Of the table, and the worst."""
         rows = (row.case_id for row in self.cases.rows)
@@ -202,8 +207,8 @@ def evaluation_part(found: Found) -> Evaluation:
     ranked = _ranked(cases, rank, better.get(rank, "higher"))
     score = {case_id: wording.number(value, 3) for case_id, value in ranked}
     worst = found.get("worst") or [case_id for case_id, _ in ranked[:5]]
-    protocols, gap = _protocol_table(found.get("protocols") or ())
     classes, table = found.get("classes") or {}, _case_table(cases, units)
+    protocols, gap = _protocol_table(found.get("protocols") or (), of_means=bool(classes))
     several = isinstance(classes, list)  # a mapping: labels that were scored each on its own
     return Evaluation(
         **_common(found, _evaluation_facts(found, cases)),
@@ -299,6 +304,7 @@ def _evaluation_facts(found: Found, cases: Sequence[Found]) -> Facts:
             "Seed": wording.text(found.get("seed")),
             "Sampling": _settings(found.get("sample")),
             "Decoder": wording.text(found.get("decoder")),
+            "Threshold, of the validation": wording.text(found.get("run_threshold")),
         }
     )
 
@@ -392,11 +398,14 @@ def _class_table(classes: Mapping[str, Found], units: Mapping[str, str]) -> Tabl
     return Table((Column("Class", is_text=True), *columns), tuple(rows))
 
 
-def _protocol_table(rows: Sequence[Found]) -> tuple[Table | None, str]:
-    """The same predictions under each protocol, and how far these part."""
+def _protocol_table(rows: Sequence[Found], *, of_means: bool) -> tuple[Table | None, str]:
+    """The same predictions under each protocol, of several classes the means over them; and how far
+    these part.
+    """
     if not rows:
         return None, ""
-    names = ("Protocol", "Grid", "Dice", "Dice, median", "IoU", "IoU, median", "Cases", "Excluded")
+    dice, iou = ("Dice, mean of classes", "IoU, mean of classes") if of_means else ("Dice", "IoU")
+    names = ("Protocol", "Grid", dice, "Dice, median", iou, "IoU, median", "Cases", "Excluded")
     columns = tuple(Column(name, "", place < 2) for place, name in enumerate(names))
     lines = tuple(
         Row(
@@ -486,6 +495,11 @@ def _stability_classes(classes: Sequence[Found]) -> Table | None:
     return Table((Column("Class", is_text=True), *columns), tuple(rows))
 
 
+def _dice(found: Found) -> str:
+    """What is meant by the Dice of `stability`, where there are several."""
+    return "Dice of all classes as one" if found.get("classes") else "Dice"
+
+
 def _stability_facts(found: Found) -> Facts:
     dice, flipped = found["dice"], found.get("flipped", {})
     mean, sd = dice["mean"], dice["sd"]
@@ -497,7 +511,10 @@ def _stability_facts(found: Found) -> Facts:
         "Seeds": ", ".join(_texts(found, "seeds")),
         "Sampling": _settings(found.get("sample")),
         "Decoder": wording.text(found.get("decoder")),
-        "Dice, mean ± SD of the runs": "" if mean is None else wording.number(mean, 4) + spread,
+        "Threshold, of the validation": wording.text(found.get("run_threshold")),
+        f"{_dice(found)}, mean ± SD of the runs": ""
+        if mean is None
+        else wording.number(mean, 4) + spread,
     }
     for key, label in _SHARES.items():
         share = flipped.get(key)
@@ -536,7 +553,7 @@ def _stability_cases(found: Found) -> Table | None:
     spread = ("mean", "sd", "min", "max")
     columns = (
         Column("Case", is_text=True),
-        *(Column(f"Dice, {'SD' if key == 'sd' else key}") for key in spread),
+        *(Column(f"{_dice(found)}, {'SD' if key == 'sd' else key}") for key in spread),
         Column("Flipped voxels", "%"),
         Column("Of any run's foreground", "%"),
     )

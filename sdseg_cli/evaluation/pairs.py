@@ -25,6 +25,7 @@ from sdseg_cli.core.filenames import (
     walked,
 )
 from sdseg_cli.core.processes import available_bytes
+from sdseg_cli.data.layouts.folder import LABEL_FOLDERS, SCAN_FOLDERS, labels_and_scans
 from sdseg_cli.evaluation.results import CaseResult, score_case
 from sdseg_cli.imaging.io.files import read_geometry, read_labels
 from sdseg_cli.imaging.io.picture import MaskLevels
@@ -88,8 +89,8 @@ def pair_folders(
             damaged.
         GeometryError: A mask does not lie on its reference's grid.
     """
-    found, references = masks_below(pred, "--pred"), masks_below(ref, "--ref")
-    masks = _without_channel(found, references)
+    found, references = masks_below(pred, "--pred"), references_below(ref)
+    masks = _without_channel(_of_case_folders(found, references), references)
     missing = tuple(name for name in references if name not in masks)
     if len(missing) == len(references):
         raise DataError(
@@ -107,7 +108,7 @@ def pair_folders(
         tuple(_checked(pairs, resample)),
         missing,
         tuple(name for name in masks if name not in references),
-        tuple(name for name in references if name in masks and name not in found),
+        tuple(name for name in references if name in masks and name + CHANNEL in found),
     )
 
 
@@ -160,6 +161,66 @@ def masks_below(folder: Path, option: str) -> dict[str, Path]:
             f"They end in {', '.join((*VOLUME_SUFFIXES, *PICTURE_SUFFIXES))}.",
         )
     return {name: found[name] for name in sorted(found, key=natural_key)}
+
+
+def references_below(folder: Path) -> dict[str, Path]:
+    """As `masks_below`, of the references: beside scans, in a folder for each case, the label maps.
+
+    A case is then called as its folder.
+
+    Raises:
+        DataError: As `masks_below`; or scans lie among the references, and which files are label
+            maps is not clear.
+    """
+    found = masks_below(folder, "--ref")
+    scans = next((f for f in SCAN_FOLDERS if (folder / f).is_dir()), None)
+    labels = next((f for f in LABEL_FOLDERS if (folder / f).is_dir()), None)
+    if scans and labels:
+        raise DataError(
+            f"{folder} holds scans in {scans}/ beside label maps in {labels}/.",
+            f"Give the label maps alone: --ref {folder / labels}.",
+        )
+    by_case: dict[str, list[Path]] = {}
+    for name, path in found.items():
+        by_case.setdefault(name.rpartition("/")[0], []).append(path)
+    cases, unclear = {}, []
+    for case, paths in by_case.items():
+        maps, scan = labels_and_scans(paths)
+        if case and len(maps) == 1 and (scan or len(paths) == 1):
+            cases[case] = maps[0]
+        else:
+            unclear.append(case)
+    if not any(len(by_case[case]) > 1 for case in cases):
+        return found  # no scan lies beside a label map
+    if unclear:
+        where = folder / unclear[0]
+        raise DataError(
+            f"{where}: not one label map beside its scan, as in the folders of other cases.",
+            "Keep one label.nii.gz for each case, or give a folder that holds label maps alone.",
+        )
+    return cases
+
+
+def _of_case_folders(masks: dict[str, Path], references: Mapping[str, Path]) -> dict[str, Path]:
+    """The masks, "case/image" under "case" where only that has a reference.
+
+    `predict` keeps the folder of each case, and the name of its scan.
+
+    Raises:
+        DataError: A case has several.
+    """
+    named: dict[str, Path] = {}
+    for name, path in masks.items():
+        case = name.rpartition("/")[0]
+        if name in references or case not in references:
+            case = name
+        if case in named:
+            raise DataError(
+                f"{path} and {named[case]} are both masks of case {case}.",
+                "Keep the one that is meant.",
+            )
+        named[case] = path
+    return named
 
 
 def _checked(pairs: Sequence[Pair], resample: bool) -> list[Pair]:

@@ -155,6 +155,8 @@ class EvaluateReport:
     sample: SampleConfig | None = None
     decoder: str | None = None
     """Which drew the masks; None where they were given."""
+    run_threshold: float | None = None
+    """The threshold that the run's validation chose; None of 0.5, and where masks were given."""
     files: tuple[Path, ...] = ()
     """Written."""
     notes: tuple[str, ...] = ()
@@ -286,6 +288,8 @@ class EvaluateReport:
             "notes": self.all_notes,
             "provenance": self.provenance,
         }
+        if self.run_threshold is not None:
+            values["run_threshold"] = self.run_threshold
         if self.rule is not None:
             values |= self._by_class(self.rule)
         return cast("dict[str, Any]", strict(values))
@@ -418,6 +422,7 @@ _WHY = {
     "precision": "with no predicted voxel",
     "recall": "with no reference voxel",
 }
+_PAIR = ("pair of case and class", "pairs of case and class")
 _FLATTERING = ("hd95", "assd")
 _NAMED_CASES = 5
 """So many cases are listed in a note."""
@@ -436,6 +441,7 @@ def undefined_notes(rows: Sequence[CaseResult]) -> tuple[str, ...]:
         rows: The results that are scored, without the excluded ones.
     """
     left_out: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    of_classes = bool(rows) and rows[0].class_label is not None
     for number, score in enumerate(rows[0].scores if rows else ()):
         names = tuple(row.name for row in rows if row.scores[number].value is None)
         if names:
@@ -447,7 +453,9 @@ def undefined_notes(rows: Sequence[CaseResult]) -> tuple[str, ...]:
     for (reason, names), columns in left_out.items():
         why, _, warning = reason.partition("; ")
         verb = "leaves" if len(columns) == 1 else "leave"
-        one = "1 case" if len(rows) == 1 else f"{len(names)} of {len(rows)} cases"
+        one = f"1 {_PAIR[0]}" if of_classes else "1 case"
+        if len(rows) > 1:
+            one = f"{len(names)} of {len(rows)} {_PAIR[1] if of_classes else 'cases'}"
         text = f"{' and '.join(columns)} {verb} out {one} {why} ({shortened(names)})"
         notes.append(f"{text}: {warning}" if warning else text)
     return tuple(notes)

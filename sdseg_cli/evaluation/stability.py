@@ -34,8 +34,6 @@ from sdseg_cli.core.errors import ConfigError, WeightsError
 from sdseg_cli.core.files import replacing_folder
 from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.data.manifest import PreparedCase
-from sdseg_cli.data.spec import ClassRule
-from sdseg_cli.evaluation.cached_masks import any_class, native_classes, of_class
 from sdseg_cli.evaluation.evaluation_split import (
     CaseProgress,
     EvaluationSplit,
@@ -56,7 +54,7 @@ from sdseg_cli.imaging.io.files import write_probability
 from sdseg_cli.imaging.io.picture import Picture
 from sdseg_cli.imaging.slices import SliceTransform
 from sdseg_cli.imaging.volume import Planes, Volume
-from sdseg_cli.metrics.agreement import Flips, disagreement_of_counts
+from sdseg_cli.metrics.agreement import Flips, disagreement_of_counts, disagreement_of_labels
 from sdseg_cli.metrics.lpips import BACKBONE, HEADS, Lpips
 from sdseg_cli.metrics.mask_metrics import MaskPair, dice
 from sdseg_cli.metrics.similarity import Measured, Pair, compare
@@ -64,7 +62,7 @@ from sdseg_cli.model.pretrained import recognise
 from sdseg_cli.model.tensor_files import read_tensors
 from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.report.panels import MAP_FILE, CasePanel, map_panel, save_panels
-from sdseg_cli.report.pictures import StabilityPlane, stability_picture
+from sdseg_cli.report.pictures import ClassRuns, StabilityPlane, stability_picture
 
 if TYPE_CHECKING:
     from sdseg_cli.inference.predictor import Prediction
@@ -250,25 +248,32 @@ class Trial:
         planes = held.reference_planes(case)
         votes = np.zeros(reference.shape, np.min_scalar_type(runs), "F")
         scores: list[float | None] = []
-        with DiskBuffer(held.run.path) as kept, DiskBuffer(held.run.path) as coded:
+        folder = held.run.path
+        with (
+            DiskBuffer(folder) as kept,
+            DiskBuffer(folder, rule.held_type) as classes,
+            DiskBuffer(folder, rule.held_type) as class_planes,
+        ):
             for seed in self.under.seeds:
                 prediction = self._predict(case, scan, planes.shape, seed, count)
-                found = native_classes(prediction)
+                found = prediction.held()
                 if ignored is not None:
-                    found[..., ignored] = 0
-                mask = any_class(found)
+                    found[ignored] = 0
+                mask = found != 0
                 votes += mask
                 scores.append(dice(MaskPair(mask, reference, None)))
                 if len(rule) > 1:
                     self._score_classes(case, found, labels)
-                    coded.add(prediction.restore.planes.stacked(_codes(found, rule)))
+                    classes.add(prediction.restore.planes.stacked(found))
+                    class_planes.add(prediction.held_planes())
                 kept.add(prediction.probability)
             self._compare(case, kept, np.any(planes, axis=(1, 2)))
             by_slice = self._count(case, prediction.restore.planes, votes)
-            if 1 < len(rule) <= (_MOST_BITS if rule.overlapping else len(rule)):
-                self._count_classes(coded, len(by_slice))
+            if len(rule) > 1:
+                self._count_classes(classes, len(by_slice))
             k = _slice_to_show(by_slice, planes)
-            self._show(case, kept, planes, prediction.restore, k)
+            self._show(case, kept, planes, prediction.restore, k, class_planes)
+            several = classes.part(k, k + 1)[:, 0] if len(rule) > 1 else None
         if reference.any():
             self.dice[case.id] = tuple(score for score in scores if score is not None)
         if self.maps_folder is not None:
@@ -276,7 +281,7 @@ class Trial:
             path = self.maps_folder / f"{case.id}{suffix}"
             write_probability(path, disagreement_of_counts(votes, runs), scan)
             self.maps.append(path)
-            self.panels.append(self._map_panel(case, scan, reference, votes, k))
+            self.panels.append(self._map_panel(case, scan, labels, votes, k, several))
 
     def _score_classes(self, case: PreparedCase, found: NDArray[Any], labels: NDArray[Any]) -> None:
         """The Dice of each class in one more run; none where its reference is empty."""
@@ -286,16 +291,16 @@ class Trial:
             of_cases = self.class_dice.setdefault(name, {})
             reference = each.foreground(labels)
             if reference.any() and (drawn is None or name in drawn):
-                score = dice(MaskPair(of_class(found, rule, number), reference, None)) or 0.0
+                score = dice(MaskPair(rule.mask_of(found, number), reference, None)) or 0.0
                 of_cases[case.id] = (*of_cases.get(case.id, ()), score)
 
-    def _count_classes(self, coded: DiskBuffer, slices: int) -> None:
+    def _count_classes(self, classes: DiskBuffer, slices: int) -> None:
         """The voxels of each class that flip, a slice of all runs at a time."""
         rule, runs = self.under.held.manifest.classes, len(self.under.seeds)
         for k in range(slices):
-            codes = coded.part(k, k + 1)[:, 0]
+            held = classes.part(k, k + 1)[:, 0]
             for number, name in enumerate(rule.names):
-                counts = np.count_nonzero(_has_class(codes, rule, number), axis=0)
+                counts = np.count_nonzero(rule.mask_of(held, number), axis=0)
                 so_far = self.class_flips.get(name, Flips())
                 self.class_flips[name] = so_far + Flips.of_counts(counts, runs)
 
@@ -303,21 +308,37 @@ class Trial:
         self,
         case: PreparedCase,
         scan: Volume,
-        reference: NDArray[np.bool_],
+        labels: NDArray[Any],
         votes: NDArray[np.unsignedinteger],
         k: int,
+        several: NDArray[Any] | None,
     ) -> CasePanel:
-        """Slice k with the disagreement of its runs; reference and votes (I,J,K)."""
+        """Slice k with the disagreement of its runs; labels and votes (I,J,K).
+
+        Of several classes (runs,rows,columns) as `ClassRule.hold` says them: each is outlined, and
+        runs disagree also where they say different classes.
+        """
         restore, runs = SliceTransform.of(scan.geometry), len(self.under.seeds)
+        rule = self.under.held.manifest.classes
         plane = np.asarray(restore.canonical_plane(votes, k))
+        shown = np.asarray(restore.canonical_plane(labels, k))
+        reference, majority = (
+            self.under.held.manifest.is_foreground(shown),
+            2 * plane.astype(np.int64) > runs,
+        )
+        disagreement = disagreement_of_counts(plane, runs)
+        if several is not None:
+            counts = (np.count_nonzero(rule.mask_of(several, n), axis=0) for n in range(len(rule)))
+            reference, majority = rule.masks(shown), np.stack([2 * one > runs for one in counts])
+            disagreement = disagreement_of_labels(several)
         where = place(restore, k)
         return map_panel(
             case.id,
             f"{where}, where {runs} runs disagree most" if where else f"where {runs} runs disagree",
             scan.values(restore.canonical_plane(scan.array, k)),
-            np.asarray(restore.canonical_plane(reference, k)),
-            2 * plane.astype(np.int64) > runs,
-            disagreement_of_counts(plane, runs),
+            reference,
+            majority,
+            disagreement,
             *self.under.held.looks(scan, restore),
         )
 
@@ -379,6 +400,7 @@ class Trial:
         reference: NDArray[np.bool_],
         restore: SliceTransform,
         k: int,
+        class_planes: DiskBuffer,
     ) -> None:
         """Keep slice k of this case if it is the least stable case yet."""
         whole = self.flips[case.id]
@@ -391,7 +413,17 @@ class Trial:
         height_mm, width_mm, _ = restore.planes.spacing_mm
         scale = float(restore.boxes[k, 2]) / restore.size
         pixel_mm = None if image.ndim == 3 else (scale * height_mm, scale * width_mm)
-        self.shown = StabilityPlane(case.id, k, image, reference[k], views, pixel_mm)
+        rule, classes = self.under.held.manifest.classes, []
+        if len(rule) > 1:
+            found = class_planes.part(k, k + 1)[:, 0]
+            masks = rule.masks(np.asarray(self.under.held.label_planes(case)[k]))
+            classes = [
+                ClassRuns(n + 1, name, masks[n], rule.mask_of(found, n))
+                for n, name in enumerate(rule.names)
+            ]
+        self.shown = StabilityPlane(
+            case.id, k, image, reference[k], views, pixel_mm, tuple(classes)
+        )
 
     def run(self, count: CaseProgress) -> StabilityReport:
         """Go through all cases and sum up; no report file is written yet."""
@@ -403,6 +435,7 @@ class Trial:
             seeds=self.under.seeds,
             sample=self.sample,
             decoder=self.under.held.predictor.decoder,
+            run_threshold=self.under.held.predictor.run_threshold,
             comparisons=tuple(self.comparisons),
             dice=self.dice,
             flips=self.flips,
@@ -417,27 +450,6 @@ class Trial:
         """Seconds of prediction alone, without the first one, which also warms up."""
         seconds, slices = (sum(part) for part in zip(*self.timed[1:], strict=True))
         return seconds / slices if slices else None
-
-
-def _codes(found: NDArray[Any], rule: ClassRule) -> NDArray[Any]:
-    """One number a voxel, of classes that overlap a bit for each."""
-    if not rule.overlapping:
-        return found
-    codes = np.zeros(found.shape[1:], np.uint32)
-    for number, mask in enumerate(found[:_MOST_BITS]):
-        codes |= mask.astype(np.uint32) << np.uint32(number)
-    return codes
-
-
-def _has_class(codes: NDArray[Any], rule: ClassRule, number: int) -> NDArray[np.bool_]:
-    if not rule.overlapping:
-        return np.asarray(codes == rule.values[number])
-    bits = codes.astype(np.uint32) >> np.uint32(number)
-    return np.asarray(bits & np.uint32(1) == 1)
-
-
-_MOST_BITS = 24
-"""A float32 counts exactly up to 2^24: flips of more classes that overlap are not counted."""
 
 
 def _slice_to_show(by_slice: list[Flips], reference: NDArray[np.bool_]) -> int:

@@ -79,6 +79,8 @@ class StabilityReport:
     """The paper's rows and ours, of `table5_rows`."""
     decoder: str | None = None
     """Which drew the masks."""
+    run_threshold: float | None = None
+    """The threshold that the run's validation chose; None of 0.5."""
     provenance: Mapping[str, object] = field(default_factory=dict)
     """Of `provenance`."""
     files: tuple[Path, ...] = ()
@@ -181,6 +183,7 @@ class StabilityReport:
             "most_unstable": self.most_unstable,
             "maps": self.maps,
             "table5": self.table5,
+            **({} if self.run_threshold is None else {"run_threshold": self.run_threshold}),
             **({"classes": self.by_class} if self.class_dice else {}),
             "notes": self.notes,
             "provenance": self.provenance,

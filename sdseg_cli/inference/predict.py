@@ -37,14 +37,7 @@ from sdseg_cli.imaging.slices import SliceTransform
 from sdseg_cli.imaging.volume import Array, Geometry, Planes, Segment, Volume
 from sdseg_cli.inference.engine import give_memory_back
 from sdseg_cli.inference.options import OutputPaths, PredictOptions, drawn_often
-from sdseg_cli.inference.predictor import (
-    Predictor,
-    class_mask,
-    decided_plane,
-    held_type,
-    segments_of,
-    shown_labels,
-)
+from sdseg_cli.inference.predictor import Predictor, decided_plane, segments_of
 from sdseg_cli.metrics.agreement import (
     Agreement,
     LabelTally,
@@ -98,6 +91,8 @@ class PredictReport:
     stability: Agreement | None = None
     """How far the masks of several noise draws agree, where they were compared."""
     warnings: tuple[Finding, ...] = ()
+    run_threshold: float | None = None
+    """The threshold that the run's validation chose, which 0.5 in what is written stands for."""
     classes: tuple[dict[str, Any], ...] = ()
     """Name, value, voxels and ml of each class, where there are several. Where classes overlap, the
     voxels of each by itself, also those that show another class in the label map."""
@@ -120,6 +115,8 @@ class PredictReport:
         values |= {option: str(path) for option, path in self.outputs.beside.items()}
         if self.stability is not None:
             values["stability"] = self.stability.to_json()
+        if self.run_threshold is not None:
+            values["run_threshold"] = self.run_threshold
         if self.classes:
             values["classes"] = list(self.classes)
         return values
@@ -200,6 +197,7 @@ def predict_file(
         post=post,
         stability=stability,
         warnings=warnings,
+        run_threshold=predictor.run_threshold,
         classes=tuple(
             {
                 "name": segment.name,
@@ -229,7 +227,7 @@ class OutputArrays:
         self.classes, self.threshold = classes, threshold
         shape, dtype = restore.planes.stored_shape, np.dtype(outputs.probability_dtype)
         # In the order in which files store voxels, so that writing one makes no turned copy.
-        self.held = np.zeros(shape, held_type(classes), "F")
+        self.held = np.zeros(shape, classes.held_type, "F")
         """The label map; of classes that overlap a bit for each."""
         files = outputs.probabilities(classes.names)
         if outputs.probability is not None and not files:
@@ -277,7 +275,7 @@ class OutputArrays:
         for k in range(self.held.shape[2]):
             plane = self.held[:, :, k]
             if plane.any():
-                masks = (class_mask(self.classes, plane, number) for number in range(count))
+                masks = (self.classes.mask_of(plane, number) for number in range(count))
                 found += [np.count_nonzero(mask) for mask in masks]
         return [int(one) for one in found]
 
@@ -291,12 +289,12 @@ class OutputArrays:
         shares = dict(self.probabilities)
         if out.uncertainty is not None and self.uncertainty is not None:
             shares[out.uncertainty] = self.uncertainty
-        mask = shown_labels(self.classes, self.held)
+        mask = self.classes.label_map(self.held)
         with ExitStack() as together:
             for path, array in shares.items():
                 write_probability(together.enter_context(replacing(path)), array, volume)
             for number, path in enumerate(out.class_masks(self.classes.names)):
-                own = class_mask(self.classes, self.held, number).view(np.uint8)
+                own = self.classes.mask_of(self.held, number).view(np.uint8)
                 named = [replace(segments[number], value=1)] if segments else []
                 write_mask(together.enter_context(replacing(path)), own, volume, named)
             if out.legend is not None:
@@ -361,7 +359,7 @@ def _compare(maps: OutputArrays, batches: Batches, runs: int) -> Agreement:
 
 def _masks(rule: ClassRule, held: Array) -> Iterator[NDArray[np.bool_]]:
     """The mask of each class in what is held of voxels, one at a time."""
-    return (class_mask(rule, held, number) for number in range(len(rule)))
+    return (rule.mask_of(held, number) for number in range(len(rule)))
 
 
 def check_volume(volume: Volume, normalisation: Normalisation) -> tuple[Finding, ...]:
@@ -420,7 +418,7 @@ def need_of(
     voxels, side = math.prod(geometry.shape), max(Planes.of(geometry).shape)
     share = np.dtype(outputs.probability_dtype).itemsize
     share *= len(outputs.probabilities(rule.names)) or 1
-    held = held_type(rule).itemsize
+    held = rule.held_type.itemsize
     # Of several classes: one of them by itself, where overlapping ones become a label map that too.
     beside = 0 if len(rule) == 1 else 1 + 2 * rule.overlapping
     planes = SLICE_BYTES_PER_PIXEL + 2 * draws

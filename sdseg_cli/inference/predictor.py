@@ -68,41 +68,32 @@ class Prediction:
         """The classes as `write_mask` names them; () of one class."""
         return segments_of(self.classes)
 
-    def labels(self, *, threshold: float = THRESHOLD) -> NDArray[Any]:
-        """(I,J,K) uint8, or above 255 uint16: the value of each voxel's class, 0 where there is
-        none; of one class 1. Probabilities are restored to the scan's own grid, then decided there.
+    def held(self, *, threshold: float = THRESHOLD) -> NDArray[Any]:
+        """(I,J,K): the classes of each voxel as `ClassRule.hold` says them. Probabilities are
+        restored to the scan's own grid, then decided there.
         """
-        rule = self.classes
-        found = np.zeros(self.restore.planes.stored_shape, held_type(rule))
+        found = np.zeros(self.restore.planes.stored_shape, self.classes.held_type)
         for k in range(self.probabilities.shape[1]):
             planes = self.probabilities[:, k]
-            _, plane = decided_plane(rule, planes, self.restore, k, threshold)
+            _, plane = decided_plane(self.classes, planes, self.restore, k, threshold)
             self.restore.place(found, plane, k)
-        return shown_labels(rule, found)
+        return found
+
+    def held_planes(self) -> NDArray[Any]:
+        """(S,256,256): likewise on the model's planes, decided before the way back."""
+        planes = (self.probabilities[:, k] for k in range(self.probabilities.shape[1]))
+        decided = (self.classes.decide(plane, THRESHOLD) for plane in planes)
+        return np.stack([self.classes.hold(masks) for masks in decided])
+
+    def labels(self, *, threshold: float = THRESHOLD) -> NDArray[Any]:
+        """(I,J,K) uint8, or above 255 uint16: the value of each voxel's class, 0 where there is
+        none; of one class 1. See `held`.
+        """
+        return self.classes.label_map(self.held(threshold=threshold))
 
     def mask(self, *, threshold: float = THRESHOLD) -> NDArray[Any]:
         """`labels`, which of one class are a mask of 0 and 1."""
         return self.labels(threshold=threshold)
-
-
-MOST_REGIONS = 64
-"""So many classes that overlap are held as the bits of a voxel."""
-
-
-def held_type(rule: ClassRule) -> np.dtype[Any]:
-    """What a voxel's class is held as: the value of a label map, where classes overlap a bit each.
-
-    Raises:
-        ConfigError: More overlap than there are bits.
-    """
-    if not rule.overlapping:
-        return np.dtype(np.uint8 if max(rule.values) <= 255 else np.uint16)
-    if len(rule) > MOST_REGIONS:
-        raise ConfigError(
-            f"{len(rule)} classes that overlap: at most {MOST_REGIONS} are predicted at once.",
-            "Prepare the set with fewer, or with classes that share no label.",
-        )
-    return np.dtype(f"u{next(size for size in (1, 2, 4, 8) if 8 * size >= len(rule))}")
 
 
 def decided_plane(
@@ -126,18 +117,15 @@ def decided_plane(
         threshold: A voxel has a class where the probability of any is above it.
 
     Returns:
-        The probability of any class and what is held of each voxel (see `held_type`), both
+        The probability of any class and what is held of each voxel (see `ClassRule.hold`), both
         (rows,columns).
     """
     if rule.overlapping and len(rule) > 1:
         natives = np.stack([restore.to_native(plane, k) for plane in planes])
-        held = np.zeros(natives.shape[1:], held_type(rule))
-        for number, native in enumerate(natives):
-            held |= (native > threshold).astype(held.dtype) << held.dtype.type(number)
-        return natives.max(axis=0), held
+        return natives.max(axis=0), rule.hold(natives > threshold)
     union = restore.to_native(rule.union(planes), k)
     there = union > threshold
-    held = there.astype(held_type(rule))
+    held = there.astype(rule.held_type)
     if len(rule) == 1 or not there.any():
         return union, held
     least = 0.99 * threshold / len(rule)  # a sum of float32 is not exact
@@ -149,23 +137,6 @@ def decided_plane(
             highest[wins], held[wins] = native[wins], value
     held[~there] = 0
     return union, held
-
-
-def class_mask(rule: ClassRule, held: Array, number: int) -> NDArray[np.bool_]:
-    """The mask of class `number` in what is held of voxels (see `held_type`), same shape."""
-    if rule.overlapping:
-        return np.asarray(held & held.dtype.type(1 << number), np.bool_)
-    return np.asarray(held == rule.values[number])
-
-
-def shown_labels(rule: ClassRule, held: Array) -> Array:
-    """The label map of what is held of voxels; it may be the same memory."""
-    if not rule.overlapping:
-        return held
-    shown = np.zeros_like(held, np.uint8 if max(rule.values) <= 255 else np.uint16)
-    for number, value in enumerate(rule.values):
-        shown[class_mask(rule, held, number)] = value
-    return shown
 
 
 def segments_of(rule: ClassRule) -> tuple[Segment, ...]:
@@ -258,6 +229,11 @@ class Predictor:
     def _of_pictures(self) -> bool:
         """True if the run was trained on pictures, not on volumes."""
         return self.data.get("modality") == PHOTOGRAPH
+
+    @property
+    def run_threshold(self) -> float | None:
+        """The threshold that the run's validation chose; None of 0.5, which is everyone's."""
+        return None if self.model.threshold == THRESHOLD else self.model.threshold
 
     def stack(self, volume: Volume) -> SliceStack:
         """The scan's slices, made as those the run was trained on.

@@ -34,8 +34,10 @@ from sdseg_cli.report.drawing import (
     Plane,
     as_colours,
     chart,
+    class_colour,
     class_legend,
     colour_bar,
+    draw_level,
     fitted,
     legend_inches,
     mark_patient,
@@ -46,7 +48,6 @@ from sdseg_cli.report.drawing import (
     overlay,
     save_figure,
     show_panel,
-    text_halo,
     view_mm,
     windowed,
 )
@@ -150,8 +151,9 @@ def save_cases(path: Path, rows: Sequence[CasePlane]) -> None:
     width = 4 * PANEL_INCHES + 0.6
     legend = dict(enumerate(rows[0].classes, start=1))
     below = legend_inches(legend, width)
-    figure = new_figure(width, len(rows) * (PANEL_INCHES + 0.6) + below)
-    heights = [*len(rows) * [PANEL_INCHES + 0.6], *([below] if legend else [])]
+    each = PANEL_INCHES + (0.95 if legend else 0.6)  # with what the hatching means
+    figure = new_figure(width, len(rows) * each + below)
+    heights = [*len(rows) * [each], *([below] if legend else [])]
     parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     if legend:
         parts[-1].set_facecolor(PAPER)
@@ -197,9 +199,12 @@ def _draw_row(part: Any, row: CasePlane) -> None:
 
 _FILL = 0.55
 """How much of the colour of a class lies over the scan."""
-_WRONG_CLASS = "#ff7ab0"
-ERRORS = {"missed": REFERENCE_COLOUR, "too much": PREDICTION_COLOUR, "another class": _WRONG_CLASS}
-"""What may be wrong with a pixel, and its colour."""
+ERRORS = {"missed": None, "too much": "////", "another class": "...."}
+"""What may be wrong with a pixel, and its hatching in `ERROR_COLOUR`; None fills it. No colour of a
+class says it: any may be a class of the run."""
+ERROR_COLOUR = INK
+_DIMMED = 0.5
+"""How bright the scan is under it."""
 
 
 def _draw_class_row(part: Any, row: CasePlane) -> None:
@@ -210,7 +215,8 @@ def _draw_class_row(part: Any, row: CasePlane) -> None:
     view = view_mm(structures, seen, row.pixel_mm)
     frame = Frame(row.pixel_mm, view)
     grey = 255 * as_colours(windowed(row.image, row.window))
-    show_panel(scan, "picture" if row.is_picture else "scan", grey / 255, frame, limits=(0, 1))
+    caption = "picture" if row.is_picture else "scan"
+    show_panel(scan, caption, grey / 255, frame, limits=(0, 1), colour=INK)
     reference, prediction = numbered(row.reference), numbered(row.prediction)
     none = "" if row.prediction.any() else ": none here"
     for axes, caption, labels in zip(
@@ -221,15 +227,42 @@ def _draw_class_row(part: Any, row: CasePlane) -> None:
         show_panel(axes, caption, filled, frame, limits=(0, 1), outlines=outlines, colour=INK)
     differing = np.any(row.reference != row.prediction, axis=0)
     kinds = np.where(prediction == 0, 1, np.where(reference == 0, 2, 3)) * differing
-    wrong = overlay(grey, kinds, 0.8, [*ERRORS.values()]) / 255
-    show_panel(others[-1], "where they differ", wrong, frame, limits=(0, 1), colour=INK)
-    place: dict[str, Any] = {"transform": others[-1].transAxes, "path_effects": text_halo()}
-    for x, side, (text, colour) in zip(
-        (0.02, 0.5, 0.98), ("left", "center", "right"), ERRORS.items(), strict=True
-    ):
-        others[-1].text(x, 0.03, text, color=colour, fontsize=8, ha=side, **place)
+    dark = _DIMMED * grey / 255
+    show_panel(others[-1], "where they differ", dark, frame, limits=(0, 1), colour=INK)
+    _hatch(others[-1], kinds, row.pixel_mm)
     if not row.is_picture:
         mark_patient(scan, view)
+
+
+def _hatch(axes: Any, kinds: NDArray[np.integer[Any]], pixel_mm: PixelMm) -> None:
+    """Fill or hatch what is wrong, and say below what is which; kinds (rows, columns), 0 is right,
+    else the number of one of `ERRORS`.
+    """
+    from matplotlib.patches import Patch
+
+    padded = np.pad(kinds, 1)
+    x = (np.arange(padded.shape[1]) - 0.5) * pixel_mm[1]
+    y = (np.arange(padded.shape[0]) - 0.5) * pixel_mm[0]
+    keys = []
+    for number, (name, hatch) in enumerate(ERRORS.items(), start=1):
+        fill = ERROR_COLOUR if hatch is None else "none"
+        plane = (padded == number).astype(np.float32)
+        if plane.any():
+            area = axes.contourf(x, y, plane, [0.5, 1.5], colors=[fill], hatches=[hatch])
+            area.set(edgecolor=ERROR_COLOUR, linewidth=0)
+            draw_level(axes, x, y, plane, Line(ERROR_COLOUR, width=0.7))
+        keys.append(Patch(facecolor=fill, edgecolor=ERROR_COLOUR, hatch=hatch, label=name))
+    axes.legend(
+        handles=keys,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0.0),
+        ncols=3,
+        frameon=False,
+        labelcolor=INK,
+        fontsize=8,
+        columnspacing=1.2,
+        handlelength=1.6,
+    )
 
 
 _MOST_NAMED = 40
@@ -252,6 +285,30 @@ class StabilityPlane:
     """(M,H,W) in [0,1], one per run."""
     pixel_mm: PixelMm | None = None
     """Height and width of a pixel; None of a picture."""
+    classes: tuple[ClassRuns, ...] = ()
+    """Of several classes, each by itself."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClassRuns:
+    """One class of a slice as M runs saw it, on the planes of `StabilityPlane`."""
+
+    number: int
+    """Of the class, from 1, which gives its colour."""
+    name: str
+    reference: MaskPlane
+    """(H,W)."""
+    masks: NDArray[np.bool_]
+    """(M,H,W), one per run."""
+
+    @property
+    def unstable(self) -> int:
+        """The pixels on which not all runs agree."""
+        return int(np.count_nonzero(self.masks.any(axis=0) & ~self.masks.all(axis=0)))
+
+
+_MOST_CLASS_PANELS, _CLASS_COLUMNS = 8, 4
+"""So many classes at most have a panel of their own."""
 
 
 def stability_picture(
@@ -267,10 +324,18 @@ def stability_picture(
     Raises:
         RunError: The disk refused.
     """
-    figure = new_figure(4 * PANEL_INCHES + 1.4, PANEL_INCHES + 3.2)
-    top, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.25, 1))[:, 0]
-    _draw_planes(top, view)
-    _draw_dice(below, dice)
+    heights = [1.25, 1.0]
+    classes = _worth_a_panel(view.classes)
+    rows = -(-len(classes) // _CLASS_COLUMNS)
+    inches = PANEL_INCHES + 3.2
+    if rows:
+        heights.insert(1, 2.25 * (rows * (PANEL_INCHES + 0.35) + 0.35) / inches)
+    figure = new_figure(4 * PANEL_INCHES + 1.4, inches * sum(heights) / 2.25)
+    parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    _draw_planes(parts[0], view)
+    if rows:
+        _draw_class_runs(parts[1], view, classes, rows)
+    _draw_dice(parts[-1], dice, "Dice of all classes as one" if view.classes else "Dice")
     save_figure(figure, path)
 
 
@@ -301,10 +366,42 @@ def _draw_planes(part: Any, view: StabilityPlane) -> None:
         mark_patient(first, frame.view)
 
 
-def _draw_dice(part: Any, dice: Mapping[str, Sequence[float]]) -> None:
+def _worth_a_panel(classes: Sequence[ClassRuns]) -> list[ClassRuns]:
+    """The classes in a slice, of many the least stable ones, in the order of the run."""
+    there = [one for one in classes if one.reference.any() or one.masks.any()]
+    chosen = sorted(there, key=lambda one: -one.unstable)[:_MOST_CLASS_PANELS]
+    return sorted(chosen, key=lambda one: one.number)
+
+
+def _draw_class_runs(
+    part: Any, view: StabilityPlane, classes: Sequence[ClassRuns], rows: int
+) -> None:
+    """A panel for each class: the outline of every run in its colour, the reference dashed."""
+    part.set_facecolor(PAPER)
+    title = "each class in this slice:  outlines of the runs, the reference dashed"
+    part.suptitle(title, color=INK, fontsize=_TITLE_SIZE, x=0.012, ha="left")
+    pixel_mm = view.pixel_mm or (1.0, 1.0)
+    structures = np.logical_or.reduce([one.reference | one.masks.any(axis=0) for one in classes])
+    frame = Frame(pixel_mm, view_mm(structures, not_black(view.image, -1.0), pixel_mm))
+    panels = part.subplots(rows, _CLASS_COLUMNS, squeeze=False).ravel()
+    for axes, one in zip(panels, classes, strict=False):
+        colour = class_colour(one.number)
+        outlines = [(mask, Line(colour, width=0.9, alpha=0.8)) for mask in one.masks]
+        outlines.append((one.reference, Line(INK, width=1.1, dashed=True)))
+        found = int(np.count_nonzero(one.masks.any(axis=(1, 2))))
+        some = "" if found == len(one.masks) else f": in {found} of {len(one.masks)} runs"
+        caption = f"{fitted(one.name, PANEL_INCHES - 1.2, 10)}{some}"
+        show_panel(
+            axes, caption, view.image, frame, limits=(-1, 1), outlines=outlines, colour=colour
+        )
+    for axes in panels[len(classes) :]:
+        axes.set_axis_off()
+
+
+def _draw_dice(part: Any, dice: Mapping[str, Sequence[float]], what: str) -> None:
     part.set_facecolor(PAPER)
     axes = part.subplots()
-    chart(axes, "Dice of each run, by case", "")
+    chart(axes, f"{what} of each run, by case", "")
     ordered = sorted(dice.items(), key=lambda item: -float(np.mean(item[1])))
     for place, (_, values) in enumerate(ordered):
         x = np.full(len(values), float(place))
@@ -321,27 +418,68 @@ def comparison_picture(
     dice: Mapping[str, tuple[float | None, float | None]],
     names: tuple[str, str],
     found: Paired,
+    classes: Mapping[str, tuple[Sequence[float], Paired]] | None = None,
 ) -> None:
-    """Draw Dice of B against Dice of A, and B - A case by case in order.
+    """Draw Dice of B against Dice of A, and B - A case by case in order; of several classes below
+    it B - A of each, a row a class.
 
     Args:
         path: The .png file; missing folders are made.
         dice: Case -> Dice of A and of B; cases without both are left out.
         names: What A and B are called.
         found: Their comparison, for the mean and its interval.
+        classes: Name -> B - A of each case, and their comparison; in the order of the run.
 
     Raises:
         RunError: The disk refused.
     """
     both = {name: (a, b) for name, (a, b) in dice.items() if a is not None and b is not None}
-    figure = new_figure(11.0, 5.0)
+    below = 0.9 + _CLASS_INCHES * min(len(classes), _MOST_NAMED) if classes else 0.0
+    whole = new_figure(11.0, 5.0 + below)
+    figure: Any = whole
+    if classes:
+        parts = whole.subfigures(2, 1, squeeze=False, height_ratios=(5.0, below))
+        figure, part = parts[:, 0]
+        figure.set_facecolor(PAPER)
+        _draw_class_differences(part, classes)
     a, b = (fitted(name, 5.0, 10) for name in names)
     figure.suptitle(f"A: {a}    B: {b}", color=INK, fontsize=10, x=0.012, ha="left")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.4))
     values = np.array(list(both.values()), np.float64).reshape(-1, 2)
     _draw_pairs(left, values)
     _draw_differences(right, dict(zip(both, values[:, 1] - values[:, 0], strict=True)), found)
-    save_figure(figure, path)
+    if classes:
+        left.set_title("Dice of each case, mean of classes", color=INK, fontsize=11, loc="left")
+    save_figure(whole, path)
+
+
+_CLASS_INCHES = 0.3
+"""Height of the row of a class."""
+
+
+def _draw_class_differences(
+    part: Any, classes: Mapping[str, tuple[Sequence[float], Paired]]
+) -> None:
+    """A row for each class: B - A of its cases as dots, their mean and its 95 % interval."""
+    part.set_facecolor(PAPER)
+    axes = part.subplots()
+    shown = list(enumerate(classes.items(), start=1))[:_MOST_NAMED]
+    rest = f" (the first {len(shown)} of {len(classes)})" if len(shown) < len(classes) else ""
+    chart(axes, f"B - A of each class{rest}: cases, mean and its 95 % interval", "Dice, B - A")
+    axes.axvline(0, color=FAINT, linewidth=0.8)
+    for number, (_, (differences, one)) in shown:
+        colour = class_colour(number)
+        axes.scatter(differences, [number] * len(differences), s=16, color=colour, alpha=0.6)
+        low, high = one.ci95
+        if low is not None and high is not None:
+            axes.plot([low, high], [number, number], color=INK, linewidth=2.2)
+        if one.difference is not None:
+            look = {"marker": "D", "color": colour, "edgecolors": INK, "zorder": 3}
+            axes.scatter([one.difference], [number], s=46, **look)
+    names = [fitted(name, 2.0, 9) for _, (name, _) in shown]
+    axes.set_yticks([number for number, _ in shown], names, color=INK, fontsize=9)
+    axes.set_ylim(len(shown) + 0.6, 0.4)
+    axes.grid(visible=False, axis="y")
 
 
 def _draw_pairs(axes: Any, values: NDArray[np.float64]) -> None:

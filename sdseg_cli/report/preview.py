@@ -95,7 +95,8 @@ def save_preview(
         mask: (I,J,K) on its grid: uint8, 0 or 1, or a label map.
         limits: The values drawn black and white.
         names: Value in the label map -> name of its class, in the order of the classes, which gives
-            their colours; without names the values do. None of a mask of one class.
+            their colours; without names the values do. The legend leaves out classes that the
+            mask does not hold. None of a mask of one class.
 
     Raises:
         RunError: The disk refused.
@@ -109,7 +110,12 @@ def save_preview(
     legend: dict[int, str] = {}
     if names:
         masks = [_renumbered(plane, list(names)) for plane in masks]
-        legend = dict(enumerate(names.values(), start=1))
+        found_values = {int(value) for value in np.unique(mask)}
+        legend = {
+            number: name
+            for number, (value, name) in enumerate(names.items(), start=1)
+            if value in found_values
+        }
     elif mask.max() > 1:
         values = sorted({int(value) for plane in masks for value in np.unique(plane)} - {0})
         legend = {value: f"label {value}" for value in values}

@@ -20,6 +20,13 @@ def test_rows_of_every_array_come_back_in_order(tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == []  # a killed process leaves nothing
 
 
+def test_whole_numbers_keep_their_type(tmp_path: Path) -> None:
+    with DiskBuffer(tmp_path, np.uint64) as kept:
+        kept.add(np.array([[2**63 + 1], [7]], np.uint64))  # no float holds the first
+        part = kept.part(0, 2)
+    assert (part.dtype, part[0, :, 0].tolist()) == (np.uint64, [2**63 + 1, 7])
+
+
 def test_an_array_of_another_shape_is_a_programming_error(tmp_path: Path) -> None:
     with DiskBuffer(tmp_path) as kept:
         kept.add(np.zeros((2, 3), np.float32))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.data.spec import ClassRule
 
 LABELS = np.array([[0, 1], [2, 300]], np.uint16)
@@ -42,3 +43,32 @@ def test_each_class_has_its_mask_and_may_share_labels() -> None:
 def test_every_class_has_a_name() -> None:
     with pytest.raises(ValueError, match="2 groups"):
         ClassRule(groups=((1,), (2,)))
+
+
+def test_held_voxels_give_back_the_mask_of_each_class_and_the_label_map() -> None:
+    apart = ClassRule(((2,), (7, 8)), ("a", "b"))
+    masks = np.array([[1, 0, 0], [0, 1, 0]], np.bool_)
+    held = apart.hold(masks)
+    assert (held.tolist(), held.dtype) == ([2, 7, 0], np.uint8)
+    assert [apart.mask_of(held, number).tolist() for number in (0, 1)] == masks.tolist()
+    assert apart.label_map(held).tolist() == [2, 7, 0]
+    regions = ClassRule(((1, 2), (2,)), ("whole", "core"))
+    masks = np.array([[1, 1, 0], [0, 1, 0]], np.bool_)
+    held = regions.hold(iter(masks))
+    assert held.tolist() == [1, 3, 0]  # a bit for each class
+    assert [regions.mask_of(held, number).tolist() for number in (0, 1)] == masks.tolist()
+    assert regions.label_map(held).tolist() == [1, 2, 0]
+
+
+def test_forty_regions_are_held_exactly() -> None:
+    regions = ClassRule(tuple((n, 99) for n in range(1, 41)), tuple(f"r{n}" for n in range(40)))
+    masks = np.eye(40, dtype=np.bool_)
+    held = regions.hold(masks)
+    assert held.dtype == np.uint64
+    assert all(np.array_equal(regions.mask_of(held, n), masks[n]) for n in range(40))
+
+
+def test_more_regions_than_bits_are_refused() -> None:
+    regions = ClassRule(tuple((n, 99) for n in range(1, 66)), tuple(f"r{n}" for n in range(65)))
+    with pytest.raises(ConfigError, match="65 classes that overlap"):
+        _ = regions.held_type

@@ -143,3 +143,13 @@ def test_the_dice_of_each_class_spreads_over_the_runs(workspace, monkeypatch):
     assert right["flipped"]["of_foreground"] == 16 / 80
     assert found["flipped"]["of_foreground"] == 0.0
     assert found["dice"]["by_run"] == [1.0, 1.0]
+
+
+def test_the_threshold_of_a_run_is_said_where_validation_chose_one(workspace, monkeypatch):
+    assert "run_threshold" not in scored(workspace).to_json()
+    workspace.predictor.run_threshold = 0.3
+    assert scored(workspace).to_json()["run_threshold"] == 0.3
+    monkeypatch.setattr("sdseg_cli.evaluation.stability.stability_picture", lambda *of: None)
+    cases = SplitOptions(device="cpu", predictor=workspace.predictor)
+    found = stability(None, workspace.root, options=StabilityOptions(2), cases=cases).to_json()
+    assert found["run_threshold"] == 0.3

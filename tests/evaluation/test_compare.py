@@ -110,7 +110,7 @@ def test_a_metric_that_one_side_lacks_is_counted(tmp_path):
     values = compare_folders(a, b, ref, workers=1).to_json()
     distances = values["metrics"]["hd95_mm"]
     assert (distances["n"], distances["only_a"], distances["only_b"]) == (1, 0, 1)
-    assert any(note.startswith("hd95_mm: 1 cases") for note in values["notes"])
+    assert any(note.startswith("hd95_mm: 1 case ") for note in values["notes"])
     assert values["metrics"]["dice"]["n"] == 2
 
 
@@ -152,7 +152,7 @@ def test_a_class_counts_where_both_have_it(tmp_path):
     assert distance["difference"] == 0.0  # of class 1, where both are the same
     assert distance["a"] == distance["b"] > 0
     assert values["metrics"]["dice"]["difference"] == (0.75 + 0) / 2 - (0.75 + 0.5) / 2
-    assert any(n.startswith("hd95_mm: 1 pairs of case and class") for n in values["notes"])
+    assert any(n.startswith("hd95_mm: 1 pair of case and class") for n in values["notes"])
 
 
 def test_ranks_and_mean_that_point_two_ways_name_no_winner():

@@ -547,3 +547,46 @@ def test_no_report_is_written_among_the_masks(tmp_path):
     for folder in (pred, ref):
         with pytest.raises(ConfigError, match="holds the masks"):
             evaluate_folders(pred, ref, report=folder)
+
+
+@pytest.mark.parametrize("mask", ["1/image", "1/label", "1/mask", "1"])
+def test_label_maps_of_case_folders_are_the_references_and_not_their_scans(tmp_path, mask):
+    """A scan of whole numbers could pass for a label map."""
+    for case, scan in (("1", MOVED), ("2", EMPTY)):
+        write_nifti(tmp_path / "ref" / case / "image.nii.gz", scan)
+        write_nifti(tmp_path / "ref" / case / "label.nii.gz", FOUR)
+    write_nifti(tmp_path / "pred" / f"{mask}.nii.gz", MOVED)
+    write_nifti(tmp_path / "pred" / "2" / "image.nii.gz", FOUR)
+    found = evaluate_folders(tmp_path / "pred", tmp_path / "ref").to_json()
+    assert [(case["id"], case["dice"]) for case in found["cases"]] == [("1", 0.5), ("2", 1.0)]
+    assert found["notes"] == [FEW_NOTE.format(2)]
+
+
+def test_a_case_folder_whose_label_map_is_unclear_is_refused(tmp_path):
+    for name in ("1/image", "1/label", "2/image", "2/label", "2/mask"):
+        write_nifti(tmp_path / "ref" / f"{name}.nii.gz", FOUR)
+    write_nifti(tmp_path / "pred" / "1.nii.gz", FOUR)
+    with pytest.raises(DataError, match="ref/2: not one label map beside its scan"):
+        evaluate_folders(tmp_path / "pred", tmp_path / "ref")
+
+
+def test_scans_beside_label_maps_are_no_references(tmp_path):
+    for folder in ("images", "labels"):
+        write_nifti(tmp_path / "ref" / folder / "1.nii.gz", FOUR)
+    write_nifti(tmp_path / "pred" / "images" / "1.nii.gz", FOUR)
+    with pytest.raises(DataError, match="scans in images/ beside label maps") as caught:
+        evaluate_folders(tmp_path / "pred", tmp_path / "ref")
+    assert "ref/labels" in caught.value.hint
+
+
+def test_two_masks_of_a_case_folder_are_refused(tmp_path):
+    for name in ("ref/1/image", "ref/1/label", "pred/1/image", "pred/1/other"):
+        write_nifti(tmp_path / f"{name}.nii.gz", FOUR)
+    with pytest.raises(DataError, match="both masks of case 1"):
+        evaluate_folders(tmp_path / "pred", tmp_path / "ref")
+
+
+def test_a_note_on_scores_of_classes_counts_pairs_of_case_and_class(tmp_path):
+    pred, ref = folders(tmp_path, x=(FOUR, ORGANS), y=(ORGANS, ORGANS))
+    notes = evaluate_folders(pred, ref, classes={1: (1,), 2: (2,)}).to_json()["notes"]
+    assert any("leave out 1 of 4 pairs of case and class with one empty mask" in n for n in notes)

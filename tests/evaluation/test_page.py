@@ -19,6 +19,7 @@ from tests.report.report_folder import (
     HOSTILE,
     IDS,
     case_panels,
+    class_panel,
     evaluation,
     panel,
     stability,
@@ -113,7 +114,9 @@ def test_the_page_loads_nothing_from_elsewhere(folder):
     assert not {"link", "iframe", "object", "embed", "base"} & set(page.tags)
     assert "@import" not in text
     assert "url(" not in text
-    assert "//" not in re.sub(r"base64,[\w+/=]+|//\s.*|http://www.w3.org/2000/svg", "", text)
+    assert "//" not in re.sub(
+        r"(base64,|sha256-)[\w+/=]+|//\s.*|http://www.w3.org/2000/svg", "", text
+    )
 
 
 def test_the_policy_names_exactly_the_style_and_the_script_of_the_page(folder):
@@ -308,6 +311,8 @@ def test_several_classes_have_a_table_strips_and_the_union(tmp_path):
     for name in CLASSES:
         assert page.text.count(name) >= 5  # filter, table, three plots, stability
     assert "all as one" in page.text
+    assert "Metric of a case: mean over its classes" in page.text
+    assert "Dice of all classes as one, mean" in page.text  # of stability
     data = json.loads(page.data)
     assert len(data["values"]) == 8
     assert data["values"][1]["0"][:2] == [["case_2", None], ["0.850", pytest.approx(0.85)]]
@@ -324,3 +329,9 @@ def test_the_page_of_one_class_has_nothing_of_several(folder):
     text = write_report(folder, title="t").read_text(encoding="utf-8")
     assert "of-class" not in text
     assert "class-filter" not in text
+
+
+def test_maps_of_several_classes_have_their_colours_without_an_evaluation(tmp_path):
+    maps = [class_panel(IDS[0])]
+    path = write_report(tmp_path, Results(stability=stability(), maps=maps), title="t")
+    assert ".class-7{--class:" in path.read_text(encoding="utf-8")

@@ -69,7 +69,7 @@ def test_a_case_counts_with_the_mean_of_its_classes():
     assert found.case_means("hd95_mm") == {"a": 4.0, "b": None}
     summary = found.metrics["hd95_mm"]
     assert (summary.mean, summary.n, summary.undefined) == (4.0, 1, 1)
-    assert found.to_json()["notes"][0].startswith("hd95_mm leaves out 2 of 3 cases with one empty")
+    assert "leaves out 2 of 3 pairs of case and class with" in found.to_json()["notes"][0]
     assert "(a 1, b 1)" in found.to_json()["notes"][0]
 
 

@@ -48,6 +48,7 @@ class Given:
     run = Path("given")
     config = SimpleNamespace(sample=SampleConfig())
     decoder = "exact"
+    run_threshold = None
     batch_size = None
     classes = ClassRule()
 
@@ -194,6 +195,16 @@ def test_runs_alone_give_the_score_and_draws_that_agree_score_one(
     empty = predict_file(scan, OutputPaths(out), Given(zeros(), zeros()), PredictOptions(runs=2))
     assert empty.to_json()["stability"] == {"runs": 2, "dice": None, "flipped": None}
     assert "stability" not in predict_file(scan, OutputPaths(out), Given(answer)).to_json()
+
+
+def test_a_threshold_that_validation_chose_is_said(scan: Path, tmp_path: Path) -> None:
+    given = Given(zeros())
+    plain = predict_file(scan, OutputPaths(tmp_path / "m.nii.gz"), given).to_json()
+    assert "run_threshold" not in plain
+    given = Given(zeros())
+    given.run_threshold = 0.3
+    found = predict_file(scan, OutputPaths(tmp_path / "m.nii.gz"), given).to_json()
+    assert (found["run_threshold"], found["post"]["threshold"]) == (0.3, 0.5)
 
 
 def test_an_uncertainty_alone_draws_five_times(scan: Path, tmp_path: Path) -> None:

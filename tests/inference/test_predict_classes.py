@@ -37,6 +37,7 @@ class Given:
     run = Path("given")
     config = SimpleNamespace(sample=SampleConfig())
     decoder = "exact"
+    run_threshold = None
     batch_size = None
     normalisation = Normalisation("window", -175, 250)
 

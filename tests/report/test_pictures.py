@@ -13,6 +13,7 @@ from PIL import Image
 
 from sdseg_cli.imaging.io.files import read_image, read_labels
 from sdseg_cli.imaging.slices import SliceTransform
+from sdseg_cli.metrics.statistics import paired
 from sdseg_cli.report import drawing, pictures
 from sdseg_cli.report.drawing import (
     CLASS_COLOURS,
@@ -25,8 +26,10 @@ from sdseg_cli.report.drawing import (
 )
 from sdseg_cli.report.pictures import (
     CasePlane,
+    ClassRuns,
     StabilityPlane,
     case_plane,
+    comparison_picture,
     largest_area_slice,
     save_cases,
     stability_picture,
@@ -197,8 +200,13 @@ def test_a_case_of_several_classes_fills_them_and_shows_what_is_wrong(tmp_path):
     plane = made_plane(reference=masks, prediction=wrong, classes=names)
     save_cases(tmp_path / "x.png", [plane, plane])
     picture = pixels(tmp_path / "x.png")
-    for colour in (*pictures.ERRORS.values(), drawing.class_colour(3)):
+    for colour in (pictures.ERROR_COLOUR, drawing.class_colour(1), drawing.class_colour(3)):
         assert shows(picture, colour, 60)
+    # No colour of a class, which any may be, says where reference and prediction differ.
+    differing = picture[:, 3 * picture.shape[1] // 4 + 8 :]
+    shown = differing[int(0.12 * len(picture)) : int(0.4 * len(picture))].reshape(-1, 3)
+    assert (shown.max(axis=1) - shown.min(axis=1)).max() < 30  # grey
+    assert shown.max() > 220
     nothing = np.zeros_like(masks)
     save_cases(tmp_path / "y.png", [replace(plane, reference=nothing, prediction=nothing)])
 
@@ -273,3 +281,39 @@ def test_an_overlay_mixes_the_colour_of_each_label_into_the_image():
         [10, 20, 30],
         [10, 20, 30],
     ]
+
+
+def test_each_class_has_a_row_below_two_runs_compared(tmp_path):
+    dice = {f"case_{n}": (0.5, 0.6 + 0.01 * n) for n in range(6)}
+    found = paired(*([pair[side] for pair in dice.values()] for side in (0, 1)), "higher")
+    differences = [b - a for a, b in dice.values()]
+    names = "AB"
+    comparison_picture(tmp_path / "one.png", dice, names, found)
+    classes = {"liver": (differences, found), "a $ spleen": ([], paired([], [], "higher"))}
+    classes["tumour"] = differences, found
+    comparison_picture(tmp_path / "more.png", dice, names, found, classes)
+    one, more = pixels(tmp_path / "one.png"), pixels(tmp_path / "more.png")
+    assert len(more) > len(one) == 600
+    assert shows(more[600:], drawing.class_colour(3)) and not shows(one, drawing.class_colour(3))
+
+
+def test_each_class_has_a_panel_below_its_runs(tmp_path):
+    reference = np.zeros((64, 64), bool)
+    reference[20:40, 20:40] = True
+    runs = np.stack([reference, np.roll(reference, 3, axis=1)])
+    half, nothing = runs * np.float32(0.9), np.zeros_like(runs)
+    classes = (
+        ClassRuns(1, "liver", reference, runs),
+        ClassRuns(2, "nowhere", nothing[0], nothing),
+        ClassRuns(4, "tumour", nothing[0], np.stack([nothing[0], reference])),
+    )
+    plane = StabilityPlane("x", 3, np.zeros((64, 64), np.float32), reference, half, (1.0, 1.0))
+    stability_picture(tmp_path / "one.png", plane, {"x": [0.9, 0.8]})
+    several = replace(plane, classes=classes)
+    stability_picture(tmp_path / "more.png", several, {"x": [0.9, 0.8]})
+    one, more = pixels(tmp_path / "one.png"), pixels(tmp_path / "more.png")
+    assert len(more) > len(one)
+    assert shows(more, drawing.class_colour(4)) and not shows(one, drawing.class_colour(4))
+    assert pictures._worth_a_panel(classes) == [classes[0], classes[2]]
+    many = [ClassRuns(n, "c", reference, runs if n > 4 else runs[:1]) for n in range(1, 21)]
+    assert [one.number for one in pictures._worth_a_panel(many)] == list(range(5, 13))

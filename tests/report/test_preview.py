@@ -124,3 +124,17 @@ def test_each_class_of_a_label_map_has_its_colour_and_a_small_one_is_shown(
     picture = np.asarray(Image.open(tmp_path / "bare.png").convert("RGB")).astype(int)
     for number in (4, 6):
         assert (np.abs(picture - rgb(class_colour(number))).max(axis=-1) < 40).any()
+
+
+def test_the_legend_leaves_out_classes_that_were_not_found(tmp_path: Path, monkeypatch) -> None:
+    named: list[dict[int, str]] = []
+    monkeypatch.setattr(
+        preview_module, "class_legend", lambda figure, names, inches: named.append(names)
+    )
+    scan, labels = scan_of((16, 16, 2), (1.0, 1.0, 1.0)), np.zeros((16, 16, 2), np.uint8)
+    labels[2:7, 2:7] = 9
+    names = {6: "liver", 9: "spleen"}
+    save_preview(tmp_path / "look.png", scan, labels, Limits(-175, 250), names=names)
+    assert named == [{2: "spleen"}]
+    save_preview(tmp_path / "none.png", scan, 0 * labels, Limits(-175, 250), names=names)
+    assert len(named) == 1  # no legend at all

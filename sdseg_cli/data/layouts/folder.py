@@ -31,8 +31,8 @@ from sdseg_cli.data.layouts.pairs import (
 )
 from sdseg_cli.data.spec import Case, DatasetSpec, in_order
 
-_IMAGE_FOLDERS = ("images", "image")
-_LABEL_FOLDERS = ("labels", "masks", "label", "mask")
+SCAN_FOLDERS = ("images", "image")
+LABEL_FOLDERS = ("labels", "masks", "label", "mask")
 _IMAGE_STEM = re.compile(r"(^|.*[_\-. ])(image|img|scan|ct|mr|mri)", re.IGNORECASE)
 _LABEL_START = re.compile(r"(labels?|masks?|seg|segmentation)[_\-. ]", re.IGNORECASE)
 """Only where no name ends so: "seg_v2_117classes" beside "image"."""
@@ -115,8 +115,8 @@ def keys_of(
 
 
 def _from_twin_folders(root: Path) -> list[Case]:
-    images = _first_folder(root, _IMAGE_FOLDERS)
-    labels = _first_folder(root, _LABEL_FOLDERS)
+    images = _first_folder(root, SCAN_FOLDERS)
+    labels = _first_folder(root, LABEL_FOLDERS)
     if images is None or labels is None:
         return []
     volumes = files_in(images, is_volume)
@@ -132,10 +132,7 @@ def _from_case_folders(root: Path) -> list[Case]:
         # A folder, for all we know, whose case must not be missed without a word.
         lost = [path for path in files if not path.suffix and leads_nowhere(path)]
         cases += [Case(path.relative_to(root).as_posix(), path, None) for path in lost]
-        images = [path for path in volumes if _IMAGE_STEM.fullmatch(stem_of(path))]
-        labels = [path for path in volumes if LABEL_STEM.fullmatch(stem_of(path))] or [
-            path for path in volumes if _LABEL_START.match(stem_of(path)) and path not in images
-        ]
+        labels, images = labels_and_scans(volumes)
         if not images:
             continue
         if len(images) > 1 or len({stem_of(path) for path in labels}) > 1:
@@ -148,6 +145,15 @@ def _from_case_folders(root: Path) -> list[Case]:
         id = root.resolve().name if relative == "." else relative
         cases.append(case_of(id, images[0], labels))
     return cases if any(case.image.suffix for case in cases) else []
+
+
+def labels_and_scans(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """The label maps and the scans of a case folder, by name."""
+    images = [path for path in files if _IMAGE_STEM.fullmatch(stem_of(path))]
+    labels = [path for path in files if LABEL_STEM.fullmatch(stem_of(path))] or [
+        path for path in files if _LABEL_START.match(stem_of(path)) and path not in images
+    ]
+    return labels, images
 
 
 def _first_folder(root: Path, names: tuple[str, ...]) -> Path | None:

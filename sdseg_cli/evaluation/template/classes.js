@@ -4,7 +4,7 @@
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
   const byId = (id) => document.getElementById(id);
   const table = byId("case-table");
-  const rows = all("tbody tr[data-case]", table);
+  const rows = table ? all("tbody tr[data-case]", table) : [];  // stability alone has none
   const mean = new Map(rows.map((row) => [row, cells(row).map((cell) => [cell.textContent, cell.dataset.value])]));
   let number = 0;  // of the class, from 1; 0 is the mean of all
 

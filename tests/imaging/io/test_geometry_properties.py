@@ -37,6 +37,7 @@ class StandIn:
     run = Path("stand-in")
     normalisation = WINDOW
     decoder = "exact"
+    run_threshold = None
 
     def __init__(self, size: int = 32, crop: str = "none") -> None:
         self.size, self.crop = size, crop
