@@ -187,8 +187,22 @@ class ClassRule:
         `mirror_pairs` change places: no name says a side without being in a pair.
         """
         paired = {number for pair in self.mirror_pairs for number in pair}
-        sided = {number for number, name in enumerate(self.names) if side_of(name)}
-        return len(self) == 1 or sided <= paired
+        return len(self) == 1 or self.sided <= paired
+
+    @property
+    def sided(self) -> set[int]:
+        """Numbers of the classes whose names say a side. L1 to L6 are vertebrae, unless the right
+        ones are there too.
+        """
+        return {
+            number
+            for number, name in enumerate(self.names)
+            if side_of(name)
+            and (
+                not re.fullmatch(r"L[1-6]", name, re.IGNORECASE)
+                or any(are_twins(name, other) for other in self.names)
+            )
+        }
 
     @property
     def values(self) -> tuple[int, ...]:

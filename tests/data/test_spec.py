@@ -42,3 +42,10 @@ def test_each_class_has_its_mask_and_may_share_labels() -> None:
 def test_every_class_has_a_name() -> None:
     with pytest.raises(ValueError, match="2 groups"):
         ClassRule(groups=((1,), (2,)))
+
+
+def test_lumbar_vertebrae_have_no_side_but_left_and_right_ribs_have():
+    """L4 and L5 are vertebrae; beside R4, L4 is the left one of two."""
+    assert ClassRule(((1,), (2,)), ("L4", "L5")).mirror_safe
+    assert not ClassRule(((1,), (2,)), ("L4", "R4")).mirror_safe
+    assert ClassRule(((1,), (2,)), ("L4", "R4"), mirror_pairs=((0, 1),)).mirror_safe
