@@ -541,7 +541,7 @@ def mirror_words(rule: ClassRule) -> str:
     if rule.mirror_safe:
         return swapped
     paired = {number for pair in rule.mirror_pairs for number in pair}
-    alone = [n for k, n in enumerate(rule.names) if k not in paired and side_of(n)]
+    alone = [rule.names[k] for k in sorted(rule.sided - paired)]
     off = (
         f"left-right mirrors are off: {_few(alone)} would be on the other side, and no class is "
         "known as the mirror image (name it with --mirror-pairs 3:4)"

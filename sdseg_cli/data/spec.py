@@ -191,23 +191,40 @@ class ClassRule:
         `mirror_pairs` change places: no name says a side without being in a pair.
         """
         paired = {number for pair in self.mirror_pairs for number in pair}
-        sided = {number for number, name in enumerate(self.names) if side_of(name)}
-        return len(self) == 1 or sided <= paired
+        return len(self) == 1 or self.sided <= paired
+
+    @property
+    def sided(self) -> set[int]:
+        """Numbers of the classes whose names say a side. L1 to L6 are vertebrae, unless the right
+        ones are there too.
+        """
+        return {
+            number
+            for number, name in enumerate(self.names)
+            if side_of(name)
+            and (
+                not re.fullmatch(r"L[1-6]", name, re.IGNORECASE)
+                or any(are_twins(name, other) for other in self.names)
+            )
+        }
 
     @property
     def values(self) -> tuple[int, ...]:
         """The value of each class in a label map: of one class 1; of several the first of its
-        labels that no class before it has, or the smallest number that is free.
+        labels that no later class has, for there the later class is written. So a map that is read
+        again by the same groups gives the same classes. A class without such a label, whose voxels
+        all belong to later ones as well, has the smallest number that is no label.
         """
         if len(self) == 1:
             return (1,)
-        taken: list[int] = []
-        reserved = {group[0] for group in self.groups if group}
-        for group in self.groups:
-            free = [label for label in group or () if label not in taken]
-            unused = (n for n in itertools.count(1) if n not in reserved | set(taken))
-            taken.append(free[0] if free else next(unused))
-        return tuple(taken)
+        labels = {label for group in self.groups for label in group or ()}
+        values: list[int] = []
+        for number, group in enumerate(self.groups):
+            later = {label for other in self.groups[number + 1 :] for label in other or ()}
+            own = [label for label in group or () if label not in later]
+            unused = (n for n in itertools.count(1) if n not in labels | set(values))
+            values.append(own[0] if own else next(unused))
+        return tuple(values)
 
     def masks(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
         """The mask of each class.

@@ -72,3 +72,31 @@ def test_more_regions_than_bits_are_refused() -> None:
     regions = ClassRule(tuple((n, 99) for n in range(1, 66)), tuple(f"r{n}" for n in range(65)))
     with pytest.raises(ConfigError, match="65 classes that overlap"):
         _ = regions.held_type
+
+
+def test_lumbar_vertebrae_have_no_side_but_left_and_right_ribs_have():
+    """L4 and L5 are vertebrae; beside R4, L4 is the left one of two."""
+    assert ClassRule(((1,), (2,)), ("L4", "L5")).mirror_safe
+    assert not ClassRule(((1,), (2,)), ("L4", "R4")).mirror_safe
+    assert ClassRule(((1,), (2,)), ("L4", "R4"), mirror_pairs=((0, 1),)).mirror_safe
+
+
+@pytest.mark.parametrize(
+    ("groups", "values"),
+    [
+        (((1, 2, 3), (2, 3), (3,)), (1, 2, 3)),
+        (((1, 2, 3), (1, 3), (3,)), (2, 1, 3)),  # 3 is the innermost, in all three
+        (((3,), (1, 2, 3)), (4, 1)),  # nothing of the first is seen: a number that is no label
+        (((7, 300), (5,)), (7, 5)),
+    ],
+)
+def test_a_written_map_of_regions_is_read_again_as_the_same_regions(
+    groups: tuple[tuple[int, ...], ...], values: tuple[int, ...]
+) -> None:
+    rule = ClassRule(groups, tuple("abc"[: len(groups)]))
+    assert rule.values == values
+    labels = np.array([[0, *sorted({label for group in groups for label in group})]])
+    masks = rule.masks(labels)
+    again = rule.masks(rule.label_map(rule.hold(masks)))
+    if values[0] != 4:
+        assert np.array_equal(again, masks)
