@@ -101,6 +101,8 @@ class PredictReport:
     classes: tuple[dict[str, Any], ...] = ()
     """Name, value, voxels and ml of each class, where there are several. Where classes overlap, the
     voxels of each by itself, also those that show another class in the label map."""
+    runs: tuple[Path, ...] = ()
+    """Of an ensemble all its members."""
 
     def to_json(self) -> dict[str, Any]:
         """The object of `--json`."""
@@ -122,6 +124,8 @@ class PredictReport:
             values["stability"] = self.stability.to_json()
         if self.classes:
             values["classes"] = list(self.classes)
+        if self.runs:
+            values["runs"] = [str(run) for run in self.runs]
         return values
 
 
@@ -200,6 +204,7 @@ def predict_file(
         post=post,
         stability=stability,
         warnings=warnings,
+        runs=predictor.runs if len(predictor.runs) > 1 else (),
         classes=tuple(
             {
                 "name": segment.name,

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from sdseg_cli.core.config import SEVERAL_CLASSES, RunConfig
+from sdseg_cli.core.config import NO_FOLD, SEVERAL_CLASSES, RunConfig
 from sdseg_cli.core.config_file import differing_keys, from_dict
 from sdseg_cli.core.errors import ConfigError, RunError, WeightsError
 from sdseg_cli.core.files import file_sha256, replacing
@@ -302,13 +302,15 @@ def to_float16(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def config_values(config: RunConfig) -> dict[str, Any]:
     """The configuration as nested dictionaries of plain values (tuples as lists).
 
-    Settings of several classes stand there only where there are several: those of one class are
-    what older versions write and read.
+    Settings of several classes stand there only where there are several, and the fold only where
+    there is one: the rest is what older versions write and read.
     """
     values = dict(json.loads(json.dumps(asdict(config))))
     if config.model.classes == 1:
         for name in SEVERAL_CLASSES:
             del values["model"][name]
+    if config.fold == NO_FOLD:
+        del values["fold"]
     return values
 
 
