@@ -130,6 +130,8 @@ def train(
     first = ranks_of(os.environ).writes  # of several processes, one reports
     output = Output(as_json=as_json and first, quiet=quiet or not first)
     base = _run_folder(run, manifest.name, settings)
+    if base.name in ("", ".."):
+        base = base.resolve()  # `.` has no name to put the fold behind
     options = TrainOptions(workers, compiled, batch_size == "auto", tensorboard)
     found: list[tuple[TrainReport, dict[str, Any]]] = []
     stopped = False
@@ -264,7 +266,7 @@ def _calibrated(
     return check, stopped
 
 
-def _next_command(report: TrainReport, manifest: Manifest, folds: Path | None) -> str:
+def _next_command(report: TrainReport, manifest: Manifest, folds: Path | None = None) -> str:
     """To resume a stopped run; of a finished one to evaluate it, if there are test cases; of all
     folds, whose runs begin with the name `folds`, to evaluate these.
     """
