@@ -36,14 +36,14 @@ def distill(
 
     With --run, also measure how much Dice it costs that run.
     """
-    from sdseg_cli.data.manifest import Manifest
+    from sdseg_cli.data.manifest import Manifest, set_of
     from sdseg_cli.runs.run_folder import find_run
     from sdseg_cli.training.distill import DistillOptions
     from sdseg_cli.training.distill import distill as run_distill
 
     output = Output(as_json=as_json, quiet=quiet)
     found = None if run is None else find_run(workspace(), run)
-    own = None if found is None else Manifest.find(workspace(), found.config().dataset)
+    own = None if found is None else set_of(workspace(), found.config())
     with output.progress() as progress:
         report = run_distill(
             DistillOptions(preset, out, steps, seed, device),

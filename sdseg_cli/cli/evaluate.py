@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ from sdseg_cli.cli import options as opt
 from sdseg_cli.cli.console import Output
 from sdseg_cli.cli.options import (
     number,
+    open_folds,
     open_run,
     refuse_given,
     sampling,
@@ -24,6 +26,7 @@ from sdseg_cli.core.processes import warm_up
 
 if TYPE_CHECKING:
     from sdseg_cli.evaluation.results import EvaluateReport
+    from sdseg_cli.metrics.statistics import Summary
 
 _SHORT = {
     "dice": "Dice",
@@ -43,6 +46,12 @@ where all columns then fit into one table."""
 
 def evaluate(
     run: opt.Run = None,
+    folds: Annotated[
+        bool,
+        opt.FileOption(
+            "--folds", help="Every case by the fold that did not train on it, test cases by all."
+        ),
+    ] = False,
     pred: Annotated[
         Path | None, opt.ReferenceOption(help="Folder of masks to score, instead of a run.")
     ] = None,
@@ -79,7 +88,13 @@ def evaluate(
     debug: opt.Debug = False,
 ) -> None:
     """Score predictions case by case: overlap, distances and volume."""
-    of_run: dict[str, object] = {"--run": run, "--steps": steps, "--eta": eta, "--samples": samples}
+    of_run: dict[str, object] = {
+        "--run": run,
+        "--folds": folds or None,
+        "--steps": steps,
+        "--eta": eta,
+        "--samples": samples,
+    }
     of_folders = {
         "--target": target,
         "--classes": classes,
@@ -89,6 +104,10 @@ def evaluate(
         "--workers": workers,
         "--report": report_folder,
     }
+    if folds and split != "test":
+        raise ConfigError(
+            f"--split {split} does not go with --folds, which judges every case.", "Leave it out."
+        )
     if (pred is None) != (ref is None):
         raise ConfigError("--pred and --ref belong together.", "Give both folders, or neither.")
     one_of_both = "Score either a run, or two folders of masks."
@@ -129,17 +148,23 @@ def evaluate(
     else:
         from sdseg_cli.evaluation.evaluate import evaluate as run_evaluate
         from sdseg_cli.evaluation.evaluation_split import SplitOptions
+        from sdseg_cli.evaluation.folds import evaluate_folds
 
-        folder = open_run(run, output)
+        judged = scoring(tolerance, detection_iou, lesions=lesions, grid=grid, protocol=protocol)
+        cases = SplitOptions(split, seed, device, batch_size, decoder)
+        found = open_folds(run, output) if folds else None
+        folder = open_run(run, output) if found is None else found.finished[0]
         sample = sampling(folder.config().sample, steps, eta, samples)
         with output.progress() as progress:
-            report = run_evaluate(
-                folder.path,
+            work = (
+                partial(run_evaluate, folder.path)
+                if found is None
+                else partial(evaluate_folds, found)
+            )
+            report = work(
                 workspace(),
-                options=scoring(
-                    tolerance, detection_iou, lesions=lesions, grid=grid, protocol=protocol
-                ),
-                cases=SplitOptions(split, seed, device, batch_size, decoder),
+                options=judged,
+                cases=cases,
                 sample=sample,
                 command=typed(),
                 progress=progress,
@@ -153,6 +178,7 @@ def _show(report: EvaluateReport, output: Output) -> None:
     """Print notes, then the table of cases and statistics, in parts where it is too wide."""
     values = report.to_json()
     units, metrics = values["units"], values["metrics"]
+    _show_folds(report, output)
     if report.rule is not None:
         rows = [
             (name, *_cells(units, {column: of[column].mean for column in units}))
@@ -175,6 +201,35 @@ def _show(report: EvaluateReport, output: Output) -> None:
     rows.append(("cases", *blank, *(str(metrics[name]["n"]) for name in units)))
     columns = ["case", *of_class, *_heads(units)]
     return _print(report, output, columns, rows, len(columns) - len(units))
+
+
+def _show_folds(report: EvaluateReport, output: Output) -> None:
+    """Of folds, the table of their means, and the test cases by all of them."""
+    if not report.folds:
+        return
+    rows = [
+        (f"fold {one.fold}", str(one.cases), *_means(report.units, one.metrics))
+        for one in report.folds
+    ]
+    spread = report.fold_spread
+    rows.append(("mean of folds", "", *_means(report.units, spread)))
+    rows.append(("SD of folds", "", *_cells(report.units, {k: v.sd for k, v in spread.items()})))
+    if report.ensemble is not None:
+        count = str(len(report.ensemble.case_ids))
+        rows.append(("test, by all", count, *_means(report.units, report.ensemble.metrics)))
+    columns = ["fold", "cases", *_heads(report.units)]
+    width = shutil.get_terminal_size().columns
+    for shown in _fitting(columns, rows, 1, width):
+        output.table(
+            title="each fold, on the cases that it did not train on",
+            columns=_picked(columns, shown),
+            rows=[_picked(row, shown) for row in rows],
+            unbroken=True,
+        )
+
+
+def _means(units: Mapping[str, str], metrics: Mapping[str, Summary]) -> list[str]:
+    return _cells(units, {name: of.mean for name, of in metrics.items()})
 
 
 def _print(

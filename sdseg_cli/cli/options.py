@@ -23,7 +23,7 @@ from sdseg_cli.data.layouts import DATASETS
 
 if TYPE_CHECKING:
     from sdseg_cli.metrics import Grid, Protocol, ScoringOptions
-    from sdseg_cli.runs.run_folder import RunDir
+    from sdseg_cli.runs.run_folder import FoldRuns, RunDir
 
 WEAK_DICE = 0.3
 """A validation Dice below which a run is not used without a warning."""
@@ -89,6 +89,17 @@ Run = Annotated[
     FileOption(metavar="PATH", help="Run folder, or its name; default: the newest finished run."),
 ]
 """As typed: only the text tells the path `./x` from the name `x`."""
+Runs = Annotated[
+    list[str] | None,
+    FileOption(
+        "--run",
+        metavar="PATH",
+        help="Run folder, or its name; default: the newest finished run. Several: their mean.",
+    ),
+]
+Folds = Annotated[
+    bool, FileOption("--folds", help="All finished folds of a set: of --run, else the newest.")
+]
 NamedRun = Annotated[str | None, FileOption("--run", metavar="PATH", help="Run folder or name.")]
 Model = Annotated[
     Path | None, FileOption(help="A package of `sdseg weights export`, instead of a run.")
@@ -206,6 +217,34 @@ def open_run(run: str | None, output: Output) -> RunDir:
     return found
 
 
+def open_folds(run: str | None, output: Output) -> FoldRuns:
+    """The runs of all folds; says which they are.
+
+    Args:
+        run: Their common name, or one of them; None for those of the newest.
+        output: Of the command.
+
+    Raises:
+        ConfigError: There are none, or none is finished.
+    """
+    from sdseg_cli.runs.run_folder import find_folds
+
+    found = find_folds(workspace(), run)
+    if not found.finished:
+        raise ConfigError(
+            f"no fold of {found.folder.path} is finished.",
+            "Run the same `sdseg train --fold all` command again.",
+        )
+    output.say(f"using {len(found.finished)} folds: {_paths(found.finished)}")
+    if found.unfinished:
+        output.say(f"not finished, and left out: {_paths(found.unfinished)}")
+    return found
+
+
+def _paths(runs: Sequence[RunDir]) -> str:
+    return ", ".join(str(run.path) for run in runs)
+
+
 def _why_default(taken: RunDir, runs: Sequence[RunDir]) -> str:
     """The reason for this one of several data sets' runs; of one data set, if it is unfinished."""
     sets = sorted({run.path.parent.name for run in runs})
@@ -244,10 +283,18 @@ def refuse_given(options: Mapping[str, object], why: str, hint: str) -> None:
             raise ConfigError(f"{option} {why}.", hint)
 
 
-def check_model(run: str | None, model: Path | None) -> None:
-    """Refuse --run with --model, and a --model that is no package. Raises ConfigError."""
-    if run is not None and model is not None:
-        raise ConfigError("--run and --model are both given.", "Give one of them.")
+def check_model(
+    run: str | Sequence[str] | None, model: Path | None, *, folds: bool = False
+) -> None:
+    """Refuse --run or --folds with --model, and a --model that is no package.
+
+    Raises:
+        ConfigError: It is so.
+    """
+    if model is not None and (run or folds):
+        raise ConfigError(
+            f"--{'run' if run else 'folds'} and --model are both given.", "Give one of them."
+        )
     if model is not None and not (model / PACKAGE_FILE).is_file():
         raise ConfigError(
             f"{model}: no package there.",

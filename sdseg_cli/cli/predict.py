@@ -14,7 +14,15 @@ import typer
 
 from sdseg_cli.cli import options as opt
 from sdseg_cli.cli.console import Output
-from sdseg_cli.cli.options import check_model, number, one_input, open_run, sampling, weak_run
+from sdseg_cli.cli.options import (
+    check_model,
+    number,
+    one_input,
+    open_folds,
+    open_run,
+    sampling,
+    weak_run,
+)
 from sdseg_cli.core.config import THRESHOLD
 from sdseg_cli.core.errors import CohortError, ConfigError
 from sdseg_cli.core.filenames import require_there
@@ -26,6 +34,7 @@ if TYPE_CHECKING:
     from sdseg_cli.inference.options import OutputPaths, PredictOptions, PredictorOptions
     from sdseg_cli.inference.predict import PredictReport
 
+IN_TURN = "the runs do not fit into memory together: they are loaded one after the other, slowly"
 ShardText = Annotated[
     str | None, opt.ClusterOption("--shard", help="Predict part i of n: i/n, i from 0 to n-1.")
 ]
@@ -83,7 +92,8 @@ def predict(
     series: Annotated[
         str | None, opt.FileOption(help="Which DICOM series: its number, or the end of its UID.")
     ] = None,
-    run: opt.Run = None,
+    run: opt.Runs = None,
+    folds: opt.Folds = False,
     model: opt.Model = None,
     prob: Annotated[
         str | None,
@@ -154,7 +164,11 @@ def predict(
 ) -> None:
     """Segment a scan, or many; each mask has its scan's own grid."""
     source = one_input(scan, input_path, "SCAN")
-    check_model(run, model)
+    check_model(run, model, folds=folds)
+    if folds and len(run or ()) > 1:
+        raise ConfigError(
+            "--folds and several --run are given.", "Give --folds with one --run, or none."
+        )
     if runs is not None and samples is not None:
         raise ConfigError(
             "--runs and --samples both say how many draws are averaged.", "Give one of them."
@@ -197,14 +211,27 @@ def predict(
         PredictorOptions(device, decoder, batch_size, threads, crop, compiled),
         options,
         series,
-        model=lambda: open_run(run, output).path if model is None else model,
-        named=(run, model) != (None, None),
+        members=lambda: _members(run or [], model, output, folds=folds),
+        named=bool(run or model or folds),
         prob=prob,
     )
     if many:
         _predict_cohort(source, request, distribution, output)
     else:
         _predict_one(source, request, output)
+
+
+def _members(
+    runs: Sequence[str], model: Path | None, output: Output, *, folds: bool
+) -> tuple[Path, ...]:
+    """The run or package that predicts, or the members of an ensemble."""
+    if model is not None:
+        return (model,)
+    if folds:
+        return tuple(one.path for one in open_folds(runs[0] if runs else None, output).finished)
+    if not runs:
+        return (open_run(None, output).path,)
+    return tuple(open_run(run, output).path for run in runs)
 
 
 def _is_many(source: Path, named: Mapping[str, str | None], distribution: Distribution) -> bool:
@@ -236,7 +263,8 @@ class Request:
         predictor: How to load the model.
         options: How to predict, by the settings of a run.
         series: As in the options, which are known only once the run is.
-        model: Gives the run or package; called once the scans are known to be there.
+        members: Gives the run or package, or the members of an ensemble; called once the scans are
+            known to be there.
         named: The model was named; if not, the one that made the existing masks makes the rest.
         prob: The name of `--prob` as typed.
     """
@@ -245,7 +273,7 @@ class Request:
     predictor: PredictorOptions
     options: Callable[[RunConfig], PredictOptions]
     series: str | None
-    model: Callable[[], Path]
+    members: Callable[[], tuple[Path, ...]]
     named: bool
     prob: str | None = None
 
@@ -265,21 +293,23 @@ def _predict_one(scan: Path, request: Request, output: Output) -> None:
     from sdseg_cli.inference.predictor import load_predictor
     from sdseg_cli.runs.run_folder import RunDir
 
-    trained = request.model()
+    members = request.members()
     if _may_be_folder(outputs.probability):
-        several = trained_config(trained).model.classes > 1
+        several = trained_config(*members).model.classes > 1
         if not several:
             require_file_name("--prob", request.prob or "")
         outputs = replace(outputs, probability_per_class=several)
         outputs.check_names(scan)
     with output.progress() as progress:
-        ready = load_predictor(trained, request.predictor)
+        ready = load_predictor(members, request.predictor)
+        if ready.in_turn:
+            output.say(IN_TURN)
         options = request.options(ready.config)
         report = predict_file(scan, outputs, ready, options, progress=progress)
     output.warn(report.warnings)
     values = report.to_json()
     if not request.named:
-        values["warnings"] += [finding.to_json() for finding in weak_run(RunDir(trained))]
+        values["warnings"] += [finding.to_json() for finding in weak_run(RunDir(members[0]))]
     output.result(
         values,
         title=f"segmented {scan.name}",
@@ -316,6 +346,7 @@ def _path(name: str | None) -> Path | None:
 def _rows(report: PredictReport) -> list[tuple[str, str]]:
     """The table of a report."""
     rows = [
+        *([("mean of runs", str(len(report.runs)))] if report.runs else []),
         ("slices", str(report.slices)),
         ("foreground voxels", f"{report.foreground_voxels:,}"),
     ]
@@ -345,13 +376,13 @@ def _predict_cohort(
     folder, named = request.outputs.mask, request.named
     found = find_scans(source, folder, replace(request.outputs, legend=None).beside)
     resumes = not named and Ledger(folder).model() is not None
-    trained = folder if resumes else request.model()  # found before torch takes its seconds
+    members = () if resumes else request.members()  # found before torch takes its seconds
 
     from sdseg_cli.inference.cohort import (
         Shard,
         Task,
         leave_together,
-        model_of_before,
+        models_of_before,
         predict_cohort,
         take_own_gpu,
         trained_classes,
@@ -362,8 +393,9 @@ def _predict_cohort(
     from sdseg_cli.runs.run_folder import RunDir
 
     if resumes:
-        trained = model_of_before(folder)
-        output.say(f"going on with {trained}, which the masks in {folder} are made with")
+        members = models_of_before(folder)
+        names = ", ".join(map(str, members))
+        output.say(f"going on with {names}, which the masks in {folder} are made with")
     for suffix, count in sorted(found.passed_over.items()):
         output.say(f"passed over {count} of {suffix}, which is no kind of scan this tool reads")
     if found.labels:
@@ -384,12 +416,12 @@ def _predict_cohort(
     )
     engine = distribution.make_engine()
     take_own_gpu(ranks)
-    config = trained_config(trained)
-    options, rule = request.options(config), trained_classes(trained, config)
+    config = trained_config(*members)
+    options, rule = request.options(config), trained_classes(members[0], config)
     several = len(rule) > 1
     outputs = replace(request.outputs, legend=None, probability_per_class=several)
-    names = rule.names if several else ()
-    task = Task(trained, outputs, request.predictor, options, names)
+    classes = rule.names if several else ()
+    task = Task(members[0], outputs, request.predictor, options, classes, members[1:])
     try:
         # Ray's own messages go to stdout, which is for the result.
         with output.progress() as progress, redirect_stdout(sys.stderr):
@@ -400,7 +432,7 @@ def _predict_cohort(
         leave_together(os.environ)
     if request.outputs.legend is not None:
         write_legend(request.outputs.legend, rule)
-    weak = () if named else weak_run(RunDir(trained))
+    weak = () if named else weak_run(RunDir(members[0]))
     _show_cohort(report, shard, output, weak)
 
 

@@ -70,6 +70,10 @@ def prepare(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave bad cases out and list them.")
     ] = False,
+    folds: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Also deal all but the test cases into N folds."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -100,6 +104,7 @@ def prepare(
         workers=workers,
         skip_bad=skip_bad,
         seed=seed,
+        folds=folds,
     )
     output = Output(as_json=as_json, quiet=quiet)
     with output.progress() as progress:
@@ -111,6 +116,12 @@ def prepare(
     for line in _class_lines(made, report):
         output.say(line)
     output.say(f"split: {made.split['rule']}")
+    if report.folds:
+        counts = ", ".join(map(str, report.folds))
+        tests = " test cases are in none" if report.cases["test"] else ""
+        output.say(
+            f"{len(report.folds)} folds of {counts} cases;{tests or ' all cases are in one'}"
+        )
     for skip in report.skipped:
         output.say(f"skipped {skip['case']}: {skip['why']}")
     output.warn(report.warnings)
@@ -121,7 +132,8 @@ def prepare(
         rows=[*((k, str(v)) for k, v in report.cases.items()), ("slices", str(report.slices))],
         files=[report.manifest],
     )
-    say_next(output, f"sdseg train --dataset {quote(made.name)}")
+    fold = " --fold all" if report.folds else ""
+    say_next(output, f"sdseg train --dataset {quote(made.name)}{fold}")
 
 
 def _class_lines(manifest: Manifest, report: PrepareReport) -> Iterator[str]:

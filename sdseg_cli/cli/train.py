@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from shlex import quote
@@ -12,8 +13,9 @@ import typer
 
 from sdseg_cli.cli import options as opt
 from sdseg_cli.cli.console import Output
-from sdseg_cli.cli.options import number, refuse_pipes, say_next, typed, workspace
-from sdseg_cli.core.config import NO_AUGMENTATION, SDSEG, RunConfig, models
+from sdseg_cli.cli.options import number as number_text
+from sdseg_cli.cli.options import refuse_pipes, say_next, typed, workspace
+from sdseg_cli.core.config import NO_AUGMENTATION, NO_FOLD, SDSEG, RunConfig, models
 from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.core.presets import PRESETS, for_classes, for_network, preset
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from sdseg_cli.data.spec import ClassRule
     from sdseg_cli.inference.decoders import DecoderCheck
     from sdseg_cli.runs.run_folder import RunDir
-    from sdseg_cli.training.train import TrainReport
+    from sdseg_cli.training.train import TrainOptions, TrainReport
 
 
 def train(
@@ -55,6 +57,13 @@ def train(
     run: Annotated[
         str | None,
         typer.Option(metavar="PATH", help="Run folder, or a name for one in runs/DATASET/."),
+    ] = None,
+    fold: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I|all",
+            help="Fold that validates, from 0; all: every fold, one after the other.",
+        ),
     ] = None,
     init: Annotated[
         str | None,
@@ -114,6 +123,7 @@ def train(
     # The name where it will do, so that "scans" and "scans/" are one data set.
     own = manifest.root == (workspace() / "prepared" / manifest.name).absolute()
     settings = replace(settings, dataset=manifest.name if own else str(manifest.root))
+    folds = _folds(fold, settings, manifest)
 
     if show_augmentation is not None:
         _show_augmentation(
@@ -123,21 +133,77 @@ def train(
 
     from sdseg_cli.model.distributed import ranks_of
     from sdseg_cli.model.weights import WeightStore
-    from sdseg_cli.runs.run_folder import RunDir
-    from sdseg_cli.training.calibration import work_in_validations
-    from sdseg_cli.training.fit_batch import fitted
+    from sdseg_cli.runs.run_folder import fold_name
     from sdseg_cli.training.initialise import resolved_start
     from sdseg_cli.training.train import TrainOptions
-    from sdseg_cli.training.train import train as run_train
 
     start = resolved_start(settings.train.init, workspace(), WeightStore.default())
     settings = replace(settings, train=replace(settings.train, init=start))
 
-    folder = RunDir(_run_folder(run, manifest.name, settings))
     first = ranks_of(os.environ).writes  # of several processes, one reports
     output = Output(as_json=as_json and first, quiet=quiet or not first)
-    adapts = batch_size == "auto"
-    if adapts:
+    base = _run_folder(run, manifest.name, settings)
+    if base.name in ("", ".."):
+        base = base.resolve()  # `.` has no name to put the fold behind
+    options = TrainOptions(workers, compiled, batch_size == "auto", tensorboard)
+    found: list[tuple[TrainReport, dict[str, Any]]] = []
+    stopped = False
+    for number in folds:
+        folder = base if number == NO_FOLD else base.with_name(fold_name(base.name, number))
+        own_settings = replace(settings, fold=number)
+        report, values, skipped = _train_one(
+            own_settings, manifest.of_fold(number), folder, device, options, output
+        )
+        found.append((report, values))
+        stopped = report.state == "stopped" or (skipped and number != folds[-1])
+        if stopped:
+            break
+    if fold == "all":
+        _show_folds(output, found, folds, base)
+    elif output.as_json:
+        output.object(found[0][1])
+    say_next(
+        output,
+        typed() if stopped else _next_command(report, manifest, base if fold == "all" else None),
+    )
+
+
+def _folds(fold: str | None, settings: RunConfig, manifest: Manifest) -> Sequence[int]:
+    """The folds to train, -1 for the set's own split. Raises ConfigError."""
+    if fold is None:
+        chosen: Sequence[int] = [settings.fold]  # a file of settings may name one
+    elif fold == "all":
+        manifest.of_fold(0)
+        return range(manifest.folds)
+    elif fold.isdecimal():
+        chosen = [int(fold)]
+    else:
+        raise ConfigError(f'--fold is "{fold}".', "Give the number of a fold, from 0, or all.")
+    manifest.of_fold(chosen[0])
+    return chosen
+
+
+def _train_one(
+    settings: RunConfig,
+    manifest: Manifest,
+    path: Path,
+    device: str,
+    options: TrainOptions,
+    output: Output,
+) -> tuple[TrainReport, dict[str, Any], bool]:
+    """Train one run and show how it ended.
+
+    Returns:
+        How it ended, the values of its JSON, and whether its calibration was skipped by a signal.
+    """
+    from sdseg_cli.model.distributed import ranks_of
+    from sdseg_cli.runs.run_folder import RunDir
+    from sdseg_cli.training.calibration import work_in_validations
+    from sdseg_cli.training.fit_batch import fitted
+    from sdseg_cli.training.train import train as run_train
+
+    folder = RunDir(path)
+    if options.adapts:
         settings = fitted(settings, manifest, folder, device)
         output.say(f"batch size {settings.train.batch_size}; the learning rate stays as it is.")
     what = f"{settings.model.network}, preset {settings.preset}"
@@ -151,14 +217,38 @@ def train(
             manifest,
             folder,
             device=device,
-            options=TrainOptions(workers, compiled, adapts, tensorboard),
+            options=options,
             on_step=_saying_first_step(output, on_step),
             on_warning=lambda finding: output.warn([finding]),
             on_stop=on_stop,
         )
-    check = _calibrated(output, report, folder, manifest, device) if first else None
-    _show(output, report, check, folder)
-    say_next(output, _next_command(report, manifest))
+    first = ranks_of(os.environ).writes
+    check, skipped = None, False
+    if first:
+        check, skipped = _calibrated(output, report, folder, manifest, device)
+    return report, _show(output, report, check, folder), skipped
+
+
+def _show_folds(
+    output: Output,
+    found: Sequence[tuple[TrainReport, dict[str, Any]]],
+    folds: Sequence[int],
+    base: Path,
+) -> None:
+    """The table of all folds, and where it stopped."""
+    reports = [report for report, _ in found]
+    left = len(folds) - sum(report.state == "finished" for report in reports)
+    if left:
+        output.say(f"{left} of {len(folds)} folds are left; to go on, run the same command again.")
+    output.result(
+        {"folds": [values for _, values in found]},
+        title=f"folds of {base}",
+        columns=("fold", "state", "step", "best validation Dice"),
+        rows=[
+            (str(number), report.state, str(report.step), number_text(report.best.get("val_dice")))
+            for number, report in zip(folds, reports, strict=False)
+        ],
+    )
 
 
 def _show_augmentation(path: Path, settings: RunConfig, manifest: Manifest, output: Output) -> None:
@@ -192,30 +282,43 @@ def _show_augmentation(path: Path, settings: RunConfig, manifest: Manifest, outp
 
 def _calibrated(
     output: Output, report: TrainReport, folder: RunDir, manifest: Manifest, device: str
-) -> DecoderCheck | None:
-    """The stage after the training, of a finished run."""
+) -> tuple[DecoderCheck | None, bool]:
+    """The stage after the training, of a finished run; and whether it was skipped by a signal."""
     from sdseg_cli.training.calibration import calibrate
 
     if report.state != "finished":
-        return None
+        return None, False
+    stopped = False
+
+    def stopping() -> None:
+        nonlocal stopped
+        stopped = True
+        on_stop()
+
     with output.progress() as progress, output.at_once(SKIPPING) as on_stop:
-        return calibrate(
+        check = calibrate(
             folder,
             manifest,
             device=device,
             anew=report.step > report.begun,
             progress=progress,
             on_warning=lambda finding: output.warn([finding]),
-            on_stop=on_stop,
+            on_stop=stopping,
         )
+    return check, stopped
 
 
-def _next_command(report: TrainReport, manifest: Manifest) -> str:
-    """To resume a stopped run; of a finished one to evaluate it, if there are test cases."""
+def _next_command(report: TrainReport, manifest: Manifest, folds: Path | None = None) -> str:
+    """To resume a stopped run; of a finished one to evaluate it, if there are test cases; of all
+    folds, whose runs begin with the name `folds`, to evaluate these.
+    """
     if report.state == "stopped":
         return typed()
-    below, runs = report.run.absolute(), (workspace() / "runs").absolute()
-    name = quote(str(below.relative_to(runs) if below.is_relative_to(runs) else report.run))
+    path = folds or report.run
+    below, runs = path.absolute(), (workspace() / "runs").absolute()
+    name = quote(str(below.relative_to(runs) if below.is_relative_to(runs) else path))
+    if folds is not None:
+        return f"sdseg evaluate --folds --run {name}"
     if manifest.cases("test"):
         return f"sdseg evaluate --run {name}"
     return f"sdseg predict SCAN -o mask.nii.gz --run {name}"
@@ -235,7 +338,10 @@ def _saying_first_step(output: Output, on_step: OnStep) -> OnStep:
     return report
 
 
-def _show(output: Output, report: TrainReport, check: DecoderCheck | None, folder: RunDir) -> None:
+def _show(
+    output: Output, report: TrainReport, check: DecoderCheck | None, folder: RunDir
+) -> dict[str, Any]:
+    """The table of a run; gives the values of its JSON, which are shown once all is done."""
     if report.begun == report.step and report.state == "finished":
         output.say("it was finished already; to train on, give more --steps.")
     if report.state == "stopped":
@@ -245,7 +351,7 @@ def _show(output: Output, report: TrainReport, check: DecoderCheck | None, folde
     rows = [
         ("step", str(report.step)),
         ("seconds", f"{report.seconds:.0f}"),
-        ("best validation Dice", number(best["val_dice"])),
+        ("best validation Dice", number_text(best["val_dice"])),
         ("at step", "-" if best["step"] is None else str(best["step"])),
     ]
     if "threshold" in best:
@@ -258,6 +364,8 @@ def _show(output: Output, report: TrainReport, check: DecoderCheck | None, folde
     rows += [(f"{part} started from", where) for part, where in starts]
     pictures = (folder.curve, folder.validation_picture)
     files = (folder.best, folder.last, folder.log_file, *pictures)
+    if output.as_json:
+        return values
     output.result(
         values,
         title=f"{report.state} {report.run}",
@@ -265,6 +373,7 @@ def _show(output: Output, report: TrainReport, check: DecoderCheck | None, folde
         rows=rows,
         files=[path for path in files if path.exists()],
     )
+    return values
 
 
 def _settings(
@@ -292,7 +401,7 @@ def _settings(
     settings = from_dict({**values, "preset": chosen.preset}, chosen, source=str(config))
     for text in assign:
         given = parse_assignment(text)
-        for key in given.keys() & {"preset", "dataset"}:
+        for key in given.keys() & {"preset", "dataset", "fold"}:
             # The name alone would be recorded without the preset's settings.
             raise ConfigError(
                 f"--set {text}: {key} has an option of its own.", f"Write --{key} {given[key]}."

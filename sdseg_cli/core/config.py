@@ -434,6 +434,10 @@ drawn.
 """
 
 
+NO_FOLD = -1
+"""`RunConfig.fold` of a run on the set's own split; it then stands in no file."""
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """All settings of one training run."""
@@ -444,6 +448,8 @@ class RunConfig:
     """The named set of values that these began as."""
     seed: int = 0
     """Of all that is drawn: weights, slices, flips, t, noise, dropout."""
+    fold: int = NO_FOLD
+    """The fold that validates, from 0; the others train. -1: the set's own split."""
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)

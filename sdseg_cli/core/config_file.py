@@ -17,7 +17,7 @@ from typing import Any
 
 import tomli_w
 
-from sdseg_cli.core.config import LATER, SDSEG, SDSEG_ALONE, SEVERAL_CLASSES, RunConfig
+from sdseg_cli.core.config import LATER, NO_FOLD, SDSEG, SDSEG_ALONE, SEVERAL_CLASSES, RunConfig
 from sdseg_cli.core.errors import ConfigError, near
 from sdseg_cli.core.json_files import LARGEST, too_deep
 from sdseg_cli.core.presets import PRESETS, for_classes
@@ -199,13 +199,15 @@ class Setting:
 
 def settings_of(config: RunConfig) -> list[Setting]:
     """Every setting, section by section; for another network than SDSeg, without those that only
-    SDSeg has, and of one class without those of several.
+    SDSeg has, of one class without those of several, and without a fold where there is none.
     """
     unused = set[str]()
     if config.model.network != SDSEG:
         unused = {f"{part}.{key}" for part in ("model", "train") for key in SDSEG_ALONE[part]}
     if config.model.classes == 1:
         unused |= {f"model.{key}" for key in SEVERAL_CLASSES}
+    if config.fold == NO_FOLD:
+        unused.add("fold")
     sections: dict[str, list[Setting]] = {}
     for section, key, value in _leaves(config):
         place, _, name = key.rpartition(".")

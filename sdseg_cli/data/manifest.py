@@ -8,15 +8,17 @@ import os
 import shutil
 import warnings
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from sdseg_cli.core.config import NO_FOLD, RunConfig
 from sdseg_cli.core.errors import ConfigError, DataError, RunError
 from sdseg_cli.core.filenames import natural_key, safe_id
 from sdseg_cli.core.json_files import read_object
 from sdseg_cli.data.spec import SPLITS, ClassRule
+from sdseg_cli.data.split import split_sha256
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,6 +46,7 @@ class PreparedCase:
         sha256: Of the prepared arrays.
         labelled: Names of the classes that were drawn in it, where some were not: then nothing is
             known of the others. None = all were.
+        fold: The fold in which it validates, from 0; None of test cases, and in sets without folds.
     """
 
     id: str
@@ -56,6 +59,7 @@ class PreparedCase:
     spacing_mm: tuple[float, float, float] | None
     sha256: str
     labelled: tuple[str, ...] | None = None
+    fold: int | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ class Manifest:
         entries: Every case, sorted naturally by id.
         mask_levels: (lowest grey, label) of pictures' masks; None where masks hold labels.
         rule: Several classes, or pixels to ignore; None = one class, the target.
+        fold: The fold whose cases validate here, see `of_fold` (not part of the file).
     """
 
     root: Path
@@ -96,6 +101,7 @@ class Manifest:
     cleaning: dict[str, Any] = field(default_factory=dict)
     mask_levels: tuple[tuple[int, int], ...] | None = None
     rule: ClassRule | None = None
+    fold: int = NO_FOLD
 
     @property
     def path(self) -> Path:
@@ -105,6 +111,46 @@ class Manifest:
     def cases(self, split: str | None = None) -> tuple[PreparedCase, ...]:
         """Cases of one split, or all of them, sorted naturally by id."""
         return tuple(case for case in self.entries if split in (None, case.split))
+
+    @property
+    def folds(self) -> int:
+        """Number of folds; 0 where the set has none."""
+        return 1 + max((case.fold for case in self.entries if case.fold is not None), default=-1)
+
+    def folds_listed(self) -> dict[str, int]:
+        """Case id -> fold; empty where the set has none."""
+        return {case.id: case.fold for case in self.entries if case.fold is not None}
+
+    def of_fold(self, fold: int) -> Manifest:
+        """The same set with one fold validating, all others training; -1: the set's own split.
+
+        Raises:
+            ConfigError: There is no such fold.
+        """
+        if fold == NO_FOLD:
+            return self
+        if not self.folds:
+            raise ConfigError(
+                f"{self.name} has no folds.",
+                "Prepare it again with the same command and --folds 5; its slices are kept.",
+            )
+        if not 0 <= fold < self.folds:
+            raise ConfigError(
+                f"fold {fold}: {self.name} has the folds 0 to {self.folds - 1}.",
+                "Give one of them, or all.",
+            )
+        roles = {case.fold: "train" for case in self.entries} | {fold: "val", None: "test"}
+        entries = tuple(replace(case, split=roles[case.fold]) for case in self.entries)
+        return replace(
+            self,
+            entries=entries,
+            split={
+                "seed": self.split["seed"],
+                "rule": f"fold {fold} of {self.folds}: {self.split['rule']}",
+                "sha256": split_sha256({case.id: case.split for case in entries}),
+            },
+            fold=fold,
+        )
 
     def pixels_file(self, case: PreparedCase) -> Path:
         """(S, size, size), of pictures (1, 3, size, size), float16 in [-1, 1]."""
@@ -176,14 +222,15 @@ class Manifest:
         settings = {
             field.name: getattr(self, field.name)
             for field in fields(self)
-            if field.name not in ("root", "entries", "rule")
+            if field.name not in ("root", "entries", "rule", "fold")
         }
         if self.rule is not None:
             settings |= self.rule.to_settings()
         cases = [asdict(case) for case in self.entries]
         for case in cases:
-            if case["labelled"] is None:
-                del case["labelled"]
+            for name in ("labelled", "fold"):
+                if case[name] is None:
+                    del case[name]
         content = {"format_version": FORMAT_VERSION, **settings, "cases": cases}
         return json.dumps(content, indent=1, default=str) + "\n"
 
@@ -229,6 +276,7 @@ class Manifest:
         for case in entries:
             for one in case.labelled or ():
                 _one_of(one, known)
+        _require_folds(entries)
         return cls(
             root=root,
             name=name,
@@ -268,6 +316,11 @@ class Manifest:
         raise ConfigError(
             f"No data set named {dataset!r} is prepared in {workspace / 'prepared'}.", hint
         )
+
+
+def set_of(workspace: Path, config: RunConfig) -> Manifest:
+    """The prepared set of a run, in the roles its cases had. For errors see `Manifest.find`."""
+    return Manifest.find(workspace, config.dataset).of_fold(config.fold)
 
 
 def lock_of(root: Path) -> Path:
@@ -400,7 +453,20 @@ def _entry(case: Any) -> PreparedCase:
         spacing_mm=spacing,
         sha256=_text(case["sha256"]),
         labelled=None if drawn is None else tuple(map(_text, _listed(drawn))),
+        fold=None if case.get("fold") is None else _whole(case["fold"], 0),
     )
+
+
+def _require_folds(entries: Sequence[PreparedCase]) -> None:
+    """Either no case has a fold, or all but the test cases have, and no fold is empty."""
+    folds = {case.fold for case in entries} - {None}
+    if not folds:
+        return
+    if folds != set(range(len(folds))) or len(folds) < 2:
+        raise ValueError(f"folds {sorted(map(str, folds))}")
+    for case in entries:
+        if (case.fold is None) != (case.split == "test"):
+            raise ValueError(f"case {case.id} of {case.split} has fold {case.fold}")
 
 
 def _require_distinct(ids: Sequence[str]) -> None:

@@ -40,7 +40,7 @@ from sdseg_cli.data.prepared import (
 )
 from sdseg_cli.data.recognise import find_cases
 from sdseg_cli.data.spec import SPLITS, Case, ClassRule, DatasetSpec
-from sdseg_cli.data.split import FEWEST_CASES, Split, read_split, split_of
+from sdseg_cli.data.split import FEWEST_CASES, Split, read_split, split_of, with_folds
 from sdseg_cli.data.unexpected_files import check_set
 from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation
 from sdseg_cli.imaging.measure import Pair, statistics_in
@@ -70,6 +70,7 @@ class PrepareOptions(ClassOptions):
         skip_bad: Leave faulty cases out instead of stopping.
         seed: Of the split.
         size: Side of the model's squares in pixels, a multiple of 8 of at least 32.
+        folds: Number of folds that all but the test cases are dealt into; None for none.
     """
 
     dataset: str | None = None
@@ -83,6 +84,7 @@ class PrepareOptions(ClassOptions):
     skip_bad: bool = False
     seed: int = 0
     size: int = 256
+    folds: int | None = None
 
 
 Records = dict[str, dict[str, Any]]
@@ -102,6 +104,7 @@ class PrepareReport:
         classes: Of several classes the name, labels, value in a label map, voxels of all cases, and
             share of the foreground, of each.
         by_default: Nobody asked for them.
+        folds: Number of cases by fold; empty where there are none.
     """
 
     manifest: Path
@@ -111,6 +114,7 @@ class PrepareReport:
     warnings: tuple[Finding, ...] = ()
     classes: tuple[dict[str, Any], ...] = ()
     by_default: bool = False
+    folds: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -121,6 +125,7 @@ class PrepareReport:
             "skipped": list(self.skipped),
             "warnings": [finding.to_json() for finding in self.warnings],
             **({"classes": list(self.classes)} if self.classes else {}),
+            **({"folds": list(self.folds)} if self.folds else {}),
         }
 
 
@@ -243,7 +248,8 @@ def _carry_out(
         )
         _require_foreground(manifest)
         absent = dict.fromkeys(("classes", "ignore", "mirror_pairs"))
-        replaces = plan.on_replace(staging.final, absent | manifest.inference_settings())
+        settings = absent | manifest.inference_settings() | {"folds": manifest.folds_listed()}
+        replaces = plan.on_replace(staging.final, settings)
         if len(kept) < len(entries) or not staging.is_current(manifest.to_text()):
             staging.publish(manifest.to_text(), set(records) - kept, kept)
     except (ConfigError, DataError):
@@ -266,6 +272,9 @@ def _carry_out(
         warnings=warnings if replaces is None else (replaces, *warnings),
         classes=_listed(classes, records) if len(classes) > 1 else (),
         by_default=plan.choice.by_default,
+        folds=tuple(
+            sum(case.fold == fold for case in manifest.entries) for fold in range(manifest.folds)
+        ),
     )
 
 
@@ -422,7 +431,14 @@ def _finished(jobs: Sequence[CaseJob], folder: Path, workers: int) -> Records:
 
 
 def _split(plan: _Plan, cases: Sequence[Case], left: Sequence[Case]) -> Split:
-    """The split of the cases that are left of all."""
+    """The split of the cases that are left of all, with folds where they are asked for."""
+    split = _roles(plan, cases, left)
+    if plan.options.folds is None:
+        return split
+    return with_folds(split, plan.options.folds, {one.id: one.group for one in left if one.group})
+
+
+def _roles(plan: _Plan, cases: Sequence[Case], left: Sequence[Case]) -> Split:
     if plan.options.split_file is None:
         return split_of(left, plan.spec, plan.options.seed)
     split = read_split(plan.options.split_file, [case.id for case in cases], plan.options.seed)
@@ -469,12 +485,18 @@ def _without(cases: list[Case], bad: Sequence[BadCase], options: PrepareOptions)
 
 
 def _leaks(cases: Sequence[Case], records: Records, split: Split) -> list[BadCase]:
-    """Cases whose image another split holds too."""
+    """Cases whose image another split holds too, or another fold."""
     contents = {case.id: records[case.id].get("pixels_sha256", "") for case in cases}
+    found = list(check_duplicates(contents, split.of))
+    if split.folds:
+        found += check_duplicates(contents, {id: f"fold {n}" for id, n in split.folds.items()})
+    leaks: dict[str, Finding] = {}
+    for one in found:
+        if one.level == ERROR:
+            leaks.setdefault(one.case, one)
     return [
         BadCase.of(one.case, "", DataError(f"{one.measured}.", one.fix, one.code))
-        for one in check_duplicates(contents, split.of)
-        if one.level == ERROR
+        for one in leaks.values()
     ]
 
 
@@ -511,6 +533,7 @@ def _entry_of(
         spacing_mm=record["spacing_mm"] and tuple(record["spacing_mm"]),
         sha256=record["sha256"],
         labelled=_in_order_of(classes, split.labelled.get(case.id)),
+        fold=split.folds.get(case.id),
     )
 
 
@@ -523,9 +546,16 @@ def _in_order_of(classes: ClassRule, names: tuple[str, ...] | None) -> tuple[str
 def _require_foreground(manifest: Manifest) -> None:
     """Refuse a set in which there is nothing to learn, or nothing to validate on."""
     present = ", ".join(map(str, manifest.labels)) or "none"
+    hint = "Choose labels that occur with --target, or another split with --split-file."
     for split in (None, "train", "val"):
         if not any(case.foreground_slices for case in manifest.cases(split)):
             raise DataError(
                 f"{manifest.source}: no {split or ''} case has foreground (labels: {present}).",
-                "Choose labels that occur with --target, or another split with --split-file.",
+                hint,
+            )
+    for fold in range(manifest.folds):
+        if not any(case.foreground_slices for case in manifest.of_fold(fold).cases("val")):
+            raise DataError(
+                f"{manifest.source}: no case of fold {fold} has foreground (labels: {present}).",
+                "Give fewer --folds, or another --seed.",
             )

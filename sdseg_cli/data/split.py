@@ -36,6 +36,8 @@ class Split:
     seed: int
     rule: str
     labelled: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    folds: dict[str, int] = field(default_factory=dict)
+    """Case id -> fold, from 0, of all but the test cases; empty where none were drawn."""
 
     def ids(self, split: str) -> list[str]:
         """The cases of one split in natural order."""
@@ -47,9 +49,15 @@ class Split:
 
     def to_dict(self) -> dict[str, Any]:
         """Seed, rule, and a hash of who is where, for the manifest."""
-        listing = json.dumps({name: self.ids(name) for name in SPLITS}, ensure_ascii=False)
-        digest = hashlib.sha256(listing.encode()).hexdigest()
-        return {"seed": self.seed, "rule": self.rule, "sha256": digest}
+        return {"seed": self.seed, "rule": self.rule, "sha256": split_sha256(self.of)}
+
+
+def split_sha256(of: Mapping[str, str]) -> str:
+    """Hash of who is where; `of` is case id -> split."""
+    listed: dict[str, list[str]] = {name: [] for name in SPLITS}
+    for id in sorted(of, key=natural_key):
+        listed[of[id]].append(id)
+    return hashlib.sha256(json.dumps(listed, ensure_ascii=False).encode()).hexdigest()
 
 
 def split_of(cases: Collection[Case], spec: DatasetSpec, seed: int) -> Split:
@@ -112,6 +120,43 @@ def draw_split(
             "Add cases of other groups, or give --split-file.",
         )
     return _split([*val, *train], len(val), test, seed, rule + (", groups whole" if groups else ""))
+
+
+def with_folds(split: Split, count: int, groups: Mapping[str, str]) -> Split:
+    """A split whose train and val cases are also dealt into folds; test cases stay test cases.
+
+    The cases are shuffled by the split's seed; the largest groups first, each goes whole into the
+    fold that has the fewest cases.
+
+    Args:
+        split: Who tests.
+        count: Number of folds.
+        groups: Case id -> group, as for `draw_split`.
+
+    Raises:
+        ConfigError: Fewer than two folds.
+        DataError: Fewer cases, or groups, than folds.
+    """
+    if count < 2:
+        raise ConfigError(f"--folds is {count}.", "Give at least 2; 5 is usual.")
+    ids = sorted((id for id, name in split.of.items() if name != "test"), key=natural_key)
+    random.Random(split.seed).shuffle(ids)
+    units: dict[tuple[str, str], list[str]] = {}
+    for id in ids:
+        units.setdefault(("group", groups[id]) if groups.get(id) else ("case", id), []).append(id)
+    if len(units) < count:
+        what = "groups of cases" if groups else "cases"
+        raise DataError(
+            f"{len(units)} {what} besides the test cases do not make {count} folds.",
+            f"Give --folds {len(units)} or fewer, or add cases.",
+        )
+    folds: dict[str, int] = {}
+    sizes = [0] * count
+    for unit in sorted(units.values(), key=len, reverse=True):
+        fewest = sizes.index(min(sizes))
+        folds |= dict.fromkeys(unit, fewest)
+        sizes[fewest] += len(unit)
+    return replace(split, folds=folds)
 
 
 def _sizes(count: int, published: tuple[int, int, int] | None) -> tuple[int, int, str]:

@@ -17,7 +17,7 @@ from sdseg_cli.core.errors import ConfigError, DataError
 from sdseg_cli.core.files import require_writable
 from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.core.tables import Cell, strict, write_csv, write_json
-from sdseg_cli.data.manifest import Manifest
+from sdseg_cli.data.manifest import set_of
 from sdseg_cli.data.spec import ClassRule
 from sdseg_cli.evaluation.evaluate import evaluate
 from sdseg_cli.evaluation.evaluation_split import SplitOptions
@@ -67,11 +67,14 @@ def compare_runs(
     if a.path.resolve() == b.path.resolve():
         raise ConfigError(f"{a.path} is both A and B.", "Give two runs: see sdseg runs.")
     names = _run_name(a), _run_name(b)
-    sets = a.config().dataset, b.config().dataset
+    sets = [(one.dataset, one.fold) for one in (a.config(), b.config())]
     if sets[0] != sets[1]:
-        _require_same_classes(*(Manifest.find(workspace, of).classes for of in sets))
+        _require_same_classes(*(set_of(workspace, run.config()).classes for run in (a, b)))
     if sets[0] != sets[1]:  # refused before a model predicts for an hour
-        ids = [[case.id for case in Manifest.find(workspace, of).cases(cases.split)] for of in sets]
+        ids = [
+            [case.id for case in set_of(workspace, run.config()).cases(cases.split)]
+            for run in (a, b)
+        ]
         _require_same_cases(ids[0], ids[1], names, options)
     folder = report or b.report / "compare" / names[0].replace("/", "-")
     require_writable(folder / "compare.json")  # before a model predicts for an hour, too

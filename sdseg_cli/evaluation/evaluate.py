@@ -98,50 +98,82 @@ def evaluate(
     options, cases = options or ScoringOptions(), cases or SplitOptions()
     held = open_held_out(run, workspace, cases)
     sample = sample or held.run.config().sample
+    with ShownPlanes(held.run.path) as shown:
+        scored = score_split(held, shown, options, cases.seed, sample, progress)
+        report = report_on(held, scored, options, cases.seed, sample, command)
+        return publish(report, held, scored, shown)
+
+
+def score_split(
+    held: EvaluationSplit,
+    shown: ShownPlanes,
+    options: ScoringOptions,
+    seed: int,
+    sample: SampleConfig,
+    progress: Progress,
+) -> tuple[Scored, ...]:
+    """Predict and score all cases of a split; what is drawn of them goes to `shown`."""
     masks = CachedMasks(
-        held.run.predictions / cases.split,
+        held.run.predictions / held.split,
         held.checkpoint_sha256,
-        decoder_identity(held.predictor.decoder, held.run.path),
+        " ".join(
+            decoder_identity(held.predictor.decoder, path)
+            for path in held.members or (held.run.path,)
+        ),
         held.predictor.device.type,
-        cases.seed,
+        seed,
         sample,
         held.manifest.classes,
     )
+    return _Scoring(held, masks, options, shown).score_all(progress)
+
+
+def report_on(
+    held: EvaluationSplit,
+    scored: Sequence[Scored],
+    options: ScoringOptions,
+    seed: int,
+    sample: SampleConfig,
+    command: str,
+) -> EvaluateReport:
+    """The results of a split's cases, not written yet; see `evaluate` for the arguments."""
     rule = held.manifest.classes if len(held.manifest.classes) > 1 else None
-    with _ShownPlanes(held.run.path) as shown:
-        scored = _Scoring(held, masks, options, shown).score_all(progress)
-        report = EvaluateReport(
-            run=held.run.path,
-            split=cases.split,
-            grid=options.grid,
-            protocol=options.protocol,
-            cases=tuple(
-                row for case in scored for row in case.results[options.protocol, options.grid].rows
-            ),
-            seed=cases.seed,
-            sample=sample,
-            decoder=held.predictor.decoder,
-            run_threshold=held.predictor.run_threshold,
-            options=options,
-            protocols=tuple(
-                ProtocolSummary.of(
-                    *each, tuple(row for case in scored for row in case.results[each].rows)
-                )
-                for each in PROTOCOLS
-            ),
-            provenance=held.provenance(command),
-            notes=_notes(options),
-            classes=None if rule is None else rule.names,
-            rule=rule,
-            union=tuple(
-                case.results[options.protocol, options.grid].union for case in scored if rule
-            ),
-            undrawn=undrawn(held.cases, rule),
-        )
-        default = (options.protocol, options.grid) == PROTOCOLS[0]
-        folder = held.report_folder("" if default else f"-{options.grid}-{options.protocol}")
-        files = report.write(folder)
-        pictures = draw_cases(report.case_means("dice"), shown, folder)
+    return EvaluateReport(
+        run=held.run.path,
+        split=held.split,
+        grid=options.grid,
+        protocol=options.protocol,
+        cases=tuple(
+            row for case in scored for row in case.results[options.protocol, options.grid].rows
+        ),
+        seed=seed,
+        sample=sample,
+        decoder=held.predictor.decoder,
+        run_threshold=held.predictor.run_threshold,
+        options=options,
+        protocols=tuple(
+            ProtocolSummary.of(
+                *each, tuple(row for case in scored for row in case.results[each].rows)
+            )
+            for each in PROTOCOLS
+        ),
+        provenance=held.provenance(command),
+        notes=_notes(options),
+        classes=None if rule is None else rule.names,
+        rule=rule,
+        union=tuple(case.results[options.protocol, options.grid].union for case in scored if rule),
+        undrawn=undrawn(held.cases, rule),
+    )
+
+
+def publish(
+    report: EvaluateReport, held: EvaluationSplit, scored: Sequence[Scored], shown: ShownPlanes
+) -> EvaluateReport:
+    """Write the files of a report, its pictures and its page; the same with these files."""
+    default = (report.protocol, report.grid) == PROTOCOLS[0]
+    folder = held.report_folder("" if default else f"-{report.grid}-{report.protocol}")
+    files = report.write(folder)
+    pictures = draw_cases(report.case_means("dice"), shown, folder)
     panels = [case.panel for case in scored]
     save_panels(folder, panels)
     results = Results(evaluation=report.to_json(), panels=panels)
@@ -182,14 +214,14 @@ class _Rows:
 
 
 @dataclass(frozen=True, eq=False)
-class _Scored:
+class Scored:
     """One case, by every protocol, and its picture."""
 
     results: Mapping[tuple[Protocol, Grid], _Rows]
     panel: CasePanel
 
 
-class _ShownPlanes:
+class ShownPlanes:
     """The slice of each case that is drawn if the case is the best, the median or the worst.
 
     Which these are is known when all cases are scored, and no case is read again to draw it. The
@@ -205,7 +237,7 @@ class _ShownPlanes:
         self._places: dict[str, tuple[CasePlane, int]] = {}
         self._file = SpooledTemporaryFile(_IN_MEMORY, dir=str(folder))  # noqa: SIM115  see __exit__
 
-    def __enter__(self) -> _ShownPlanes:
+    def __enter__(self) -> ShownPlanes:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -256,9 +288,9 @@ class _Scoring:
     held: EvaluationSplit
     masks: CachedMasks
     options: ScoringOptions
-    shown: _ShownPlanes
+    shown: ShownPlanes
 
-    def score_all(self, progress: Progress) -> tuple[_Scored, ...]:
+    def score_all(self, progress: Progress) -> tuple[Scored, ...]:
         """Every case, in the order of the manifest."""
         count = CaseProgress(self.held.cases, progress)
         scored = []
@@ -267,7 +299,7 @@ class _Scoring:
             count.finish(case)
         return tuple(scored)
 
-    def _score(self, case: PreparedCase, progress: Progress) -> _Scored:
+    def _score(self, case: PreparedCase, progress: Progress) -> Scored:
         """Read, predict, score and cut out a case, each once."""
         scan, labels = self.held.read_labels(case)
         reference = self.held.manifest.is_foreground(labels)
@@ -311,7 +343,7 @@ class _Scoring:
         )
         self.shown.add(plane)
         panel = case_panel(case.id, place(restore, k), plane.image, *masks, window, pixel_mm)
-        return _Scored(results, panel)
+        return Scored(results, panel)
 
     def _rows(
         self,
@@ -388,7 +420,7 @@ PICTURES = ("best.png", "median.png", "worst.png", "cases.png")
 
 
 def draw_cases(
-    dice: Mapping[str, float | None], shown: _ShownPlanes, folder: Path
+    dice: Mapping[str, float | None], shown: ShownPlanes, folder: Path
 ) -> tuple[Path, ...]:
     """Draw best.png, median.png, worst.png and cases.png (all three); none if no case has a Dice.
 

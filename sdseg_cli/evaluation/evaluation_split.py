@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sdseg_cli.core.errors import ConfigError, DataError, RunError
 from sdseg_cli.core.files import file_sha256
 from sdseg_cli.core.progress import Progress
-from sdseg_cli.data.manifest import Manifest, PreparedCase, open_array
+from sdseg_cli.data.manifest import Manifest, PreparedCase, open_array, set_of
 from sdseg_cli.data.spec import SPLITS
 from sdseg_cli.evaluation.results import provenance
 from sdseg_cli.imaging.intensity import Normalisation
@@ -21,10 +21,10 @@ from sdseg_cli.imaging.io.files import read_image, read_labels
 from sdseg_cli.imaging.postprocess import Cleaning
 from sdseg_cli.imaging.slices import SliceTransform
 from sdseg_cli.imaging.volume import Volume, reorient_to, require_same_grid
+from sdseg_cli.runs.run_folder import RunDir, find_run
 
 if TYPE_CHECKING:
     from sdseg_cli.inference.predictor import Predictor
-    from sdseg_cli.runs.run_folder import RunDir
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class EvaluationSplit:
     predictor: Predictor
     checkpoint_sha256: str
     """Of the weights it was loaded with: a run that still trains replaces its best checkpoint."""
+    members: tuple[Path, ...] = ()
+    """The runs of an ensemble, whose reports go into the folder `run`."""
 
     def read(self, case: PreparedCase) -> tuple[Volume, NDArray[np.bool_]]:
         """As `read_labels`, with the reference as one foreground."""
@@ -88,7 +90,8 @@ class EvaluationSplit:
     @property
     def config_text(self) -> str:
         """The run's settings, TOML."""
-        return self.run.config_file.read_text(encoding="utf-8")
+        run = RunDir(self.members[0]) if self.members else self.run
+        return run.config_file.read_text(encoding="utf-8")
 
     def reference_planes(self, case: PreparedCase) -> NDArray[np.bool_]:
         """The reference as the model sees it, (S,256,256) bool.
@@ -157,14 +160,12 @@ def open_held_out(
         WeightsError: The checkpoint is missing or damaged.
         RunError: A training replaced the checkpoint meanwhile.
     """
-    from sdseg_cli.runs.run_folder import find_run
-
     options = options or SplitOptions()
     split = options.split
     if split not in SPLITS:
         raise ConfigError(f"--split is {split!r}.", f"Choose one of {', '.join(SPLITS)}.")
     folder = find_run(workspace, run)
-    manifest = Manifest.find(workspace, folder.config().dataset)
+    manifest = set_of(workspace, folder.config())
     cases = manifest.cases(split)
     if not cases:
         raise ConfigError(

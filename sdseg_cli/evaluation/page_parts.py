@@ -176,6 +176,8 @@ class Evaluation(Part):
     """Difference of the protocols; empty if there is one only."""
     by_class: ByClass | None = None
     """Of a run of several classes."""
+    folds: Table | None = None
+    """Of all folds of a set."""
 
     @property
     def row_noun(self) -> str:
@@ -228,6 +230,7 @@ def evaluation_part(found: Found) -> Evaluation:
         protocols=protocols,
         protocol_gap=gap,
         by_class=_by_class(found, units, _shown_keys(cases, units), rank) if several else None,
+        folds=_fold_table(found, units),
     )
 
 
@@ -384,6 +387,26 @@ def _table(rows: Sequence[Found], units: Mapping[str, str], places: Mapping[str,
         tuple(Column(wording.label(key, unit), unit, is_text[key]) for key, unit in units.items()),
         tuple(Row(tuple(cell(key, row.get(key)) for key in units), str(row["id"])) for row in rows),
     )
+
+
+def _fold_table(found: Found, units: Mapping[str, str]) -> Table | None:
+    """Per fold the mean of each metric, then mean and spread of these, and the test cases."""
+    folds = found.get("folds")
+    if not folds:
+        return None
+    columns = [Column(wording.label(column, unit), unit) for column, unit in units.items()]
+    named = [(f"fold {one['fold']}", one["metrics"]) for one in folds]
+    if "ensemble" in found:
+        named.append(("test cases, by all folds", found["ensemble"]["metrics"]))
+    rows = [
+        Row((Cell(name), *(_mean(of[column], unit) for column, unit in units.items())))
+        for name, of in named
+    ]
+    for name, key in (("SD of folds", "sd"), ("mean of folds", "mean")):
+        spread = found["fold_spread"]
+        values = (_numeric(spread[column][key], 3) for column in units)
+        rows.insert(len(folds), Row((Cell(name), *values)))
+    return Table((Column("Fold", is_text=True), *columns), tuple(rows))
 
 
 def _class_table(classes: Mapping[str, Found], units: Mapping[str, str]) -> Table | None:

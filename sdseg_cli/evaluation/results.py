@@ -134,6 +134,16 @@ def score_case(
     )
 
 
+@dataclass(frozen=True)
+class FoldScores:
+    """The scores of one fold's cases by the run that did not train on them."""
+
+    fold: int
+    run: Path
+    metrics: Mapping[str, Summary]
+    cases: int
+
+
 SUMMARY = ("metric", "mean", "sd", "median", "95 % from", "95 % to", "cases", "undefined")
 FEW_NOTE = "{} cases: too few for the 95 % interval, which is too narrow; read it as a range"
 _WORST = 5
@@ -182,6 +192,10 @@ class EvaluateReport:
     """The same predictions by each protocol, where that was looked at."""
     provenance: Mapping[str, object] = field(default_factory=dict)
     """Of `provenance`."""
+    folds: tuple[FoldScores, ...] = ()
+    """Of all folds of a set, each on the cases it did not train on: `cases` are those of all."""
+    ensemble: EvaluateReport | None = None
+    """Beside `folds`: the test cases, by the mean of all."""
 
     @cached_property
     def scored(self) -> tuple[CaseResult, ...]:
@@ -292,6 +306,8 @@ class EvaluateReport:
             values["run_threshold"] = self.run_threshold
         if self.rule is not None:
             values |= self._by_class(self.rule)
+        if self.folds:
+            values |= self._by_fold()
         return cast("dict[str, Any]", strict(values))
 
     def _by_class(self, rule: ClassRule) -> dict[str, Any]:
@@ -317,6 +333,27 @@ class EvaluateReport:
                 "cases": [_values(row) for row in union],
             },
             **undrawn,
+        }
+
+    def _by_fold(self) -> dict[str, Any]:
+        """What folds add to the JSON."""
+        test = self.ensemble and self.ensemble.to_json()
+        keys = ("split", "run", "metrics", "cases", "excluded")
+        return {
+            "folds": [
+                {"fold": one.fold, "run": one.run, "metrics": _as_json(one.metrics)}
+                for one in self.folds
+            ],
+            "fold_spread": _as_json(self.fold_spread),
+            **({"ensemble": {key: test[key] for key in keys}} if test else {}),
+        }
+
+    @property
+    def fold_spread(self) -> dict[str, Summary]:
+        """Column name -> summary of the means of the folds."""
+        return {
+            column: summarise([one.metrics[column].mean for one in self.folds])
+            for column in self.units
         }
 
     def class_rows(self) -> list[tuple[str, dict[str, Summary]]]:
@@ -412,7 +449,7 @@ def _summaries(rows: Sequence[CaseResult], columns: Iterable[str]) -> dict[str, 
     return {column: summarise([row.values[column] for row in rows]) for column in columns}
 
 
-def _as_json(summaries: dict[str, Summary]) -> dict[str, dict[str, object]]:
+def _as_json(summaries: Mapping[str, Summary]) -> dict[str, dict[str, object]]:
     return {column: summary.to_json() for column, summary in summaries.items()}
 
 

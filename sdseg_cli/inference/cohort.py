@@ -46,7 +46,7 @@ from sdseg_cli.inference.options import (
     require_dtype,
 )
 from sdseg_cli.inference.predict import predict_file
-from sdseg_cli.inference.predictor import Predictor, load_predictor
+from sdseg_cli.inference.predictor import Predictor, load_predictor, shared_config
 from sdseg_cli.model.distributed import Ranks
 from sdseg_cli.model.runtime import stop_signals
 from sdseg_cli.runs.package import is_package, read_description, read_trained
@@ -60,11 +60,12 @@ class Task:
     """The work on each scan, for every engine.
 
     Attributes:
-        model: A run folder or a package.
+        model: A run folder or a package; of an ensemble the first member.
         outputs: The folders of the files.
         predictor: How the model is loaded.
         options: How scans are predicted.
         classes: Names of the model's classes, where there are several.
+        others: The other members of an ensemble.
     """
 
     model: Path
@@ -72,6 +73,12 @@ class Task:
     predictor: PredictorOptions = field(default_factory=PredictorOptions)
     options: PredictOptions = field(default_factory=PredictOptions)
     classes: tuple[str, ...] = ()
+    others: tuple[Path, ...] = ()
+
+    @property
+    def members(self) -> tuple[Path, ...]:
+        """All runs and packages whose mean probability makes the masks."""
+        return (self.model, *self.others)
 
     def identity(self) -> str:
         """A hash of all that a mask depends on besides its scan: the model and the options.
@@ -79,11 +86,13 @@ class Task:
         Folders that were begun by older versions hold it, so its bytes have to stay.
         """
         plain = {
-            "model": recorded(self.model).sha256,
+            "model": recorded(*self.members).sha256,
             "predictor": self.predictor.key(),
             "options": {**self.options.key(), "probability_dtype": self.outputs.probability_dtype},
             "beside": sorted(self.outputs.beside),
-            "decoder": decoder_identity(self.predictor.decoder, self.model),
+            "decoder": " ".join(
+                decoder_identity(self.predictor.decoder, one) for one in self.members
+            ),
         }
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
@@ -247,7 +256,7 @@ def predict_cohort(
     bad = 0
     everything = {path for scan in scans for path in task.outputs.of(scan).files}
     with ledger.in_use(everything), stop_signals() as stop:
-        model = replace(recorded(task.model), classes=task.classes)
+        model = replace(recorded(*task.members), classes=task.classes)
         first = ledger.keep_model(model, named=named)
         ledger.forget_lost([scan.mask for scan in scans])
         try:
@@ -310,7 +319,7 @@ class Worker:
                 self.ledger.write(scan.mask, row)
             return Outcome(scan, row, skipped=True)
         if self._predictor is None:
-            self._predictor = load_predictor(self.task.model, self.task.predictor)
+            self._predictor = load_predictor(self.task.members, self.task.predictor)
         row = predict_one(self.task, scan, self._predictor, origin)
         self.ledger.write(scan.mask, row)
         return Outcome(scan, row)
@@ -398,18 +407,25 @@ def said(error: Exception) -> str:
     return storable(" ".join(text.split()))
 
 
-def recorded(model: Path) -> Model:
-    """A run or package as a ledger records it.
+def recorded(*members: Path) -> Model:
+    """A run or package as a ledger records it, or the members of an ensemble.
 
     Raises:
-        OSError: It is not there.
+        OSError: One is not there.
     """
-    weights = model / PACKAGE_FILE if is_package(model) else RunDir(model).best
-    return Model(as_text(model.absolute()), file_sha256(weights))
+    names = tuple(as_text(member.absolute()) for member in members)
+    hashes = [
+        file_sha256(member / PACKAGE_FILE if is_package(member) else RunDir(member).best)
+        for member in members
+    ]
+    if len(members) == 1:
+        return Model(names[0], hashes[0])
+    return Model(names[0], hashlib.sha256("".join(hashes).encode()).hexdigest(), members=names)
 
 
-def model_of_before(output: Path) -> Path:
-    """The model that the masks of a folder are made with, as its ledger has recorded.
+def models_of_before(output: Path) -> tuple[Path, ...]:
+    """What the masks of a folder are made with, as its ledger has recorded: a run or package, or
+    the members of an ensemble.
 
     Raises:
         ConfigError: It is gone or has changed, so that the masks would be of two kinds; or nothing
@@ -418,34 +434,39 @@ def model_of_before(output: Path) -> Path:
     before = Ledger(output).model()
     if before is None:
         raise ConfigError(f"{output}: its ledger was removed.", "Run the same command again.")
-    model = as_path(before.model)
+    members = tuple(map(as_path, before.members or (before.model,)))
     try:
-        now = recorded(model)
+        now = recorded(*members)
     except (OSError, ValueError):
         raise ConfigError(
-            f"{output}: its masks are made with {before.model}, which is not there any more.",
+            f"{output}: its masks are made with {before.named}, which is not there any more.",
             "Put it back, or name another with --run or --model: all masks are then made with "
             "that; or give -o another folder.",
         ) from None
     if now.sha256 != before.sha256:
         raise ConfigError(
-            f"{output}: its masks are made with {before.model}, whose weights have changed since.",
+            f"{output}: its masks are made with {before.named}, whose weights have changed since.",
             "Name it with --run or --model: all masks are then made again; or give -o another "
             "folder.",
         )
-    return model
+    return members
 
 
-def trained_config(model: Path) -> RunConfig:
-    """The settings a model was trained with, without its weights.
+def trained_config(*members: Path) -> RunConfig:
+    """The settings a model was trained with, without its weights; of an ensemble, `shared_config`.
 
     Raises:
-        WeightsError: The package is damaged.
-        ConfigError: The settings are.
+        WeightsError: A package is damaged.
+        ConfigError: The settings are, or members do not go together.
     """
-    if is_package(model):
-        return from_dict(read_description(model)["config"], RunConfig(), source=str(model))
-    return RunDir(model).config()
+    return shared_config(
+        {
+            one: from_dict(read_description(one)["config"], RunConfig(), source=str(one))
+            if is_package(one)
+            else RunDir(one).config()
+            for one in members
+        }
+    )
 
 
 def trained_classes(model: Path, config: RunConfig) -> ClassRule:

@@ -212,14 +212,22 @@ class Inference:
         batch_size: Slices at a time; None is what suits the device. A GPU whose memory is too small
             for it halves it.
         threads: Cores of the CPU; None is what torch would use for one operation.
+        others: Give the other members of an ensemble, held or loaded anew at each call: answers are
+            then the mean over all members, batch by batch.
 
     Raises:
         ConfigError: The batch size or the number of threads is below 1.
     """
 
     def __init__(
-        self, model: SliceModel, *, batch_size: int | None = None, threads: int | None = None
+        self,
+        model: SliceModel,
+        *,
+        batch_size: int | None = None,
+        threads: int | None = None,
+        others: Sequence[Callable[[], SliceModel]] = (),
     ) -> None:
+        self.others = tuple(others)
         self.model, self.device = model, next(model.parameters()).device
         for option, value in (("--batch-size", batch_size), ("--threads", threads)):
             if value is not None and value < 1:
@@ -258,10 +266,26 @@ class Inference:
         Raises:
             RunError: Not even one slice fits into the GPU's memory.
         """
+        found = self._of(self.model, compute, pixels, slices, seed=seed, sample=sample)
+        for member in self.others:
+            found += self._of(member(), compute, pixels, slices, seed=seed, sample=sample)
+        return found / np.float32(1 + len(self.others)) if self.others else found
+
+    def _of(
+        self,
+        model: SliceModel,
+        compute: Compute,
+        pixels: NDArray[np.float32],
+        slices: Sequence[int],
+        *,
+        seed: int,
+        sample: SampleConfig,
+    ) -> NDArray[np.float32]:
+        """The answers of one member."""
 
         def part(first: int, count: int) -> NDArray[np.float32]:
             some, names = torch.from_numpy(pixels[first : first + count]), slices[first:][:count]
-            return compute(self.model, some, names, seed=seed, sample=sample).numpy()
+            return compute(model, some, names, seed=seed, sample=sample).numpy()
 
         if self.device.type == "cpu":
             return np.concatenate(self._side_by_side(lambda k: part(k, 1), len(slices)))
@@ -292,7 +316,9 @@ class Inference:
         size = batch_size or self.batch_size
         # Two batches of pixels, for the next one is made ahead; and the answers of each slice, of
         # all together, in their place among those of air, and those of the batch before.
-        held = size * (2 + 4 * draws * self.model.config.classes) * plane_px
+        # Of an ensemble also the sum over the members that have answered.
+        answers = 4 if not self.others else 5
+        held = size * (2 + answers * draws * self.model.config.classes) * plane_px
         channels = self.model.config.autoencoder.channels
         at_once = {"cpu": min(size, self.threads), "cuda": 0}.get(self.device.type, size)
         return _RUNTIME_BYTES + 4 * (held + at_once * _PLANES_PER_CHANNEL * channels * plane_px)

@@ -35,6 +35,8 @@ COLUMNS = (
 DONE, FAILED = "done", "failed"
 _OF_A_CLASS = ("voxels", "ml")
 """Columns of each class, where there are several: `voxels_liver`, `ml_liver`."""
+_NEWER = ("classes", "members")
+"""Keys that stand only where there are several."""
 TABLE_SHARE = 0.02
 """Of the time may go into the table while the work goes on; at the end it is always written."""
 _LARGEST = 2**100
@@ -86,11 +88,18 @@ class Model:
         model: A run folder or a package, an absolute path as `filenames.as_text` writes it.
         sha256: Of its weights' file, or of the package's description, which has theirs.
         classes: Names of its classes, where there are several.
+        members: Of an ensemble all members; `model` is the first, `sha256` of all.
     """
 
     model: str
     sha256: str
     classes: tuple[str, ...] = ()
+    members: tuple[str, ...] = ()
+
+    @property
+    def named(self) -> str:
+        """For messages: all members."""
+        return ", ".join(self.members or (self.model,))
 
 
 class Ledger:
@@ -118,7 +127,7 @@ class Ledger:
         Raises:
             RunError: The disk refused.
         """
-        write_json(self._record(mask), _without_classes(asdict(row)))
+        write_json(self._record(mask), _without_empty(asdict(row)))
 
     def model(self) -> Model | None:
         """The model of the masks; None where none is recorded.
@@ -131,15 +140,18 @@ class Ledger:
         try:
             values = read_object(self._model)
             path, sha256 = values["model"], values["sha256"]
-            classes = tuple(str(name) for name in values.get("classes", ()))
+            classes, members = (
+                tuple(str(name) for name in values.get(key, ())) for key in ("classes", "members")
+            )
         except (DataError, LookupError, TypeError):
             path = sha256 = None
+            classes = members = ()
         if not (isinstance(path, str) and isinstance(sha256, str)):
             raise ConfigError(
                 f"{self._model}: does not say which run the masks in {self.output} are made with.",
                 "Name it with --run or --model; masks of another are then made again.",
             )
-        return Model(path, sha256, classes)
+        return Model(path, sha256, classes, members)
 
     def keep_model(self, model: Model, *, named: bool) -> bool:
         """Record the model of the masks, for the process that resumes.
@@ -164,7 +176,7 @@ class Ledger:
                 before = None
             if before is not None and before != model and not named:
                 raise ConfigError(
-                    f"{self.output}: another process began it with {before.model}.",
+                    f"{self.output}: another process began it with {before.named}.",
                     "The same command goes on with that; --run or --model names another.",
                 )
             if before is not None and before.classes != model.classes:
@@ -174,7 +186,7 @@ class Ledger:
                     "Give -o another folder, or name a run of the same classes with --run.",
                 )
             if before != model:
-                write_json(self._model, _without_classes(asdict(model)))
+                write_json(self._model, _without_empty(asdict(model)))
             return before is None
 
     def forget_model(self) -> None:
@@ -292,9 +304,9 @@ def _read(path: Path) -> Row | None:
         return None
 
 
-def _without_classes(values: dict[str, Any]) -> dict[str, Any]:
-    """Without those of one class, which older versions do not know."""
-    return {key: value for key, value in values.items() if key != "classes" or value}
+def _without_empty(values: dict[str, Any]) -> dict[str, Any]:
+    """Without those of one class and one model, which older versions do not know."""
+    return {key: value for key, value in values.items() if key not in _NEWER or value}
 
 
 def _listed(classes: Sequence[str]) -> str:

@@ -96,6 +96,8 @@ class PredictReport:
     classes: tuple[dict[str, Any], ...] = ()
     """Name, value, voxels and ml of each class, where there are several. Where classes overlap, the
     voxels of each by itself, also those that show another class in the label map."""
+    runs: tuple[Path, ...] = ()
+    """Of an ensemble all its members."""
 
     def to_json(self) -> dict[str, Any]:
         """The object of `--json`."""
@@ -119,6 +121,8 @@ class PredictReport:
             values["run_threshold"] = self.run_threshold
         if self.classes:
             values["classes"] = list(self.classes)
+        if self.runs:
+            values["runs"] = [str(run) for run in self.runs]
         return values
 
 
@@ -198,6 +202,7 @@ def predict_file(
         stability=stability,
         warnings=warnings,
         run_threshold=predictor.run_threshold,
+        runs=predictor.runs if len(predictor.runs) > 1 else (),
         classes=tuple(
             {
                 "name": segment.name,

@@ -7,21 +7,25 @@ neither batch size nor neighbours.
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sdseg_cli.core.config import THRESHOLD, RunConfig, SampleConfig
-from sdseg_cli.core.config_file import from_dict
-from sdseg_cli.core.errors import ConfigError, DataError, WeightsError
-from sdseg_cli.core.processes import require_batch_fits
+from sdseg_cli.core.config_file import differing_keys, from_dict
+from sdseg_cli.core.errors import ConfigError, DataError, RunError, WeightsError
+from sdseg_cli.core.processes import available_bytes, require_batch_fits
 from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.data.spec import ClassRule
 from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation
@@ -39,6 +43,7 @@ from sdseg_cli.inference.engine import (
     require_numbers,
 )
 from sdseg_cli.inference.options import PredictorOptions
+from sdseg_cli.model.interface import SliceModel
 from sdseg_cli.model.runtime import choose_device, to_device
 from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.report.drawing import class_colour, rgb
@@ -155,11 +160,68 @@ LARGEST_PLANE = 4096
 """Side of the squares a model may say it was trained on, px; ours are 256."""
 
 
+def shared_config(configs: Mapping[Path, RunConfig]) -> RunConfig:
+    """The settings with which runs predict together: those of the first, and of the mirrors those
+    that all were trained with.
+
+    Raises:
+        ConfigError: They do not sample alike.
+    """
+    (first, config), *others = configs.items()
+    for path, other in others:
+        if other.sample != config.sample:
+            raise ConfigError(
+                f"{first} and {path} cannot predict together: they differ in how they sample "
+                f"({', '.join(differing_keys(replace(config, sample=other.sample), config))}).",
+                "Give runs with the same [sample] settings.",
+            )
+    if not others:
+        return config
+    flips = "".join(
+        one for one in config.train.flips if all(one in each.train.flips for _, each in others)
+    )
+    return replace(config, train=replace(config.train, flips=flips))
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A run or package, read and on its device."""
+
+    config: RunConfig
+    step: int
+    data: dict[str, Any]
+    normalisation: Normalisation
+    crop: str
+    size: int
+    classes: ClassRule
+    model: SliceModel
+    decoder: str
+
+    def require_like(self, first: _Loaded, names: tuple[Path, Path]) -> None:
+        """Refuse a member of an ensemble whose slices or classes are not the first's."""
+        same = {
+            "classes": self.classes == first.classes,
+            "size of slices": self.size == first.size,
+            "window": self.normalisation == first.normalisation,
+            "crop": self.crop == first.crop,
+            "kind of images": self.data.get("modality") == first.data.get("modality"),
+        }
+        unlike = [what for what, alike in same.items() if not alike]
+        if unlike:
+            raise ConfigError(
+                f"{names[0]} and {names[1]} cannot predict together: they differ in "
+                f"{', '.join(unlike)}.",
+                "Give runs of one prepared set, or of sets prepared alike.",
+            )
+
+
 class Predictor:
-    """A trained run, ready to predict.
+    """A trained run, ready to predict; or several, whose mean probability is the answer.
 
     Args:
-        run_or_package: A run folder, or a package made by `sdseg weights export`.
+        run_or_package: A run folder, or a package made by `sdseg weights export`; or several, the
+            members of an ensemble. Where not all of their weights fit into memory, they are loaded
+            one after the other for each batch of slices.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         batch_size: Slices at a time; by default what suits the device. It changes speed and memory,
             not the mask.
@@ -172,13 +234,14 @@ class Predictor:
 
     Raises:
         WeightsError: The checkpoint is missing or damaged.
-        ConfigError: The device, the decoder or the crop is not there, a CPU is to compile, or the
-            batch size or threads are below 1.
+        ConfigError: The device, the decoder or the crop is not there, a CPU is to compile, the
+            batch size or threads are below 1, or the members of an ensemble differ in classes,
+            slices or sampling.
     """
 
     def __init__(
         self,
-        run_or_package: Path | str,
+        run_or_package: Path | str | Sequence[Path | str],
         *,
         device: str = "auto",
         batch_size: int | None = None,
@@ -188,42 +251,46 @@ class Predictor:
         compiled: bool = False,
         skip_air: bool = True,
     ) -> None:
-        self.run = Path(run_or_package)
+        self.runs = _members(run_or_package)
+        self.run = self.runs[0]
         self.device = choose_device(device)
         if compiled and self.device.type == "cpu":
             raise ConfigError(
                 "--compile is for a GPU: on a CPU compiling takes longer than most scans.",
                 "Leave it out; --decoder fast is faster.",
             )
-        checkpoint = read_trained(self.run)
-        self.config = from_dict(checkpoint.config, RunConfig(), source=str(self.run))
-        self.step, self.data = checkpoint.step, checkpoint.data
-        try:
-            self.normalisation = Normalisation.from_dict(checkpoint.data["normalisation"])
-            self.crop = str(checkpoint.data["crop"])
-            self.size = int(checkpoint.data["size"])
-            self.classes = ClassRule.of_settings(checkpoint.data)
-            if len(self.classes) != self.config.model.classes:
-                raise ValueError(f"{len(self.classes)} classes for {self.config.model.classes}")
-            if self.crop not in CROPS or not 0 < self.size <= LARGEST_PLANE:
-                raise ValueError(f"crop {self.crop!r}, size {self.size}")
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise WeightsError(
-                f"{self.run}: does not say how its slices are made ({error!r}).",
-                "Export it again from its run.",
-            ) from error
+        load = partial(_load, device=self.device, decoder=decoder, compiled=compiled)
+        first = load(self.run)
+        self.step, self.data = first.step, first.data
+        self.normalisation, self.size, self.classes = first.normalisation, first.size, first.classes
+        self.crop = first.crop
         if crop is not None:
             self.crop = checked_crop(crop, pictures=self._of_pictures)
-        self.model = networks_of(checkpoint, self.device, source=str(self.run))
-        fast = choose_decoder(decoder, self.run, checkpoint, self.model, WeightStore.default())
-        self.model.mask_decoder = None if fast is None else to_device(fast, self.device)
-        self.decoder = "exact" if fast is None else "fast"
-        """Which draws the mask."""
-        optimize_for_inference(self.model)
-        if compiled:
-            compile_networks(self.model)
+        self.model = first.model
+        configs, decoders = {self.run: first.config}, {first.decoder}
+        others: list[Callable[[], SliceModel]] = []
+        weights = sum(one.nbytes for one in itertools.chain(*_tensors(first.model)))
+        self.in_turn = len(self.runs) > 1 and (len(self.runs) - 1) * weights > free_bytes(
+            self.device
+        )
+        """Whether the members of an ensemble are loaded one after the other."""
+        self._loading_bytes = weights if self.in_turn else 0
+        for run in self.runs[1:]:
+            member = load(run)
+            member.require_like(first, (self.run, run))
+            configs[run], decoders = member.config, decoders | {member.decoder}
+            others.append(
+                partial(_same_again, load, run, member.step)
+                if self.in_turn
+                else partial(_held, member.model)
+            )
+        self.config = shared_config(configs)
+        self.decoder = decoders.pop() if len(decoders) == 1 else "mixed"
+        """Which draws the mask: "exact" or "fast"; "mixed" of an ensemble whose members differ."""
         self.skip_air = skip_air and self.normalisation.hides_air and not self._of_pictures
-        self._inference = Inference(self.model, batch_size=batch_size, threads=threads)
+        self._inference = Inference(
+            self.model, batch_size=batch_size, threads=threads, others=others
+        )
 
     @property
     def _of_pictures(self) -> bool:
@@ -271,7 +338,8 @@ class Predictor:
     def batch_bytes(self, draws: int = 1, batch_size: int | None = None) -> int:
         """The machine's memory that a batch takes, about; see `Inference.batch_bytes`."""
         colours = 3 if self._of_pictures else 1
-        return self._inference.batch_bytes(colours * self.size**2, draws, batch_size)
+        held = self._inference.batch_bytes(colours * self.size**2, draws, batch_size)
+        return held + self._loading_bytes
 
     def planes(
         self,
@@ -393,8 +461,81 @@ class Predictor:
         return Prediction(case_id, found, stack.restore, seed, seconds, self.classes)
 
 
-def load_predictor(model: Path, options: PredictorOptions) -> Predictor:
-    """A run or a package, loaded as the options say; see `Predictor` for what it raises."""
+def _members(given: Path | str | Sequence[Path | str]) -> tuple[Path, ...]:
+    """The runs and packages, each once."""
+    paths = tuple(map(Path, [given] if isinstance(given, str | Path) else given))
+    if not paths:
+        raise ConfigError("There is no run to predict with.", "Give one, or several.")
+    real = [path.resolve() for path in paths]
+    for number, path in enumerate(paths):
+        if real[number] in real[:number]:
+            raise ConfigError(f"{path} is given twice.", "Give each run once: all count alike.")
+    return paths
+
+
+def _load(run: Path, *, device: torch.device, decoder: str, compiled: bool) -> _Loaded:
+    """One run or package on the device; for errors see `Predictor`."""
+    checkpoint = read_trained(run)
+    config = from_dict(checkpoint.config, RunConfig(), source=str(run))
+    try:
+        normalisation = Normalisation.from_dict(checkpoint.data["normalisation"])
+        crop, size = str(checkpoint.data["crop"]), int(checkpoint.data["size"])
+        classes = ClassRule.of_settings(checkpoint.data)
+        if len(classes) != config.model.classes:
+            raise ValueError(f"{len(classes)} classes for {config.model.classes}")
+        if crop not in CROPS or not 0 < size <= LARGEST_PLANE:
+            raise ValueError(f"crop {crop!r}, size {size}")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise WeightsError(
+            f"{run}: does not say how its slices are made ({error!r}).",
+            "Export it again from its run.",
+        ) from error
+    model = networks_of(checkpoint, device, source=str(run))
+    fast = choose_decoder(decoder, run, checkpoint, model, WeightStore.default())
+    model.mask_decoder = None if fast is None else to_device(fast, device)
+    optimize_for_inference(model)
+    if compiled:
+        compile_networks(model)
+    return _Loaded(
+        config,
+        checkpoint.step,
+        checkpoint.data,
+        normalisation,
+        crop,
+        size,
+        classes,
+        model,
+        "exact" if fast is None else "fast",
+    )
+
+
+def _tensors(model: SliceModel) -> tuple[Iterator[Tensor], Iterator[Tensor]]:
+    return model.parameters(), model.buffers()
+
+
+def _held(model: SliceModel) -> SliceModel:
+    return model
+
+
+def _same_again(load: Callable[[Path], _Loaded], run: Path, step: int) -> SliceModel:
+    """A member loaded anew. Raises RunError where its run has replaced its weights meanwhile."""
+    member = load(run)
+    if member.step != step:
+        raise RunError(
+            f"{run}: its weights were replaced while it predicted.", "The run trains: call again."
+        )
+    return member.model
+
+
+def free_bytes(device: torch.device) -> int:
+    """Half of the memory that is free for further models."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) // 2
+    return available_bytes() // 2
+
+
+def load_predictor(model: Path | Sequence[Path], options: PredictorOptions) -> Predictor:
+    """A run or package, or several, loaded as the options say; for errors see `Predictor`."""
     return Predictor(
         model,
         device=options.device,

@@ -68,7 +68,8 @@ class RayEngine:
             workers, share = actor_shares(nodes, self.workers, task.predictor.device)
             # Paths are the driver's: an actor works in another folder.
             outputs = task.outputs.each(lambda _, path: path.absolute())
-            placed = replace(task, model=task.model.absolute(), outputs=outputs)
+            model, *others = (member.absolute() for member in task.members)
+            placed = replace(task, model=model, others=tuple(others), outputs=outputs)
             arguments = (placed, identity)
             kind: Any = ray.remote(max_restarts=-1, max_task_retries=RETRIES, **share)(_Actor)
             todo = [Scan(scan.case, scan.path.absolute(), scan.mask) for scan in scans]

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from sdseg_cli.core.config import LATER, SEVERAL_CLASSES, RunConfig
+from sdseg_cli.core.config import LATER, NO_FOLD, SEVERAL_CLASSES, RunConfig
 from sdseg_cli.core.config_file import differing_keys, from_dict
 from sdseg_cli.core.errors import ConfigError, RunError, WeightsError
 from sdseg_cli.core.files import file_sha256, replacing
@@ -302,8 +302,9 @@ def to_float16(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def config_values(config: RunConfig) -> dict[str, Any]:
     """The configuration as nested dictionaries of plain values (tuples as lists).
 
-    Settings of several classes stand there only where there are several, and later ones only where
-    they are not at their defaults: the rest is what older versions write and read.
+    Settings of several classes stand there only where there are several, later ones only where
+    they are not at their defaults, and the fold only where there is one: the rest is what older
+    versions write and read.
     """
     values = dict(json.loads(json.dumps(asdict(config))))
     if config.model.classes == 1:
@@ -314,6 +315,8 @@ def config_values(config: RunConfig) -> dict[str, Any]:
         for name in names:
             if getattr(given, name) == getattr(plain, name):
                 del values[section][name]
+    if config.fold == NO_FOLD:
+        del values["fold"]
     return values
 
 

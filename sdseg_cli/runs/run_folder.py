@@ -13,6 +13,7 @@ RunDir/
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sdseg_cli.core.config import RunConfig
+from sdseg_cli.core.config import NO_FOLD, RunConfig
 from sdseg_cli.core.config_file import load_toml, read_toml
 from sdseg_cli.core.errors import ConfigError, DataError, RunError, SdsegError
 from sdseg_cli.core.filenames import PACKAGE_FILE
@@ -33,6 +34,8 @@ from sdseg_cli.runs.log import last_step
 
 STATES = ("running", "stopped", "finished", "failed")
 STEP_FILE = re.compile(r"step-\d+\.pt")
+FOLD = re.compile(r"-fold(\d+)$")
+"""The end of the name of a fold's run."""
 
 
 @dataclass(frozen=True)
@@ -240,6 +243,63 @@ def _named_run(workspace: Path, run: Path | str) -> RunDir:
     return RunDir(found)
 
 
+def fold_name(name: str, fold: int) -> str:
+    """Name of the run of a fold."""
+    return f"{name}-fold{fold}"
+
+
+@dataclass(frozen=True)
+class FoldRuns:
+    """The runs of the folds of one set, trained under one name.
+
+    Attributes:
+        folder: Where reports on all of them go: `runs/DATASET/NAME-folds`.
+        finished: In the order of their folds.
+        unfinished: Begun and not at their end.
+    """
+
+    folder: RunDir
+    finished: tuple[RunDir, ...]
+    unfinished: tuple[RunDir, ...]
+
+
+def find_folds(workspace: Path, run: Path | str | None) -> FoldRuns:
+    """The runs of all folds of a set.
+
+    Args:
+        workspace: Folder that holds `runs/`.
+        run: Their common name (`DATASET/NAME` or `NAME`) or path, or any of them; None for those
+            of the newest run of a fold.
+
+    Raises:
+        ConfigError: There are none, or several sets have some of that name.
+    """
+    runs = workspace / "runs"
+    if run is None:
+        newest = [one.path for one in default_runs(workspace) if FOLD.search(one.path.name)]
+        bases = newest[:1]
+    else:
+        words = words_of(str(run))
+        bases = [Path(run), *([runs / run] if words else [])]
+        if len(words) == 1:
+            bases += [folder / words[0] for folder in sorted(runs.glob("*"))]
+    for base in bases:
+        name = FOLD.sub("", base.name)
+        found = {
+            int(match[1]): RunDir(path)
+            for path in base.parent.glob(f"{glob.escape(name)}-fold*")
+            if (match := FOLD.search(path.name)) and RunDir(path).config_file.is_file()
+        }
+        ready = [found[n] for n in sorted(found) if found[n].is_finished and found[n].best.exists()]
+        if found:
+            rest = tuple(found[n] for n in sorted(found) if found[n] not in ready)
+            return FoldRuns(RunDir(base.with_name(f"{name}-folds")), tuple(ready), rest)
+    raise ConfigError(
+        f"{'no folds' if run is None else f'{run}: no run of a fold'} in {runs.absolute()}.",
+        "Train them: sdseg train --dataset NAME --fold all.",
+    )
+
+
 @dataclass(frozen=True)
 class RunSummary:
     """One run; None where its files do not say."""
@@ -384,12 +444,15 @@ def replaced(root: Path, settings: Mapping[str, Any]) -> Finding | None:
         before = Manifest.load(root)
     except DataError:
         return None  # there is none, or it is damaged and no run can use it
-    known = before.inference_settings()
+    known = before.inference_settings() | {"folds": before.folds_listed()}
     changed = [key for key, value in settings.items() if known.get(key) != value]
     runs = _trained_on(before) if changed else []
+    what = f"another {', '.join(key.removesuffix('_sha256') for key in changed)}"
+    if changed == ["folds"]:
+        runs = [run for run in runs if run.config().fold != NO_FOLD]
+        what = "other folds"
     if not runs:
         return None
-    what = f"another {', '.join(key.removesuffix('_sha256') for key in changed)}"
     for run in runs:
         if run.is_locked():
             raise ConfigError(
@@ -422,7 +485,7 @@ def require_settled(manifest: Manifest) -> None:
             f"{manifest.root}: {holder(lock)} is preparing this set.", "Train when it has ended."
         )
     if manifest.path.is_file():
-        now = Manifest.load(manifest.root).inference_settings()
+        now = Manifest.load(manifest.root).of_fold(manifest.fold).inference_settings()
         if now != manifest.inference_settings():
             raise ConfigError(
                 f"{manifest.root}: was prepared anew just now.", "Run the same command again."

@@ -227,11 +227,12 @@ def test_an_option_that_is_wrong_for_all_scans_leaves_the_ledger_as_it_was(
     shutil.copytree(home / "run", home / "still")
     still = RunConfig(dataset="toy", sample=SampleConfig(noise="zero"))
     (home / "still" / "config.toml").write_text(to_toml(still), encoding="utf-8")
-    start = ["predict", "in", "-o", "out", "--run", "run", "--quiet"]
-    assert run_command(start) == 3, "pt_3 is no scan"
+    start = ["predict", "in", "-o", "out", "--quiet"]
+    assert run_command([*start, "--run", "run"]) == 3, "pt_3 is no scan"
     capsys.readouterr()
     before = contents(home)
     wrong, named = WRONG_FOR_ALL[mistake]
+    wrong = wrong if "--run" in wrong else [*wrong, "--run", "run"]
     assert run_command([*start, *wrong]) == 2
     assert named in capsys.readouterr().err
     assert contents(home) == before

@@ -14,8 +14,9 @@ from sdseg_cli.core.config import RunConfig
 from sdseg_cli.core.config_file import from_dict
 from sdseg_cli.core.presets import PRESETS
 from sdseg_cli.core.progress import TrainProgress
+from sdseg_cli.data.prepare import PrepareOptions, prepare
 from sdseg_cli.training.train import TrainReport
-from tests.conftest import Workspace
+from tests.conftest import PLANE, Workspace, write_case
 
 
 def test_a_run_goes_where_its_path_says_and_only_a_bare_word_is_a_name(
@@ -131,3 +132,56 @@ def test_what_has_an_option_of_its_own_is_no_setting(
     error, hint = capsys.readouterr().err.splitlines()
     assert error == f"Error: --set {assigned}: {key} has an option of its own."
     assert hint.startswith(f"Hint: Write --{key} ")
+
+
+@pytest.fixture
+def folded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace with the set "toy" of three cases, two in two folds and one that tests."""
+    for number in (1, 2, 3):
+        write_case(tmp_path / "raw", number)
+    prepare(tmp_path / "raw", tmp_path, PrepareOptions(name="toy", workers=1, size=PLANE, folds=2))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_fold_that_is_not_there_is_refused_before_anything_is_made(
+    folded: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = {"2": "folds 0 to 1", "x": '--fold is "x"', "-1": '--fold is "-1"'}
+    for given, says in wrong.items():
+        assert run_command(["train", "--dataset", "toy", "--fold", given]) == 2
+        assert says in capsys.readouterr().err
+    assert not (folded / "runs").exists()
+
+
+@pytest.mark.slow
+def test_all_folds_are_trained_once_and_predict_together(
+    folded: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdseg_cli.training.calibration.calibrate", lambda *_, **__: None)
+    small = ["--set", "train.batch_size=2", "--set", "train.validation_slices=2"]
+    start = ["train", "--dataset", "toy", "--fold", "all", "--steps", "2", *small]
+    assert run_command([*start, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    names = ["tiny-fold0", "tiny-fold1"]
+    assert [Path(one["run"]).name for one in found["folds"]] == names
+    assert [one["state"] for one in found["folds"]] == ["finished"] * 2
+    best = [folded / "runs" / "toy" / name / "checkpoints" / "best.pt" for name in names]
+    written = [path.read_bytes() for path in best]
+    assert run_command(start) == 0
+    assert capsys.readouterr().err.count("it was finished already") == 2
+    assert [path.read_bytes() for path in best] == written
+    scan = str(folded / "raw" / "case_1" / "image.nii.gz")
+    ways = {"a.nii.gz": ["--folds"], "b.nii.gz": ["--run", names[0], "--run", f"toy/{names[1]}"]}
+    for name, given in ways.items():
+        assert run_command(["predict", scan, "-o", name, "--json", *given]) == 0
+        assert [Path(one).name for one in json.loads(capsys.readouterr().out)["runs"]] == names
+    assert (folded / "a.nii.gz").read_bytes() == (folded / "b.nii.gz").read_bytes()
+    cohort = ["predict", "raw", "-o", "out", "--json"]
+    assert run_command([*cohort, "--folds"]) == 0
+    capsys.readouterr()
+    model = json.loads((folded / "out" / ".ledger" / "model").read_text())
+    assert [Path(one).name for one in model["members"]] == names
+    for given, skipped in ((), 3), (("--run", names[0]), 0):  # both go on; another begins anew
+        assert run_command([*cohort, *given]) == 0
+        assert json.loads(capsys.readouterr().out)["skipped"] == skipped

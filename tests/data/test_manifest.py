@@ -279,3 +279,64 @@ def test_an_archive_called_npy_is_no_array(tmp_path: Path) -> None:
     (tmp_path / "a.npz").rename(tmp_path / "a.npy")
     with pytest.raises(DataError, match="no array of numbers"):
         open_array(tmp_path / "a.npy")
+
+
+def folded(root: Path) -> Manifest:
+    one = manifest_in(root)
+    cases = [
+        case("pt_1", "val"),
+        case("pt_2", "train"),
+        case("pt_3", "train"),
+        case("pt_10", "test"),
+    ]
+    folds = [0, 1, 1, None]
+    entries = tuple(replace(each, fold=fold) for each, fold in zip(cases, folds, strict=True))
+    return replace(one, entries=entries)
+
+
+def test_folds_read_back_and_stand_only_where_they_are(tmp_path: Path) -> None:
+    manifest = write(folded(tmp_path))
+    assert Manifest.load(tmp_path) == manifest
+    assert manifest.folds == 2
+    assert '"fold"' not in manifest_in(tmp_path).to_text()
+    # A run on the set's own split does not depend on folds.
+    plain = replace(manifest, entries=tuple(replace(one, fold=None) for one in manifest.entries))
+    assert plain.inference_settings() == manifest.inference_settings()
+
+
+def test_of_a_fold_its_cases_validate_and_the_others_train(tmp_path: Path) -> None:
+    one = folded(tmp_path).of_fold(1)
+    assert {case.id: case.split for case in one.entries} == {
+        "pt_1": "train",
+        "pt_2": "val",
+        "pt_3": "val",
+        "pt_10": "test",
+    }
+    assert one.fold == 1
+    assert one.inference_settings() != folded(tmp_path).of_fold(0).inference_settings()
+    assert folded(tmp_path).of_fold(-1) == folded(tmp_path)
+
+
+def test_a_fold_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="folds 0 to 1"):
+        folded(tmp_path).of_fold(2)
+    with pytest.raises(ConfigError, match="has no folds") as caught:
+        manifest_in(tmp_path).of_fold(0)
+    assert "--folds 5" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "folds", [[0, 1, None, None], [0, 2, 2, None], [0, 1, 1, 0], [0, -1, 1, None]]
+)
+def test_folds_that_cannot_be_are_damage(tmp_path: Path, folds: list[int | None]) -> None:
+    manifest = folded(tmp_path)
+    write(
+        replace(
+            manifest,
+            entries=tuple(
+                replace(one, fold=fold) for one, fold in zip(manifest.entries, folds, strict=True)
+            ),
+        )
+    )
+    with pytest.raises(DataError, match="damaged"):
+        Manifest.load(tmp_path)

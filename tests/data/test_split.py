@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdseg_cli.core.errors import ConfigError, DataError
-from sdseg_cli.data.split import Split, draw_split, read_split
+from sdseg_cli.data.split import Split, draw_split, read_split, with_folds
 
 TEN = [f"pt_{number}" for number in range(1, 11)]
 
@@ -115,3 +115,33 @@ def test_a_missing_split_file_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "nothing.json", tmp_path):
         with pytest.raises(ConfigError):
             read_split(path, TEN, seed=0)
+
+
+def test_folds_have_whole_groups_and_no_test_case() -> None:
+    groups = {"pt_1": "x", "pt_2": "x", "pt_3": "x", "pt_4": "y", "pt_5": "y"}
+    split = with_folds(draw_split(TEN, 0, {"pt_10"}), 3, groups)
+    assert "pt_10" not in split.folds
+    assert set(split.folds) == set(TEN) - {"pt_10"}
+    # The group of three, that of two and a single, and the three singles that are left.
+    members = [{id for id, fold in split.folds.items() if fold == n} for n in range(3)]
+    assert members[0] == {"pt_1", "pt_2", "pt_3"}
+    assert members[1] >= {"pt_4", "pt_5"}
+    assert [len(one) for one in members] == [3, 3, 3]
+    assert split.of == draw_split(TEN, 0, {"pt_10"}).of
+
+
+def test_folds_are_a_function_of_seed_and_ids() -> None:
+    one, again = (with_folds(draw_split(ids, 0), 4, {}) for ids in (TEN, TEN[::-1]))
+    assert one.folds == again.folds
+    assert sorted(one.folds.values()).count(0) == 3
+    assert with_folds(draw_split(TEN, 1), 4, {}).folds != one.folds
+
+
+def test_folds_need_two_and_as_many_cases() -> None:
+    with pytest.raises(ConfigError, match="--folds is 1"):
+        with_folds(draw_split(TEN, 0), 1, {})
+    with pytest.raises(DataError, match="9 cases besides the test cases do not make 10 folds"):
+        with_folds(draw_split(TEN, 0), 10, {})
+    same = dict.fromkeys(TEN[:8], "x")
+    with pytest.raises(DataError, match="groups of cases"):
+        with_folds(draw_split(TEN, 0, {"pt_10"}), 3, same)

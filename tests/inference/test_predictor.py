@@ -17,7 +17,9 @@ from sdseg_cli.imaging.volume import Geometry, Volume
 from sdseg_cli.inference.options import OutputPaths, PredictOptions
 from sdseg_cli.inference.predict import check_volume, predict_file
 from sdseg_cli.inference.predictor import Predictor, checked_crop
-from tests.conftest import PLANE, Workspace
+from sdseg_cli.runs.checkpoint import Checkpoint
+from sdseg_cli.runs.run_folder import RunDir
+from tests.conftest import PLANE, Workspace, linked_copy
 from tests.inference.conftest import lively
 
 
@@ -280,3 +282,67 @@ def test_a_diverged_network_is_an_error_and_no_empty_mask(
     with pytest.raises(RunError, match=named):
         predict_file(shared_run.scan, OutputPaths(out), broken, PredictOptions(runs=2))
     assert not out.exists()
+
+
+@pytest.fixture
+def two_runs(shared_run: Workspace, tmp_path: Path) -> tuple[Path, Path]:
+    """The shared run, and a second with other weights."""
+    other = RunDir(linked_copy(shared_run.run.path, tmp_path / "other"))
+    checkpoint = Checkpoint.load(other.best)
+    changed = {
+        name: value * 1.5 if name.startswith("unet.") else value
+        for name, value in checkpoint.weights.items()
+    }
+    for path in other.checkpoints.glob("best.pt*"):
+        path.unlink()
+    replace(checkpoint, weights=changed, ema={}).save(other.best)
+    return shared_run.run.path, other.path
+
+
+def test_an_ensemble_answers_with_the_mean_of_its_members(
+    two_runs: tuple[Path, Path], shared_run: Workspace
+) -> None:
+    scan = read_image(shared_run.scan)
+    one, two = (Predictor(run, device="cpu").predict(scan, seed=3) for run in two_runs)
+    assert not np.array_equal(one.probabilities, two.probabilities)
+    both = Predictor(two_runs, device="cpu", batch_size=2).predict(scan, seed=3)
+    expected = (one.probabilities + two.probabilities) / np.float32(2)
+    np.testing.assert_array_equal(both.probabilities, expected)
+
+
+def test_an_ensemble_of_one_is_that_run(shared_run: Workspace) -> None:
+    scan, run = read_image(shared_run.scan), shared_run.run.path
+    alone = Predictor(run, device="cpu").predict(scan).probabilities
+    np.testing.assert_array_equal(Predictor([run], device="cpu").predict(scan).probabilities, alone)
+
+
+def test_members_loaded_one_after_the_other_answer_the_same(
+    two_runs: tuple[Path, Path], shared_run: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = read_image(shared_run.scan)
+    held = Predictor(two_runs, device="cpu")
+    monkeypatch.setattr("sdseg_cli.inference.predictor.free_bytes", lambda _: 0)
+    in_turn = Predictor(two_runs, device="cpu")
+    assert (held.in_turn, in_turn.in_turn) == (False, True)
+    assert in_turn.batch_bytes() > held.batch_bytes()
+    sample = SampleConfig(samples=2, flips="h")
+    found = [one.predict(scan, sample=sample).probabilities for one in (held, in_turn)]
+    np.testing.assert_array_equal(*found)
+
+
+def test_members_that_do_not_go_together_are_refused(
+    two_runs: tuple[Path, Path], shared_run: Workspace
+) -> None:
+    run, other = two_runs
+    with pytest.raises(ConfigError, match="given twice"):
+        Predictor([run, str(run)], device="cpu")
+    with pytest.raises(ConfigError, match="no run"):
+        Predictor([], device="cpu")
+    best = RunDir(other).best
+    checkpoint = Checkpoint.load(best)
+    for path in best.parent.glob("best.pt*"):
+        path.unlink()
+    window = {"kind": "window", "low": 0.0, "high": 100.0}
+    replace(checkpoint, data=checkpoint.data | {"normalisation": window, "crop": "body"}).save(best)
+    with pytest.raises(ConfigError, match="differ in window, crop"):
+        Predictor(two_runs, device="cpu")
