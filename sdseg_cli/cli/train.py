@@ -110,13 +110,7 @@ def train(
             preset_name, model, config, assign or [], dataset, seed, own_options, manifest.classes
         )
     if show_config:
-        from sdseg_cli.core.config_file import settings_of, to_toml
-
-        output = Output()
-        if as_json:
-            output.object({"settings": [asdict(setting) for setting in settings_of(settings)]})
-        else:
-            output.document(to_toml(settings, explained=True))
+        _show_config(settings, as_json=as_json)
         return
     if manifest is None:
         raise ConfigError("Missing option '--dataset'.", "See sdseg train --help.")
@@ -166,6 +160,16 @@ def train(
         output,
         typed() if stopped else _next_command(report, manifest, base if fold == "all" else None),
     )
+
+
+def _show_config(settings: RunConfig, *, as_json: bool) -> None:
+    from sdseg_cli.core.config_file import settings_of, to_toml
+
+    output = Output()
+    if as_json:
+        output.object({"settings": [asdict(setting) for setting in settings_of(settings)]})
+    else:
+        output.document(to_toml(settings, explained=True))
 
 
 def _folds(fold: str | None, settings: RunConfig, manifest: Manifest) -> Sequence[int]:
