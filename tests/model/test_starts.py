@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdseg_cli.core.config import AutoencoderConfig, ModelConfig, UNetConfig
+from sdseg_cli.core.config import AutoencoderConfig, ModelConfig, UNetConfig, VisionConfig
 from sdseg_cli.core.errors import WeightsError
 from sdseg_cli.core.presets import PRESETS
 from sdseg_cli.model.pretrained import Source, below, recognise
@@ -145,13 +145,18 @@ def test_weights_of_other_widths_do_not_count(store: WeightStore) -> None:
 
 
 def test_the_vision_encoder_starts_as_the_autoencoders(tmp_path: Path) -> None:
-    model, store = build_sdseg(PRESETS["tiny"].model), WeightStore(tmp_path / "none")
+    """The paper's kind; one of its own stays random."""
+    papers = replace(PRESETS["tiny"].model, vision=VisionConfig(), condition_channels=4)
+    model, store = build_sdseg(papers), WeightStore(tmp_path / "none")
     unet = {key: value.clone() for key, value in model.unet.state_dict().items()}
     origin = start_vision_encoder(model, start_autoencoder(model, store))
     assert origin == dict.fromkeys(("autoencoder", "vision_encoder"), "shipped with sdseg")
     for name, value in model.autoencoder.encoder.state_dict().items():
         assert torch.equal(model.vision_encoder.encoder.state_dict()[name], value)
     assert all(torch.equal(unet[key], value) for key, value in model.unet.state_dict().items())
+    own = build_sdseg(PRESETS["tiny"].model)
+    origin = start_vision_encoder(own, start_autoencoder(own, store))
+    assert origin == {"autoencoder": "shipped with sdseg"}
 
 
 def test_the_tiny_preset_has_networks_that_drew_masks_before(tmp_path: Path) -> None:
@@ -164,7 +169,7 @@ def test_the_tiny_preset_has_networks_that_drew_masks_before(tmp_path: Path) -> 
         origin = start_networks(model, store, origin)
         assert (origin["vision_encoder"], origin["unet"]) == (WARM_ORIGIN, WARM_ORIGIN)
         models.append(model)
-    zt, zc = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    zt, zc = torch.randn(1, 36, 8, 8, generator=torch.Generator().manual_seed(0)).split((4, 32), 1)
     with torch.no_grad():
         ones, halves = (model.unet(zt, 999, zc) for model in models)
     assert ones.abs().max() > 0.1
@@ -177,7 +182,7 @@ def test_networks_that_mean_other_things_start_without_them(
 ) -> None:
     model = build_sdseg(replace(PRESETS["tiny"].model, **change))
     origin = start_pretrained(model, WeightStore(tmp_path / "none"))
-    assert origin == dict.fromkeys(("autoencoder", "vision_encoder"), "shipped with sdseg")
+    assert origin == {"autoencoder": "shipped with sdseg"}
 
 
 def test_dropout_and_precision_do_not_matter_to_them(tmp_path: Path) -> None:
@@ -210,7 +215,7 @@ def test_warm_networks_start_any_number_of_classes(classes: int) -> None:
     model = build_sdseg(replace(TINY, classes=classes))
     fill_warm(model, _read("tiny_warm"), source="test")
     answer = model.unet(
-        torch.zeros(1, 4 * classes, 8, 8), torch.tensor([999]), torch.zeros(1, 4, 8, 8)
+        torch.zeros(1, 4 * classes, 8, 8), torch.tensor([999]), torch.zeros(1, 32, 8, 8)
     )
     assert answer.shape == (1, 4 * classes, 8, 8)
 
