@@ -526,7 +526,7 @@ def test_odd_values_are_reported_on_stderr_and_counted_after_the_third(
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        ("train --fold 1", "No such option: --fold\n"),
+        ("train --zzz 1", "No such option: --zzz\n"),
         ("train --dataste x", "No such option: --dataste (Possible options: --dataset)\n"),
         ("predict s -o m.nii --modle x", "No such option: --modle (Possible options: --model)\n"),
         ("trian", "No such command 'trian'. Did you mean 'train'?\n"),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from sdseg_cli.core.config import VisionConfig
 from sdseg_cli.core.presets import PRESETS
 from sdseg_cli.inference.predictor import Predictor
 from sdseg_cli.model.sdseg import SDSeg, build_sdseg
@@ -26,8 +29,11 @@ def predictor(shared_run: Workspace) -> Predictor:
 
 @pytest.fixture(scope="module")
 def model() -> SDSeg:
-    """The tiny networks with random weights, whose answer depends on the noise."""
-    built = build_sdseg(PRESETS["tiny"].model).eval().requires_grad_(False)
+    """The tiny networks with random weights and four channels of condition, so that the answer
+    depends on the noise.
+    """
+    sizes = replace(PRESETS["tiny"].model, vision=VisionConfig(), condition_channels=4)
+    built = build_sdseg(sizes).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     for value in built.parameters():
         torch.nn.init.normal_(value, std=0.1, generator=generator)

@@ -46,6 +46,7 @@ class Given:
     """A predictor of one class whose answers are given: (draws,S,8,8), drawn in this order."""
 
     run = Path("given")
+    runs = (run,)
     config = SimpleNamespace(sample=SampleConfig())
     decoder = "exact"
     run_threshold = None

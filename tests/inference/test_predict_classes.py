@@ -35,6 +35,7 @@ class Given:
     """A predictor whose answers are given: (K,S,H,W), or (draws,K,S,H,W)."""
 
     run = Path("given")
+    runs = (run,)
     config = SimpleNamespace(sample=SampleConfig())
     decoder = "exact"
     run_threshold = None

@@ -11,7 +11,6 @@ import torch
 from sdseg_cli.core.presets import PRESETS
 from sdseg_cli.model.pretrained import below
 from sdseg_cli.model.sdseg import build_sdseg
-from sdseg_cli.model.starts import load_tiny_autoencoder
 from sdseg_cli.model.tensor_files import load_strictly, read_metadata, read_tensors
 
 
@@ -63,10 +62,9 @@ def test_what_it_writes_lies_between_the_start_and_the_end(
     for kept in (0.0, 0.5, 1.0):
         out = _run(monkeypatch, tmp_path / str(kept), *far, "--kept", str(kept))
         found[kept] = read_tensors(out)
-    fresh = build_sdseg(PRESETS["tiny"].model)
-    load_tiny_autoencoder(fresh.autoencoder)
-    name = "vision_encoder.encoder.conv_in.weight"
-    start = fresh.autoencoder.encoder.conv_in.weight.half()
+    torch.manual_seed(0)  # the script's own seed
+    name = "vision_encoder.patches.weight"
+    start = build_sdseg(PRESETS["tiny"].model).vision_encoder.patches.weight.half()
     assert torch.equal(found[0.0][name], start) and not torch.equal(found[1.0][name], start)
     middle = (found[0.0][name].float() + found[1.0][name].float()) / 2
     torch.testing.assert_close(found[0.5][name].float(), middle, atol=1e-3, rtol=0)
@@ -74,21 +72,16 @@ def test_what_it_writes_lies_between_the_start_and_the_end(
     assert torch.equal(found[0.0][last], found[1.0][last]) and found[0.0][last].any()
 
 
-def test_each_rule_has_its_own_last_layers() -> None:
+def test_each_rule_has_its_own_last_layer() -> None:
     from scripts.warm_up_tiny import NAMES, Heads
 
     torch.manual_seed(0)
-    heads = Heads(width=6, latent=4)
-    trunk = torch.randn(2, 6, 5, 5)
-    dark, small = NAMES.index("dark"), NAMES.index("small")
-    found = heads(trunk, torch.tensor([dark, small]))
+    heads = Heads(width=6, condition=5)
+    trunk = torch.randn(2, 6, 3, 4)
+    found = heads(trunk, torch.tensor([NAMES.index("dark"), NAMES.index("small")]))
     for sample, rule in enumerate(("dark", "small")):
         own = heads.of(rule)
-        eight = torch.nn.functional.conv2d(
-            trunk[sample : sample + 1],
-            own["encoder.conv_out.weight"],
-            own["encoder.conv_out.bias"],
-            padding=1,
+        alone = torch.nn.functional.conv2d(
+            trunk[sample : sample + 1], own["out.weight"], own["out.bias"]
         )
-        four = torch.nn.functional.conv2d(eight, own["out.weight"], own["out.bias"])
-        torch.testing.assert_close(found[sample : sample + 1], four)
+        torch.testing.assert_close(found[sample : sample + 1], alone)

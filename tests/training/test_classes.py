@@ -225,7 +225,7 @@ def test_a_run_of_one_class_starts_one_of_several() -> None:
             value.normal_()
     weights = starts.for_classes(several.unet, one.unet.state_dict())
     load_strictly(several.unet, weights, source="test")
-    zt, zc = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
+    zt, zc = torch.randn(1, 36, 8, 8).split((4, 32), dim=1)
     answer = several.unet.eval()(zt.repeat(1, 3, 1, 1), torch.tensor([999]), zc)
     expected = one.unet.eval()(zt, torch.tensor([999]), zc)
     assert torch.allclose(answer, expected.repeat(1, 3, 1, 1), atol=1e-4)

@@ -22,6 +22,8 @@ from tests.parity.fill import tiny_autoencoder, tiny_checkpoint
 
 SMALL_PAPER = {
     "model": {
+        "vision": {"widths": [], "blocks": []},
+        "condition_channels": 4,
         "autoencoder": {
             "channels": 32,
             "channel_mult": [1, 2, 4, 4],
@@ -71,8 +73,11 @@ def test_the_latent_scale_makes_the_first_batchs_latents_unit_size(
 def test_scratch_leaves_the_vision_encoder_random(
     slices: PreparedSlices, store: WeightStore
 ) -> None:
-    trunk, _ = initial_model(_settings("autoencoder"), store, slices)
-    scratch, origin = initial_model(_settings("scratch"), store, slices)
+    papers = {"model": {"vision": {"widths": [], "blocks": []}, "condition_channels": 4}}
+    (trunk, _), (scratch, origin) = (
+        initial_model(from_dict(papers, _settings(init), source="test"), store, slices)
+        for init in ("autoencoder", "scratch")
+    )
     ours, theirs = (m.vision_encoder.encoder.conv_in.weight for m in (scratch, trunk))
     assert not torch.equal(ours, theirs)
     assert torch.equal(theirs, trunk.autoencoder.encoder.conv_in.weight)

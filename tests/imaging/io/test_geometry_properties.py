@@ -35,6 +35,7 @@ class StandIn:
     """Instead of a network: a rule on the model's planes that nothing symmetric would survive."""
 
     run = Path("stand-in")
+    runs = (run,)
     normalisation = WINDOW
     decoder = "exact"
     run_threshold = None
