@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +25,7 @@ from sdseg_cli.core.processes import warm_up
 from sdseg_cli.data.manifest import Manifest
 
 if TYPE_CHECKING:
+    from sdseg_cli.core.findings import Finding
     from sdseg_cli.data.prepare import PrepareReport
 
 
@@ -102,8 +103,18 @@ def prepare(
         seed=seed,
     )
     output = Output(as_json=as_json, quiet=quiet)
+    said: list[Finding] = []
+
+    def on_replace(root: Path, settings: Mapping[str, Any]) -> Finding | None:
+        """Say it while the set in place is still there: at once, and again if more changes."""
+        found = replaced(root, settings)
+        if found is not None and found not in said:
+            said.append(found)
+            output.warn([found])
+        return found
+
     with output.progress() as progress:
-        report = run_prepare(source, workspace(), options, progress=progress, on_replace=replaced)
+        report = run_prepare(source, workspace(), options, progress=progress, on_replace=on_replace)
     made = Manifest.load(report.manifest)
     # A surprise, where a parent of several sets was given.
     output.say(f"scans below {os.path.commonpath([case.image.parent for case in made.entries])}")
@@ -113,7 +124,7 @@ def prepare(
     output.say(f"split: {made.split['rule']}")
     for skip in report.skipped:
         output.say(f"skipped {skip['case']}: {skip['why']}")
-    output.warn(report.warnings)
+    output.warn([one for one in report.warnings if one not in said])
     output.result(
         report.to_json(),
         title=f"prepared {report.manifest.parent.name}",

@@ -484,8 +484,11 @@ def test_a_set_that_is_replaced_under_a_run_is_reported_under_quiet_too(
         assert run_command([*prepare, *(["--target", target] if target else [])]) == 0
         err = capsys.readouterr().err
         assert (
-            "warning set-replaced, *: replaced raw, which had another target" in err
+            "warning set-replaced: raw is replaced by another set of this name: classes from one "
+            "foreground of all labels to one foreground of labels 3; runs trained on it as it was "
+            "no longer fit: raw/mine. They still predict" in err
         ) is replaced
+        assert err.count("set-replaced") == replaced  # once, before it is replaced
 
 
 @pytest.mark.slow
