@@ -26,7 +26,7 @@ from sdseg_cli.data.manifest import Manifest
 
 if TYPE_CHECKING:
     from sdseg_cli.core.findings import Finding
-    from sdseg_cli.data.prepare import PrepareReport
+    from sdseg_cli.data.prepare import PrepareOptions, PrepareReport
 
 
 def prepare(
@@ -119,7 +119,7 @@ def prepare(
     # A surprise, where a parent of several sets was given.
     output.say(f"scans below {os.path.commonpath([case.image.parent for case in made.entries])}")
     output.say(_settings(made))
-    for line in _class_lines(made, report):
+    for line in _class_lines(made, report, options):
         output.say(line)
     output.say(f"split: {made.split['rule']}")
     for skip in report.skipped:
@@ -135,8 +135,10 @@ def prepare(
     say_next(output, f"sdseg train --dataset {quote(made.name)}")
 
 
-def _class_lines(manifest: Manifest, report: PrepareReport) -> Iterator[str]:
-    """The classes, what mirrors make of them, and the command that merges them."""
+def _class_lines(
+    manifest: Manifest, report: PrepareReport, options: PrepareOptions
+) -> Iterator[str]:
+    """The classes, what mirrors make of them, the command that merges them, and other labels."""
     from sdseg_cli.data.classes import mirror_words
 
     rule = manifest.classes
@@ -149,8 +151,17 @@ def _class_lines(manifest: Manifest, report: PrepareReport) -> Iterator[str]:
         yield f"classes{kind}, with their share of the foreground: {', '.join(each)}"
         if mirrors := mirror_words(rule):
             yield mirrors
-        if report.by_default:
+        named = {"--class-names": options.class_names, "--mirror-pairs": options.mirror_pairs}
+        without = " and ".join(option for option, value in named.items() if value is not None)
+        if report.by_default and without:
+            yield f"for one foreground of all instead: --classes any, without {without}"
+        elif report.by_default:
             yield f"for one foreground of all instead: {typed()} --classes any"
+    if report.background:
+        others = ", ".join(
+            f"{one['name']} ({one['label']}) {_share(one['share'])}" for one in report.background
+        )
+        yield f"labels in no class become background (share of labelled voxels): {others}"
     if rule.ignore is not None:
         yield f"label {rule.ignore} counts in no loss and no metric"
 
@@ -167,7 +178,7 @@ def _settings(manifest: Manifest) -> str:
     elif manifest.target is not None:
         counted = f"{', '.join(map(str, manifest.target))} count as foreground"
     elif len(manifest.labels) > 1:
-        counted = "all count as one foreground (choose with --target)"
+        counted = "all count as one foreground (--classes all: each a class; --target 1,2: some)"
     else:
         counted = "it is the foreground"
     window = manifest.normalisation
