@@ -25,7 +25,7 @@ from rich.text import Text
 
 from sdseg_cli.core.errors import SdsegError
 from sdseg_cli.core.filenames import printable
-from sdseg_cli.core.findings import ERROR, Finding
+from sdseg_cli.core.findings import ERROR, EVERY_CASE, Finding
 from sdseg_cli.core.progress import OnStep, Pace, Progress, TrainProgress, no_op
 from sdseg_cli.core.tables import strict
 
@@ -99,7 +99,8 @@ class Output:
         for one in findings:
             counts[one.code] += 1
             if counts[one.code] <= SHOWN_WARNINGS:
-                lines.append(f"{one.code}, {one.case}: {one.measured}. {one.fix}")
+                case = "" if one.case == EVERY_CASE else f", {one.case}"
+                lines.append(f"{one.code}{case}: {one.measured}. {one.fix}")
         for code, count in counts.items():
             if count > SHOWN_WARNINGS:
                 lines.append(f"{code}: {count - SHOWN_WARNINGS} more, see `sdseg check --json`")

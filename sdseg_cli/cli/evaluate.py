@@ -39,6 +39,14 @@ _SHORT = {
     "detection_f1": "lesion\nF1",
 }
 """Names of metrics at the head of a narrow column."""
+_OF_OTHER_CASES = (
+    "A run is scored on cases of the set it was trained on (--split). For other cases: sdseg "
+    "predict SCANS -o MASKS --run RUN, then sdseg evaluate --pred MASKS --ref REFERENCES."
+)
+_OF_ITS_CLASSES = (
+    "A run is scored by the classes of its set. For others: sdseg predict SCANS -o MASKS --run "
+    "RUN, then sdseg evaluate --pred MASKS --ref REFERENCES, with this option."
+)
 _NAME_WIDTH, _SHORTEST_NAME = 27, 14
 """On a narrow terminal a case's name is folded to the first, borders included; down to the second
 where all columns then fit into one table."""
@@ -112,6 +120,10 @@ def evaluate(
         raise ConfigError("--pred and --ref belong together.", "Give both folders, or neither.")
     one_of_both = "Score either a run, or two folders of masks."
     if pred is None:
+        refuse_given({"--dataset": dataset}, "does not go with a run", _OF_OTHER_CASES)
+        refuse_given(
+            {"--target": target, "--classes": classes}, "does not go with a run", _OF_ITS_CLASSES
+        )
         refuse_given(of_folders, "does not go with a run", one_of_both)
     else:
         refuse_given(of_run, "does not go with --pred and --ref", one_of_both)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 from typer.core import TyperCommand
@@ -24,6 +24,8 @@ from sdseg_cli.data.layouts import DATASETS
 if TYPE_CHECKING:
     from sdseg_cli.metrics import Grid, Protocol, ScoringOptions
     from sdseg_cli.runs.run_folder import FoldRuns, RunDir
+
+Given = TypeVar("Given", str, Path)
 
 WEAK_DICE = 0.3
 """A validation Dice below which a run is not used without a warning."""
@@ -174,18 +176,20 @@ def workspace() -> Path:
     return Path(os.environ.get("SDSEG_HOME") or ".")
 
 
-def one_input(argument: Path | None, option: Path | None, name: str) -> Path:
-    """The input of a command: its argument, called `name` in help, or the same given by `-i`.
+def one_input(
+    argument: Given | None, option: Given | None, name: str, flag: str = "--input"
+) -> Given:
+    """What a command works on: its argument, called `name` in help, or the same given by `flag`.
 
     Raises:
         ConfigError: Both are given, or none.
     """
     if argument is not None and option is not None:
         raise ConfigError(
-            f"{argument} and --input {option} are both given.", f"Give {name} once, either way."
+            f"{argument} and {flag} {option} are both given.", f"Give {name} once, either way."
         )
     if (given := argument or option) is None:
-        raise ConfigError(f"Missing argument '{name}'.", f"Give {name}, or --input {name}.")
+        raise ConfigError(f"Missing argument '{name}'.", f"Give {name}, or {flag} {name}.")
     return given
 
 

@@ -308,6 +308,10 @@ def _predict_one(scan: Path, request: Request, output: Output) -> None:
         report = predict_file(scan, outputs, ready, options, progress=progress)
     output.warn(report.warnings)
     values = report.to_json()
+    if report.classes and outputs.probability and not outputs.probability_per_class:
+        output.say(
+            f"{outputs.probability} holds the probability of any class; --prob FOLDER/: each"
+        )
     if not request.named:
         values["warnings"] += [finding.to_json() for finding in weak_run(RunDir(members[0]))]
     output.result(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,7 +25,8 @@ from sdseg_cli.core.processes import warm_up
 from sdseg_cli.data.manifest import Manifest
 
 if TYPE_CHECKING:
-    from sdseg_cli.data.prepare import PrepareReport
+    from sdseg_cli.core.findings import Finding
+    from sdseg_cli.data.prepare import PrepareOptions, PrepareReport
 
 
 def prepare(
@@ -107,13 +108,23 @@ def prepare(
         folds=folds,
     )
     output = Output(as_json=as_json, quiet=quiet)
+    said: list[Finding] = []
+
+    def on_replace(root: Path, settings: Mapping[str, Any]) -> Finding | None:
+        """Say it while the set in place is still there: at once, and again if more changes."""
+        found = replaced(root, settings)
+        if found is not None and found not in said:
+            said.append(found)
+            output.warn([found])
+        return found
+
     with output.progress() as progress:
-        report = run_prepare(source, workspace(), options, progress=progress, on_replace=replaced)
+        report = run_prepare(source, workspace(), options, progress=progress, on_replace=on_replace)
     made = Manifest.load(report.manifest)
     # A surprise, where a parent of several sets was given.
     output.say(f"scans below {os.path.commonpath([case.image.parent for case in made.entries])}")
     output.say(_settings(made))
-    for line in _class_lines(made, report):
+    for line in _class_lines(made, report, options):
         output.say(line)
     output.say(f"split: {made.split['rule']}")
     if report.folds:
@@ -124,7 +135,7 @@ def prepare(
         )
     for skip in report.skipped:
         output.say(f"skipped {skip['case']}: {skip['why']}")
-    output.warn(report.warnings)
+    output.warn([one for one in report.warnings if one not in said])
     output.result(
         report.to_json(),
         title=f"prepared {report.manifest.parent.name}",
@@ -136,8 +147,10 @@ def prepare(
     say_next(output, f"sdseg train --dataset {quote(made.name)}{fold}")
 
 
-def _class_lines(manifest: Manifest, report: PrepareReport) -> Iterator[str]:
-    """The classes, what mirrors make of them, and the command that merges them."""
+def _class_lines(
+    manifest: Manifest, report: PrepareReport, options: PrepareOptions
+) -> Iterator[str]:
+    """The classes, what mirrors make of them, the command that merges them, and other labels."""
     from sdseg_cli.data.classes import mirror_words
 
     rule = manifest.classes
@@ -150,8 +163,17 @@ def _class_lines(manifest: Manifest, report: PrepareReport) -> Iterator[str]:
         yield f"classes{kind}, with their share of the foreground: {', '.join(each)}"
         if mirrors := mirror_words(rule):
             yield mirrors
-        if report.by_default:
+        named = {"--class-names": options.class_names, "--mirror-pairs": options.mirror_pairs}
+        without = " and ".join(option for option, value in named.items() if value is not None)
+        if report.by_default and without:
+            yield f"for one foreground of all instead: --classes any, without {without}"
+        elif report.by_default:
             yield f"for one foreground of all instead: {typed()} --classes any"
+    if report.background:
+        others = ", ".join(
+            f"{one['name']} ({one['label']}) {_share(one['share'])}" for one in report.background
+        )
+        yield f"labels in no class become background (share of labelled voxels): {others}"
     if rule.ignore is not None:
         yield f"label {rule.ignore} counts in no loss and no metric"
 
@@ -168,7 +190,7 @@ def _settings(manifest: Manifest) -> str:
     elif manifest.target is not None:
         counted = f"{', '.join(map(str, manifest.target))} count as foreground"
     elif len(manifest.labels) > 1:
-        counted = "all count as one foreground (choose with --target)"
+        counted = "all count as one foreground (--classes all: each a class; --target 1,2: some)"
     else:
         counted = "it is the foreground"
     window = manifest.normalisation

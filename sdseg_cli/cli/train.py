@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,6 +28,11 @@ SKIPPING = (
     "skipped: the run is finished and predicts with the exact decoder; "
     "the same command calibrates the fast one later"
 )
+SKIPPING_TRAINED = (
+    "skipped: the run is finished and predicts with the fast decoder it was trained through; "
+    "the same command measures its cost later"
+)
+"""Of a run whose loss has a term of the mask: it keeps its decoder, whatever that costs."""
 
 if TYPE_CHECKING:
     from sdseg_cli.core.progress import OnStep, TrainProgress
@@ -200,6 +206,7 @@ def _train_one(
     Returns:
         How it ended, the values of its JSON, and whether its calibration was skipped by a signal.
     """
+    started = time.monotonic()
     from sdseg_cli.model.distributed import ranks_of
     from sdseg_cli.runs.run_folder import RunDir
     from sdseg_cli.training.calibration import work_in_validations
@@ -230,7 +237,7 @@ def _train_one(
     check, skipped = None, False
     if first:
         check, skipped = _calibrated(output, report, folder, manifest, device)
-    return report, _show(output, report, check, folder), skipped
+    return report, _show(output, report, check, folder, time.monotonic() - started), skipped
 
 
 def _show_folds(
@@ -299,7 +306,9 @@ def _calibrated(
         stopped = True
         on_stop()
 
-    with output.progress() as progress, output.at_once(SKIPPING) as on_stop:
+    through = folder.config().train.mask_loss_weight > 0
+    skipping = SKIPPING_TRAINED if through else SKIPPING
+    with output.progress() as progress, output.at_once(skipping) as on_stop:
         check = calibrate(
             folder,
             manifest,
@@ -343,18 +352,28 @@ def _saying_first_step(output: Output, on_step: OnStep) -> OnStep:
 
 
 def _show(
-    output: Output, report: TrainReport, check: DecoderCheck | None, folder: RunDir
+    output: Output,
+    report: TrainReport,
+    check: DecoderCheck | None,
+    folder: RunDir,
+    seconds: float,
 ) -> dict[str, Any]:
-    """The table of a run; gives the values of its JSON, which are shown once all is done."""
+    """The table of a run; gives the values of its JSON, which are shown once all is done. `seconds`
+    are those of the whole command, or of a fold.
+    """
     if report.begun == report.step and report.state == "finished":
         output.say("it was finished already; to train on, give more --steps.")
     if report.state == "stopped":
         output.say(f"stopped at step {report.step}; to go on, run the same command again.")
-    values = report.to_json() | {"fast_decoder": check and check.to_json()}
+    values = report.to_json() | {
+        "seconds_total": round(seconds, 3),
+        "fast_decoder": check and check.to_json(),
+    }
     best, origin = values["best"], report.origin
     rows = [
         ("step", str(report.step)),
-        ("seconds", f"{report.seconds:.0f}"),
+        ("seconds of training and validation", f"{report.seconds:.0f}"),
+        ("seconds in all, with start and decoder check", f"{seconds:.0f}"),
         ("best validation Dice", number_text(best["val_dice"])),
         ("at step", "-" if best["step"] is None else str(best["step"])),
     ]

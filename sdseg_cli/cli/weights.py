@@ -9,7 +9,7 @@ import typer
 
 from sdseg_cli.cli import options as opt
 from sdseg_cli.cli.console import Output, show_help
-from sdseg_cli.cli.options import pair, refuse_pipes, workspace
+from sdseg_cli.cli.options import one_input, pair, refuse_pipes, workspace
 from sdseg_cli.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -110,10 +110,17 @@ def fetch(
 @weights.command(cls=opt.PanelCommand)
 def export(
     run: Annotated[
-        str, typer.Argument(metavar="RUN", help="A run, or an official SDSeg model in the store.")
-    ],
+        str | None,
+        typer.Argument(metavar="RUN", help="A run, or an official SDSeg model in the store."),
+    ] = None,
+    run_option: Annotated[
+        str | None, typer.Option("--run", metavar="RUN", help="The same as the argument.")
+    ] = None,
     package: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder to make; default: NAME.sdseg.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Folder to make; default: NAME.sdseg. A package is replaced."
+        ),
     ] = None,
     window: Annotated[
         str | None,
@@ -130,6 +137,7 @@ def export(
 
     It holds float16 weights, settings, their sha256 and the terms of use.
     """
+    run = one_input(run, run_option, "RUN", "--run")
     stored = _store().find(run) if Path(run).name == run else None
     if stored is not None:
         folder = package or Path(f"{stored.name}.sdseg")
@@ -145,7 +153,10 @@ def export(
             )
         found = find_run(workspace(), run).path.resolve()
         made = export_run(found, package or Path(f"{found.parent.name}-{found.name}.sdseg"))
-    Output(as_json=as_json, quiet=quiet).result(
+    output = Output(as_json=as_json, quiet=quiet)
+    if made.replaced:
+        output.say(f"replaced the package that was in {made.folder}")
+    output.result(
         made.to_json(),
         title=f"exported {run}",
         columns=("", "value"),

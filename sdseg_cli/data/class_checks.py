@@ -37,11 +37,22 @@ def check_classes(cases: Sequence[CaseFacts], rule: ClassRule) -> Iterator[Findi
     yield from _check_presence(cases, rule)
     yield from _check_sizes(cases, rule)
     yield from _check_balance(cases, rule)
-    for a, b in itertools.combinations(range(len(rule)), 2):
-        names = rule.names[a], rule.names[b]
-        if (a, b) in rule.mirror_pairs and are_twins(*names):
+    for a, b in rule.mirror_pairs:
+        if are_twins(rule.names[a], rule.names[b]):
             yield from _check_sides(cases, rule, a, b)
-        elif (a, b) not in rule.mirror_pairs and not any(map(side_of, names)):
+    yield from check_unnamed_pairs(cases, rule)
+
+
+def check_unnamed_pairs(cases: Sequence[CaseFacts], rule: ClassRule) -> Iterator[Finding]:
+    """Pairs of classes that lie like the left and the right of one structure, without saying so.
+
+    Args:
+        cases: What was measured, with the centres of the labels.
+        rule: The classes.
+    """
+    for a, b in itertools.combinations(range(len(rule)), 2):
+        sided = side_of(rule.names[a]) or side_of(rule.names[b])
+        if (a, b) not in rule.mirror_pairs and not sided:
             yield from _check_unnamed_pair(cases, rule, a, b)
 
 
@@ -167,11 +178,13 @@ def _check_unnamed_pair(
         and max(sizes) <= TWICE * min(sizes)
     ):
         labels = [(rule.groups[number] or (0,))[0] for number in (a, b)]
+        shown = "; left-right mirrors in training show each as the other"
         yield warning(
             "mirror-pair-unnamed",
             EVERY_CASE,
-            f"{_called(rule, a)} and {_called(rule, b)} lie opposite each other, left and right",
-            "If they are twins, a mirror swaps them: prepare with --mirror-pairs "
+            f"{_called(rule, a)} and {_called(rule, b)} lie opposite each other, left and right"
+            f"{shown if rule.mirror_safe else ''}",
+            "If they are twins, a mirror must swap them: prepare with --mirror-pairs "
             f"{labels[0]}:{labels[1]}, or say left and right in their names.",
         )
 

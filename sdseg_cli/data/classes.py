@@ -73,6 +73,7 @@ class ClassChoice:
         ignore: As in `ClassOptions`, or as the data set says.
         asked_to_ignore: The option said so.
         pairs: Labels that change places in a mirror; None = found by names.
+        named: A file of names was given.
         asked: The groups were named one by one, so that each must occur.
         by_default: Nothing was asked for.
     """
@@ -84,13 +85,14 @@ class ClassChoice:
     ignore: int | None
     asked_to_ignore: bool
     pairs: tuple[tuple[int, int], ...] | None
+    named: bool
     asked: bool
     by_default: bool
 
     def rule(
         self, present: Collection[int], trained: Collection[int]
     ) -> tuple[ClassRule, tuple[Finding, ...]]:
-        """The classes, and what is odd about them.
+        """The classes, and what is odd about them and about the options.
 
         Args:
             present: Labels of all cases.
@@ -98,8 +100,37 @@ class ClassChoice:
 
         Raises:
             DataError: A class that was asked for is in no (training) case, or there are too many.
-            ConfigError: A pair for a mirror is none.
+            ConfigError: A pair for a mirror is none, or there is one class alone.
         """
+        rule, odd = self._rule(present, trained)
+        if len(rule) == 1 and self.pairs is not None:
+            raise ConfigError(
+                "--mirror-pairs has no effect: there is one class alone.", "Leave it out."
+            )
+        if len(rule) == 1 and self.named:
+            odd += (
+                warning(
+                    "class-names-unused",
+                    EVERY_CASE,
+                    "there is one class alone, which has no name in a run",
+                    "None needed; --class-names can be left out.",
+                ),
+            )
+        if self.asked_to_ignore and self.ignore not in present:
+            odd += (
+                warning(
+                    "ignore-absent",
+                    EVERY_CASE,
+                    f"no case has label {self.ignore}, which is to be ignored",
+                    "Correct --ignore, or leave it out.",
+                ),
+            )
+        return rule, odd
+
+    def _rule(
+        self, present: Collection[int], trained: Collection[int]
+    ) -> tuple[ClassRule, tuple[Finding, ...]]:
+        """As `rule`, without what is odd about the options."""
         if self.one or (self.by_default and set(present) - {0} == _ONE_AS_BYTES):
             foreground = ClassRule.of_target(self.target)
             ignore = self.ignore if self.asked_to_ignore else None
@@ -116,7 +147,7 @@ class ClassChoice:
         if len(groups) < 2 and not self.asked:
             # One label alone is what it always was: everything but 0, or the adapter's.
             one = replace(self, one=True)
-            return one.rule(present, trained)[0], tuple(map(_left_out, left_out))
+            return one._rule(present, trained)[0], tuple(map(_left_out, left_out))
         names, labels = zip(*groups, strict=True)
         _require_few(len(groups))
         rule = ClassRule(labels, names)
@@ -215,6 +246,7 @@ def choose(options: ClassOptions, spec: DatasetSpec) -> ClassChoice:
         ignore=ignore if ignore is not None else None if spec.ignore in used else spec.ignore,
         asked_to_ignore=ignore is not None,
         pairs=pairs,
+        named=options.class_names is not None,
         asked=text not in (None, "all", "any"),
         by_default=text is None and options.target is None,
     )
@@ -326,11 +358,15 @@ def _require_alone(options: ClassOptions, *, one: bool) -> None:
             "--target makes one foreground of labels, --classes several classes: give one.",
         )
     given = {"--class-names": options.class_names, "--mirror-pairs": options.mirror_pairs}
+    instead = "Add --classes all"
+    if options.target is not None:
+        instead = f"Give --classes {','.join(map(str, options.target))} instead of --target"
+    elif options.classes is not None:
+        instead = "Give --classes all instead"
     for option, value in given.items():
-        # Of classes that are merged for once, the other options may stay.
-        if one and options.classes is None and value is not None:
+        if one and value is not None:
             raise ConfigError(
-                f"{option} has no effect on one foreground.", "Add --classes all, or leave it out."
+                f"{option} has no effect on one foreground.", f"{instead}, or leave it out."
             )
 
 

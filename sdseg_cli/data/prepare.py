@@ -22,6 +22,7 @@ from sdseg_cli.core.locks import locked
 from sdseg_cli.core.processes import available_cores, in_processes
 from sdseg_cli.core.progress import Progress, no_op
 from sdseg_cli.data.checks import Expected, check_case, check_duplicates
+from sdseg_cli.data.class_checks import check_unnamed_pairs
 from sdseg_cli.data.classes import ClassChoice, ClassOptions, choose
 from sdseg_cli.data.manifest import (
     Manifest,
@@ -29,6 +30,7 @@ from sdseg_cli.data.manifest import (
     Staging,
     checked_name,
     lock_of,
+    open_array,
 )
 from sdseg_cli.data.prepared import (
     BadCase,
@@ -43,11 +45,14 @@ from sdseg_cli.data.spec import SPLITS, Case, ClassRule, DatasetSpec
 from sdseg_cli.data.split import FEWEST_CASES, Split, read_split, split_of, with_folds
 from sdseg_cli.data.unexpected_files import check_set
 from sdseg_cli.imaging.intensity import PHOTOGRAPH, Normalisation
-from sdseg_cli.imaging.measure import Pair, statistics_in
+from sdseg_cli.imaging.measure import CaseFacts, Pair, measure_planes, statistics_in
 from sdseg_cli.imaging.slices import CROPS
 
 SMALLEST_SIZE, SIZE_STEP = 32, 8
 """Sides of prepared slices, px: the smallest, and what all are multiples of, one latent pixel."""
+
+MOST_MEASURED = 20
+"""Cases whose slices are looked at for twins that no name says."""
 
 OnReplace = Callable[[Path, Mapping[str, Any]], Finding | None]
 """Of the set in place and the settings of the new one: a warning, nothing, or a ConfigError."""
@@ -105,6 +110,8 @@ class PrepareReport:
             share of the foreground, of each.
         by_default: Nobody asked for them.
         folds: Number of cases by fold; empty where there are none.
+        background: Labels in no class, with name, voxels of all cases and share of all labelled
+            voxels, of each.
     """
 
     manifest: Path
@@ -115,6 +122,7 @@ class PrepareReport:
     classes: tuple[dict[str, Any], ...] = ()
     by_default: bool = False
     folds: tuple[int, ...] = ()
+    background: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -126,6 +134,7 @@ class PrepareReport:
             "warnings": [finding.to_json() for finding in self.warnings],
             **({"classes": list(self.classes)} if self.classes else {}),
             **({"folds": list(self.folds)} if self.folds else {}),
+            **({"background": list(self.background)} if self.classes and self.background else {}),
         }
 
 
@@ -263,7 +272,13 @@ def _carry_out(
         if case.id not in split.of
     }
     skipped = unlisted | faulty  # each is named once
-    warnings = in_order((*odd, *_warnings(plan, manifest, usable, records, split)))
+    warnings = in_order(
+        (
+            *odd,
+            *_unnamed_pairs(plan.choice, manifest),
+            *_warnings(plan, manifest, usable, records, split),
+        )
+    )
     return PrepareReport(
         manifest=manifest.path,
         cases={name: len(manifest.cases(name)) for name in SPLITS},
@@ -275,6 +290,7 @@ def _carry_out(
         folds=tuple(
             sum(case.fold == fold for case in manifest.entries) for fold in range(manifest.folds)
         ),
+        background=_background(plan.choice, manifest, records),
     )
 
 
@@ -350,9 +366,7 @@ def _not_validated(rule: ClassRule, labels: Collection[int]) -> Iterator[Finding
 
 def _listed(classes: ClassRule, records: Records) -> tuple[dict[str, Any], ...]:
     """The classes for `--json`."""
-    voxels: Counter[int] = Counter()
-    for record in records.values():
-        voxels.update({int(n): count for n, count in record.get("label_voxels", {}).items()})
+    voxels = _voxels(records)
     total = sum(voxels[label] for label in classes.labels or ())
     listed = []
     for name, group, value in zip(classes.names, classes.groups, classes.values, strict=True):
@@ -360,6 +374,48 @@ def _listed(classes: ClassRule, records: Records) -> tuple[dict[str, Any], ...]:
         one = {"name": name, "labels": list(group or ()), "value": value, "voxels": count}
         listed.append(one | {"share": round(count / total, 6) if total else None})
     return tuple(listed)
+
+
+def _voxels(records: Records) -> Counter[int]:
+    """The voxels of each label, in all cases; 0 where they were not counted."""
+    voxels: Counter[int] = Counter()
+    for record in records.values():
+        voxels.update({int(n): count for n, count in record.get("label_voxels", {}).items()})
+    return voxels
+
+
+def _background(
+    choice: ClassChoice, manifest: Manifest, records: Records
+) -> tuple[dict[str, Any], ...]:
+    """The labels in no class, as `PrepareReport` has them."""
+    voxels, classes = _voxels(records), manifest.classes
+    if classes.labels is None:
+        return ()
+    present = ({n for n, count in voxels.items() if count} | set(manifest.labels)) - {0}
+    total = sum(voxels[label] for label in present)
+    return tuple(
+        {
+            "label": label,
+            "name": choice.names.get(label, f"label_{label}"),
+            "voxels": voxels[label],
+            "share": round(voxels[label] / total, 6) if total else None,
+        }
+        for label in sorted(present - set(classes.labels) - {classes.ignore})
+    )
+
+
+def _unnamed_pairs(choice: ClassChoice, manifest: Manifest) -> Iterator[Finding]:
+    """Twins that no name and no option says, by the slices of some cases."""
+    several = len(manifest.classes) > 1
+    if not several or manifest.modality == PHOTOGRAPH or choice.pairs == ():
+        return
+    facts = []
+    for case in manifest.entries[:MOST_MEASURED]:
+        labels = open_array(manifest.labels_file(case))
+        count, rows, columns = labels.shape
+        found = measure_planes(labels, (count, rows, columns), int(labels.max()))
+        facts.append(CaseFacts(case.id, case.image, labels=found))
+    yield from check_unnamed_pairs(facts, manifest.classes)
 
 
 def own_name(src: Path, spec: DatasetSpec, cases: int, *, named: bool) -> str:

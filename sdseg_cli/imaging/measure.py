@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -331,11 +332,24 @@ def measure_scan(volume: Volume, digest: Digest | None = None) -> ScanStatistics
 def measure_labels(volume: Volume) -> LabelStatistics:
     """Measure the voxels of a label map, uint8 or uint16."""
     planes = Planes.of(volume.geometry)
-    size = int(volume.array.max()) + 1
+    each = (planes.get(volume.array, k) for k in range(planes.count))
+    return measure_planes(each, (planes.count, *planes.shape), int(volume.array.max()))
+
+
+def measure_planes(
+    planes: Iterable[NDArray[Any]], shape: tuple[int, int, int], largest: int
+) -> LabelStatistics:
+    """Measure the axial planes of a label map, feet to head.
+
+    Args:
+        planes: (rows, columns) uint8 or uint16, front to back and right to left.
+        shape: Number of planes, rows, columns.
+        largest: The largest label.
+    """
+    size, voxels = largest + 1, math.prod(shape)
     counts, sums = np.zeros(size, np.int64), np.zeros((3, size))
     areas = np.zeros(size, np.int64)
-    for k in range(planes.count):
-        plane = planes.get(volume.array, k)
+    for k, plane in enumerate(planes):
         rows, columns = np.nonzero(plane)  # little of a label map is foreground
         values = plane[rows, columns]
         here = np.bincount(values, minlength=size)
@@ -344,10 +358,10 @@ def measure_labels(volume: Volume) -> LabelStatistics:
         sums[0] += np.bincount(values, rows, size)
         sums[1] += np.bincount(values, columns, size)
         sums[2] += here * k
-    counts[0] = volume.array.size - counts.sum()
-    extent = np.maximum([*planes.shape, planes.count], 2) - 1
+    counts[0] = voxels - counts.sum()
+    extent = np.maximum([*shape[1:], shape[0]], 2) - 1
     return LabelStatistics(
-        voxels=volume.array.size,
+        voxels=voxels,
         counts={int(value): int(counts[value]) for value in np.flatnonzero(counts)},
         centres={
             int(value): _triple(sums[:, value] / counts[value] / extent)

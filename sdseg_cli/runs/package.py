@@ -65,6 +65,8 @@ class Package:
     sha256: str
     """Of `model.safetensors`."""
     bytes: int
+    replaced: bool = False
+    """Another package was there before."""
 
     def to_json(self) -> dict[str, Any]:
         """The object of `--json`."""
@@ -112,7 +114,7 @@ def write_package(
         text = json.dumps(description, indent=2, allow_nan=False) + "\n"
         _write_text(building / DESCRIPTION, text)
         _write_text(building / LICENSE, license_note(checkpoint))
-        if folder.exists():
+        if replaced := folder.exists():
             folder.rename(old)
         building.rename(folder)
     except OSError as error:
@@ -127,7 +129,7 @@ def write_package(
         shutil.rmtree(old, ignore_errors=True)
     remove_old_folders(folder)
     size = sum(path.stat().st_size for path in folder.iterdir())
-    return Package(folder, sha256, size)
+    return Package(folder, sha256, size, replaced)
 
 
 def _holds_only_a_package(folder: Path) -> bool:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,12 +30,15 @@ from sdseg_cli.core.findings import EVERY_CASE, WARNING, Finding
 from sdseg_cli.core.json_files import read_object
 from sdseg_cli.core.locks import holder, is_locked
 from sdseg_cli.data.manifest import Manifest, lock_of
+from sdseg_cli.data.spec import ClassRule
 from sdseg_cli.runs.log import last_step
 
 STATES = ("running", "stopped", "finished", "failed")
 STEP_FILE = re.compile(r"step-\d+\.pt")
 FOLD = re.compile(r"-fold(\d+)$")
 """The end of the name of a fold's run."""
+MOST_NAMED = 4
+"""Classes that are named where two sets are told apart."""
 
 
 @dataclass(frozen=True)
@@ -444,29 +447,63 @@ def replaced(root: Path, settings: Mapping[str, Any]) -> Finding | None:
         before = Manifest.load(root)
     except DataError:
         return None  # there is none, or it is damaged and no run can use it
-    known = before.inference_settings() | {"folds": before.folds_listed()}
-    changed = [key for key, value in settings.items() if known.get(key) != value]
-    runs = _trained_on(before) if changed else []
-    what = f"another {', '.join(key.removesuffix('_sha256') for key in changed)}"
-    if changed == ["folds"]:
-        runs = [run for run in runs if run.config().fold != NO_FOLD]
-        what = "other folds"
-    if not runs:
-        return None
+    after = dict(settings)
+    folds = after.pop("folds", None)
+    changes = list(_changes(before.inference_settings(), after))
+    runs = _trained_on(before) if changes else []
+    if folds is not None and folds != before.folds_listed():
+        runs += [run for run in _trained_on(before) if not changes and run.config().fold != NO_FOLD]
+        changes.append("other folds")
+    what = ", ".join(changes)
     for run in runs:
         if run.is_locked():
             raise ConfigError(
-                f"{before.name} would get {what}, and {run.path} is being trained on it.",
+                f"{before.name} would change ({what}), and {run.path} is being trained on it.",
                 "Wait for that run or stop it; or prepare the new set under another --name.",
             )
-    names = ", ".join(f"{run.path.parent.name}/{run.path.name}" for run in runs)
+    # One with another number of classes did not fit before either.
+    fitting = [run for run in runs if run.config().model.classes == len(before.classes)]
+    if not fitting:
+        return None
+    names = ", ".join(f"{run.path.parent.name}/{run.path.name}" for run in fitting)
     return Finding(
         code="set-replaced",
         level=WARNING,
         case=EVERY_CASE,
-        measured=f"replaced {before.name}, which had {what}; trained on the old one: {names}",
-        fix="They can no longer be evaluated or resumed: prepare it as before, or train them anew.",
+        measured=f"{before.name} is about to be replaced by another set of this name: {what}; "
+        f"runs trained on it as it was no longer fit: {names}",
+        fix="They still predict, but cannot be evaluated or resumed. To keep both sets, give the "
+        f"new one its own name, such as --name {before.name}_2; to go back, prepare as before.",
     )
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    """What differs between the settings of two sets, in words; of `after` not all may be known."""
+    changed = {key for key, value in after.items() if before.get(key) != value}
+    if changed & {"target", "classes", "ignore"}:
+        yield f"classes from {_classes_in_words(before)} to {_classes_in_words(after)}"
+    elif "mirror_pairs" in changed:
+        yield "other classes change places in a mirror"
+    if "normalisation" in changed:
+        low_high = "{kind} {low:g} to {high:g}".format_map
+        yield f"{low_high(before['normalisation'])} becomes {low_high(after['normalisation'])}"
+    for key in sorted(changed & {"crop", "size", "modality", "dataset"}):
+        yield f"{key} from {before.get(key, '-')} to {after[key] or '-'}"
+    if "split_sha256" in changed:
+        yield "another split"
+    elif changed == {"data_sha256"}:  # with other settings the slices are others too
+        yield "other scans or label maps"
+
+
+def _classes_in_words(settings: Mapping[str, Any]) -> str:
+    """`one foreground of labels 1, 2` or `7 (liver, spleen, ...)`, with the label to ignore."""
+    rule = ClassRule.of_settings({k: v for k, v in settings.items() if v is not None})
+    ignored = "" if rule.ignore is None else f" without label {rule.ignore}"
+    if len(rule) > 1:
+        more = ", ..." if len(rule) > MOST_NAMED else ""
+        return f"{len(rule)} ({', '.join(rule.names[:MOST_NAMED])}{more}){ignored}"
+    labels = "all labels" if rule.labels is None else f"labels {', '.join(map(str, rule.labels))}"
+    return f"one foreground of {labels}{ignored}"
 
 
 def require_settled(manifest: Manifest) -> None:

@@ -470,6 +470,24 @@ def test_prepare_says_what_counts_as_foreground(
     assert f"next: SDSEG_HOME={home / 'home'} sdseg train --dataset raw" in err
 
 
+def test_prepare_says_which_labels_become_background(
+    home: Path, raw: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    label = raw / "case_1/label.nii.gz"
+    image = nib.load(label)
+    values = np.asanyarray(image.dataobj).astype(np.uint8)
+    values[np.nonzero(values == 0)[0][:1]] = 5
+    nib.save(nib.Nifti1Image(values, image.affine), label)
+    assert run_command(["prepare", "raw", "--workers", "1", "--target", "3"]) == 0
+    err = capsys.readouterr().err
+    assert "labels in no class become background (share of labelled voxels): label_5 (5) " in err
+    assert run_command(["prepare", "raw", "--workers", "1", "--classes", "any"]) == 0
+    err = capsys.readouterr().err
+    assert "background" not in err and "--classes all: each a class; --target 1,2: some" in err
+    assert run_command(["prepare", "raw", "--workers", "1", "--mirror-pairs", "none"]) == 0
+    assert "--classes any, without --mirror-pairs" in capsys.readouterr().err
+
+
 def test_a_set_that_is_replaced_under_a_run_is_reported_under_quiet_too(
     home: Path, raw: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -484,8 +502,11 @@ def test_a_set_that_is_replaced_under_a_run_is_reported_under_quiet_too(
         assert run_command([*prepare, *(["--target", target] if target else [])]) == 0
         err = capsys.readouterr().err
         assert (
-            "warning set-replaced, *: replaced raw, which had another target" in err
+            "warning set-replaced: raw is about to be replaced by another set of this name: "
+            "classes from one foreground of all labels to one foreground of labels 3; runs trained "
+            "on it as it was no longer fit: raw/mine. They still predict" in err
         ) is replaced
+        assert err.count("set-replaced") == replaced  # once, before it is replaced
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,14 +10,15 @@ import pytest
 
 from sdseg_cli.cli.app import run_command
 from sdseg_cli.cli.console import Output
-from sdseg_cli.cli.train import _next_command, _run_folder, _saying_first_step
+from sdseg_cli.cli.train import _calibrated, _next_command, _run_folder, _saying_first_step, _show
 from sdseg_cli.core.config import RunConfig
-from sdseg_cli.core.config_file import from_dict
+from sdseg_cli.core.config_file import from_dict, to_toml
 from sdseg_cli.core.presets import PRESETS
 from sdseg_cli.core.progress import TrainProgress
 from sdseg_cli.data.prepare import PrepareOptions, prepare
+from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training.train import TrainReport
-from tests.conftest import PLANE, Workspace, write_case
+from tests.conftest import PLANE, Workspace, tiny_settings, write_case
 
 
 def test_a_run_goes_where_its_path_says_and_only_a_bare_word_is_a_name(
@@ -100,6 +102,38 @@ def test_the_contact_sheet_of_the_augmentation_is_drawn_and_nothing_trained(
     assert sorted(tiny_run.root.rglob("*")) == before
     assert run_command(["train", "--dataset", "tiny", "--show-augmentation", "plain.png"]) == 0
     assert "only mirrors are shown" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("weight", "decoder"), [(0.0, "exact"), (1.0, "fast")])
+def test_what_a_skipped_calibration_leaves_is_the_decoder_of_the_loss(
+    tiny_run: Workspace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    weight: float,
+    decoder: str,
+) -> None:
+    def interrupted(*_: object, on_stop: Callable[[], None], **__: object) -> None:
+        on_stop()
+
+    monkeypatch.setattr("sdseg_cli.training.calibration.calibrate", interrupted)
+    settings = tiny_settings(mask_loss_weight=weight)
+    (tmp_path / "config.toml").write_text(to_toml(settings))
+    report = TrainReport(tmp_path, 4, 0, 1.0, {}, "finished", {})
+    _calibrated(Output(), report, RunDir(tmp_path), tiny_run.manifest, "cpu")
+    assert f"predicts with the {decoder} decoder" in capsys.readouterr().err
+
+
+def test_the_seconds_of_training_and_of_the_whole_command_are_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = TrainReport(tmp_path, 4, 0, 61.4, {}, "finished", {})
+    _show(Output(), report, None, RunDir(tmp_path), 90.2)
+    lines = capsys.readouterr().out.splitlines()
+    of = {name: next(line for line in lines if name in line) for name in ("validation ", "in all")}
+    assert "61" in of["validation "] and "90" in of["in all"]
+    values = _show(Output(as_json=True), report, None, RunDir(tmp_path), 90.2)
+    assert (values["seconds"], values["seconds_total"]) == (61.4, 90.2)
 
 
 def test_training_ends_with_the_command_to_type_next(

@@ -120,6 +120,10 @@ def test_the_ignore_label_is_no_class() -> None:
     [
         ({"target": (1,), "classes": "all"}, "--target and --classes"),
         ({"target": (1,), "mirror_pairs": "1:2"}, "no effect on one foreground"),
+        ({"classes": "any", "mirror_pairs": "1:2"}, "--mirror-pairs has no effect on one foreg"),
+        ({"classes": "any", "class_names": Path("n.csv")}, "--class-names has no effect on one"),
+        ({"target": (1,), "class_names": Path("n.csv")}, "--class-names has no effect on one"),
+        ({"classes": "a=1", "mirror_pairs": "1:2"}, "there is one class alone"),
         ({"ignore": 0}, "label 0 is the background"),
         ({"mirror_pairs": "1"}, "is no pair"),
         ({"mirror_pairs": "1:1"}, "one label twice"),
@@ -132,6 +136,15 @@ def test_the_ignore_label_is_no_class() -> None:
 def test_options_that_contradict_the_set_are_refused(options: dict, message: str) -> None:
     with pytest.raises((ConfigError, DataError), match=message):
         rule_of({1, 2, 3}, **options)
+
+
+def test_options_without_effect_on_the_labels_that_occur_are_named(tmp_path: Path) -> None:
+    names = tmp_path / "names.csv"
+    names.write_text("1,liver\n")
+    _, odd = choose(ClassOptions(class_names=names, ignore=9), FOLDER).rule({1}, {1})
+    assert [one.code for one in odd] == ["class-names-unused", "ignore-absent"]
+    with pytest.raises(ConfigError, match="one class alone"):
+        choose(ClassOptions(mirror_pairs="1:2"), FOLDER).rule({1}, {1})
 
 
 @pytest.mark.parametrize(
@@ -262,7 +275,7 @@ def write_pair(folder: Path, left: slice, right: slice, *, spot: bool) -> None:
     if spot:
         labels[300, 300, 1] = 3
     folder.mkdir(parents=True)
-    hu = np.random.default_rng(0).integers(-900, 900, shape).astype(np.int16)
+    hu = np.random.default_rng(int(folder.name[1:])).integers(-900, 900, shape).astype(np.int16)
     nib.save(nib.Nifti1Image(hu, AFFINE), folder / "image.nii.gz")
     nib.save(nib.Nifti1Image(labels, AFFINE), folder / "label.nii.gz")
 
@@ -292,3 +305,19 @@ def test_check_names_a_pair_that_its_names_do_not(tmp_path: Path) -> None:
     found = [one for one in check(tmp_path / "set", workers=1).findings if "pair" in one.code]
     assert [one.code for one in found] == ["mirror-pair-unnamed"]
     assert "--mirror-pairs 1:2" in found[0].fix
+    assert "mirrors in training show each as the other" in found[0].measured
+    told = [one for one in prepared(tmp_path / "set", tmp_path).warnings if "pair" in one.code]
+    assert told == found  # by the slices, which are smaller
+    for pairs in ("1:2", "none"):
+        report = prepared(tmp_path / "set", tmp_path, mirror_pairs=pairs)
+        assert not [one for one in report.warnings if "pair" in one.code]
+
+
+def test_labels_in_no_class_are_reported_as_background(raw: Path, workspace: Path) -> None:
+    report = prepared(raw, workspace, target=(1,))
+    assert report.background == (
+        {"label": 300, "name": "label_300", "voxels": 5 * 28, "share": 0.333333},
+    )
+    assert "background" not in report.to_json()  # one class, as it was
+    assert prepared(raw, workspace, classes="any").background == ()
+    assert prepared(raw, workspace, classes="all").background == ()

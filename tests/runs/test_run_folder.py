@@ -19,6 +19,7 @@ from sdseg_cli.core.locks import locked
 from sdseg_cli.core.presets import PRESETS
 from sdseg_cli.data.manifest import lock_of
 from sdseg_cli.data.prepare import PrepareOptions, prepare
+from sdseg_cli.data.spec import ClassRule
 from sdseg_cli.runs.run_folder import (
     RunDir,
     RunSummary,
@@ -293,8 +294,34 @@ def test_a_run_that_loses_its_set_is_named_and_what_changed(trained: Workspace) 
     assert found is not None
     assert (found.code, found.level, found.case) == ("set-replaced", "warning", "*")
     assert found.measured == (
-        "replaced toy, which had another crop, data; trained on the old one: toy/tiny"
+        "toy is about to be replaced by another set of this name: crop from none to body; "
+        "runs trained on it as it was no longer fit: toy/tiny"
     )
+    assert "--name toy_2" in found.fix
+
+
+def test_other_classes_of_a_replaced_set_are_said_in_words(trained: Workspace) -> None:
+    root = trained.root / "prepared" / "toy"
+    names = ("liver", "spleen", "aorta", "colon", "lung")
+    several = ClassRule(tuple((n,) for n in range(1, 6)), names, 9, ((0, 1),)).to_settings()
+    found = replaced(root, {"target": [1, 2, 3, 4, 5], **several})
+    assert found is not None
+    assert "classes from one foreground of all labels to 5 (liver, spleen, aorta, colon, ...) " in (
+        found.measured
+    )
+    assert "without label 9" in found.measured and "target" not in found.measured
+    other_scans = replaced(root, {"data_sha256": "1"})
+    assert other_scans is not None and "other scans or label maps" in other_scans.measured
+
+
+def test_a_run_of_other_classes_than_the_replaced_set_did_not_fit_before(
+    trained: Workspace,
+) -> None:
+    run = RunDir(trained.run)
+    config = run.config()
+    config = replace(config, model=replace(config.model, classes=7))
+    run.config_file.write_text(to_toml(config))
+    assert replaced(trained.root / "prepared" / "toy", {"crop": "body"}) is None
 
 
 def test_without_a_set_or_a_run_nothing_is_lost(trained: Workspace) -> None:
@@ -308,7 +335,8 @@ def test_a_set_is_not_replaced_under_a_run_that_trains(trained: Workspace) -> No
     root = trained.root / "prepared" / "toy"
     with locked(trained.run / ".lock"):
         assert replaced(root, trained.manifest.inference_settings()) is None
-        with pytest.raises(ConfigError, match=r"toy would get another crop, and .*toy/tiny is"):
+        said = r"toy would change \(crop from none to body\), and .*toy/tiny is"
+        with pytest.raises(ConfigError, match=said):
             replaced(root, {"crop": "body"})
 
 
@@ -340,7 +368,7 @@ def test_a_set_whose_scans_changed_is_not_replaced_under_a_run_that_trains(
     before = manifest.read_bytes()
     (raw / "pt_1" / "image.nii.gz").unlink()
     (raw / "pt_1" / "label.nii.gz").unlink()
-    with locked(trained.run / ".lock"), pytest.raises(ConfigError, match="another split, data"):
+    with locked(trained.run / ".lock"), pytest.raises(ConfigError, match="another split"):
         prepare(raw, trained.root, PrepareOptions(name="toy", workers=1), on_replace=replaced)
     assert manifest.read_bytes() == before
 

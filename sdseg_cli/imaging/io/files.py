@@ -213,10 +213,12 @@ def check_writable(path: Path, like: Volume | Path | None = None) -> None:
     suffixes = (".png",) if of_picture else (*NIFTI_SUFFIXES, *metaimage.WRITABLE)
     if not path.name.lower().endswith(suffixes):
         kind = "picture" if of_picture else "volume"
-        raise DataError(
-            f"{path}: cannot write this kind of file for a {kind}.",
-            f"End the name in {', '.join(suffixes)}.",
-        )
+        hint = f"End the name in {', '.join(suffixes)}"
+        if not of_picture:
+            hint += f"; a mask also in {metaimage.SEGMENTATION} (named segments, for 3D Slicer)"
+        if not of_picture and is_picture(path):
+            hint += "; a picture of the mask on its scan is --preview"
+        raise DataError(f"{path}: cannot write this kind of file for a {kind}.", f"{hint}.")
 
 
 def check_mask_writable(path: Path, like: Volume) -> None:

@@ -336,3 +336,12 @@ def test_a_mask_is_written_under_a_name_that_is_no_utf8(tmp_path, suffix):
     assert [path.name for path in tmp_path.iterdir()] == [odd.name]
     plain = odd.rename(tmp_path / f"plain{suffix.decode()}")
     assert np.array_equal(read_labels(plain).array, mask)
+
+
+def test_the_hint_names_all_that_a_mask_may_end_in(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        check_writable(tmp_path / "p1.png")
+    assert caught.value.hint == (
+        "End the name in .nii, .nii.gz, .nrrd, .mha; a mask also in .seg.nrrd (named segments, for "
+        "3D Slicer); a picture of the mask on its scan is --preview."
+    )
