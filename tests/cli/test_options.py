@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
+from sdseg_cli.cli.app import run_command
 from sdseg_cli.cli.options import one_input, sampling
 from sdseg_cli.core.config import SampleConfig
 from sdseg_cli.core.errors import ConfigError
+from tests.conftest import Workspace
 
 
 def asked(settings: SampleConfig, **given: Any) -> SampleConfig:
@@ -45,3 +47,19 @@ def test_the_input_is_the_argument_or_what_follows_i() -> None:
         one_input(Path("a"), Path("b"), "SCAN")
     with pytest.raises(ConfigError, match="Missing argument 'SCAN'"):
         one_input(None, None, "SCAN")
+
+
+def test_a_run_to_export_may_be_an_option_and_a_replaced_package_is_said(
+    tiny_run: Workspace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("SDSEG_HOME", str(tiny_run.root))
+    monkeypatch.setenv("SDSEG_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.chdir(tmp_path)
+    for option, replaced in ([], False), (["--run"], True):
+        assert run_command(["weights", "export", *option, "tiny/run", "-o", "pk"]) == 0
+        assert ("replaced the package that was in" in capsys.readouterr().err) is replaced
+    assert run_command(["weights", "export", "tiny/run", "--run", "tiny/run"]) == 2
+    assert "are both given" in capsys.readouterr().err
