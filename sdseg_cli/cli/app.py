@@ -190,11 +190,14 @@ def guarded_streams() -> Iterator[None]:
     error takes everything: there is nowhere to report its own failure.
     """
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = _Stream(before[0], _stdout_lost), _Stream(before[1], _ignored)
+    out = _Stream(before[0], _stdout_lost)
+    sys.stdout, sys.stderr = out, _Stream(before[1], _ignored)
     try:
         yield
     finally:
         sys.stdout, sys.stderr = before
+        # A log handler of a library may keep the stream and flush it as Python ends.
+        out.lost = _ignored
 
 
 def _stdout_lost(reason: str) -> None:
@@ -217,11 +220,11 @@ class _Stream:
     """
 
     def __init__(self, stream: TextIO | None, lost: Callable[[str], None]) -> None:
-        self._stream, self._lost = stream, lost
+        self._stream, self.lost = stream, lost
 
     def write(self, text: str) -> int:
         if self._stream is None:
-            self._lost("it is closed")
+            self.lost("it is closed")
             return len(text)
         with self._guarded():
             try:
@@ -248,7 +251,7 @@ class _Stream:
         try:
             yield
         except (OSError, ValueError) as error:
-            self._lost((getattr(error, "strerror", None) or str(error)).lower())
+            self.lost((getattr(error, "strerror", None) or str(error)).lower())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

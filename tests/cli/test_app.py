@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import io
 import json
+import logging
 import os
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -200,6 +202,7 @@ def test_ctrl_c_ends_in_one_line_and_130(
     assert err.splitlines()[1].startswith("Hint: Run the same command again")
 
 
+@pytest.mark.slow
 def test_a_text_file_named_nii_gz_is_refused_with_a_run_at_hand(
     run_home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -220,6 +223,7 @@ def test_a_mask_of_another_shape_stops_prepare(
     assert not (home / "home" / "prepared" / "raw" / "manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_predict_says_what_it_wrote_and_json_is_one_object(
     run_home: Path, tiny_run: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -744,3 +748,18 @@ def test_an_error_that_names_what_is_no_utf8_is_shown_all_the_same(
 ) -> None:
     cli.show_error(RunError("a\udcff: no.", "b\ud800"))
     assert capsys.readouterr().err == "Error: a\\xff: no.\nHint: b\\ud800\n"
+
+
+def test_a_log_handler_that_outlives_a_command_may_still_flush(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """MONAI makes one on import; Python flushes it at its end, when the stream may be closed."""
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    with cli.guarded_streams():
+        handler = logging.StreamHandler(sys.stdout)
+        handler.flush()
+    stream.close()
+    handler.flush()
+    with cli.guarded_streams(), pytest.raises(RunError, match="standard output cannot be written"):
+        sys.stdout.flush()

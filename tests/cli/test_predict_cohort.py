@@ -254,6 +254,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", sorted(MISTAKES))
 def test_a_mistake_is_refused_before_anything_is_written(
     mistake: str, home: Path, capsys: pytest.CaptureFixture[str]

@@ -79,6 +79,7 @@ def test_only_its_own_settings_are_shown_of_another_network(
     assert 'network = "dynunet"' in out and "fusion" not in out and "[model.unet]" not in out
 
 
+@pytest.mark.slow
 def test_the_contact_sheet_of_the_augmentation_is_drawn_and_nothing_trained(
     tiny_run: Workspace,
     tmp_path: Path,

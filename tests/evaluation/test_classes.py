@@ -36,6 +36,7 @@ def workspace(tmp_path):
     return workspace
 
 
+@pytest.mark.slow
 def test_each_class_their_mean_and_the_union_are_scored(workspace):
     found = scored(workspace).to_json()
     one, two = found["classes"]
@@ -50,12 +51,14 @@ def test_each_class_their_mean_and_the_union_are_scored(workspace):
     assert found["union"]["cases"][0]["predicted_voxels"] == 64
 
 
+@pytest.mark.slow
 def test_the_models_planes_and_the_official_protocol_are_scored_by_class(workspace):
     found = scored(workspace, protocol="official").to_json()
     assert found["classes"][0]["cases"][0]["dice"] == pytest.approx(2 / 3)
     assert [one["dice"]["mean"] for one in found["protocols"]] == [pytest.approx(13 / 15)] * 3
 
 
+@pytest.mark.slow
 def test_files_have_a_row_for_each_case_and_class(workspace):
     report = scored(workspace)
     table, summary, latex = report.files[:3]
@@ -70,6 +73,7 @@ def test_files_have_a_row_for_each_case_and_class(workspace):
     assert heads == ["class", "left", "both, right", "mean", "union"]
 
 
+@pytest.mark.slow
 def test_a_kept_label_map_is_used_again(workspace):
     first = scored(workspace).to_json()
     again = scored(workspace).to_json()
@@ -77,6 +81,7 @@ def test_a_kept_label_map_is_used_again(workspace):
     assert again["classes"] == first["classes"]
 
 
+@pytest.mark.slow
 def test_classes_that_overlap_are_kept_apart_and_used_again(tmp_path):
     rule = ClassRule(((2, 5), (5,)), ("whole", "core"))
     workspace = make_workspace(tmp_path, {"a": REFERENCE}, rule)
@@ -88,6 +93,7 @@ def test_classes_that_overlap_are_kept_apart_and_used_again(tmp_path):
     assert len(workspace.predictor.calls) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [((2,), (5,)), ((5,),)])
 def test_ignored_voxels_count_in_no_mask(tmp_path, groups):
     reference = np.where(block(slice(6, 8)), 9, REFERENCE)  # where the answer is wrong
@@ -97,6 +103,7 @@ def test_ignored_voxels_count_in_no_mask(tmp_path, groups):
     assert scored(workspace).to_json()["metrics"]["dice"]["mean"] == 1.0
 
 
+@pytest.mark.slow
 def test_a_class_that_was_never_drawn_in_a_case_is_left_out_and_named(workspace, monkeypatch):
     monkeypatch.setattr(
         "sdseg_cli.evaluation.evaluation_split.drawn_classes",
@@ -113,6 +120,7 @@ def test_a_class_that_was_never_drawn_in_a_case_is_left_out_and_named(workspace,
     assert any("never drawn" in note and "a (both, right)" in note for note in found["notes"])
 
 
+@pytest.mark.slow
 def test_runs_are_compared_by_class_and_the_mean_decides(workspace):
     first = scored(workspace)
     workspace.answers(a=REFERENCE)
@@ -145,6 +153,7 @@ def test_the_dice_of_each_class_spreads_over_the_runs(workspace, monkeypatch):
     assert found["dice"]["by_run"] == [1.0, 1.0]
 
 
+@pytest.mark.slow
 def test_the_threshold_of_a_run_is_said_where_validation_chose_one(workspace, monkeypatch):
     assert "run_threshold" not in scored(workspace).to_json()
     workspace.predictor.run_threshold = 0.3

@@ -136,6 +136,7 @@ def test_neither_machine_nor_person_is_named(monkeypatch):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_asking_for_versions_loads_no_library():
     statement = "import sdseg_cli.evaluation.results as p; p._version('torch')"
     assert not _loaded(statement) & {"torch", "monai"}

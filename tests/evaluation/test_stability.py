@@ -91,6 +91,7 @@ def test_runs_that_agree_are_wholly_similar_and_their_psnr_is_absent(workspace):
     assert any(note.startswith("lpips is absent") for note in found["notes"])
 
 
+@pytest.mark.slow
 def test_psnr_is_that_of_the_pixels_that_differ(workspace):
     workspace.answers(a={0: FOUR, 1: MOVED}, b={0: FOUR, 1: MOVED})
     found = run(workspace, runs=2).to_json()
@@ -240,6 +241,7 @@ def test_a_scan_that_no_longer_fits_its_planes_is_refused(workspace):
         run(workspace, runs=2)
 
 
+@pytest.mark.slow
 def test_lpips_comes_from_the_weight_store_and_its_absence_names_the_commands(
     workspace, tmp_path, store
 ):
@@ -278,6 +280,7 @@ def test_all_pairs_are_every_run_with_every_other(workspace):
     assert every["seg"]["ssim"] == pytest.approx((4 * apart + 8) / 12)
 
 
+@pytest.mark.slow
 def test_the_median_is_infinite_where_more_than_half_of_the_pairs_are_identical(tmp_path):
     made = make_workspace(tmp_path, {"a": FOUR, "b": FOUR, "c": FOUR})
     made.answers(a={0: FOUR, 1: MOVED}, b={0: FOUR, 1: MOVED})
@@ -312,6 +315,7 @@ def test_voxels_that_flip_are_counted_on_the_scans_own_grid(workspace):
     }
 
 
+@pytest.mark.slow
 def test_the_most_unstable_cases_are_five_worst_first(tmp_path):
     names = "abcdefg"
     made = make_workspace(tmp_path, dict.fromkeys(names, FOUR))
@@ -346,6 +350,7 @@ def test_more_than_255_runs_are_counted_rightly(tmp_path):
     assert (report.flips["a"].ever, report.flips["a"].flipped) == (32, 32)
 
 
+@pytest.mark.slow
 def test_pairs_are_matched_by_case_and_slice_whatever_the_order_of_cases(tmp_path):
     made = make_workspace(tmp_path, dict.fromkeys("abc", FOUR))
     made.answers(a={0: FOUR, 1: MOVED}, c={0: MOVED, 1: FOUR})

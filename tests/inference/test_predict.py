@@ -241,6 +241,7 @@ def png(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
+@pytest.mark.slow
 def test_a_picture_takes_all_options_but_millilitres(picture: Path, tmp_path: Path) -> None:
     first = np.zeros((1, SIDE, SIDE), np.float32)
     first[0, 1:4, 1:4] = 1

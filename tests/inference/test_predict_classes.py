@@ -219,6 +219,7 @@ def test_a_segmentation_for_slicer_has_twenty_named_segments(scan: Path, tmp_pat
     assert not image.HasMetaDataKey("Segment20_Name")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("highdicom") is None, reason="no highdicom")
 def test_a_dicom_seg_has_twenty_named_segments(tmp_path: Path) -> None:
     from highdicom.seg import segread

@@ -45,6 +45,7 @@ def test_the_mask_lies_on_the_scan_bit_for_bit(
     assert report.slices == 6
 
 
+@pytest.mark.slow
 def test_one_seed_gives_identical_bytes_and_another_seed_other_noise(
     predictor: Predictor, shared_run: Workspace, tmp_path: Path
 ) -> None:
@@ -131,6 +132,7 @@ def test_the_report_says_how_it_was_sampled(
     assert predict_file(shared_run.scan, out, predictor).sample == predictor.config.sample
 
 
+@pytest.mark.slow
 def test_an_odd_scan_is_predicted_with_a_warning(
     predictor: Predictor, shared_run: Workspace, tmp_path: Path
 ) -> None:
@@ -267,6 +269,7 @@ def test_leaving_out_air_changes_no_other_slice(shared_run: Workspace) -> None:
         assert np.array_equal(skipping.probability[k], whole.probability[k])
 
 
+@pytest.mark.slow
 def test_a_diverged_network_is_an_error_and_no_empty_mask(
     shared_run: Workspace, tmp_path: Path
 ) -> None:

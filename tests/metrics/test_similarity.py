@@ -49,6 +49,7 @@ def test_identical_planes_are_wholly_similar():
     assert ms_ssim(disk(20), disk(20)).tolist() == [1.0]
 
 
+@pytest.mark.slow
 def test_ssim_of_constant_planes_is_the_luminance_term():
     first, other = np.full((16, 16), 50.0), np.full((16, 16), 200.0)
     expected = (2 * 50 * 200 + C1) / (50**2 + 200**2 + C1)

@@ -39,6 +39,7 @@ def built(name: str, scale: str = "tiny") -> Baseline:
     return build_baseline(ModelConfig(network=name, scale=scale))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", BASELINES)
 def test_every_network_answers_one_probability_per_pixel(name: str) -> None:
@@ -51,6 +52,7 @@ def test_every_network_answers_one_probability_per_pixel(name: str) -> None:
     assert torch.equal(probability, model.logits(image)[:, 0].sigmoid())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "scale"), WEIGHTS)
 def test_how_large_a_network_is_stays_what_the_docs_say(name: str, scale: str) -> None:
     if scale == "sd" and name in ("unet", "unet-r50", "dynunet"):
@@ -72,6 +74,7 @@ def test_lower_levels_of_nnunets_network_answer_too_while_it_learns() -> None:
     assert model.eval().logits(image).shape == (1, 1, 1, SIDE, SIDE)
 
 
+@pytest.mark.slow
 def test_a_network_is_built_where_it_is_named_and_sdseg_where_none_is() -> None:
     tiny = PRESETS["tiny"]
     assert isinstance(build_model(tiny.model), SDSeg)
@@ -86,6 +89,7 @@ def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -
     assert "pip install no_such_package" in caught.value.hint
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("overlapping", [False, True])
 @pytest.mark.parametrize("name", BASELINES)

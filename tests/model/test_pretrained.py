@@ -61,6 +61,7 @@ def test_an_official_checkpoint_loads_from_a_dictionary_a_ckpt_and_safetensors(
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ema", "key"),
     [(True, "model_ema.diffusion_modelout2bias"), (False, "model.diffusion_model.out.2.bias")],
@@ -98,6 +99,7 @@ BROKEN = [
 """Of every part, and those from which sizes are read."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", BROKEN)
 def test_a_missing_key_is_named(key: str) -> None:
     tensors = tiny_checkpoint()
@@ -134,6 +136,7 @@ def test_another_noise_schedule_is_refused() -> None:
         load_official(tensors)
 
 
+@pytest.mark.slow
 def test_what_a_gan_loss_left_behind_is_ignored() -> None:
     more = {"first_stage_model.loss.logvar": torch.zeros(1)}
     assert load_official({**tiny_checkpoint(), **more}).latent_scale == 0.125
@@ -153,6 +156,7 @@ def _disks(radius: float) -> torch.Tensor:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("radius_px", "least"), [(16.0, 0.99), (5.0, 0.95)])
 def test_the_shipped_autoencoder_returns_disks(radius_px: float, least: float) -> None:
     model = Autoencoder(TINY.autoencoder).eval()

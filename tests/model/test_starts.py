@@ -70,6 +70,7 @@ def start_pretrained(model: SDSeg, store: WeightStore) -> Origin:
     return start_networks(model, store, start_autoencoder(model, store))
 
 
+@pytest.mark.slow
 def test_the_papers_start_takes_kl_f8_twice_and_ldm_8_padded(
     model: SDSeg, store: WeightStore
 ) -> None:
@@ -95,6 +96,7 @@ def test_scratch_loads_only_the_frozen_autoencoder(model: SDSeg, store: WeightSt
         assert torch.equal(value, before[key]) == (not key.startswith("autoencoder.")), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "taken"),
     [

@@ -33,6 +33,7 @@ def loaded(request: pytest.FixtureRequest) -> Iterator[Loaded]:
     yield raw, averaged, Reference(request.param)
 
 
+@pytest.mark.slow
 def test_every_output_is_the_official_codes(loaded: Loaded) -> None:
     model, _, reference = loaded
     found = differences(model, reference)
@@ -123,6 +124,7 @@ def test_the_check_notices(
     assert not {"cond_latent", "mask_moments", "dec_latent_sub4"} & set(wrong)
 
 
+@pytest.mark.slow
 def test_the_unconditional_unet_padded_with_zeros_is_the_official_import() -> None:
     model, reference = load_official(tiny_checkpoint(), ema=False), Reference("tiny")
     start_unet(model.unet, below(tiny_ldm(), "model.diffusion_model."), source="ldm")

@@ -134,6 +134,7 @@ def test_empty_masks_are_drawn_without_a_warning(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["x.png"]
 
 
+@pytest.mark.slow
 def test_stability_shows_every_outline_and_the_spread(tmp_path):
     y, x = np.mgrid[:64, :64]
     runs = [(np.hypot(y - 30, x - 30 - n) < 8).astype(np.float32) for n in range(3)]
@@ -190,6 +191,7 @@ def test_the_first_classes_are_told_apart_by_everyone_and_all_by_most(eye: str):
         assert min(np.abs(one - other).max() for one, other in combinations(seen, 2)) >= 30
 
 
+@pytest.mark.slow
 def test_a_case_of_several_classes_fills_them_and_shows_what_is_wrong(tmp_path):
     masks = np.zeros((3, 40, 40), bool)
     masks[0, 10:16, 12:18] = masks[2, 18:24, 12:18] = True
@@ -219,6 +221,7 @@ def test_the_number_of_a_pixel_is_that_of_its_last_class():
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_scan_of_the_stability_picture_has_a_bar_where_there_are_millimetres(tmp_path):
     half = np.full((2, 64, 64), 0.4, np.float32)
     half[1, 20:40, 20:40] = 0.9
@@ -283,6 +286,7 @@ def test_an_overlay_mixes_the_colour_of_each_label_into_the_image():
     ]
 
 
+@pytest.mark.slow
 def test_each_class_has_a_row_below_two_runs_compared(tmp_path):
     dice = {f"case_{n}": (0.5, 0.6 + 0.01 * n) for n in range(6)}
     found = paired(*([pair[side] for pair in dice.values()] for side in (0, 1)), "higher")
@@ -297,6 +301,7 @@ def test_each_class_has_a_row_below_two_runs_compared(tmp_path):
     assert shows(more[600:], drawing.class_colour(3)) and not shows(one, drawing.class_colour(3))
 
 
+@pytest.mark.slow
 def test_each_class_has_a_panel_below_its_runs(tmp_path):
     reference = np.zeros((64, 64), bool)
     reference[20:40, 20:40] = True

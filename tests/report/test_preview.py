@@ -107,6 +107,7 @@ def test_a_large_picture_is_drawn_from_fewer_pixels(tmp_path: Path, drawn: list)
     assert drawn == [("nothing found", (7, 1334, 3))]
 
 
+@pytest.mark.slow
 def test_each_class_of_a_label_map_has_its_colour_and_a_small_one_is_shown(
     tmp_path: Path, drawn: list
 ) -> None:

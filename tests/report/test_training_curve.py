@@ -19,6 +19,7 @@ def test_smoothing_is_a_centred_mean_that_narrows_at_the_ends():
     assert smoothed(values)[0] == pytest.approx(1.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rows",
     [

@@ -68,6 +68,7 @@ def run(tiny_set: Workspace, tmp_path_factory: pytest.TempPathFactory) -> RunDir
     return folder
 
 
+@pytest.mark.slow
 def test_the_log_names_both_terms_and_the_loss_falls(run: RunDir) -> None:
     rows = [json.loads(line) for line in run.log_file.read_text().splitlines()]
     steps = [row for row in rows if "loss" in row]
@@ -154,6 +155,7 @@ def test_the_best_weights_reach_the_dice_of_their_validation(
     assert found.dice == pytest.approx(best.best["val_dice"], abs=0.01)  # kept as float16
 
 
+@pytest.mark.slow
 def test_evaluate_scores_it_as_any_run(run: RunDir, tiny_set: Workspace) -> None:
     report = evaluate(run.path, tiny_set.root, cases=SplitOptions(device="cpu"))
     assert 0 <= report.to_json()["metrics"]["dice"]["mean"] <= 1

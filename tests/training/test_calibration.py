@@ -154,6 +154,7 @@ def test_a_run_that_found_nothing_is_not_measured(run: RunDir, tmp_path: Path) -
     assert read_check(run.path) is None
 
 
+@pytest.mark.slow
 def test_calibrating_a_run_keeps_what_predictions_then_read(
     run: RunDir, tiny_run: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +182,7 @@ def test_calibrating_a_run_keeps_what_predictions_then_read(
     assert {total for _, total in counts} == {15}
 
 
+@pytest.mark.slow
 def test_measuring_compares_the_dice_of_both_decoders(
     run: RunDir, tiny_run: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +200,7 @@ def test_measuring_compares_the_dice_of_both_decoders(
     assert found.exact_dice != found.fast_dice
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_decoder_it_was_trained_through_as_it_is(
     run: RunDir, tiny_run: Workspace, tmp_path: Path
 ) -> None:
@@ -222,6 +225,7 @@ def test_a_package_takes_the_decoder_along(run: RunDir, tmp_path: Path) -> None:
     assert read_check(folder) is None
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_while_measuring_is_a_warning_of_a_run_that_is_whole(
     run: RunDir, tiny_run: Workspace, tmp_path: Path
 ) -> None:

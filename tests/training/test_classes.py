@@ -247,6 +247,7 @@ def test_the_share_of_a_class_is_of_the_pixels_of_which_it_is_known(tmp_path: Pa
     assert slices.class_shares().tolist() == pytest.approx([5 / 62, 1 / 31])
 
 
+@pytest.mark.slow
 def test_a_batch_of_several_classes_in_parts_has_the_dice_of_each_part(
     slices: PreparedSlices, tmp_path: Path
 ) -> None:

@@ -213,6 +213,7 @@ def test_a_decoder_gets_used_to_given_latents_and_the_given_one_stays() -> None:
     assert torch.equal(again(latent), found(latent))
 
 
+@pytest.mark.slow
 def test_what_is_distilled_lies_in_the_store_by_its_autoencoder(tmp_path: Path) -> None:
     report = distill(DistillOptions(steps=2, device="cpu", store=WeightStore(tmp_path)))
     assert report.decoder.parent == tmp_path / "mask-decoders"
@@ -229,6 +230,7 @@ class Enough(Exception):  # noqa: N818, it is no error
     """Stands for a kill."""
 
 
+@pytest.mark.slow
 def test_killed_it_resumes_from_its_last_state_which_is_of_no_other_call(tmp_path: Path) -> None:
     seen: list[int] = []
 

@@ -63,6 +63,7 @@ def gpu_in_name(monkeypatch: pytest.MonkeyPatch, *, peak: int, whole: int) -> No
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
 
 
+@pytest.mark.slow
 def test_a_batch_that_runs_out_of_memory_is_measured_as_too_large(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,6 +82,7 @@ def test_a_batch_that_runs_out_of_memory_is_measured_as_too_large(
     assert asked == [1, 1, 1, 1, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_step_that_takes_almost_all_memory_is_too_large(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

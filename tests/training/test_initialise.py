@@ -99,6 +99,7 @@ def test_warm_networks_take_the_scale_of_the_first_batch(
     assert warm.unet.out[-1].weight.abs().max() > 0
 
 
+@pytest.mark.slow
 def test_a_run_or_its_package_gives_all_weights_and_the_scale(
     slices: PreparedSlices, store: WeightStore, tiny_run: Workspace, tmp_path: Path
 ) -> None:
@@ -131,6 +132,7 @@ def test_a_model_of_other_settings_is_refused_by_name(
         initial_model(config, store, slices)
 
 
+@pytest.mark.slow
 def test_an_official_model_of_the_store_is_a_start_with_its_own_scale(
     slices: PreparedSlices, store: WeightStore
 ) -> None:

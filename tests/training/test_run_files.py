@@ -40,6 +40,7 @@ def begun(folder: Path) -> RunFiles:
     return RunFiles(run, loop, {}, tensorboard=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "state"),
     [

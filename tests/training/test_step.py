@@ -23,6 +23,7 @@ def values_of(config: RunConfig, folder: Path, steps: int = 2) -> list[list[floa
     return found
 
 
+@pytest.mark.slow
 def test_kept_moments_give_the_same_losses_to_the_last_bit(tmp_path: Path) -> None:
     first = values_of(small_config(), tmp_path)
     inputs, _ = small_inputs(small_config(), tmp_path)
@@ -84,6 +85,7 @@ def test_out_of_memory_names_what_to_try(tmp_path: Path, monkeypatch: pytest.Mon
     assert "train.accumulate=2" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_an_adapting_trainer_goes_on_in_smaller_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,6 +50,7 @@ def test_a_run_leaves_its_files_and_each_step_once_in_the_log(shared_run: Worksp
     assert [row["step"] for row in rows if "val_dice" in row] == [2, 4]
 
 
+@pytest.mark.slow
 def test_progress_is_reported_before_the_first_step_and_after_each(
     tiny_set: Workspace, tmp_path: Path
 ) -> None:
@@ -73,6 +74,7 @@ def test_progress_is_reported_before_the_first_step_and_after_each(
         assert all(name.startswith(f"{case}, slice ") for name in kept["names"].tolist())
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_holds_what_prediction_needs(tiny_run: Workspace) -> None:
     best = Checkpoint.load(tiny_run.run.best)
     assert best.data == tiny_run.manifest.inference_settings()
@@ -188,6 +190,7 @@ def test_a_damaged_newest_checkpoint_costs_steps_and_changes_nothing(
     assert report.to_json()["warnings"] == [told[0].to_json()]
 
 
+@pytest.mark.slow
 def test_where_no_checkpoint_is_whole_nothing_is_trained_and_nothing_touched(
     tiny_run: Workspace, finished: RunDir
 ) -> None:
@@ -199,6 +202,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_trained_and_nothing_touched(
     assert contents(finished.path) == before
 
 
+@pytest.mark.slow
 def test_a_run_of_the_format_before_is_gone_on_with(tiny_run: Workspace, finished: RunDir) -> None:
     finished.last.rename(finished.checkpoints / "last.pt")
     for path in finished.checkpoints.glob("step-*"):
@@ -298,6 +302,7 @@ def test_the_papers_start_names_the_weights_that_are_missing(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_test_cases_are_never_read(
     tiny_set: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

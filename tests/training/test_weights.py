@@ -52,6 +52,7 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> tuple[WeightStore, Ent
     return store, add_weights(folder / "official.ckpt", store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "make", "kind"),
     [
@@ -125,6 +126,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", sorted(BAD))
 def test_bad_weights_are_one_clear_error_and_nothing_is_run_or_stored(
     store: WeightStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
@@ -269,6 +271,7 @@ def test_a_damaged_stored_file_is_fetched_again(
     assert store.is_whole(fetch_weights("kl-f8", store))
 
 
+@pytest.mark.slow
 def test_half_precision_official_checkpoints_are_read(store: WeightStore, tmp_path: Path) -> None:
     half = {k: v.half() if v.is_floating_point() else v for k, v in tiny_checkpoint().items()}
     torch.save({"state_dict": half}, tmp_path / "half.ckpt")
@@ -297,6 +300,7 @@ def test_a_run_without_a_checkpoint_is_not_exported(tmp_path: Path) -> None:
     assert not (tmp_path / "p").exists()
 
 
+@pytest.mark.slow
 def test_an_official_model_keeps_its_bits_or_their_halves(
     official: tuple[WeightStore, Entry], tmp_path: Path
 ) -> None:
@@ -323,6 +327,7 @@ def test_an_official_model_predicts_a_scan_through_its_package(
     assert prediction.probability.std() > 0
 
 
+@pytest.mark.slow
 def test_an_official_model_of_pictures_predicts_a_picture(
     official: tuple[WeightStore, Entry], tmp_path: Path
 ) -> None:

@@ -47,6 +47,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return dcmread(folder / "mask.dcm")
 
 
+@pytest.mark.slow
 def test_every_voxel_of_the_mask_comes_back_where_it_was(written):
     assert np.array_equal(seg_as_volume(written), a_mask())
 

@@ -126,6 +126,7 @@ def test_a_big_endian_scan_is_read_and_masked(tmp_path):
     assert nib.load(tmp_path / "mask.nii").get_fdata().all()
 
 
+@pytest.mark.slow
 def test_a_gzipped_scan_is_held_once_while_reading(tmp_path):
     header = scan_header(shape=(256, 256, 200))
     path = write_scan(tmp_path / "scan.nii.gz", header)

@@ -107,6 +107,7 @@ def moved(mask: np.ndarray, order: tuple[int, ...], signs: tuple[int, ...]) -> n
     return mask.transpose(order)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     geometry=ANY_GRID,
@@ -199,6 +200,7 @@ def test_of_several_labels_the_one_that_covers_most_wins():
 SIZES = [(64, 64, 1), (64, 64, 2), (1024, 1024, 1), (200, 90, 2), (90, 200, 2), (1, 50, 3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [*SIZES, (8, 6, 1000)])
 def test_planes_of_every_size_go_through_predict(tmp_path, shape):
     affine = np.diag([-0.8, -0.8, 2.5, 1.0])

@@ -450,6 +450,7 @@ def test_damaged_labels_are_refused_too(tmp_path, name):
         read_labels(put(tmp_path / name, head, bytes(data)))
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_leaves_nothing_and_no_word_of_the_library(tmp_path):
     code = """
 import resource, signal, sys

@@ -134,6 +134,7 @@ def test_no_code_says_no_place(tmp_path):
     assert read_geometry(write(tmp_path / "scan.nii", header_of(GRID))).says_place
 
 
+@pytest.mark.slow
 def test_forms_written_from_one_affine_never_disagree_by_rounding(tmp_path):
     # Turns near a half one, where float32 tells the quaternion's first number least exactly.
     random = np.random.default_rng(0)
