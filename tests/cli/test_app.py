@@ -754,7 +754,7 @@ def test_a_log_handler_that_outlives_a_command_may_still_flush(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """MONAI makes one on import; Python flushes it at its end, when the stream may be closed."""
-    stream = io.StringIO()
+    stream = io.TextIOWrapper(io.BytesIO())
     monkeypatch.setattr(sys, "stdout", stream)
     with cli.guarded_streams():
         handler = logging.StreamHandler(sys.stdout)
