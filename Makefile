@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# With it, every process of the tests would compile all sources and tests anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install demo test check format clean
 

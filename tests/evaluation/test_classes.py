@@ -24,6 +24,13 @@ ANSWER = 2 * block(slice(4, 6)) + 5 * block(slice(6, 12))
 """Left: 16 voxels, all right. Right: 48, of which 32 are right."""
 
 
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch):
+    """No pictures of cases, which take nine tenths of the time; slow tests draw them."""
+    if not request.node.get_closest_marker("slow"):
+        monkeypatch.setattr("sdseg_cli.evaluation.evaluate.save_cases", lambda *of: None)
+
+
 def scored(workspace, **options):
     cases = SplitOptions(device="cpu", predictor=workspace.predictor)
     return evaluate(None, workspace.root, cases=cases, options=ScoringOptions(**options))
@@ -36,7 +43,6 @@ def workspace(tmp_path):
     return workspace
 
 
-@pytest.mark.slow
 def test_each_class_their_mean_and_the_union_are_scored(workspace):
     found = scored(workspace).to_json()
     one, two = found["classes"]
@@ -51,14 +57,12 @@ def test_each_class_their_mean_and_the_union_are_scored(workspace):
     assert found["union"]["cases"][0]["predicted_voxels"] == 64
 
 
-@pytest.mark.slow
 def test_the_models_planes_and_the_official_protocol_are_scored_by_class(workspace):
     found = scored(workspace, protocol="official").to_json()
     assert found["classes"][0]["cases"][0]["dice"] == pytest.approx(2 / 3)
     assert [one["dice"]["mean"] for one in found["protocols"]] == [pytest.approx(13 / 15)] * 3
 
 
-@pytest.mark.slow
 def test_files_have_a_row_for_each_case_and_class(workspace):
     report = scored(workspace)
     table, summary, latex = report.files[:3]
@@ -74,6 +78,25 @@ def test_files_have_a_row_for_each_case_and_class(workspace):
 
 
 @pytest.mark.slow
+def test_pictures_are_drawn_of_predicted_and_of_kept_label_maps(workspace):
+    names = {"best.png", "median.png", "worst.png", "cases.png"}
+    for _ in range(2):
+        files = {path.name: path for path in scored(workspace).files if path.name in names}
+        assert set(files) == names
+        for path in files.values():
+            assert path.stat().st_size > 0
+            path.unlink()
+
+
+@pytest.mark.slow
+def test_pictures_are_drawn_of_classes_that_overlap(tmp_path):
+    rule = ClassRule(((2, 5), (5,)), ("whole", "core"))
+    workspace = make_workspace(tmp_path, {"a": REFERENCE}, rule)
+    workspace.answers(a=ANSWER)
+    for _ in range(2):
+        assert "best.png" in {path.name for path in scored(workspace).files if path.exists()}
+
+
 def test_a_kept_label_map_is_used_again(workspace):
     first = scored(workspace).to_json()
     again = scored(workspace).to_json()
@@ -81,7 +104,6 @@ def test_a_kept_label_map_is_used_again(workspace):
     assert again["classes"] == first["classes"]
 
 
-@pytest.mark.slow
 def test_classes_that_overlap_are_kept_apart_and_used_again(tmp_path):
     rule = ClassRule(((2, 5), (5,)), ("whole", "core"))
     workspace = make_workspace(tmp_path, {"a": REFERENCE}, rule)
@@ -93,7 +115,6 @@ def test_classes_that_overlap_are_kept_apart_and_used_again(tmp_path):
     assert len(workspace.predictor.calls) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("groups", [((2,), (5,)), ((5,),)])
 def test_ignored_voxels_count_in_no_mask(tmp_path, groups):
     reference = np.where(block(slice(6, 8)), 9, REFERENCE)  # where the answer is wrong
@@ -103,7 +124,6 @@ def test_ignored_voxels_count_in_no_mask(tmp_path, groups):
     assert scored(workspace).to_json()["metrics"]["dice"]["mean"] == 1.0
 
 
-@pytest.mark.slow
 def test_a_class_that_was_never_drawn_in_a_case_is_left_out_and_named(workspace, monkeypatch):
     monkeypatch.setattr(
         "sdseg_cli.evaluation.evaluation_split.drawn_classes",
@@ -120,7 +140,6 @@ def test_a_class_that_was_never_drawn_in_a_case_is_left_out_and_named(workspace,
     assert any("never drawn" in note and "a (both, right)" in note for note in found["notes"])
 
 
-@pytest.mark.slow
 def test_runs_are_compared_by_class_and_the_mean_decides(workspace):
     first = scored(workspace)
     workspace.answers(a=REFERENCE)
@@ -153,7 +172,6 @@ def test_the_dice_of_each_class_spreads_over_the_runs(workspace, monkeypatch):
     assert found["dice"]["by_run"] == [1.0, 1.0]
 
 
-@pytest.mark.slow
 def test_the_threshold_of_a_run_is_said_where_validation_chose_one(workspace, monkeypatch):
     assert "run_threshold" not in scored(workspace).to_json()
     workspace.predictor.run_threshold = 0.3
