@@ -5,9 +5,10 @@ What takes long to make is made once and shared by the workers of pytest-xdist.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import typer.main
 from filelock import FileLock
 
 from sdseg_cli.core.config import RunConfig
@@ -192,6 +194,14 @@ def wide_run(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
     shared = built_once(tmp_path_factory, "wide-run", build)
     return Workspace(linked_copy(shared, tmp_path_factory.mktemp("workspace")))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parser_built_once() -> Iterator[None]:
+    """typer builds the parser of all commands at each call, of which the tests make hundreds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
+        yield
 
 
 DATA = Path(__file__).resolve().parents[1] / "../shared/data"
