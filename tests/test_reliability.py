@@ -57,7 +57,8 @@ def line_of(row: Row, printed: str, folder: Path) -> str:
 
 
 def as_markdown(row: Row, line: str) -> str:
-    command = row.command if len(row.command) < 100 else f"{row.command[:60]}…"
+    command = row.command.replace("\n", "\\n")
+    command = command if len(command) < 100 else f"{command[:60]}…"
     said = line if len(line) < 260 else f"{line[:200]}…"
     cells = (row.what, f"`sdseg {command}`", str(row.code), said.replace("|", "\\|"))
     return f"| {' | '.join(cells)} |"
