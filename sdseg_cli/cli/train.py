@@ -207,6 +207,7 @@ def _train_one(
         How it ended, the values of its JSON, and whether its calibration was skipped by a signal.
     """
     started = time.monotonic()
+    from sdseg_cli.core.config_file import as_begun
     from sdseg_cli.model.distributed import ranks_of
     from sdseg_cli.runs.run_folder import RunDir
     from sdseg_cli.training.calibration import work_in_validations
@@ -214,6 +215,7 @@ def _train_one(
     from sdseg_cli.training.train import train as run_train
 
     folder = RunDir(path)
+    settings = as_begun(settings, folder.config_file)
     if options.adapts:
         settings = fitted(settings, manifest, folder, device)
         output.say(f"batch size {settings.train.batch_size}; the learning rate stays as it is.")

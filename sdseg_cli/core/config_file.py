@@ -268,6 +268,35 @@ def _later_settings(config: RunConfig) -> dict[str, Any]:
     }
 
 
+def as_begun(config: RunConfig, file: Path) -> RunConfig:
+    """The settings with which a run goes on: later ones that its file does not state are those of
+    the version it began with, where they were not chosen but come from the preset.
+
+    Args:
+        config: As they would begin a new run.
+        file: Settings of the run; one that is not there changes nothing.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    if not file.is_file():
+        return config
+    stated = read_toml(file)
+    base = PRESETS.get(config.preset, RunConfig())
+    base = for_classes(base, config.model.classes, overlapping=config.model.overlapping)
+    for part, names in LATER.items():
+        section, own, plain = (getattr(one, part) for one in (config, base, RunConfig()))
+        said = stated.get(part)
+        unsaid = {
+            name: getattr(plain, name)
+            for name in names
+            if not (isinstance(said, dict) and name in said)
+            and getattr(section, name) == getattr(own, name)
+        }
+        config = replace(config, **{part: replace(section, **unsaid)})
+    return config
+
+
 def differing_keys(a: RunConfig, b: RunConfig) -> list[str]:
     """Dotted names of the settings in which two configurations differ."""
     both = zip(_leaves(a), _leaves(b), strict=True)

@@ -5,6 +5,7 @@ import tomllib
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from sdseg_cli.core.config import RunConfig, SampleConfig, TrainConfig, VisionConfig
 from sdseg_cli.core.config_file import (
+    as_begun,
     differing_keys,
     from_dict,
     load_toml,
@@ -22,6 +24,8 @@ from sdseg_cli.core.config_file import (
 )
 from sdseg_cli.core.errors import ConfigError
 from sdseg_cli.core.presets import PRESETS, for_classes, preset
+
+PAPERS_VISION: dict[str, Any] = {"vision": VisionConfig(), "condition_channels": 4}
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -265,8 +269,7 @@ def test_an_unknown_key_lists_its_section_and_what_may_have_been_meant(key: str,
 
 def test_a_file_of_settings_says_what_its_preset_would_change() -> None:
     """`tiny` has a vision encoder of its own, so a run with the paper's has to say so."""
-    papers = replace(preset("tiny").model, vision=VisionConfig(), condition_channels=4)
-    config = replace(preset("tiny"), model=papers)
+    config = replace(preset("tiny"), model=replace(preset("tiny").model, **PAPERS_VISION))
     assert tomllib.loads(to_toml(config))["model"]["vision"] == {"widths": [], "blocks": []}
     assert "vision" not in to_toml(preset("sd"))
     assert "class_balance" not in to_toml(preset("tiny"))
@@ -274,3 +277,19 @@ def test_a_file_of_settings_says_what_its_preset_would_change() -> None:
     assert "class_balance = 0.5" in to_toml(several)
     even = replace(several, train=replace(several.train, class_balance=0.0))
     assert "class_balance = 0.0" in to_toml(even)
+
+
+def test_a_run_goes_on_with_the_networks_it_began_with(tmp_path: Path) -> None:
+    """The file of an older version says nothing of later settings; what is chosen now stays."""
+    file = tmp_path / "config.toml"
+    tiny, papers = preset("tiny"), replace(preset("tiny").model, **PAPERS_VISION)
+    assert as_begun(tiny, file) == tiny
+    file.write_text('preset = "tiny"\n[model]\nparameterisation = "z0"\n[train]\nsteps = 4\n')
+    assert as_begun(tiny, file).model == papers
+    assert as_begun(tiny, file).train == tiny.train
+    wider = replace(tiny, model=replace(tiny.model, condition_channels=8))
+    assert as_begun(wider, file).model.condition_channels == 8
+    several = for_classes(tiny, 3, overlapping=False)
+    assert (several.train.class_balance, as_begun(several, file).train.class_balance) == (0.5, 0.0)
+    file.write_text(to_toml(tiny))
+    assert as_begun(tiny, file) == tiny
