@@ -211,14 +211,15 @@ def _stages(simple: SDSeg, model: SDSeg, decoder: MaskDecoder) -> tuple[Stage, .
 
 
 def _inputs(model: SDSeg) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """An image (1,3,256,256), a latent (1,4K,32,32), its condition (1,4,32,32) and the latents of
+    """An image (1,3,256,256), a latent (1,4K,32,32), its condition (1,C,32,32) and the latents of
     the K classes (K,4,32,32), on the model's device.
     """
     device = next(model.parameters()).device
     image = torch.zeros(1, 3, SIDE, SIDE, device=device)
     latent = torch.zeros(1, *model.latent_shape(SIDE, SIDE), device=device)
     each = latent.reshape(model.config.classes, -1, *latent.shape[-2:])
-    return image.contiguous(memory_format=torch.channels_last), latent, each[:1], each
+    zc = torch.zeros(1, model.config.condition_channels, *latent.shape[-2:], device=device)
+    return image.contiguous(memory_format=torch.channels_last), latent, zc, each
 
 
 Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]

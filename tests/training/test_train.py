@@ -359,7 +359,13 @@ def test_the_ablations_baseline_trains_its_unet_alone_and_predicts(
     tiny_set: Workspace, tmp_path: Path
 ) -> None:
     switches = {
-        "model": {"fusion": "cross-attention", "train_encoder": False, "parameterisation": "eps"},
+        "model": {
+            "vision": {"widths": [], "blocks": []},
+            "condition_channels": 4,
+            "fusion": "cross-attention",
+            "train_encoder": False,
+            "parameterisation": "eps",
+        },
         "train": {"noise_loss_weight": 1.0, "latent_loss_weight": 0.0},
     }
     run = RunDir(tmp_path / "run")
