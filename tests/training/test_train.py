@@ -284,10 +284,10 @@ def test_a_changed_data_set_is_refused_by_the_keys_that_differ(tiny_run: Workspa
     ],
 )
 def test_settings_that_an_old_run_cannot_take_are_refused(
-    shared_run: Workspace, settings: dict[str, float], refusal: str
+    tiny_run: Workspace, settings: dict[str, float], refusal: str
 ) -> None:
     with pytest.raises(ConfigError, match=refusal):
-        train(tiny_settings(**settings), shared_run.manifest, shared_run.run, device="cpu")
+        train(tiny_settings(**settings), tiny_run.manifest, tiny_run.run, device="cpu")
 
 
 def test_the_papers_start_names_the_weights_that_are_missing(
