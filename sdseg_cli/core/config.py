@@ -25,8 +25,8 @@ class Network:
     monai: str
     """Name of its class."""
     tiny: Mapping[str, Any]
-    """Arguments for about as many weights and operations as SDSeg has in the preset `tiny`: 3.7
-    million trained, 4.6 million that predict, 7.3 GFLOP per slice."""
+    """Arguments for about as many weights and operations as SDSeg has in the preset `tiny`: 3.5
+    million trained, 4.4 million that predict, 6.3 GFLOP per slice."""
     sd: Mapping[str, Any]
     """Arguments for the width that is usual in publications."""
     answers: tuple[str, ...] = ()

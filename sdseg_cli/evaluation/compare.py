@@ -67,14 +67,12 @@ def compare_runs(
     if a.path.resolve() == b.path.resolve():
         raise ConfigError(f"{a.path} is both A and B.", "Give two runs: see sdseg runs.")
     names = _run_name(a), _run_name(b)
-    sets = [(one.dataset, one.fold) for one in (a.config(), b.config())]
-    if sets[0] != sets[1]:
-        _require_same_classes(*(set_of(workspace, run.config()).classes for run in (a, b)))
-    if sets[0] != sets[1]:  # refused before a model predicts for an hour
-        ids = [
-            [case.id for case in set_of(workspace, run.config()).cases(cases.split)]
-            for run in (a, b)
-        ]
+    configs = a.config(), b.config()
+    if len({(config.dataset, config.fold) for config in configs}) > 1:
+        # Refused before a model predicts for an hour.
+        sets = [set_of(workspace, config) for config in configs]
+        _require_same_classes(*(one.classes for one in sets))
+        ids = [[case.id for case in one.cases(cases.split)] for one in sets]
         _require_same_cases(ids[0], ids[1], names, options)
     folder = report or b.report / "compare" / names[0].replace("/", "-")
     require_writable(folder / "compare.json")  # before a model predicts for an hour, too
