@@ -44,9 +44,8 @@ import os, sys, time
 from pathlib import Path
 from sdseg_cli.core.locks import locked
 with locked(Path(sys.argv[1])):
-    worker = os.fork()
-    if worker:
-        print(worker, flush=True)
+    if not os.fork():
+        print(os.getpid(), flush=True)  # by the worker: it has let go of the lock by now
     time.sleep(60)
 """
 
