@@ -9,6 +9,8 @@ fit, with the schedule over all of them: a run is then repeatable, which one tha
 clock is not. What it really took stands in its row, with validations, as many for each, and with
 what SDSeg spends on the latents of masks it meets for the first time.
 
+Of several classes a case's metrics are the means over its classes, as in `sdseg evaluate`.
+
 Models are the preset's; `--set` changes settings of all of them, or of one:
 
     --set train.batch_size=16 --set sdseg:model.unet.model_channels=96 --set unet:model.scale=sd
@@ -37,7 +39,7 @@ from benchmarks.results import Results, Row, clock, command, machine, seconds_pe
 from sdseg_cli.core.config import RunConfig, models
 from sdseg_cli.core.config_file import from_dict, parse_assignment
 from sdseg_cli.core.errors import ConfigError
-from sdseg_cli.core.presets import for_network, preset
+from sdseg_cli.core.presets import for_classes, for_network, preset
 from sdseg_cli.data.manifest import Manifest
 from sdseg_cli.evaluation.evaluate import evaluate
 from sdseg_cli.evaluation.evaluation_split import SplitOptions
@@ -108,7 +110,8 @@ class Task:
 
     def config(self, steps: int | None = None) -> RunConfig:
         """The preset for this model; with `steps`, schedule and validations over all of them."""
-        config = for_network(preset(self.preset), self.model)
+        config, classes = for_network(preset(self.preset), self.model), self.manifest.classes
+        config = for_classes(config, len(classes), overlapping=classes.overlapping)
         for text in self.settings:
             config = from_dict(parse_assignment(text), config, source="--set")
         config = replace(config, dataset=self.dataset, seed=self.seed)

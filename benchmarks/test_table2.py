@@ -20,12 +20,15 @@ from benchmarks.table2 import (
     step_seconds,
 )
 from sdseg_cli.core.errors import ConfigError
+from sdseg_cli.data.prepare import PrepareOptions, prepare
 from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.training.batches import StepInputs, StepSource, open_split
 from sdseg_cli.training.initialise import initial_checkpoint
 from sdseg_cli.training.latents import open_latents
 from sdseg_cli.training.step import StepResult, Trainer
-from tests.conftest import Workspace
+from tests.conftest import PLANE, Workspace
+from tests.raw_cases import IDS
+from tests.training.test_train_classes import write_case
 
 CPU = torch.device("cpu")
 
@@ -104,14 +107,16 @@ def test_settings_of_other_models_and_of_the_budget_are_refused(assigned: str, t
         settings_of("unet", [assigned])
 
 
-def test_settings_change_the_configuration_and_name_the_row_and_the_run() -> None:
-    plain = Task(Path("w"), "set", "sdseg", 0, "tiny", 600.0, CPU)
+def test_settings_change_the_configuration_and_name_the_row_and_the_run(
+    tiny_set: Workspace,
+) -> None:
+    plain = Task(tiny_set.root, "tiny", "sdseg", 0, "tiny", 600.0, CPU)
     own = replace(plain, settings=("model.unet.model_channels=96", "train.batch_size=16"))
     # Files and runs made before there were settings go on.
-    assert plain.name == "set/sdseg-tiny/600s/seed0"
-    assert plain.run.path == Path("w/runs/set/table2-sdseg-tiny-600s-seed0")
+    assert plain.name == "tiny/sdseg-tiny/600s/seed0"
+    assert plain.run.path == tiny_set.root / "runs/tiny/table2-sdseg-tiny-600s-seed0"
     assert own.name == (
-        "set/sdseg-tiny[model.unet.model_channels=96,train.batch_size=16]/600s/seed0"
+        "tiny/sdseg-tiny[model.unet.model_channels=96,train.batch_size=16]/600s/seed0"
     )
     assert own.run.path.parent == plain.run.path.parent and own.run.path != plain.run.path
     assert (own.config().model.unet.model_channels, own.config().train.batch_size) == (96, 16)
@@ -119,10 +124,20 @@ def test_settings_change_the_configuration_and_name_the_row_and_the_run() -> Non
     assert own.config().model.autoencoder == plain.config().model.autoencoder
 
 
-def test_what_only_sdseg_has_is_refused_for_a_baseline() -> None:
-    task = Task(Path("w"), "set", "unet", 0, "tiny", 1.0, CPU, ("model.unet.model_channels=96",))
+def test_what_only_sdseg_has_is_refused_for_a_baseline(tiny_set: Workspace) -> None:
+    settings = ("model.unet.model_channels=96",)
+    task = Task(tiny_set.root, "tiny", "unet", 0, "tiny", 1.0, CPU, settings)
     with pytest.raises(ConfigError, match=r"unet does not use model\.unet"):
         task.config()
+
+
+def test_a_set_of_several_classes_has_their_recipe(tmp_path: Path) -> None:
+    for seed, name in enumerate(IDS):
+        write_case(tmp_path / "raw" / name, seed)
+    prepare(tmp_path / "raw", tmp_path, PrepareOptions(name="two", workers=1, size=PLANE, ignore=9))
+    config = Task(tmp_path, "two", "sdseg", 0, "tiny", 1.0, CPU).config()
+    assert (config.model.classes, config.train.class_balance) == (2, 0.5)
+    assert config.train.mask_loss_weight == 1
 
 
 def test_a_model_that_does_not_fit_into_memory_is_not_trained(tmp_path: Path) -> None:
