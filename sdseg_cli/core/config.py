@@ -306,6 +306,9 @@ class TrainConfig:
     mask_loss_weight: float = 0.0
     """Weight of Dice and cross-entropy, in pixels, of the mask that the fast decoder makes of the
     estimate; 0 = the paper."""
+    shortcuts: bool = False
+    """Where the mask counts: one that `augment` moved is not encoded, its pixels alone teach; and
+    of the classes that a slice lacks only the one the estimate shows most is decoded."""
     class_balance: float = 0.0
     """Of several classes, cross-entropy weighs a class by one over its share of the pixels to this
     power at first, and less and less in the first half of all steps; 0 = all pixels alike."""
@@ -364,6 +367,11 @@ class TrainConfig:
                 "train.mask_loss_weight does not go with train.timesteps=latent-weighted.",
                 "That draw is of the other two terms: take last or uniform.",
             )
+        if self.shortcuts and not (self.mask_loss_weight and self.timesteps == "last"):
+            raise ConfigError(
+                "train.shortcuts needs train.mask_loss_weight and train.timesteps=last.",
+                "A mask that is not encoded is taught by its pixels alone, from noise alone.",
+            )
 
 
 @dataclass(frozen=True)
@@ -403,6 +411,7 @@ SDSEG_RECIPE = (
     "latent_loss",
     "foreground_weight",
     "mask_loss_weight",
+    "shortcuts",
     "timesteps",
 )
 """Settings of `[train]` that mean nothing to another network."""
@@ -410,7 +419,7 @@ SEVERAL_CLASSES = ("classes", "overlapping")
 """Settings of `[model]` that stand in files only where there are several classes."""
 LATER = {
     "model": ("vision", "condition_channels"),
-    "train": ("class_balance", "augment", "cutmix"),
+    "train": ("class_balance", "shortcuts", "augment", "cutmix"),
 }
 """Section -> settings that came later: they stand in files only where they are not at their
 defaults, so that the rest is what older versions write and read.

@@ -32,6 +32,8 @@ from sdseg_cli.model.vision_encoder import build_vision_encoder
 
 LEAST = 1e-4
 """Probability of a class that the exact decoder draws, at least, before it competes with others."""
+NOT_DRAWN = -12.0
+"""Logit of a class that is not decoded: a probability of 6e-6."""
 
 
 class SDSeg(SliceModel):
@@ -191,11 +193,26 @@ class SDSeg(SliceModel):
         drawn = self._each_probability(z0).clamp(LEAST, 1 - LEAST)
         return class_probabilities(self._beside_background(torch.logit(drawn)), classes)
 
-    def mask_logits(self, z0: Tensor, decoder: MaskDecoder) -> Tensor:
-        """Scaled latent (B,4K,h,w) -> logits by a mask decoder, float32: (B,K,H,W), or with the
-        background's first (B,K+1,H,W), as `interface.class_probabilities` reads them.
+    def mask_logits(self, z0: Tensor, decoder: MaskDecoder, chosen: Tensor | None = None) -> Tensor:
+        """Logits by a mask decoder, as `interface.class_probabilities` reads them.
+
+        Args:
+            z0: Scaled latent (B,4K,h,w).
+            decoder: Of this autoencoder.
+            chosen: (B,K) bool: the classes that are decoded; the others are `NOT_DRAWN` everywhere.
+                None: all.
+
+        Returns:
+            (B,K,H,W) float32, or with the background's first (B,K+1,H,W).
         """
-        logits = decoder.logits(self._unscaled(z0)).float()
+        latents = self._unscaled(z0)
+        if chosen is None:
+            logits = decoder.logits(latents).float()
+        else:
+            places = chosen.flatten().nonzero().flatten()
+            some = decoder.logits(latents[places]).float()
+            logits = some.new_full((len(latents), *some.shape[1:]), NOT_DRAWN)
+            logits = logits.index_copy(0, places, some)
         if self.config.classes == 1 or self.config.overlapping:
             return self._of_classes(logits)
         return self._beside_background(logits)
@@ -269,7 +286,7 @@ class SDSeg(SliceModel):
             weight,
             mean_weight=mean_weight,
             importance=inputs.importance if recipe.timesteps == "latent-weighted" else None,
-            partly=inputs.counts is not None,
+            partly=inputs.counts is not None or recipe.shortcuts,
             squared=recipe.latent_loss == "l2",
         )
         loss = recipe.noise_loss_weight * loss_noise + recipe.latent_loss_weight * loss_latent

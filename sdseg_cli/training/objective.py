@@ -20,7 +20,7 @@ from sdseg_cli.inference.decoders import (
     kept_for_training,
     read_check,
 )
-from sdseg_cli.model.autoencoder import Autoencoder
+from sdseg_cli.model.autoencoder import LOGVAR_RANGE, Autoencoder
 from sdseg_cli.model.interface import MaskLossOf, SliceModel, class_probabilities
 from sdseg_cli.model.mask_decoder import MaskDecoder
 from sdseg_cli.model.pretrained import below
@@ -28,7 +28,7 @@ from sdseg_cli.model.sdseg import SDSeg, foreground_weight, has_latents
 from sdseg_cli.model.tensor_files import load_strictly
 from sdseg_cli.model.weights import WeightStore
 from sdseg_cli.runs.run_folder import RunDir
-from sdseg_cli.training.batches import StepInputs
+from sdseg_cli.training.batches import NOT_KEPT, StepInputs
 from sdseg_cli.training.latents import MaskLatents, encode_masks
 
 
@@ -49,7 +49,7 @@ class Objective(nn.Module):
         elif recipe.mask_loss_weight:
             if decoder is None:
                 raise ValueError("a loss of the mask needs a decoder")
-            self.mask_loss = DecodedMaskLoss(decoder, model)
+            self.mask_loss = DecodedMaskLoss(decoder, model, shortcuts=recipe.shortcuts)
         elif model.config.classes > 1 and not model.config.overlapping:
             model.background.requires_grad_(False)  # only the loss of the mask would teach it
 
@@ -65,30 +65,45 @@ class Objective(nn.Module):
         return self.mask_loss.decoder if isinstance(self.mask_loss, DecodedMaskLoss) else None
 
     def with_latents(self, inputs: StepInputs, latents: MaskLatents) -> StepInputs:
-        """The inputs with the moments of all masks; new ones are computed and kept."""
+        """The inputs with the moments of all masks; new ones are computed and kept. With
+        `train.shortcuts` moved ones stay unknown, with moments whose z0 is 0.
+        """
         if inputs.known.all() or not has_latents(self.model):
             return inputs
-        new, classes = (~inputs.known).nonzero(as_tuple=True)
-        computed = encode_masks(self.model, inputs.masks[new, classes])
-        rows = [inputs.rows[i][k] for i, k in zip(new.tolist(), classes.tolist(), strict=True)]
-        latents.write(rows, computed)
-        plane = inputs.moments.shape[-2:]
+        missing, plane = ~inputs.known, inputs.moments.shape[-2:]
         moments = inputs.moments.reshape(*inputs.known.shape, -1, *plane).clone()
-        moments[new, classes] = computed
-        return replace(inputs, moments=moments.flatten(1, 2))
+        if self.recipe.shortcuts:
+            left_out = missing & (torch.tensor(inputs.rows) == NOT_KEPT)
+            missing = missing & ~left_out
+            moments[left_out] = 0.0  # the mean, and without a spread that is z0, as in prediction
+            moments[left_out, moments.shape[2] // 2 :] = LOGVAR_RANGE[0]
+        if missing.any():
+            new, classes = missing.nonzero(as_tuple=True)
+            computed = encode_masks(self.model, inputs.masks[new, classes])
+            rows = [inputs.rows[i][k] for i, k in zip(new.tolist(), classes.tolist(), strict=True)]
+            latents.write(rows, computed)
+            moments[new, classes] = computed
+        return replace(inputs, moments=moments.flatten(1, 2), known=inputs.known | missing)
 
     def weight(self, inputs: StepInputs) -> Tensor | None:
         """Where the latent loss looks harder, (B,1,h,w), of K classes (B,4K,h,w): each by its own
-        mask. 0 at latent pixels that touch an unknown one. None where it looks alike everywhere.
+        mask. 0 at latent pixels that touch an unknown one, and where a mask was not encoded. None
+        where it looks alike everywhere.
         """
-        strength, counts = self.recipe.foreground_weight, inputs.counts
-        if not has_latents(self.model) or not (strength or counts is not None):
+        strength, counts, shortcuts = (
+            self.recipe.foreground_weight,
+            inputs.counts,
+            self.recipe.shortcuts,
+        )
+        if not has_latents(self.model) or not (strength or counts is not None or shortcuts):
             return None
         sizes, masks = self.model.config.autoencoder, inputs.masks.float()
         weight = foreground_weight(masks, sizes.factor, strength)
         if counts is not None:
             unknown = nn.functional.max_pool2d((~counts).float(), sizes.factor)
             weight = weight * (1 - unknown)
+        if shortcuts:
+            weight = weight * inputs.known.to(weight.device)[:, :, None, None]
         several = masks.shape[1] > 1
         return weight.repeat_interleave(sizes.latent_channels, dim=1) if several else weight
 
@@ -216,11 +231,12 @@ def _weights(share: Tensor, balance: float) -> Tensor:
 
 class DecodedMaskLoss(nn.Module):
     """`MaskLoss` of a clean latent, through a decoder of the model's autoencoder that stays as it
-    is.
+    is. With `shortcuts` it decodes of the classes that a slice lacks only one.
     """
 
-    def __init__(self, decoder: MaskDecoder, model: SDSeg) -> None:
+    def __init__(self, decoder: MaskDecoder, model: SDSeg, *, shortcuts: bool = False) -> None:
         super().__init__()
+        self.chooses = shortcuts and model.config.classes > 1
         self.decoder = decoder.requires_grad_(False).eval()
         if model.config.classes > 1:
             # A quarter faster on a CPU; one class keeps the order, and bits, of earlier versions.
@@ -237,8 +253,22 @@ class DecodedMaskLoss(nn.Module):
         balance: float = 0.0,
     ) -> Tensor:
         """Scaled (B,4K,h,w), and masks as `MaskLoss` takes them -> the sum of both, a scalar."""
-        total: Tensor = self.loss(self._logits(z0_pred), masks, counts, balance=balance).sum()
+        chosen = _worth_decoding(z0_pred, masks, counts) if self.chooses else None
+        logits = self._logits(z0_pred, chosen=chosen)
+        total: Tensor = self.loss(logits, masks, counts, balance=balance).sum()
         return total
+
+
+def _worth_decoding(z0_pred: Tensor, masks: Tensor, counts: Tensor | None) -> Tensor:
+    """Classes whose pixels teach much, (B,K) bool: those a slice has, those never drawn in its
+    case, and of the others the one that the estimate shows most: an empty mask's latent is flat.
+    """
+    wanted = masks.flatten(2).any(dim=2)
+    if counts is not None:
+        wanted = wanted | ~counts.flatten(2).any(dim=2)
+    each = z0_pred.detach().reshape(*wanted.shape, -1, z0_pred[0, 0].numel())
+    shown = each.var(dim=3).sum(dim=2).masked_fill(wanted, -1)
+    return wanted.scatter(1, shown.argmax(dim=1, keepdim=True), True)
 
 
 def decoder_to_train_through(
