@@ -307,8 +307,8 @@ class TrainConfig:
     """Weight of Dice and cross-entropy, in pixels, of the mask that the fast decoder makes of the
     estimate; 0 = the paper."""
     shortcuts: bool = False
-    """Where the mask counts: one that `augment` moved is not encoded, its pixels alone teach; and
-    of the classes that a slice lacks only the one the estimate shows most is decoded."""
+    """Where the mask counts and t is always 999: a mask that `augment` moved is not encoded, its
+    pixels alone teach; and of the classes a slice lacks only the one most shown is decoded."""
     class_balance: float = 0.0
     """Of several classes, cross-entropy weighs a class by one over its share of the pixels to this
     power at first, and less and less in the first half of all steps; 0 = all pixels alike."""
@@ -367,11 +367,11 @@ class TrainConfig:
                 "train.mask_loss_weight does not go with train.timesteps=latent-weighted.",
                 "That draw is of the other two terms: take last or uniform.",
             )
-        if self.shortcuts and not (self.mask_loss_weight and self.timesteps == "last"):
-            raise ConfigError(
-                "train.shortcuts needs train.mask_loss_weight and train.timesteps=last.",
-                "A mask that is not encoded is taught by its pixels alone, from noise alone.",
-            )
+
+    @property
+    def takes_shortcuts(self) -> bool:
+        """`shortcuts`, where they are sound: pixels can teach, and z0 does not show in zt."""
+        return self.shortcuts and bool(self.mask_loss_weight) and self.timesteps == "last"
 
 
 @dataclass(frozen=True)

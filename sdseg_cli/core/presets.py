@@ -151,5 +151,5 @@ def for_classes(config: RunConfig, classes: int, *, overlapping: bool) -> RunCon
     model = replace(config.model, classes=classes, overlapping=overlapping)
     recipe = replace(config.train, class_balance=CLASS_BALANCE)
     if model.network == SDSEG and model.autoencoder == _TINY.model.autoencoder:
-        recipe = replace(recipe, mask_loss_weight=1.0, shortcuts=recipe.timesteps == "last")
+        recipe = replace(recipe, mask_loss_weight=1.0, shortcuts=True)
     return replace(config, model=model, train=recipe)

@@ -286,7 +286,7 @@ class SDSeg(SliceModel):
             weight,
             mean_weight=mean_weight,
             importance=inputs.importance if recipe.timesteps == "latent-weighted" else None,
-            partly=inputs.counts is not None or recipe.shortcuts,
+            partly=inputs.counts is not None or recipe.takes_shortcuts,
             squared=recipe.latent_loss == "l2",
         )
         loss = recipe.noise_loss_weight * loss_noise + recipe.latent_loss_weight * loss_latent

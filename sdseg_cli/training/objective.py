@@ -49,7 +49,7 @@ class Objective(nn.Module):
         elif recipe.mask_loss_weight:
             if decoder is None:
                 raise ValueError("a loss of the mask needs a decoder")
-            self.mask_loss = DecodedMaskLoss(decoder, model, shortcuts=recipe.shortcuts)
+            self.mask_loss = DecodedMaskLoss(decoder, model, shortcuts=recipe.takes_shortcuts)
         elif model.config.classes > 1 and not model.config.overlapping:
             model.background.requires_grad_(False)  # only the loss of the mask would teach it
 
@@ -72,7 +72,7 @@ class Objective(nn.Module):
             return inputs
         missing, plane = ~inputs.known, inputs.moments.shape[-2:]
         moments = inputs.moments.reshape(*inputs.known.shape, -1, *plane).clone()
-        if self.recipe.shortcuts:
+        if self.recipe.takes_shortcuts:
             left_out = missing & (torch.tensor(inputs.rows) == NOT_KEPT)
             missing = missing & ~left_out
             moments[left_out] = 0.0  # the mean, and without a spread that is z0, as in prediction
@@ -93,7 +93,7 @@ class Objective(nn.Module):
         strength, counts, shortcuts = (
             self.recipe.foreground_weight,
             inputs.counts,
-            self.recipe.shortcuts,
+            self.recipe.takes_shortcuts,
         )
         if not has_latents(self.model) or not (strength or counts is not None or shortcuts):
             return None

@@ -15,13 +15,13 @@ from sdseg_cli.data.spec import ClassRule
 from sdseg_cli.model import starts
 from sdseg_cli.model.distributed import Ranks
 from sdseg_cli.model.mask_decoder import build_mask_decoder
-from sdseg_cli.model.sdseg import SDSeg, build_sdseg
+from sdseg_cli.model.sdseg import NOT_DRAWN, SDSeg, build_sdseg
 from sdseg_cli.model.tensor_files import load_strictly
 from sdseg_cli.runs.checkpoint import Checkpoint
-from sdseg_cli.training import step
+from sdseg_cli.training import augment, step
 from sdseg_cli.training.batches import PreparedSlices, StepInputs, StepSource, draw_positions
 from sdseg_cli.training.latents import MaskLatents, encode_masks
-from sdseg_cli.training.objective import MaskLoss, Objective
+from sdseg_cli.training.objective import MaskLoss, Objective, _worth_decoding
 from sdseg_cli.training.train import without_side_mirror
 from tests.training.small import ROW, SIZE, small_config
 
@@ -245,6 +245,68 @@ def test_the_share_of_a_class_is_of_the_pixels_of_which_it_is_known(tmp_path: Pa
     )
     # The second class was drawn in the second case alone.
     assert slices.class_shares().tolist() == pytest.approx([5 / 62, 1 / 31])
+
+
+def test_with_shortcuts_a_moved_mask_has_no_latent_and_no_latent_loss(
+    slices: PreparedSlices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(augment.RANGES, ("light", False), {"rotation": (1.0, 10.0, 10.0)})
+    recipe = {"augment": "light", "shortcuts": True, "mask_loss_weight": 1.0, "flips": ""}
+    config = small_config(**recipe, foreground_fraction=1.0)
+    latents = MaskLatents(tmp_path / "latents.npy", slices, ROW)
+    inputs = StepSource(config, slices, latents, (8, *ROW[1:])).inputs(0)
+    networks = model()
+    decoder = build_mask_decoder(networks.config.autoencoder)
+    objective = Objective(networks, config.train, decoder)
+    found = objective.with_latents(inputs, latents)
+    has = inputs.masks.flatten(2).any(dim=2)
+    assert has.any() and not has.all()
+    assert torch.equal(found.known, ~has)  # empty masks are not moved
+    z0 = networks.sample_latent(found.moments, found.posterior_noise).reshape(4, 2, -1)
+    assert (z0[has].abs() < 1e-4).all() and (z0[~has].abs() > 1e-4).any()
+    assert not np.load(latents.path)[1:].any()
+    weight = objective.weight(found)
+    assert weight is not None
+    weight = weight.reshape(4, 2, -1)
+    assert (weight[has] == 0).all() and (weight[~has] == 1).all()
+
+
+def test_of_the_classes_a_slice_lacks_the_one_most_shown_is_decoded() -> None:
+    masks = torch.zeros(3, 3, 8, 8, dtype=torch.bool)
+    masks[:2, 0, 0, 0] = True
+    masks[1] = True
+    z0 = torch.zeros(3, 3, 4, 2, 2)
+    z0[:, 0] = 5.0  # flat
+    z0[:, 1, :, 0, 0], z0[:, 2, :, 0, 0] = 0.1, 0.2
+    chosen = _worth_decoding(z0.flatten(1, 2), masks, None).tolist()
+    assert chosen == [[True, False, True], [True, True, True], [False, False, True]]
+    counts = torch.ones_like(masks)
+    counts[0, 1] = False  # never drawn in its case: it may be anywhere
+    counts[2, :, 0] = False  # ignored pixels
+    chosen = _worth_decoding(z0.flatten(1, 2), masks, counts).tolist()
+    assert chosen == [[True, True, True], [True, True, True], [False, False, True]]
+
+
+@pytest.mark.parametrize("overlapping", [False, True])
+def test_classes_that_are_not_decoded_are_nowhere(overlapping: bool) -> None:
+    config = replace(small_config().model, classes=2, overlapping=overlapping)
+    networks = build_sdseg(config)
+    decoder = build_mask_decoder(config.autoencoder)
+    z0, chosen = torch.randn(2, 8, 4, 4), torch.tensor([[True, False], [True, True]])
+    with torch.no_grad():
+        some = networks.mask_logits(z0, decoder, chosen)
+        full = networks.mask_logits(z0, decoder)
+    assert some.shape == full.shape
+    assert (some[0, -1] == NOT_DRAWN).all()
+    assert torch.allclose(some[0, :-1], full[0, :-1], atol=1e-5)
+    assert torch.allclose(some[1], full[1], atol=1e-5)
+
+
+def test_shortcuts_are_taken_of_several_classes_and_where_they_are_sound() -> None:
+    several = for_classes(small_config(), 2, overlapping=False).train
+    assert several.takes_shortcuts and not small_config().train.shortcuts
+    assert not replace(several, mask_loss_weight=0.0).takes_shortcuts
+    assert not replace(several, timesteps="uniform").takes_shortcuts
 
 
 @pytest.mark.slow
