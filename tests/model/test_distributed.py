@@ -21,6 +21,8 @@ from sdseg_cli.model.distributed import Ranks, _meeting_place, ranks_of, trainin
 from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training.train import train
 from tests.conftest import Workspace, tiny_settings
+from tests.raw_cases import IDS
+from tests.training.test_train_classes import prepared, settings, write_case
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -253,3 +255,27 @@ def test_two_processes_go_on_where_one_was(
     assert run.log_file.read_bytes().splitlines()[:3] == before[:3]  # two steps and a validation
     calibrated = {"checkpoints/mask_decoder.safetensors"}  # by the command, after the training
     assert files(run) == files(tiny_run.run) | calibrated, "only the first process writes"
+
+
+@pytest.mark.slow
+def test_two_processes_train_several_classes_as_one_does(tmp_path: Path) -> None:
+    for seed, name in enumerate(IDS):
+        write_case(tmp_path / "raw" / name, seed)
+    manifest = prepared(tmp_path / "raw", "a=1,b=2")
+    workspace, config = Workspace(manifest.root.parents[1]), tmp_path / "config.toml"
+    # The latent loss alone: the Dice of the mask is that of each process's share (docs/METHOD.md).
+    recipe = settings(manifest, mask_loss_weight=0.0)
+    config.write_text(to_toml(recipe))
+    two, one = RunDir(tmp_path / "two"), RunDir(tmp_path / "one")
+    ended(two_processes(workspace, two.path, config))
+    train(recipe, manifest, one, device="cpu")
+    ours, theirs = (
+        [json.loads(line) for line in run.log_file.read_text().splitlines()] for run in (two, one)
+    )
+    losses = [[row["loss_latent"] for row in rows if "loss" in row] for rows in (ours, theirs)]
+    assert len(losses[0]) == 4 and losses[0] == pytest.approx(losses[1], rel=1e-4)
+    dice = [
+        [row["val_dice_classes"] for row in rows if "val_dice" in row] for rows in (ours, theirs)
+    ]
+    for mine, same in zip(*dice, strict=True):
+        assert mine == pytest.approx(same, abs=1e-3)
