@@ -268,9 +268,13 @@ class Trial:
                     class_planes.add(prediction.held_planes())
                 kept.add(prediction.probability)
             self._compare(case, kept, np.any(planes, axis=(1, 2)))
-            by_slice = self._count(case, prediction.restore.planes, votes)
+            grid = prediction.restore.planes
+            by_slice = self._count(case, grid, votes)
             if len(rule) > 1:
-                self._count_classes(classes, len(by_slice))
+                disagreement = np.zeros(votes.shape, np.uint8, "F")
+                self._count_classes(classes, grid.stacked(disagreement))
+            else:
+                disagreement = disagreement_of_counts(votes, runs)
             k = _slice_to_show(by_slice, planes)
             self._show(case, kept, planes, prediction.restore, k, class_planes)
             several = classes.part(k, k + 1)[:, 0] if len(rule) > 1 else None
@@ -279,7 +283,7 @@ class Trial:
         if self.maps_folder is not None:
             suffix = ".png" if isinstance(scan, Picture) else ".nii.gz"
             path = self.maps_folder / f"{case.id}{suffix}"
-            write_probability(path, disagreement_of_counts(votes, runs), scan)
+            write_probability(path, disagreement, scan)
             self.maps.append(path)
             self.panels.append(self._map_panel(case, scan, labels, votes, k, several))
 
@@ -294,11 +298,14 @@ class Trial:
                 score = dice(MaskPair(rule.mask_of(found, number), reference, None)) or 0.0
                 of_cases[case.id] = (*of_cases.get(case.id, ()), score)
 
-    def _count_classes(self, classes: DiskBuffer, slices: int) -> None:
-        """The voxels of each class that flip, a slice of all runs at a time."""
+    def _count_classes(self, classes: DiskBuffer, disagreement: NDArray[np.uint8]) -> None:
+        """The voxels of each class that flip, a slice of all runs at a time, and how far these
+        differ there, which is written into planes (S,rows,columns).
+        """
         rule, runs = self.under.held.manifest.classes, len(self.under.seeds)
-        for k in range(slices):
+        for k, plane in enumerate(disagreement):
             held = classes.part(k, k + 1)[:, 0]
+            plane[:] = disagreement_of_labels(held)
             for number, name in enumerate(rule.names):
                 counts = np.count_nonzero(rule.mask_of(held, number), axis=0)
                 so_far = self.class_flips.get(name, Flips())

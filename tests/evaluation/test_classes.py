@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -161,7 +162,11 @@ def test_the_dice_of_each_class_spreads_over_the_runs(workspace, monkeypatch):
     monkeypatch.setattr("sdseg_cli.evaluation.stability.stability_picture", lambda *of: None)
     workspace.answers(a={0: REFERENCE, 1: ANSWER})
     cases = SplitOptions(device="cpu", predictor=workspace.predictor)
-    found = stability(None, workspace.root, options=StabilityOptions(2), cases=cases).to_json()
+    report = stability(None, workspace.root, options=StabilityOptions(2), cases=cases)
+    # One class in place of the other is a disagreement, though all agree on the foreground.
+    drawn = np.asarray(nib.load(report.maps[0]).dataobj.get_unscaled())
+    assert np.array_equal(drawn, np.where(ANSWER != REFERENCE, 255, 0))
+    found = report.to_json()
     left, right = found["classes"]
     assert left["dice"]["by_run"] == [1.0, pytest.approx(5 / 6)]
     assert right["dice"]["by_run"] == [1.0, pytest.approx(0.9)]

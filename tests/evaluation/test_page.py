@@ -19,7 +19,6 @@ from tests.report.report_folder import (
     HOSTILE,
     IDS,
     case_panels,
-    class_panel,
     evaluation,
     panel,
     stability,
@@ -331,7 +330,11 @@ def test_the_page_of_one_class_has_nothing_of_several(folder):
     assert "class-filter" not in text
 
 
-def test_maps_of_several_classes_have_their_colours_without_an_evaluation(tmp_path):
-    maps = [class_panel(IDS[0])]
-    path = write_report(tmp_path, Results(stability=stability(), maps=maps), title="t")
-    assert ".class-7{--class:" in path.read_text(encoding="utf-8")
+def test_maps_of_several_classes_have_their_colours_and_names_without_an_evaluation(tmp_path):
+    (write_class_folder(tmp_path) / "evaluate.json").unlink()
+    page = _page(tmp_path)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert ".class-7{--class:" in text
+    for number in range(1, 8):
+        assert f'<li class="class-{number}"><span class="colour">' in text
+    assert all(page.text.count(name) >= 2 for name in CLASSES)  # here and in the table
