@@ -35,6 +35,8 @@ PLANES_PER_CHANNEL = 25
 """As many planes of the model's size a training step on a CPU holds for each of the autoencoder's
 channels: 52 MB a slice of the `tiny` preset.
 """
+PLANES_PER_CLASS = 28
+"""And for each class whose mask counts in pixels: 7 MB a slice of 256x256."""
 
 
 def require_batch_memory(
@@ -54,13 +56,17 @@ def require_batch_memory(
     """
     own = config.model.network == SDSEG
     channels = config.model.autoencoder.channels if own and device.type == "cpu" else 0
+    classes = config.model.classes
+    planes = PLANES_PER_CHANNEL * channels
+    if channels and config.train.mask_loss_weight:
+        planes += PLANES_PER_CLASS * classes
 
     def taken(size: int) -> int:
         mine = -(-size // ranks.world)
-        # As stored and as float32, with its mask; and what the networks keep for the gradient.
-        inputs = mine * plane_px * (2 + 4 + 2) * waiting
+        # As stored and as float32, with its masks; and what the networks keep for the gradient.
+        inputs = mine * plane_px * (2 + 4 + 1 + classes) * waiting
         at_once = -(-mine // config.train.accumulate)
-        return inputs + at_once * 4 * PLANES_PER_CHANNEL * channels * plane_px
+        return inputs + at_once * 4 * planes * plane_px
 
     require_batch_fits(taken, config.train.batch_size, "train")
 

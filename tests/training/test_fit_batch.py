@@ -9,11 +9,19 @@ import pytest
 import torch
 
 import sdseg_cli.training.fit_batch as fit_module
+from sdseg_cli.core import processes
 from sdseg_cli.core.config import RunConfig
 from sdseg_cli.core.config_file import to_toml
 from sdseg_cli.core.errors import ConfigError, RunError
+from sdseg_cli.core.presets import for_classes
+from sdseg_cli.model.distributed import Ranks
 from sdseg_cli.runs.run_folder import RunDir
-from sdseg_cli.training.fit_batch import fastest_batch_size, fitted, fitting_batch_size
+from sdseg_cli.training.fit_batch import (
+    fastest_batch_size,
+    fitted,
+    fitting_batch_size,
+    require_batch_memory,
+)
 from sdseg_cli.training.objective import Objective
 from sdseg_cli.training.train import TrainOptions, train
 from tests.conftest import Workspace, tiny_settings
@@ -43,6 +51,24 @@ def test_doubling_stops_where_memory_ends() -> None:
     measure, asked = measures({1: 10, 2: 20, 4: None})
     assert fastest_batch_size(measure) == 2
     assert asked == [1, 2, 4]
+
+
+def test_memory_is_counted_for_each_class_whose_mask_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(processes, "available_bytes", lambda: 0)
+
+    def needed(config: RunConfig) -> float:
+        with pytest.raises(RunError) as caught:
+            require_batch_memory(config, 256 * 256, CPU, Ranks(), 1)
+        return float(caught.value.message.split(" takes ")[1].split()[0])
+
+    batch = 100  # so that the two digits of the message say enough
+    plane = 256 * 256 * batch / 1e9
+    one = small_config(batch_size=batch)
+    assert needed(one) == pytest.approx(plane * (8 + 4 * 25 * 8), abs=0.01)
+    seven = for_classes(one, 7, overlapping=False)
+    assert needed(seven) == pytest.approx(plane * (14 + 4 * (25 * 8 + 28 * 7)), abs=0.01)
 
 
 def test_doubling_stops_at_the_limit() -> None:
