@@ -98,6 +98,13 @@ def train(
             help="Only draw training slices as train.augment changes them, on a contact sheet.",
         ),
     ] = None,
+    add: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Go on from --run with these corrected masks among the training cases.",
+        ),
+    ] = None,
     device: opt.Device = "auto",
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -107,6 +114,30 @@ def train(
     from sdseg_cli.data.manifest import Manifest
 
     refuse_pipes(config)
+    if add is not None:
+        _refuse_with_add(
+            {
+                "--dataset": dataset,
+                "--preset": preset_name,
+                "--model": model,
+                "--config": config,
+                "--init": init,
+                "--fold": fold,
+                "--show-config": show_config or None,
+                "--show-augmentation": show_augmentation,
+                "--batch-size auto": "auto" if batch_size == "auto" else None,
+            }
+        )
+        _go_on_with_added(
+            add,
+            run,
+            assign or [],
+            {"train.steps": steps, "train.batch_size": _batch_size(batch_size), "seed": seed},
+            device,
+            (workers, compiled, tensorboard),
+            Output(as_json=as_json, quiet=quiet),
+        )
+        return
     own_options = {"steps": steps, "init": init, "batch_size": _batch_size(batch_size)}
     settings = _settings(preset_name, model, config, assign or [], dataset, seed, own_options)
     manifest = None
@@ -133,7 +164,6 @@ def train(
 
     from sdseg_cli.model.distributed import ranks_of
     from sdseg_cli.model.weights import WeightStore
-    from sdseg_cli.runs.run_folder import fold_name
     from sdseg_cli.training.initialise import resolved_start
     from sdseg_cli.training.train import TrainOptions
 
@@ -146,18 +176,8 @@ def train(
     if base.name in ("", ".."):
         base = base.resolve()  # `.` has no name to put the fold behind
     options = TrainOptions(workers, compiled, batch_size == "auto", tensorboard)
-    found: list[tuple[TrainReport, dict[str, Any]]] = []
-    stopped = False
-    for number in folds:
-        folder = base if number == NO_FOLD else base.with_name(fold_name(base.name, number))
-        own_settings = replace(settings, fold=number)
-        report, values, skipped = _train_one(
-            own_settings, manifest.of_fold(number), folder, device, options, output
-        )
-        found.append((report, values))
-        stopped = report.state == "stopped" or (skipped and number != folds[-1])
-        if stopped:
-            break
+    found, stopped = _train_folds(settings, manifest, folds, base, device, options, output)
+    report = found[-1][0]
     if fold == "all":
         _show_folds(output, found, folds, base)
     elif output.as_json:
@@ -166,6 +186,79 @@ def train(
         output,
         typed() if stopped else _next_command(report, manifest, base if fold == "all" else None),
     )
+
+
+def _refuse_with_add(others: dict[str, Any]) -> None:
+    """What a run that goes on with added cases takes from the run before."""
+    wrong = [name for name, value in others.items() if value is not None]
+    if wrong:
+        raise ConfigError(
+            f"{', '.join(wrong)} does not go with --add.",
+            "A run that goes on has the settings of --run; --steps and --set change some.",
+        )
+    from sdseg_cli.model.distributed import ranks_of
+
+    if ranks_of(os.environ).world > 1:
+        raise ConfigError(
+            "--add is for one process.",
+            "Stop it after its first step; several processes then train the new set with --init.",
+        )
+
+
+def _go_on_with_added(
+    added: Path,
+    run: str | None,
+    assigned: Sequence[str],
+    own: dict[str, int | None],
+    device: str,
+    how: tuple[int | None, bool, bool],
+    output: Output,
+) -> None:
+    """`--add`: a set with the added cases, and a run on it from the best weights of another."""
+    from sdseg_cli.core.config_file import from_dict, parse_assignment
+    from sdseg_cli.data.extend import extended
+    from sdseg_cli.data.manifest import set_of
+    from sdseg_cli.runs.run_folder import find_run
+    from sdseg_cli.training.correct import continued, corrected_cases
+    from sdseg_cli.training.train import TrainOptions
+
+    if run is None:
+        raise ConfigError("--add goes on from a run.", "Name it: sdseg train --run R --add FOLDER.")
+    before = find_run(workspace(), run)
+    config = before.config()
+    if config.fold != NO_FOLD:
+        raise ConfigError(
+            f"{before.path} is the run of a fold.",
+            "Add the cases to the data set, and prepare and train it again with folds.",
+        )
+    cases = corrected_cases(added)
+    with output.progress() as progress:
+        found = extended(set_of(workspace(), config), cases, progress)
+    manifest = found.manifest
+    for what, ids in (("new", found.added), ("corrected", found.corrected)):
+        if ids:
+            output.say(f"{len(ids)} {what} training cases: {', '.join(ids)}")
+    output.say(f"data set {manifest.name}: {len(manifest.cases('train'))} training cases")
+    settings = continued(config, before.path.absolute(), manifest.name, own.pop("train.steps"))
+    chosen = [f"{key}={value}" for key, value in own.items() if value is not None]
+    for text in (*assigned, *chosen):
+        settings = from_dict(parse_assignment(text), settings, source="--set")
+    path = workspace() / "runs" / manifest.name / before.path.name
+    options = TrainOptions(how[0], how[1], False, how[2])
+    report, values, _ = _train_one(settings, manifest, path, device, options, output)
+    was, now = before.best_validation()[0], report.best.get("val_dice")
+    output.say(f"validation Dice before {number_text(was)}, after {number_text(now)}")
+    if output.as_json:
+        output.object(
+            values
+            | {
+                "dataset": manifest.name,
+                "added": list(found.added),
+                "corrected": list(found.corrected),
+                "before": {"run": str(before.path), "val_dice": was},
+            }
+        )
+    say_next(output, _next_command(report, manifest, None))
 
 
 def _show_config(settings: RunConfig, *, as_json: bool) -> None:
@@ -191,6 +284,33 @@ def _folds(fold: str | None, settings: RunConfig, manifest: Manifest) -> Sequenc
         raise ConfigError(f'--fold is "{fold}".', "Give the number of a fold, from 0, or all.")
     manifest.of_fold(chosen[0])
     return chosen
+
+
+def _train_folds(
+    settings: RunConfig,
+    manifest: Manifest,
+    folds: Sequence[int],
+    base: Path,
+    device: str,
+    options: TrainOptions,
+    output: Output,
+) -> tuple[list[tuple[TrainReport, dict[str, Any]]], bool]:
+    """Train one fold after the other; of each, how it ended and its JSON; and whether a signal
+    stopped them.
+    """
+    from sdseg_cli.runs.run_folder import fold_name
+
+    found: list[tuple[TrainReport, dict[str, Any]]] = []
+    for number in folds:
+        folder = base if number == NO_FOLD else base.with_name(fold_name(base.name, number))
+        own_settings = replace(settings, fold=number)
+        report, values, skipped = _train_one(
+            own_settings, manifest.of_fold(number), folder, device, options, output
+        )
+        found.append((report, values))
+        if report.state == "stopped" or (skipped and number != folds[-1]):
+            return found, True
+    return found, False
 
 
 def _train_one(

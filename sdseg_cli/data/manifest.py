@@ -364,7 +364,7 @@ class Staging:
                 if folder.name not in built:
                     shutil.rmtree(folder)
             for id in kept:
-                shutil.copytree(self.final / "cases" / id, cases / id, copy_function=_link)
+                shutil.copytree(self.final / "cases" / id, cases / id, copy_function=link_or_copy)
             (self.building / FILE_NAME).write_text(manifest, encoding="utf-8")
             shutil.rmtree(replaced, ignore_errors=True)
             if self.final.exists():
@@ -385,11 +385,11 @@ class Staging:
             parent.rmdir()
 
 
-def _link(source: str, target: str) -> str:
+def link_or_copy(source: str, target: str) -> str:
+    """A second name of a file that never changes in place; a copy where there are no links."""
     try:
         os.link(source, target)
     except OSError:
-        # Some file systems know no hard links.
         shutil.copy2(source, target)
     return target
 
