@@ -26,6 +26,7 @@ from sdseg_cli.cli.console import show_error, show_help
 from sdseg_cli.cli.demo import demo
 from sdseg_cli.cli.distill import distill
 from sdseg_cli.cli.evaluate import evaluate
+from sdseg_cli.cli.next import next_scans
 from sdseg_cli.cli.options import PanelCommand
 from sdseg_cli.cli.predict import predict
 from sdseg_cli.cli.prepare import prepare
@@ -54,6 +55,7 @@ app = typer.Typer(
 )
 for command in (prepare, train, runs, predict, evaluate, compare, stability, check, demo):
     app.command(cls=PanelCommand)(command)
+app.command("next", cls=PanelCommand)(next_scans)
 app.command(cls=PanelCommand)(distill)
 app.command(cls=PanelCommand)(bench)
 app.add_typer(weights)

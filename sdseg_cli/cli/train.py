@@ -132,7 +132,8 @@ def train(
             add,
             run,
             assign or [],
-            {"train.steps": steps, "train.batch_size": _batch_size(batch_size), "seed": seed},
+            steps,
+            {"train.batch_size": _batch_size(batch_size), "seed": seed},
             device,
             (workers, compiled, tensorboard),
             Output(as_json=as_json, quiet=quiet),
@@ -209,13 +210,13 @@ def _go_on_with_added(
     added: Path,
     run: str | None,
     assigned: Sequence[str],
+    steps: int | None,
     own: dict[str, int | None],
     device: str,
     how: tuple[int | None, bool, bool],
     output: Output,
 ) -> None:
     """`--add`: a set with the added cases, and a run on it from the best weights of another."""
-    from sdseg_cli.core.config_file import from_dict, parse_assignment
     from sdseg_cli.data.extend import extended
     from sdseg_cli.data.manifest import set_of
     from sdseg_cli.runs.run_folder import find_run
@@ -231,6 +232,8 @@ def _go_on_with_added(
             f"{before.path} is the run of a fold.",
             "Add the cases to the data set, and prepare and train it again with folds.",
         )
+    chosen = [f"{key}={value}" for key, value in own.items() if value is not None]
+    config = _assigned(config, [*assigned, *chosen])  # what is wrong is refused first
     cases = corrected_cases(added)
     with output.progress() as progress:
         found = extended(set_of(workspace(), config), cases, progress)
@@ -239,10 +242,8 @@ def _go_on_with_added(
         if ids:
             output.say(f"{len(ids)} {what} training cases: {', '.join(ids)}")
     output.say(f"data set {manifest.name}: {len(manifest.cases('train'))} training cases")
-    settings = continued(config, before.path.absolute(), manifest.name, own.pop("train.steps"))
-    chosen = [f"{key}={value}" for key, value in own.items() if value is not None]
-    for text in (*assigned, *chosen):
-        settings = from_dict(parse_assignment(text), settings, source="--set")
+    settings = continued(config, before.path.absolute(), manifest.name, steps)
+    settings = _assigned(settings, [*assigned, *chosen])
     path = workspace() / "runs" / manifest.name / before.path.name
     options = TrainOptions(how[0], how[1], False, how[2])
     report, values, _ = _train_one(settings, manifest, path, device, options, output)
@@ -532,7 +533,7 @@ def _settings(
     classes: ClassRule | None = None,
 ) -> RunConfig:
     """Defaults < preset, for the model < file < --set < options of their own."""
-    from sdseg_cli.core.config_file import from_dict, parse_assignment, read_toml
+    from sdseg_cli.core.config_file import from_dict, read_toml
 
     values = read_toml(config) if config else {}
     chosen = preset(preset_name or str(values.get("preset", "tiny")))
@@ -544,6 +545,18 @@ def _settings(
     if classes is not None:
         chosen = for_classes(chosen, len(classes), overlapping=classes.overlapping)
     settings = from_dict({**values, "preset": chosen.preset}, chosen, source=str(config))
+    settings = _assigned(settings, assign)
+    own: dict[str, Any] = {} if dataset is None else {"dataset": dataset}
+    own["train"] = {key: value for key, value in recipe.items() if value is not None}
+    if seed is not None:
+        own["seed"] = seed
+    return from_dict(own, settings, source="options")
+
+
+def _assigned(settings: RunConfig, assign: Sequence[str]) -> RunConfig:
+    """With what `--set` changes."""
+    from sdseg_cli.core.config_file import from_dict, parse_assignment
+
     for text in assign:
         given = parse_assignment(text)
         for key in given.keys() & {"preset", "dataset", "fold"}:
@@ -552,11 +565,7 @@ def _settings(
                 f"--set {text}: {key} has an option of its own.", f"Write --{key} {given[key]}."
             )
         settings = from_dict(given, settings, source="--set")
-    own: dict[str, Any] = {} if dataset is None else {"dataset": dataset}
-    own["train"] = {key: value for key, value in recipe.items() if value is not None}
-    if seed is not None:
-        own["seed"] = seed
-    return from_dict(own, settings, source="options")
+    return settings
 
 
 def _batch_size(text: str | None) -> int | None:

@@ -98,20 +98,22 @@ def _built(
     taken = {case.id.lower() for case in manifest.entries}
     entries = {case.id: case for case in manifest.entries}
     new: dict[str, Path] = {}
+    seen: dict[str, str] = {}
     corrected = []
     for case, record in zip(cases, records, strict=True):
-        there = known.get(record["pixels_sha256"])
+        there, twin = known.get(record["pixels_sha256"]), seen.get(record["pixels_sha256"])
+        if twin is not None:
+            raise DataError(
+                f"case {case.id}: its image is that of {twin}, too.", "Keep one of the two."
+            )
         if there is not None and there.split != "train":
             role = {"val": "validates", "test": "tests"}[there.split]
             raise DataError(
                 f"case {case.id}: its image is that of {there.id}, which {role}.",
                 "Leave it out: a run may not train on what judges it.",
             )
+        seen[record["pixels_sha256"]] = case.id
         id = there.id if there is not None else _free(case.id, taken)
-        if id in new:
-            raise DataError(
-                f"case {case.id}: its image is there twice.", "Keep one of the two masks."
-            )
         taken.add(id.lower())
         corrected += [id] if there is not None else []
         new[id] = staging.building / "added" / case.id

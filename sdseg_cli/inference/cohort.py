@@ -366,6 +366,7 @@ def predict_one(task: Task, scan: Scan, predictor: Predictor, origin: Mapping[st
         warnings=[finding.to_json() for finding in report.warnings],
         decoder=report.decoder,
         classes=list(report.classes),
+        stability={} if report.stability is None else report.stability.to_json(),
     )
 
 

@@ -33,9 +33,11 @@ COLUMNS = (
     "error",
 )  # fmt: skip
 DONE, FAILED = "done", "failed"
+_OF_RUNS = {"runs_dice": "dice", "runs_flipped": "flipped"}
+"""Columns, where masks were drawn several times, of what `Row.stability` has."""
 _OF_A_CLASS = ("voxels", "ml")
 """Columns of each class, where there are several: `voxels_liver`, `ml_liver`."""
-_NEWER = ("classes", "members")
+_NEWER = ("classes", "members", "stability")
 """Keys that stand only where there are several."""
 TABLE_SHARE = 0.02
 """Of the time may go into the table while the work goes on; at the end it is always written."""
@@ -62,6 +64,7 @@ class Row:
         warnings: What is odd about the scan, as `Finding.to_json`.
         decoder: Which drew the mask, "exact" or "fast"; empty where it failed.
         classes: Name, value, voxels and ml of each class, where there are several.
+        stability: Of a mask that was drawn several times, `Agreement.to_json` of the draws.
     """
 
     case: str
@@ -78,6 +81,7 @@ class Row:
     warnings: Sequence[Mapping[str, str]] = field(default_factory=list)
     decoder: str = ""
     classes: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    stability: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -233,6 +237,7 @@ class Ledger:
             found = self.rows()
             names = dict.fromkeys(one["name"] for row in found for one in row.classes)
             columns = (*COLUMNS, *(f"{kind}_{name}" for name in names for kind in _OF_A_CLASS))
+            columns += tuple(_OF_RUNS) if any(row.stability for row in found) else ()
             write_csv(self.table, columns, map(_cells, found))
         self._written_s = time.monotonic()
         self._cost_s = self._written_s - started
@@ -317,7 +322,9 @@ def _listed(classes: Sequence[str]) -> str:
 def _cells(row: Row) -> dict[str, Any]:
     """A row of the table."""
     classes = {f"{kind}_{one['name']}": one[kind] for one in row.classes for kind in _OF_A_CLASS}
-    return {**{name: getattr(row, name) for name in COLUMNS}, **classes}
+    shown = _OF_RUNS.items() if row.stability else ()
+    runs = {column: row.stability.get(key) for column, key in shown}
+    return {**{name: getattr(row, name) for name in COLUMNS}, **classes, **runs}
 
 
 def _is_whole(row: Row) -> bool:
@@ -337,11 +344,17 @@ def _is_whole(row: Row) -> bool:
         and all(map(_is_finding, row.warnings))
         and isinstance(row.classes, list)
         and all(map(_is_class, row.classes))
+        and isinstance(row.stability, dict)
+        and all(map(_is_share, map(row.stability.get, _OF_RUNS.values())))
     )
 
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_share(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and 0 <= value <= 1)
 
 
 def _is_class(value: object) -> bool:

@@ -11,7 +11,7 @@ from sdseg_cli.core.filenames import LEDGER_FOLDER, as_path, require_there, safe
 from sdseg_cli.core.files import file_sha256
 from sdseg_cli.data.recognise import find_cases
 from sdseg_cli.data.spec import Case
-from sdseg_cli.inference.ledger import DONE, Ledger
+from sdseg_cli.inference.ledger import DONE, Ledger, Row
 
 STEPS_SHARE, FEWEST_STEPS = 5, 50
 """By default a run goes on for a fifth of its steps, at least so many."""
@@ -30,18 +30,21 @@ def corrected_cases(folder: Path) -> list[Case]:
     require_there(folder, "Give the folder of the corrected masks.")
     if not (folder / LEDGER_FOLDER).is_dir():
         return find_cases(folder, None, None, None)[1]
-    rows = [row for row in Ledger(folder).rows() if row.status == DONE]
-    there = [row for row in rows if as_path(row.output).is_file()]
-    changed = [row for row in there if file_sha256(as_path(row.output)) != row.sha256]
+    rows = [(row, _mask_in(folder, row)) for row in Ledger(folder).rows() if row.status == DONE]
+    changed = [(row, mask) for row, mask in rows if mask and file_sha256(mask) != row.sha256]
     if not changed:
         raise DataError(
-            f"{folder}: none of its {len(there)} masks has changed since it was predicted.",
+            f"{folder}: none of its {len(rows)} masks has changed since it was predicted.",
             "Correct some in an editor, and save them under the names they have.",
         )
-    return [
-        Case(safe_id(row.case) or "case", as_path(row.input), as_path(row.output))
-        for row in changed
-    ]
+    return [Case(safe_id(row.case) or "case", as_path(row.input), mask) for row, mask in changed]
+
+
+def _mask_in(folder: Path, row: Row) -> Path | None:
+    """A mask of the folder, which may be a copy of the one that `predict` filled."""
+    parts = as_path(row.output).parts
+    places = (folder.joinpath(*parts[start:]) for start in range(1, len(parts)))
+    return next((place for place in places if place.is_file()), None)
 
 
 def continued(config: RunConfig, run: Path, dataset: str, steps: int | None) -> RunConfig:

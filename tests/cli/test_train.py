@@ -19,6 +19,7 @@ from sdseg_cli.data.prepare import PrepareOptions, prepare
 from sdseg_cli.runs.run_folder import RunDir
 from sdseg_cli.training.train import TrainReport
 from tests.conftest import PLANE, Workspace, tiny_settings, write_case
+from tests.raw_cases import contents
 
 
 def test_a_run_goes_where_its_path_says_and_only_a_bare_word_is_a_name(
@@ -220,3 +221,52 @@ def test_all_folds_are_trained_once_and_predict_together(
     for given, skipped in ((), 3), (("--run", names[0]), 0):  # both go on; another begins anew
         assert run_command([*cohort, *given]) == 0
         assert json.loads(capsys.readouterr().out)["skipped"] == skipped
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--dataset", "tiny"], "--dataset does not go with --add"),
+        (["--run", "tiny/run", "--preset", "tiny", "--fold", "0"], "--preset, --fold does not go"),
+        (["--run", "tiny/run", "--batch-size", "auto"], "--batch-size auto does not go"),
+        ([], "--add goes on from a run"),
+        (["--run", "tiny/other"], "other"),
+        (["--run", "tiny/run", "--set", "train.stepz=3"], "stepz"),
+        (["--run", "tiny/run", "--set", "dataset=tiny"], "dataset has an option of its own"),
+    ],
+)
+def test_what_does_not_go_with_added_cases_is_refused(
+    tiny_run: Workspace,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    given: list[str],
+    told: str,
+) -> None:
+    monkeypatch.setenv("SDSEG_HOME", str(tiny_run.root))
+    write_case(tiny_run.root / "more", 9)
+    assert run_command(["train", "--add", str(tiny_run.root / "more"), *given]) == 2
+    assert told in capsys.readouterr().err
+    made = {path.name for kind in ("runs", "prepared") for path in (tiny_run.root / kind).iterdir()}
+    assert made == {"tiny"}
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_an_added_case_and_the_same_command_resumes_it(
+    tiny_run: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SDSEG_HOME", str(tiny_run.root))
+    write_case(tiny_run.root / "more", 9)
+    before = contents(tiny_run.run.path), contents(tiny_run.manifest.root)
+    line = ["train", "--run", "tiny/run", "--add", str(tiny_run.root / "more"), "--steps", "4"]
+    assert run_command([*line, "--json", "--seed", "1"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["dataset"], found["added"], found["corrected"]) == (
+        "tiny-added-1", ["case_9"], []
+    )  # fmt: skip
+    assert found["before"]["val_dice"] == tiny_run.run.best_validation()[0]
+    run = RunDir(tiny_run.root / "runs" / "tiny-added-1" / "run")
+    assert found["step"] == 4 and run.best.is_file()
+    assert (run.config().seed, run.config().train.learning_rate) == (1, 5e-4)
+    assert (contents(tiny_run.run.path), contents(tiny_run.manifest.root)) == before
+    assert run_command([*line, "--seed", "1"]) == 0
+    assert "it was finished already" in capsys.readouterr().err
