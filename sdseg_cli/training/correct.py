@@ -27,9 +27,16 @@ def corrected_cases(folder: Path) -> list[Case]:
         ConfigError: The folder is in no known layout.
         DataError: There is none.
     """
-    require_there(folder, "Give the folder of the corrected masks.")
+    hint = (
+        "Give a folder that `sdseg predict` filled, or its copy, with corrected masks, or scans with "
+        "masks as `sdseg prepare` reads them."
+    )
+    require_there(folder, hint)
     if not (folder / LEDGER_FOLDER).is_dir():
-        return find_cases(folder, None, None, None)[1]
+        try:
+            return find_cases(folder, None, None, None)[1]
+        except DataError as error:
+            raise DataError(error.message, hint, error.code) from error
     rows = [(row, _mask_in(folder, row)) for row in Ledger(folder).rows() if row.status == DONE]
     changed = [(row, mask) for row, mask in rows if mask and file_sha256(mask) != row.sha256]
     if not changed:

@@ -52,8 +52,11 @@ def test_a_folder_of_scans_and_masks_is_read_as_a_data_set(tmp_path: Path) -> No
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nowhere"):
-        corrected_cases(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    for name in ("nowhere", "empty"):
+        with pytest.raises(DataError, match=name) as caught:
+            corrected_cases(tmp_path / name)
+        assert "that `sdseg predict` filled, or its copy" in caught.value.hint
 
 
 def test_a_run_goes_on_for_a_fifth_at_half_the_rate() -> None:
