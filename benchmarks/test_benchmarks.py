@@ -135,10 +135,14 @@ def test_the_table_of_networks_shows_their_fastest_prediction_and_what_did_not_f
     assert line == f"| unet | 31.10 | 12.50 {speed}"
 
 
-def test_the_suites_middle_sizes_train_from_what_ships_and_share_their_recipe() -> None:
+def test_the_suites_middle_sizes_train_from_what_ships_and_share_their_recipe(
+    tiny_set: Workspace,
+) -> None:
     cpu = torch.device("cpu")
     ours, unet, dynunet = (
-        Task(Path(), "set", model, 0, "tiny", 1.0, cpu, settings_of(model, MIDDLE)).config(10)
+        Task(tiny_set.root, "tiny", model, 0, "tiny", 1.0, cpu, settings_of(model, MIDDLE)).config(
+            10
+        )
         for model in ("sdseg", "unet", "dynunet")
     )
     assert ours.model.autoencoder == PRESETS["tiny"].model.autoencoder

@@ -30,7 +30,7 @@ def next_scans(
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
 ) -> None:
-    """List the masks that depend most on the noise: label or correct these scans next."""
+    """List masks by how much they depend on the noise."""
     from sdseg_cli.inference.ledger import DONE, Ledger
 
     again = "Predict with several runs: sdseg predict SCANS -o MASKS --runs 5."

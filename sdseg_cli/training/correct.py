@@ -28,8 +28,8 @@ def corrected_cases(folder: Path) -> list[Case]:
         DataError: There is none.
     """
     hint = (
-        "Give a folder that `sdseg predict` filled, or its copy, with corrected masks, or scans with "
-        "masks as `sdseg prepare` reads them."
+        "Give a folder that `sdseg predict` filled, or its copy, with corrected masks; or scans "
+        "with masks, as `sdseg prepare` reads them."
     )
     require_there(folder, hint)
     if not (folder / LEDGER_FOLDER).is_dir():
