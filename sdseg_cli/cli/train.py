@@ -241,7 +241,10 @@ def _go_on_with_added(
     for what, ids in (("new", found.added), ("corrected", found.corrected)):
         if ids:
             output.say(f"{len(ids)} {what} training cases: {', '.join(ids)}")
-    output.say(f"data set {manifest.name}: {len(manifest.cases('train'))} training cases")
+    before_that = ", made before" if found.found else ""
+    output.say(
+        f"data set {manifest.name}{before_that}: {len(manifest.cases('train'))} training cases"
+    )
     settings = continued(config, before.path.absolute(), manifest.name, steps)
     settings = _assigned(settings, [*assigned, *chosen])
     path = workspace() / "runs" / manifest.name / before.path.name
