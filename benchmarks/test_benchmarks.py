@@ -69,7 +69,7 @@ def small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PRESETS, "tiny", tiny_settings())
     for name in list(BASELINES):
         monkeypatch.delitem(BASELINES, name)
-    small = Network("BasicUNet", tiny={"features": (4, 4, 8, 8, 8, 4)}, sd={})
+    small = Network("monai.networks.nets:BasicUNet", tiny={"features": (4, 4, 8, 8, 8, 4)}, sd={})
     monkeypatch.setitem(BASELINES, "small", small)
     monkeypatch.setitem(BASELINES, "other", replace(small, needs=("no_such_package",)))
     monkeypatch.setattr("benchmarks.gpu_steps.SLICES", 4)

@@ -20,23 +20,33 @@ SCALES = ("tiny", "sd")
 
 @dataclass(frozen=True)
 class Network:
-    """A network of `monai.networks.nets`, from three channels of a plane to one logit per pixel."""
+    """A network SDSeg is compared with, from three channels of a plane to one logit per pixel."""
 
-    monai: str
-    """Name of its class."""
+    source: str
+    """Where its class is, "module:Class": MONAI's, or one of `model/peers`."""
     tiny: Mapping[str, Any]
     """Arguments for about as many weights and operations as SDSeg has in the preset `tiny`: 3.5
     million trained, 4.4 million that predict, 6.3 GFLOP per slice."""
     sd: Mapping[str, Any]
-    """Arguments for the width that is usual in publications."""
+    """Arguments for the published width."""
     answers: tuple[str, ...] = ()
     """Its parts that give the logits, the last convolution of each."""
     learning_rate: float = 1e-3
     """In `tiny`; a third of it in `sd`."""
     start: str = "from scratch"
-    """What its weights start from, for the record."""
+    """What its weights start from, for the record, and what they start from in the paper."""
+    paper: str = ""
+    """Who, when and where: the idea's source."""
+    published: str = ""
+    """Millions of weights at the width of `sd` elsewhere, and where; empty where none are known."""
     needs: tuple[str, ...] = field(default=())
     """Packages it takes besides MONAI."""
+
+    @property
+    def code(self) -> str:
+        """Whose code it is, and its licence."""
+        monai = self.source.startswith("monai.")
+        return "MONAI's, Apache-2.0" if monai else "own, from the paper, Apache-2.0"
 
 
 def _dynunet(*filters: int, supervised: int) -> dict[str, Any]:
@@ -53,39 +63,108 @@ def _dynunet(*filters: int, supervised: int) -> dict[str, Any]:
     }
 
 
+_MONAI, _PEERS = "monai.networks.nets:", "sdseg_cli.model.peers."
+
 BASELINES: dict[str, Network] = {
     "unet": Network(
-        "BasicUNet",
+        _MONAI + "BasicUNet",
         tiny={"features": (16, 32, 64, 160, 384, 16)},
         sd={"features": (64, 128, 256, 512, 1024, 64)},
         answers=("final_conv",),
+        paper="Ronneberger et al., 2015, arXiv 1505.04597",
     ),
     "unet-r50": Network(
-        "FlexibleUNet",
+        _MONAI + "FlexibleUNet",
         tiny={"backbone": "resnet50", "decoder_channels": (64, 32, 16, 16, 8)},
         sd={"backbone": "resnet50", "decoder_channels": (256, 128, 64, 32, 16)},
         answers=("segmentation_head",),
         start="from scratch, no ImageNet weights",
+        paper="the encoder: He et al., 2015, arXiv 1512.03385",
     ),
     "swin-unetr": Network(
-        "SwinUNETR",
+        _MONAI + "SwinUNETR",
         tiny={"feature_size": 24},
         sd={"feature_size": 48},
         answers=("out",),
         learning_rate=5e-4,
         needs=("einops",),
+        paper="Hatamizadeh et al., 2022, arXiv 2201.01266",
     ),
     "dynunet": Network(
-        "DynUNet",
+        _MONAI + "DynUNet",
         tiny=_dynunet(16, 32, 64, 128, 192, 224, supervised=3),
         sd=_dynunet(32, 64, 128, 256, 512, 512, 512, supervised=4),
         answers=("output_block", "deep_supervision_heads"),
+        paper="nnU-Net: Isensee et al., 2018, arXiv 1809.10486",
     ),
     "segresnet": Network(
-        "SegResNet",
+        _MONAI + "SegResNet",
         tiny={"init_filters": 16, "blocks_down": (1, 1, 1, 2, 2), "blocks_up": (1, 1, 1, 1)},
         sd={"init_filters": 32, "blocks_down": (1, 2, 2, 4), "blocks_up": (1, 1, 1)},
         answers=("conv_final",),
+        paper="Myronenko, 2018, arXiv 1810.11654",
+    ),
+    "transunet": Network(
+        _PEERS + "transunet:TransUNet",
+        tiny={
+            "stem": 16,
+            "blocks": (1, 2, 3),
+            "hidden": 192,
+            "layers": 4,
+            "heads": 6,
+            "decoder": (128, 64, 32, 16, 16),
+        },
+        sd={
+            "stem": 64,
+            "blocks": (3, 4, 9),
+            "hidden": 768,
+            "layers": 12,
+            "heads": 12,
+            "decoder": (512, 256, 128, 64, 16),
+        },
+        answers=("head",),
+        learning_rate=5e-4,
+        start="from scratch, no ImageNet weights of the ResNet-50 and the ViT",
+        paper="Chen et al., 2021, arXiv 2102.04306",
+        published="105.3",
+    ),
+    "swinunet": Network(
+        _PEERS + "swinunet:SwinUNet",
+        tiny={"width": 32, "depths": (2, 2, 2, 2), "heads": (2, 4, 8, 16)},
+        sd={"width": 96, "depths": (2, 2, 2, 2), "heads": (3, 6, 12, 24)},
+        answers=("head",),
+        learning_rate=5e-4,
+        start="from scratch, no ImageNet weights of the Swin transformer",
+        needs=("einops",),
+        paper="Cao et al., 2021, arXiv 2105.05537",
+        published="27.2",
+    ),
+    "ssformer": Network(
+        _PEERS + "ssformer:SSFormer",
+        tiny={
+            "widths": (32, 64, 160, 256),
+            "depths": (1, 1, 2, 1),
+            "heads": (1, 2, 5, 8),
+            "decoder": 64,
+        },
+        sd={
+            "widths": (64, 128, 320, 512),
+            "depths": (3, 8, 27, 3),
+            "heads": (1, 2, 5, 8),
+            "decoder": 256,
+        },
+        answers=("head",),
+        learning_rate=5e-4,
+        start="from scratch, no ImageNet weights of the Mix Transformer",
+        paper="SSFormer-L: Wang et al., 2022, arXiv 2203.03635",
+        published="66.2",
+    ),
+    "li-segpnet": Network(
+        _PEERS + "li_segpnet:LiSegPNet",
+        tiny={"widths": (16, 32, 64, 128, 256)},
+        sd={"widths": (32, 64, 128, 256, 512)},
+        answers=("head",),
+        paper="Sharma et al., 2023, IEEE TBME 70(4)",
     ),
 }
 """`--model` -> the network. To add one is to add its line here."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
+from pkgutil import resolve_name
 
 import torch
 from torch import Tensor, nn
@@ -154,10 +155,10 @@ def build_baseline(config: ModelConfig) -> Baseline:
             f"{config.network} needs {' and '.join(absent)}.",
             f"pip install {' '.join(absent)}; or all at once: pip install 'sdseg-cli[baselines]'.",
         )
-    from monai.networks import nets
-
-    sizes = network.tiny if config.scale == "tiny" else network.sd
-    make = getattr(nets, network.monai)
+    sizes = dict(network.tiny if config.scale == "tiny" else network.sd)
+    if network.source.startswith("monai."):
+        sizes["spatial_dims"] = 2
     alone = config.classes == 1 or config.overlapping
     channels = config.classes if alone else config.classes + 1
-    return Baseline(config, make(spatial_dims=2, in_channels=3, out_channels=channels, **sizes))
+    make = resolve_name(network.source)
+    return Baseline(config, make(in_channels=3, out_channels=channels, **sizes))

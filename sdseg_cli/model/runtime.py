@@ -195,9 +195,15 @@ def gflop(compute: Callable[[], object]) -> float:
 
     Convolutions and matrix products are counted, those of attention too; the rest is small.
     """
-    # The fused kernels of attention are one operation, which is not counted everywhere.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        compute()
+    # The fused kernels of attention are one operation, which is not counted everywhere; nor is that
+    # of torch's transformer layers.
+    mha, fused = torch.backends.mha, torch.backends.mha.get_fastpath_enabled()
+    mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            compute()
+    finally:
+        mha.set_fastpath_enabled(fused)
     return counter.get_total_flops() / 1e9
 
 

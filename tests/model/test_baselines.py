@@ -21,11 +21,19 @@ WEIGHTS = {
     ("swin-unetr", "tiny"): 6_302_875,
     ("dynunet", "tiny"): 3_585_444,
     ("segresnet", "tiny"): 3_877_729,
+    ("transunet", "tiny"): 2_630_241,
+    ("swinunet", "tiny"): 3_051_385,
+    ("ssformer", "tiny"): 2_789_217,
+    ("li-segpnet", "tiny"): 2_633_241,
     ("unet", "sd"): 31_113_217,
     ("unet-r50", "sd"): 32_109_681,
     ("swin-unetr", "sd"): 25_139_275,
     ("dynunet", "sd"): 33_461_829,
     ("segresnet", "sd"): 6_299_073,
+    ("transunet", "sd"): 105_322_001,
+    ("swinunet", "sd"): 27_175_525,
+    ("ssformer", "sd"): 65_957_569,
+    ("li-segpnet", "sd"): 10_517_841,
 }
 """Trained weights, as docs/CLI.md says in millions."""
 
@@ -55,7 +63,7 @@ def test_every_network_answers_one_probability_per_pixel(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "scale"), WEIGHTS)
 def test_how_large_a_network_is_stays_what_the_docs_say(name: str, scale: str) -> None:
-    if scale == "sd" and name in ("unet", "unet-r50", "dynunet"):
+    if scale == "sd" and name not in ("swin-unetr", "segresnet"):
         with torch.device("meta"):
             model = built(name, scale)
     else:
@@ -64,8 +72,21 @@ def test_how_large_a_network_is_stays_what_the_docs_say(name: str, scale: str) -
     assert count == WEIGHTS[name, scale]
 
 
-def test_every_network_has_a_stated_size() -> None:
+def test_every_network_has_a_stated_size_and_source() -> None:
     assert {name for name, _ in WEIGHTS} == set(BASELINES)
+    assert all(network.paper and network.answers for network in BASELINES.values())
+
+
+def test_the_published_sizes_are_met_to_half_a_percent() -> None:
+    published = {name: network.published for name, network in BASELINES.items()}
+    assert {name for name, size in published.items() if size} == {
+        "transunet",
+        "swinunet",
+        "ssformer",
+    }
+    for name, size in published.items():
+        if size:
+            assert WEIGHTS[name, "sd"] / 1e6 == pytest.approx(float(size), rel=0.005)
 
 
 def test_lower_levels_of_nnunets_network_answer_too_while_it_learns() -> None:

@@ -189,6 +189,15 @@ def test_attention_is_counted_as_its_two_matrix_products() -> None:
     assert gflop(lambda: attend(q, q, q)) == 2 * (2 * 64 * 64 * 16) / 1e9
 
 
+@pytest.mark.slow
+def test_a_transformer_layer_that_torch_computes_in_one_operation_is_counted() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    tokens = torch.zeros(1, 4, 8)
+    products = 4 * 8 * 24 + 2 * (4 * 4 * 8) + 4 * 8 * 8 + 2 * (4 * 8 * 16)
+    assert gflop(lambda: layer(tokens)) == 2 * products / 1e9
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 def test_the_first_time_does_not_count_and_the_shortest_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

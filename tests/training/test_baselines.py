@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from sdseg_cli.cli.app import run_command
 from sdseg_cli.cli.train import _run_folder, _settings
 from sdseg_cli.core.config import BASELINES, Network, RunConfig, SampleConfig
 from sdseg_cli.core.config_file import from_dict, load_toml, to_toml
@@ -32,7 +34,11 @@ from sdseg_cli.training.train import train
 from tests.conftest import Workspace, tiny_settings
 
 NAME, CPU = "small", torch.device("cpu")
-SMALL = Network("BasicUNet", tiny={"features": (4, 4, 8, 8, 8, 4), "norm": "batch"}, sd={})
+NETWORKS = list(BASELINES)
+"""All that are registered."""
+SMALL = Network(
+    "monai.networks.nets:BasicUNet", tiny={"features": (4, 4, 8, 8, 8, 4), "norm": "batch"}, sd={}
+)
 """With batch norms, whose statistics have to be kept and averaged as well."""
 
 
@@ -205,12 +211,54 @@ def test_both_see_the_same_slices_and_flips(tiny_set: Workspace) -> None:
     assert ours.known.all() and ours.moments.numel() == 0
 
 
+@pytest.mark.parametrize("name", [NAME, *NETWORKS])
 @pytest.mark.parametrize(
     "key", ["model.fusion=cross-attention", "train.latent_loss=l2", "sample.steps=5"]
 )
-def test_a_setting_of_sdseg_alone_is_refused(key: str) -> None:
-    with pytest.raises(ConfigError, match=f"small does not use {key.split('=')[0]}"):
-        _settings(None, NAME, None, [key], "set", None, {})
+def test_a_setting_of_sdseg_alone_is_refused(key: str, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} does not use {key.split('=')[0]}"):
+        _settings(None, name, None, [key], "set", None, {})
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def any_run(
+    request: pytest.FixtureRequest, tiny_set: Workspace, tmp_path_factory: pytest.TempPathFactory
+) -> RunDir:
+    """Of each network in its `tiny` size, after one step. Read-only."""
+    name: str = request.param
+    absent = [package for package in BASELINES[name].needs if find_spec(package) is None]
+    if absent:
+        pytest.skip(f"{name} needs {', '.join(absent)}")
+    folder = RunDir(tmp_path_factory.mktemp("networks") / name)
+    config = replace(settings(steps=1), model=for_network(PRESETS["tiny"], name).model)
+    train(config, tiny_set.manifest, folder, device="cpu")
+    return folder
+
+
+@pytest.mark.slow
+def test_an_exported_package_of_any_network_predicts_the_bytes_of_its_run_each_time(
+    any_run: RunDir, tiny_set: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = tmp_path / "package"
+    assert run_command(["weights", "export", str(any_run.path), "-o", str(package), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["package"] == str(package)
+    scan = read_image(tiny_set.scan)
+    maps = [
+        Predictor(trained, device="cpu", skip_air=False).predict(scan).probability
+        for trained in (any_run.path, any_run.path, package)
+    ]
+    assert maps[0].tobytes() == maps[1].tobytes() == maps[2].tobytes()
+    assert Checkpoint.load(any_run.best).origin["network"] == BASELINES[any_run.path.name].start
+
+
+@pytest.mark.slow
+def test_no_network_samples_or_has_latents(any_run: RunDir, tiny_set: Workspace) -> None:
+    name, best = any_run.path.name, Checkpoint.load(any_run.best)
+    predictor = Predictor(any_run.path, device="cpu")
+    with pytest.raises(ConfigError, match=f"{name} is no diffusion model"):
+        predictor.predict(read_image(tiny_set.scan), sample=SampleConfig(steps=5))
+    with pytest.raises(ConfigError, match=f"is a {name}, which has no latents"):
+        sdseg_of(best, CPU, source="run")
 
 
 def test_the_model_comes_from_the_option_then_from_the_file(tmp_path: Path) -> None:
@@ -227,7 +275,7 @@ def test_a_run_of_a_baseline_has_a_folder_of_its_own() -> None:
     assert _run_folder(None, "set", config).parts[-3:] == ("runs", "set", "unet-tiny-seed1")
 
 
-@pytest.mark.parametrize("name", ["unet", "unet-r50", "swin-unetr", "dynunet", "segresnet"])
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("scale", ["tiny", "sd"])
 def test_data_budget_and_validation_are_those_of_sdseg(
     name: str, scale: str, tmp_path: Path

@@ -39,7 +39,12 @@ from tests.conftest import PLANE, tiny_settings
 from tests.raw_cases import IDS
 from tests.training.test_fit_batch import gpu_in_name
 
-SMALL = Network("BasicUNet", tiny={"features": (4, 4, 8, 8, 8, 4)}, sd={}, answers=("final_conv",))
+SMALL = Network(
+    "monai.networks.nets:BasicUNet",
+    tiny={"features": (4, 4, 8, 8, 8, 4)},
+    sd={},
+    answers=("final_conv",),
+)
 IGNORED = 9
 STEPS = 4
 
