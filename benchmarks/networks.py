@@ -2,7 +2,7 @@
 
     python -m benchmarks.networks [NAME ...]
 
-A Markdown table, as in `docs/NETWORKS.md`: weights that a prediction uses, in millions, and GFLOP
+A Markdown table, as in `docs/CLI.md`: weights that a prediction uses, in millions, and GFLOP
 of a slice of 256x256 px of one class, a multiplication and an addition counting one each.
 """
 
