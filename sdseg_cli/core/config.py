@@ -38,7 +38,8 @@ class Network:
     paper: str = ""
     """Who, when and where: the idea's source."""
     published: str = ""
-    """Millions of weights at the width of `sd` elsewhere, and where; empty where none are known."""
+    """Millions of weights of the authors' network as later papers' tables count them; empty where
+    none are known."""
     needs: tuple[str, ...] = field(default=())
     """Packages it takes besides MONAI."""
 

@@ -21,7 +21,8 @@ class SSFormer(nn.Module):
     """Pyramid transformer encoder, Progressive Locality Decoder.
 
     Simplified: no stochastic depth. Nothing is pretrained; the paper starts the encoder from
-    ImageNet.
+    ImageNet. The decoder's width in `sd` is inferred, not read: of 64 and 256, 256 comes near the
+    published count of weights (66.0 of 66.2 million; 64: 61.6).
 
     Args:
         in_channels: Of the image.
